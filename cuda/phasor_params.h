@@ -1,0 +1,86 @@
+// Parameters of every phasor kernel, shared by the kernels and by Rust (through bindgen).
+//
+// Only fixed-width types, ordered so that no compiler inserts padding. Addresses are device
+// addresses as integers; strides are in bytes, so that a kernel adds them as they are.
+#ifndef PHASOR_PARAMS_H
+#define PHASOR_PARAMS_H
+
+#if defined(__CUDACC_RTC__)
+// NVRTC ships no <stdint.h>.
+typedef int int32_t;
+typedef unsigned int uint32_t;
+typedef long long int64_t;
+typedef unsigned long long uint64_t;
+#else
+#include <stdint.h>
+#endif
+
+// PhasorPositions::type
+#define PHASOR_POSITION_NONE 0u
+#define PHASOR_POSITION_I32 1u
+#define PHASOR_POSITION_I64 2u
+#define PHASOR_POSITION_U32 3u
+
+// PhasorAngles::out_of_range
+#define PHASOR_OUT_OF_RANGE_CLAMP 0u
+#define PHASOR_OUT_OF_RANGE_PASS_THROUGH 1u
+
+// Values that the kernel phasor_params_layout reports.
+#define PHASOR_LAYOUT_VALUES 37u
+
+typedef struct PhasorStrides {
+    int64_t batch;
+    int64_t sequence;
+    int64_t head;
+} PhasorStrides;
+
+// One tensor to rotate, [batch, sequence, heads, head_dim] with a contiguous innermost dimension.
+// In place means that source and destination (addresses and strides) are equal; only the rotated
+// dims are then touched. An absent tensor has no heads.
+typedef struct PhasorTensor {
+    uint64_t source;
+    uint64_t destination;
+    PhasorStrides source_strides;
+    PhasorStrides destination_strides;
+    uint32_t heads;
+    uint32_t head_dim;
+    uint32_t rotary_offset; // first rotated dim inside a head
+    uint32_t reserved;
+} PhasorTensor;
+
+// Where cos and sin come from: either `steps`, one 64-bit fraction of a turn per position and
+// pair, or f32 table rows of `pairs` values each.
+typedef struct PhasorAngles {
+    uint64_t steps;
+    uint64_t cos;
+    uint64_t sin;
+    uint64_t rows;
+    uint32_t pairs;
+    uint32_t out_of_range; // of a position outside the table's rows
+    float cos_scale;       // the attention factor
+    float sin_scale;       // the same, negative for the inverse rotation
+} PhasorAngles;
+
+// The position of token (b, s) is
+//   start + s * advance + (type == NONE ? 0 : ids[b * batch_stride + s * sequence_stride])
+// in wrapping 64-bit arithmetic; the strides of ids are in bytes.
+typedef struct PhasorPositions {
+    uint64_t ids;
+    int64_t start;
+    int64_t advance;
+    int64_t batch_stride;
+    int64_t sequence_stride;
+    uint32_t type;
+    uint32_t reserved;
+} PhasorPositions;
+
+typedef struct PhasorRopeParams {
+    PhasorTensor q;
+    PhasorTensor k;
+    PhasorAngles angles;
+    PhasorPositions positions;
+    uint64_t batch;
+    uint64_t sequence;
+} PhasorRopeParams;
+
+#endif

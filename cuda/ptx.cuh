@@ -1,0 +1,130 @@
+// Hand-written PTX: one function per instruction. Each comment gives the PTX form, the ISA version
+// that brought it and the lowest SM that has it.
+#pragma once
+
+#include "phasor_params.h"
+
+namespace phasor::ptx {
+
+struct alignas(16) Words4 {
+    uint32_t w[4];
+};
+
+// ld.global.L1::no_allocate.v4.b32   PTX 7.4, sm_70
+// q and k are read once: they must not displace steps and tables from L1.
+__device__ __forceinline__ Words4 load_16_once(uint64_t address) {
+    Words4 v;
+    asm volatile("ld.global.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.w[0]), "=r"(v.w[1]), "=r"(v.w[2]), "=r"(v.w[3])
+                 : "l"(address)
+                 : "memory");
+    return v;
+}
+
+// st.global.L1::no_allocate.v4.b32   PTX 7.4, sm_70
+__device__ __forceinline__ void store_16_once(uint64_t address, const Words4& v) {
+    asm volatile("st.global.L1::no_allocate.v4.b32 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "l"(address), "r"(v.w[0]), "r"(v.w[1]), "r"(v.w[2]), "r"(v.w[3])
+                 : "memory");
+}
+
+// ld.global.b32   PTX 1.0
+__device__ __forceinline__ uint32_t load_4(uint64_t address) {
+    uint32_t v;
+    asm volatile("ld.global.b32 %0, [%1];" : "=r"(v) : "l"(address) : "memory");
+    return v;
+}
+
+// st.global.b32   PTX 1.0
+__device__ __forceinline__ void store_4(uint64_t address, uint32_t v) {
+    asm volatile("st.global.b32 [%0], %1;" : : "l"(address), "r"(v) : "memory");
+}
+
+// ld.global.u16, zero-extended into a 32-bit register   PTX 1.0
+__device__ __forceinline__ uint32_t load_2(uint64_t address) {
+    uint32_t v;
+    asm volatile("ld.global.u16 %0, [%1];" : "=r"(v) : "l"(address) : "memory");
+    return v;
+}
+
+// st.global.u16, from the low half of a 32-bit register   PTX 1.0
+__device__ __forceinline__ void store_2(uint64_t address, uint32_t v) {
+    asm volatile("st.global.u16 [%0], %1;" : : "l"(address), "r"(v) : "memory");
+}
+
+// ld.global.nc.v2.u64   PTX 3.1, sm_32
+__device__ __forceinline__ void load_constant_2x8(uint64_t address, uint64_t& a, uint64_t& b) {
+    asm("ld.global.nc.v2.u64 {%0, %1}, [%2];" : "=l"(a), "=l"(b) : "l"(address));
+}
+
+// ld.global.nc.u64   PTX 3.1, sm_32
+__device__ __forceinline__ uint64_t load_constant_8(uint64_t address) {
+    uint64_t v;
+    asm("ld.global.nc.u64 %0, [%1];" : "=l"(v) : "l"(address));
+    return v;
+}
+
+// ld.global.nc.u32   PTX 3.1, sm_32
+__device__ __forceinline__ uint32_t load_constant_4(uint64_t address) {
+    uint32_t v;
+    asm("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(address));
+    return v;
+}
+
+// ld.global.nc.v2.f32   PTX 3.1, sm_32
+__device__ __forceinline__ void load_constant_2f(uint64_t address, float& a, float& b) {
+    asm("ld.global.nc.v2.f32 {%0, %1}, [%2];" : "=f"(a), "=f"(b) : "l"(address));
+}
+
+// ld.global.nc.f32   PTX 3.1, sm_32
+__device__ __forceinline__ float load_constant_f(uint64_t address) {
+    float v;
+    asm("ld.global.nc.f32 %0, [%1];" : "=f"(v) : "l"(address));
+    return v;
+}
+
+// cvt.f32.f16   PTX 1.0
+__device__ __forceinline__ float f32_from_f16(uint32_t low_half) {
+    float v;
+    asm("{\n\t"
+        ".reg .b16 h, unused;\n\t"
+        "mov.b32 {h, unused}, %1;\n\t"
+        "cvt.f32.f16 %0, h;\n\t"
+        "}"
+        : "=f"(v)
+        : "r"(low_half));
+    return v;
+}
+
+// cvt.rn.f16.f32, zero-extended   PTX 1.0. NaN becomes 0x7fff.
+__device__ __forceinline__ uint32_t f16_from_f32(float x) {
+    uint32_t v;
+    asm("{\n\t"
+        ".reg .b16 h, zero;\n\t"
+        "cvt.rn.f16.f32 h, %1;\n\t"
+        "mov.b16 zero, 0;\n\t"
+        "mov.b32 %0, {h, zero};\n\t"
+        "}"
+        : "=r"(v)
+        : "f"(x));
+    return v;
+}
+
+#if __CUDA_ARCH__ >= 800
+// cvt.rn.f16x2.f32   PTX 7.0, sm_80. NaN becomes 0x7fff.
+__device__ __forceinline__ uint32_t f16x2_from_f32(float low, float high) {
+    uint32_t v;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
+    return v;
+}
+
+// cvt.rn.bf16x2.f32   PTX 7.0, sm_80. NaN becomes 0x7fff.
+__device__ __forceinline__ uint32_t bf16x2_from_f32(float low, float high) {
+    uint32_t v;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
+    return v;
+}
+#endif
+
+} // namespace phasor::ptx

@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""Compiles cuda/*.cu to the PTX that every build of phasor embeds (cuda/prebuilt/).
+
+The oldest supported toolkit makes it, CUDA 12.0 through NVRTC (PTX ISA 8.0), so that every driver
+from 525 on can load it. No GPU and no CUDA installation are needed, only two wheels:
+
+    pip install -r scripts/requirements-prebuilt.txt
+    python scripts/prebuilt-ptx.py            # writes cuda/prebuilt/
+    python scripts/prebuilt-ptx.py --check    # compares, exit code 1 on any difference
+
+The bytes depend on the program names handed to NVRTC, so these are fixed: the file's own name.
+"""
+
+import argparse
+import ctypes
+import importlib.util
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SOURCES = ["rope_f32", "rope_f16", "rope_bf16", "params_layout"]
+HEADERS = ["phasor_params.h", "ptx.cuh", "element.cuh", "angle.cuh", "rope.cuh"]
+ARCHITECTURES = ["compute_75", "compute_80"]
+NVRTC_VERSION = (12, 0)
+
+
+def load_nvrtc():
+    spec = importlib.util.find_spec("nvidia.cuda_nvrtc")
+    if spec is None:
+        sys.exit("NVRTC not found: pip install -r scripts/requirements-prebuilt.txt")
+    folder = pathlib.Path(list(spec.submodule_search_locations)[0]) / "lib"
+    # NVRTC opens its builtins by bare name; loading them first makes that succeed.
+    ctypes.CDLL(str(folder / "libnvrtc-builtins.so.12.0"), mode=ctypes.RTLD_GLOBAL)
+    nvrtc = ctypes.CDLL(str(folder / "libnvrtc.so.12"))
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    if (major.value, minor.value) != NVRTC_VERSION:
+        sys.exit(f"NVRTC {major.value}.{minor.value} found, {NVRTC_VERSION} needed")
+    return nvrtc
+
+
+def compile_ptx(nvrtc, name, architecture):
+    def strings(values):
+        return (ctypes.c_char_p * len(values))(*values)
+
+    source = (ROOT / "cuda" / f"{name}.cu").read_bytes()
+    headers = [(ROOT / "cuda" / header).read_bytes() for header in HEADERS]
+    program = ctypes.c_void_p()
+    status = nvrtc.nvrtcCreateProgram(
+        ctypes.byref(program),
+        source,
+        f"{name}.cu".encode(),
+        len(HEADERS),
+        strings(headers),
+        strings([header.encode() for header in HEADERS]),
+    )
+    if status != 0:
+        sys.exit(f"nvrtcCreateProgram: status {status}")
+    options = [f"--gpu-architecture={architecture}".encode(), b"--std=c++17"]
+    status = nvrtc.nvrtcCompileProgram(program, len(options), strings(options))
+    size = ctypes.c_size_t()
+    if status != 0:
+        nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+        log = ctypes.create_string_buffer(size.value)
+        nvrtc.nvrtcGetProgramLog(program, log)
+        sys.exit(f"{name}.cu for {architecture}:\n{log.value.decode()}")
+    nvrtc.nvrtcGetPTXSize(program, ctypes.byref(size))
+    ptx = ctypes.create_string_buffer(size.value)
+    nvrtc.nvrtcGetPTX(program, ptx)
+    nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+    return ptx.value
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    arguments = parser.parse_args()
+
+    nvrtc = load_nvrtc()
+    folder = ROOT / "cuda" / "prebuilt"
+    folder.mkdir(exist_ok=True)
+    stale = []
+    for architecture in ARCHITECTURES:
+        for name in SOURCES:
+            path = folder / f"{name}.{architecture}.ptx"
+            ptx = compile_ptx(nvrtc, name, architecture)
+            if not arguments.check:
+                path.write_bytes(ptx)
+            elif not path.exists() or path.read_bytes() != ptx:
+                stale.append(path.name)
+    if stale:
+        sys.exit("stale in cuda/prebuilt: " + ", ".join(stale) + "; run scripts/prebuilt-ptx.py")
+    print(f"{len(SOURCES) * len(ARCHITECTURES)} files " + ("are fresh" if arguments.check else "written"))
+
+
+if __name__ == "__main__":
+    main()

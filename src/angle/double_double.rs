@@ -1,0 +1,135 @@
+//! Arithmetic with about 106 bits, as unevaluated sums of two `f64`.
+//!
+//! A 64-bit phase step needs more than the 53 bits of an `f64`. Only `+ - *`, `mul_add` and
+//! exact scalings are used, never a platform's `exp` or `ln`, so every machine gets the same steps.
+//! The algorithms are the error-free transformations of Dekker and Knuth.
+
+/// The unevaluated sum `hi + lo`, with `|lo|` at most half a unit in the last place of `hi`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct DoubleDouble {
+    hi: f64,
+    lo: f64,
+}
+
+/// 1 / 2π
+pub(crate) const INV_TAU: DoubleDouble =
+    DoubleDouble::new(0.15915494309189535, -9.839338337591243e-18);
+const LN_2: DoubleDouble = DoubleDouble::new(0.6931471805599453, 2.3190468138462996e-17);
+const ONE: DoubleDouble = DoubleDouble::new(1.0, 0.0);
+
+impl DoubleDouble {
+    const fn new(hi: f64, lo: f64) -> Self {
+        Self { hi, lo }
+    }
+
+    /// `hi + lo` where `|hi| >= |lo|`.
+    fn quick_sum(hi: f64, lo: f64) -> Self {
+        let s = hi + lo;
+        Self::new(s, lo - (s - hi))
+    }
+
+    fn sum(a: f64, b: f64) -> Self {
+        let s = a + b;
+        let t = s - a;
+        Self::new(s, (a - (s - t)) + (b - t))
+    }
+
+    fn product(a: f64, b: f64) -> Self {
+        let p = a * b;
+        Self::new(p, a.mul_add(b, -p))
+    }
+
+    pub(crate) fn add(self, other: Self) -> Self {
+        let s = Self::sum(self.hi, other.hi);
+        let t = Self::sum(self.lo, other.lo);
+        let s = Self::quick_sum(s.hi, s.lo + t.hi);
+        Self::quick_sum(s.hi, s.lo + t.lo)
+    }
+
+    fn negate(self) -> Self {
+        Self::new(-self.hi, -self.lo)
+    }
+
+    pub(crate) fn mul(self, other: Self) -> Self {
+        let p = Self::product(self.hi, other.hi);
+        Self::quick_sum(p.hi, p.lo + self.hi.mul_add(other.lo, self.lo * other.hi))
+    }
+
+    pub(crate) fn div(self, other: Self) -> Self {
+        let q1 = self.hi / other.hi;
+        let rest = self.add(other.mul(Self::from(q1)).negate());
+        let q2 = rest.hi / other.hi;
+        let rest = rest.add(other.mul(Self::from(q2)).negate());
+        let q3 = rest.hi / other.hi;
+        Self::quick_sum(q1, q2).add(Self::from(q3))
+    }
+
+    /// Multiplies by `2^n`; `n` is small enough here for the power to be a normal number.
+    fn scale(self, n: i32) -> Self {
+        let power = power_of_two(n);
+        Self::new(self.hi * power, self.lo * power)
+    }
+
+    /// Natural logarithm of a positive, finite `f64`.
+    pub(crate) fn ln(x: f64) -> Self {
+        // x = m * 2^e with m in [sqrt(1/2), sqrt(2)); then ln m = 2 artanh((m - 1) / (m + 1)).
+        let (subnormal_shift, x) = if x < f64::MIN_POSITIVE {
+            (64, x * power_of_two(64))
+        } else {
+            (0, x)
+        };
+        let bits = x.to_bits();
+        let mut exponent = (bits >> 52) as i32 - 1023;
+        let mut m = f64::from_bits((bits & 0x000f_ffff_ffff_ffff) | (1023 << 52));
+        if m > std::f64::consts::SQRT_2 {
+            m /= 2.0;
+            exponent += 1;
+        }
+        let z = Self::sum(m, -1.0).div(Self::sum(m, 1.0));
+        let square = z.mul(z);
+        // |z| <= 0.1716: 24 terms leave less than 2^-120.
+        let mut series = Self::from(0.0);
+        for k in (0..24).rev() {
+            let term = ONE.div(Self::from(f64::from(2 * k + 1)));
+            series = series.mul(square).add(term);
+        }
+        let exponent = Self::from(f64::from(exponent - subnormal_shift));
+        series.mul(z).scale(1).add(exponent.mul(LN_2))
+    }
+
+    /// `e^self`, for results that are normal numbers.
+    pub(crate) fn exp(self) -> Self {
+        let n = (self.hi / LN_2.hi).round_ties_even();
+        let rest = self.add(LN_2.mul(Self::from(n)).negate());
+        // e^r = (e^(r / 256))^256; |r / 256| < 0.0014, and 12 terms leave less than 2^-140.
+        let r = rest.scale(-8);
+        let mut series = ONE;
+        for k in (1..=12).rev() {
+            series = series.mul(r).div(Self::from(f64::from(k))).add(ONE);
+        }
+        for _ in 0..8 {
+            series = series.mul(series);
+        }
+        // In two steps, so that neither power leaves the normal range.
+        let n = n as i32;
+        series.scale(n / 2).scale(n - n / 2)
+    }
+
+    /// `round(self * 2^64) mod 2^64`: the value as a fraction of a turn. `|self| <= 2^60`.
+    pub(crate) fn to_turn_fraction(self) -> u64 {
+        let scaled = self.scale(64);
+        let whole = scaled.hi.floor();
+        let rest = ((scaled.hi - whole) + scaled.lo).round_ties_even();
+        (whole as i128).wrapping_add(rest as i128) as u64
+    }
+}
+
+impl From<f64> for DoubleDouble {
+    fn from(x: f64) -> Self {
+        Self::new(x, 0.0)
+    }
+}
+
+fn power_of_two(n: i32) -> f64 {
+    f64::from_bits(((1023 + n) as u64) << 52)
+}

@@ -1,0 +1,84 @@
+use super::frequencies::check_rotary_dim;
+use crate::Error;
+
+/// What a position outside a table's rows does. The same on every backend; no choice lets a
+/// position read outside the table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum OutOfRange {
+    /// Nothing is rotated and the call fails with [`Error::PositionOutOfRange`]. Needs
+    /// positions that the host can see; a plan for positions on a GPU is refused.
+    #[default]
+    Error,
+    /// The nearest row is used: row 0 below, the last row above.
+    Clamp,
+    /// The token is left as it is (copied, out of place).
+    PassThrough,
+}
+
+/// Rows of cos and sin, one row per position and one column per pair.
+///
+/// For bit parity with another system, or for frequencies that change with the position. The
+/// values are used as they are; `cos² + sin² = 1` is not assumed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CosSinTable {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    pairs: usize,
+    out_of_range: OutOfRange,
+}
+
+impl CosSinTable {
+    /// A table from two row-major arrays of shape `[rows, pairs]`, where `pairs` is
+    /// `rotary_dim / 2`.
+    ///
+    /// # Errors
+    /// [`Error::RotaryDim`] if `pairs` is zero; [`Error::TableShape`] if the arrays differ in
+    /// length, are empty, or are no multiple of `pairs`.
+    pub fn new(cos: Vec<f32>, sin: Vec<f32>, pairs: usize) -> Result<Self, Error> {
+        check_rotary_dim(pairs.saturating_mul(2))?;
+        if cos.len() != sin.len() || cos.is_empty() || cos.len() % pairs != 0 {
+            return Err(Error::TableShape {
+                cos: cos.len(),
+                sin: sin.len(),
+                pairs,
+            });
+        }
+        Ok(Self {
+            cos,
+            sin,
+            pairs,
+            out_of_range: OutOfRange::default(),
+        })
+    }
+
+    /// Sets what a position outside the table does.
+    pub fn with_out_of_range(mut self, choice: OutOfRange) -> Self {
+        self.out_of_range = choice;
+        self
+    }
+
+    /// Rows: the positions `0..rows` are inside the table.
+    pub fn rows(&self) -> usize {
+        self.cos.len() / self.pairs
+    }
+
+    /// Columns: `rotary_dim / 2`.
+    pub fn pairs(&self) -> usize {
+        self.pairs
+    }
+
+    /// All cosines, row-major.
+    pub fn cos(&self) -> &[f32] {
+        &self.cos
+    }
+
+    /// All sines, row-major.
+    pub fn sin(&self) -> &[f32] {
+        &self.sin
+    }
+
+    /// What a position outside the table does.
+    pub fn out_of_range(&self) -> OutOfRange {
+        self.out_of_range
+    }
+}

@@ -1,0 +1,273 @@
+use crate::element::Dtype;
+
+/// Which tensor an error is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TensorName {
+    /// The queries.
+    Q,
+    /// The keys.
+    K,
+}
+
+impl std::fmt::Display for TensorName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            TensorName::Q => "q",
+            TensorName::K => "k",
+        })
+    }
+}
+
+/// Everything that can go wrong, and what to change about it.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// rotary_dim is zero, odd or beyond what kernels address.
+    #[error("rotary_dim is {rotary_dim}: it must be even, at least 2 and at most 2^28")]
+    RotaryDim {
+        /// As given, or twice the number of pairs given.
+        rotary_dim: usize,
+    },
+    /// theta (the RoPE base) is not usable.
+    #[error("theta is {theta}: it must be finite and at least 2^-32 (10000 is usual)")]
+    Theta {
+        /// As given.
+        theta: f64,
+    },
+    /// A frequency is not usable.
+    #[error(
+        "inv_freq[{pair}] is {value}: it must be a finite number of radians per position, at most \
+         2^32 in magnitude"
+    )]
+    InvFreq {
+        /// Index of the pair.
+        pair: usize,
+        /// As given.
+        value: f64,
+    },
+    /// The attention factor is not usable.
+    #[error("attention_factor is {factor}: it must be positive and finite")]
+    AttentionFactor {
+        /// As given.
+        factor: f32,
+    },
+    /// The arrays of a table do not form rows.
+    #[error(
+        "a table of {cos} cosines and {sin} sines does not form rows of {pairs} pairs: give both \
+         arrays the shape [rows, rotary_dim / 2], with at least one row"
+    )]
+    TableShape {
+        /// Length of the array of cosines.
+        cos: usize,
+        /// Length of the array of sines.
+        sin: usize,
+        /// Columns asked for.
+        pairs: usize,
+    },
+    /// The rotated dims do not lie inside the head.
+    #[error(
+        "{tensor}: rotary_dim {rotary_dim} at rotary_offset {rotary_offset} does not fit a head of \
+         {head_dim} dims: the offset must be even, and offset + rotary_dim at most head_dim"
+    )]
+    RotaryWindow {
+        /// The tensor.
+        tensor: TensorName,
+        /// First rotated dim.
+        rotary_offset: usize,
+        /// Dims that rotate.
+        rotary_dim: usize,
+        /// Dims of a head.
+        head_dim: usize,
+    },
+    /// Two layouts that must agree in shape do not.
+    #[error("{what}: {left:?} against {right:?}")]
+    ShapeMismatch {
+        /// What must agree, as a sentence.
+        what: &'static str,
+        /// One shape.
+        left: [usize; 4],
+        /// The other.
+        right: [usize; 4],
+    },
+    /// A layout counts past what 64-bit byte offsets or kernel counters hold.
+    #[error(
+        "{tensor}: the layout is too large: bytes must stay below 2^63, and heads and head_dim \
+         below 2^28 each"
+    )]
+    LayoutTooLarge {
+        /// The tensor.
+        tensor: TensorName,
+    },
+    /// Elements that are written occur twice in one layout.
+    #[error(
+        "{tensor}: the layout writes some elements twice: make each stride at least the extent of \
+         what lies inside it"
+    )]
+    SelfOverlap {
+        /// The tensor.
+        tensor: TensorName,
+    },
+    /// Two layouts of one buffer share elements, and at least one of them is written.
+    #[error(
+        "{first} and {second} share elements of the buffer: move one by its offset, or rotate in \
+         place with equal layouts"
+    )]
+    Overlap {
+        /// One layout.
+        first: &'static str,
+        /// The other.
+        second: &'static str,
+    },
+    /// The strides do not nest, so disjointness is not decided.
+    #[error(
+        "cannot prove that {what} is free of overlap, because the strides do not nest: order the \
+         strides so that each covers all that lies inside it, or vouch for it with \
+         Problem::assume_disjoint"
+    )]
+    OverlapUnknown {
+        /// The layout or pair of layouts.
+        what: &'static str,
+    },
+    /// A buffer is shorter than its layout.
+    #[error("{what}: the buffer has {got} elements, the layout needs {needed}")]
+    BufferTooShort {
+        /// The buffer.
+        what: &'static str,
+        /// Elements that the layout reaches.
+        needed: usize,
+        /// Elements that the buffer has.
+        got: usize,
+    },
+    /// A tensor is given where the plan has none, or the other way round, or in place against out
+    /// of place.
+    #[error("{tensor}: the plan was made for {planned}, the call gives {given}")]
+    OperandMismatch {
+        /// The tensor.
+        tensor: TensorName,
+        /// What the plan has.
+        planned: &'static str,
+        /// What the call gives.
+        given: &'static str,
+    },
+    /// The element type is not the plan's.
+    #[error("the plan was made for {planned}, the buffers hold {given}")]
+    DtypeMismatch {
+        /// The plan's.
+        planned: Dtype,
+        /// The buffers'.
+        given: Dtype,
+    },
+    /// Positions are of another kind than the plan's.
+    #[error("the plan was made for positions as {planned}, the call gives {given}")]
+    PositionKindMismatch {
+        /// The plan's.
+        planned: crate::PositionKind,
+        /// The call's.
+        given: crate::PositionKind,
+    },
+    /// Too few or too many positions.
+    #[error("{got} positions given, {expected} needed ({kind})")]
+    PositionsLength {
+        /// What the plan's shape needs.
+        expected: usize,
+        /// What was given.
+        got: usize,
+        /// The plan's kind.
+        kind: crate::PositionKind,
+    },
+    /// A position has no row in the table.
+    #[error(
+        "position {position} (batch row {batch}, token {token}) is outside the table's {rows} \
+         rows: extend the table, or choose OutOfRange::Clamp or PassThrough"
+    )]
+    PositionOutOfRange {
+        /// The position.
+        position: i64,
+        /// Batch row of the first such token.
+        batch: usize,
+        /// Its index in the row.
+        token: usize,
+        /// Rows of the table.
+        rows: usize,
+    },
+    /// `OutOfRange::Error` cannot be kept for positions that live on the device.
+    #[error(
+        "positions on the device cannot be checked by the host: give the table \
+         OutOfRange::Clamp or PassThrough, or use a start position"
+    )]
+    DevicePositionsUnchecked,
+    /// The plan belongs to another rotator.
+    #[error("the plan was made for other angles: make it with this rotator's plan()")]
+    PlanMismatch,
+    /// The processor lacks the instruction set asked for.
+    #[error("this processor cannot run the {isa} variant of the host backend")]
+    IsaUnavailable {
+        /// Its name.
+        isa: &'static str,
+    },
+    /// A rotator or buffer belongs to another backend or device.
+    #[error("{what} is on {found}, the call runs on {expected}: allocate it there")]
+    DeviceMismatch {
+        /// The buffer or object.
+        what: &'static str,
+        /// Where it is.
+        found: String,
+        /// Where the work runs.
+        expected: String,
+    },
+    /// No NVIDIA driver library could be opened.
+    #[error(
+        "no NVIDIA driver found ({library}): install the driver, or run on the host (Device::host)"
+    )]
+    NoDriver {
+        /// The library that is missing.
+        library: &'static str,
+    },
+    /// There is a driver but no such device.
+    #[error("no CUDA device {ordinal}: the driver lists {count}")]
+    NoDevice {
+        /// The ordinal asked for.
+        ordinal: usize,
+        /// Devices the driver lists.
+        count: usize,
+    },
+    /// A driver call failed.
+    #[error("{operation} failed: {code}")]
+    Driver {
+        /// What was being done.
+        operation: &'static str,
+        /// The driver's name for the error.
+        code: String,
+    },
+    /// None of the embedded kernel images loads on this GPU.
+    #[error(
+        "no embedded kernel image runs on {device} (compute capability {major}.{minor}): {reason}. \
+         GPUs from 7.5 on are supported; add the GPU to PHASOR_CUDA_ARCHS and build with nvcc, or \
+         update the driver to 525 or later"
+    )]
+    KernelImage {
+        /// Name of the GPU.
+        device: String,
+        /// Compute capability, major.
+        major: i32,
+        /// Compute capability, minor.
+        minor: i32,
+        /// What the driver said.
+        reason: String,
+    },
+    /// The kernels of an element type were not loaded.
+    #[error("kernels for {dtype} are not loaded: name it when constructing the CUDA backend")]
+    DtypeNotLoaded {
+        /// The element type.
+        dtype: Dtype,
+    },
+    /// The CUDA backend is not compiled in.
+    #[error("phasor was built without the cuda feature: enable it in Cargo.toml")]
+    CudaNotBuilt,
+    /// A device name is not understood.
+    #[error("unknown device {name:?}: use auto, host, cuda or cuda:N")]
+    DeviceName {
+        /// As given.
+        name: String,
+    },
+}

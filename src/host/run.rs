@@ -1,0 +1,267 @@
+//! Walks the tokens of a plan, on one thread or many, and hands each to the variant in use.
+
+use super::{Host, Isa, Pointers, Threads, scalar};
+use crate::Angles;
+use crate::OutOfRange;
+use crate::angle::CosSinTable;
+use crate::element::Element;
+use crate::plan::{Plan, PlannedTensor};
+use crate::positions::Positions;
+use crate::rope::Pairing;
+use std::ops::Range;
+
+/// Pairs whose cos and sin are formed at a time; they stay in the first-level cache.
+pub(super) const BLOCK: usize = 512;
+
+/// Bytes below which a call stays on the calling thread: less than waking another costs.
+#[cfg(feature = "rayon")]
+const BYTES_WORTH_A_THREAD: u64 = 256 * 1024;
+
+/// The heads of one token that share cos and sin, from pair `first` on.
+pub(super) struct HeadRun<T> {
+    /// First rotated dim of the first head.
+    pub(super) source: *const T,
+    pub(super) destination: *mut T,
+    /// Elements from one head to the next.
+    pub(super) source_stride: usize,
+    pub(super) destination_stride: usize,
+    pub(super) heads: usize,
+    /// Pairs of a whole head, and the first of this run.
+    pub(super) pairs: usize,
+    pub(super) first: usize,
+}
+
+/// Rotates a run of heads by one row of cos and sin.
+///
+/// # Safety
+/// The run's pointers are valid for its heads, and the variant can run here.
+unsafe fn rotate_heads<T: Element>(
+    isa: Isa,
+    pairing: Pairing,
+    run: &HeadRun<T>,
+    cos: &[f32],
+    sin: &[f32],
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => super::avx2::rotate_heads(pairing, run, cos, sin),
+            _ => scalar::rotate_heads(pairing, run, cos, sin),
+        }
+    }
+}
+
+/// Pointers of q and k that threads share.
+struct Shared<T>([Pointers<T>; 2]);
+
+// SAFETY: threads write disjoint tokens and heads, as the plan proved that no written element
+// occurs twice; what is read is not written by another thread for the same reason.
+unsafe impl<T: Sync> Sync for Shared<T> {}
+
+/// Performs a plan.
+///
+/// # Safety
+/// `pointers` (of q, of k) start buffers that reach as far as the plan's layouts, alive and
+/// unaliased for the call except as the plan allows. `positions` have been checked.
+pub(super) unsafe fn execute<T: Element>(
+    host: Host,
+    plan: &Plan,
+    pointers: [Pointers<T>; 2],
+    positions: &Positions<'_>,
+) {
+    if plan.is_empty() {
+        return;
+    }
+    let shared = &Shared(pointers);
+    let tokens = plan.batch * plan.sequence;
+    #[cfg(feature = "rayon")]
+    if host.threads == Threads::Pool && plan.bytes() >= BYTES_WORTH_A_THREAD {
+        let threads = rayon::current_num_threads();
+        if threads > 1 {
+            use rayon::prelude::*;
+            // A few parts per thread even out their speeds; heads are split only where tokens do
+            // not suffice, as each part forms the angles of its tokens.
+            let parts = 4 * threads;
+            let token_parts = parts.min(tokens);
+            let head_parts = parts.div_ceil(token_parts);
+            (0..token_parts * head_parts)
+                .into_par_iter()
+                .for_each(|part| {
+                    let (token_part, head_part) = (part / head_parts, part % head_parts);
+                    let share = Share {
+                        tokens: split(tokens, token_parts, token_part),
+                        head_part,
+                        head_parts,
+                    };
+                    // SAFETY: the caller's; the shares do not overlap.
+                    unsafe { execute_share(host.isa, plan, shared, positions, share) };
+                });
+            return;
+        }
+    }
+    let _ = Threads::Pool;
+    let share = Share {
+        tokens: 0..tokens,
+        head_part: 0,
+        head_parts: 1,
+    };
+    // SAFETY: the caller's.
+    unsafe { execute_share(host.isa, plan, shared, positions, share) };
+}
+
+/// What one thread does: all heads, or a part of them, of some tokens.
+struct Share {
+    tokens: Range<usize>,
+    head_part: usize,
+    head_parts: usize,
+}
+
+/// Part `part` of `parts` nearly equal parts of `0..n`.
+fn split(n: usize, parts: usize, part: usize) -> Range<usize> {
+    let bound = |i: usize| (n as u128 * i as u128 / parts as u128) as usize;
+    bound(part)..bound(part + 1)
+}
+
+unsafe fn execute_share<T: Element>(
+    isa: Isa,
+    plan: &Plan,
+    shared: &Shared<T>,
+    positions: &Positions<'_>,
+    share: Share,
+) {
+    let (mut cos, mut sin) = ([0.0; BLOCK], [0.0; BLOCK]);
+    let pairs = plan.rope.angles().pairs();
+    for token in share.tokens.clone() {
+        let (b, s) = (token / plan.sequence, token % plan.sequence);
+        let row = Row::at(plan.rope.angles(), positions.at(b, s, plan.sequence));
+        let heads_of = |planned: &PlannedTensor| {
+            split(planned.source.shape()[2], share.head_parts, share.head_part)
+        };
+        for first in (0..pairs).step_by(BLOCK) {
+            let Some(row) = &row else { break };
+            let block = BLOCK.min(pairs - first);
+            let (cos, sin) = (&mut cos[..block], &mut sin[..block]);
+            row.form(isa, first, plan.rope.scales(), cos, sin);
+            for (planned, pointers) in [&plan.q, &plan.k].into_iter().zip(&shared.0) {
+                let Some(planned) = planned else { continue };
+                let heads = heads_of(planned);
+                if heads.is_empty() {
+                    continue;
+                }
+                let (source, destination) = (&planned.source, &planned.destination);
+                let window = source.rotary_offset();
+                // SAFETY: the indices are inside the layouts, which lie inside the buffers.
+                let run = unsafe {
+                    HeadRun {
+                        source: pointers
+                            .source
+                            .add(source.index(b, s, heads.start) + window),
+                        destination: pointers
+                            .destination
+                            .add(destination.index(b, s, heads.start) + window),
+                        source_stride: source.strides()[2],
+                        destination_stride: destination.strides()[2],
+                        heads: heads.len(),
+                        pairs,
+                        first,
+                    }
+                };
+                // SAFETY: as above; the variant was checked when it was chosen.
+                unsafe { rotate_heads(isa, plan.rope.pairing(), &run, cos, sin) };
+            }
+        }
+        for (planned, pointers) in [&plan.q, &plan.k].into_iter().zip(&shared.0) {
+            let Some(planned) = planned else { continue };
+            if planned.in_place {
+                continue;
+            }
+            let head_dim = planned.source.shape()[3];
+            let window = planned.source.rotary_offset();
+            let untouched = match row {
+                Some(_) => [0..window, window + 2 * pairs..head_dim],
+                None => [0..head_dim, 0..0],
+            };
+            for h in heads_of(planned) {
+                let (from, to) = (
+                    planned.source.index(b, s, h),
+                    planned.destination.index(b, s, h),
+                );
+                for dims in &untouched {
+                    // SAFETY: inside the layouts; source and destination do not overlap, because
+                    // the plan is out of place.
+                    unsafe {
+                        std::ptr::copy_nonoverlapping(
+                            pointers.source.add(from + dims.start),
+                            pointers.destination.add(to + dims.start),
+                            dims.len(),
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The angles of one token.
+enum Row<'a> {
+    Exact { steps: &'a [u64], position: i64 },
+    Table { cos: &'a [f32], sin: &'a [f32] },
+}
+
+impl<'a> Row<'a> {
+    /// `None` where the token passes through.
+    fn at(angles: &'a Angles, position: i64) -> Option<Self> {
+        match angles {
+            Angles::Exact(frequencies) => Some(Row::Exact {
+                steps: frequencies.steps(),
+                position,
+            }),
+            Angles::Table(table) => Self::in_table(table, position),
+        }
+    }
+
+    fn in_table(table: &'a CosSinTable, position: i64) -> Option<Self> {
+        // A table has at least one row, and fits in memory.
+        let last = table.rows() as i64 - 1;
+        let row = position.clamp(0, last);
+        if row != position && table.out_of_range() == OutOfRange::PassThrough {
+            return None;
+        }
+        let start = row as usize * table.pairs();
+        let range = start..start + table.pairs();
+        Some(Row::Table {
+            cos: &table.cos()[range.clone()],
+            sin: &table.sin()[range],
+        })
+    }
+
+    /// cos and sin of the pairs from `first` on, each times its scale.
+    fn form(&self, isa: Isa, first: usize, scales: (f32, f32), cos: &mut [f32], sin: &mut [f32]) {
+        let range = first..first + cos.len();
+        match *self {
+            Row::Exact { steps, position } => {
+                let steps = &steps[range];
+                match isa {
+                    #[cfg(target_arch = "x86_64")]
+                    // SAFETY: the variant was checked when it was chosen.
+                    Isa::Avx2 => unsafe {
+                        super::avx2::form_exact(steps, position, scales, cos, sin);
+                    },
+                    _ => scalar::form_exact(steps, position, scales, cos, sin),
+                }
+            }
+            Row::Table {
+                cos: cos_row,
+                sin: sin_row,
+            } => {
+                for (to, &from) in cos.iter_mut().zip(&cos_row[range.clone()]) {
+                    *to = from * scales.0;
+                }
+                for (to, &from) in sin.iter_mut().zip(&sin_row[range]) {
+                    *to = from * scales.1;
+                }
+            }
+        }
+    }
+}

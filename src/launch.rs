@@ -1,0 +1,468 @@
+//! A plan as a kernel launch: which kernel, on what grid, with which parameter bytes.
+//!
+//! This is data. The CUDA backend hands it to the driver; tests execute the same data elsewhere.
+
+use crate::element::Dtype;
+use crate::layout::Layout;
+use crate::params::{
+    PHASOR_OUT_OF_RANGE_CLAMP, PHASOR_OUT_OF_RANGE_PASS_THROUGH, PHASOR_POSITION_I32,
+    PHASOR_POSITION_I64, PHASOR_POSITION_NONE, PHASOR_POSITION_U32, PhasorAngles, PhasorPositions,
+    PhasorRopeParams, PhasorStrides, PhasorTensor,
+};
+use crate::plan::{Plan, PlannedTensor};
+use crate::positions::PositionKind;
+use crate::rope::Pairing;
+use crate::{Angles, Error, OutOfRange};
+
+/// One entry point of the kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Kernel {
+    /// Element type; each has a module of its own.
+    pub dtype: Dtype,
+    /// Which dims form a pair.
+    pub pairing: Pairing,
+    /// Angles from a table, not from exact phases.
+    pub table: bool,
+    /// 16-byte accesses; otherwise one element at a time.
+    pub wide: bool,
+}
+
+impl Kernel {
+    /// Kernels of one element type.
+    pub const PER_DTYPE: usize = 8;
+
+    /// All kernels of an element type, in the order of [`index`](Self::index).
+    pub fn all(dtype: Dtype) -> [Kernel; Self::PER_DTYPE] {
+        std::array::from_fn(|index| Kernel {
+            dtype,
+            pairing: if index & 4 == 0 {
+                Pairing::HalfSplit
+            } else {
+                Pairing::Interleaved
+            },
+            table: index & 2 != 0,
+            wide: index & 1 == 0,
+        })
+    }
+
+    /// Its place among the kernels of its element type.
+    pub fn index(self) -> usize {
+        usize::from(self.pairing == Pairing::Interleaved) * 4
+            + usize::from(self.table) * 2
+            + usize::from(!self.wide)
+    }
+
+    /// The entry's name: `rope_<pairing>_<dtype>[_table][_narrow]`.
+    pub fn name(self) -> String {
+        format!(
+            "rope_{}_{}{}{}",
+            self.pairing.name(),
+            self.dtype.name(),
+            if self.table { "_table" } else { "" },
+            if self.wide { "" } else { "_narrow" },
+        )
+    }
+}
+
+/// A kernel launch.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// Blocks: over tokens, heads, batch rows.
+    pub grid: [u32; 3],
+    /// Threads: lanes of a head, heads, tokens.
+    pub block: [u32; 3],
+    /// The kernel's one parameter, passed by value.
+    pub params: PhasorRopeParams,
+}
+
+/// Device addresses of the buffers of one tensor. In place, both are the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TensorAddresses {
+    /// Start of the buffer that is read; the layout's offset is added to it.
+    pub source: u64,
+    /// Start of the buffer that is written.
+    pub destination: u64,
+}
+
+/// Device addresses of an angle source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AngleAddresses {
+    /// `u64` steps, one per pair.
+    Exact {
+        /// 16-byte aligned.
+        steps: u64,
+    },
+    /// Table rows.
+    Table {
+        /// `f32[rows, pairs]`, 8-byte aligned.
+        cos: u64,
+        /// `f32[rows, pairs]`, 8-byte aligned.
+        sin: u64,
+    },
+}
+
+/// Type of position values in device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PositionDtype {
+    /// Signed 32-bit.
+    I32,
+    /// Signed 64-bit.
+    I64,
+    /// Unsigned 32-bit.
+    U32,
+}
+
+impl PositionDtype {
+    /// Bytes of one value.
+    pub const fn size(self) -> usize {
+        match self {
+            PositionDtype::I32 | PositionDtype::U32 => 4,
+            PositionDtype::I64 => 8,
+        }
+    }
+}
+
+/// The positions of one launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PositionAddresses {
+    /// For [`PositionKind::Start`].
+    Start(i64),
+    /// For the other kinds: as many values as the plan needs, aligned to their size.
+    Ids {
+        /// Device address.
+        address: u64,
+        /// Type of the values.
+        dtype: PositionDtype,
+    },
+}
+
+/// All addresses of one launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// Ignored where the plan has no q.
+    pub q: TensorAddresses,
+    /// Ignored where the plan has no k.
+    pub k: TensorAddresses,
+    /// The angle source.
+    pub angles: AngleAddresses,
+    /// The positions.
+    pub positions: PositionAddresses,
+}
+
+/// Threads of a full block; the kernels are compiled for at most this many.
+const BLOCK: u32 = 256;
+/// Most lanes of a block that share a head; wider heads loop.
+const MAX_LANES: u32 = 64;
+/// Heads that one thread visits where there is work for the whole device.
+const HEADS_PER_THREAD: u32 = 8;
+/// Threads per multiprocessor below which heads are spread over more threads.
+const BUSY_THREADS: u64 = 512;
+const MAX_GRID_X: u64 = (1 << 31) - 1;
+const MAX_GRID_YZ: u64 = 65_535;
+/// The hardware's limit on `blockDim.z`.
+const MAX_BLOCK_Z: u64 = 64;
+
+impl Plan {
+    /// The launch that performs this plan on the given addresses; `None` if there is nothing to
+    /// rotate. Allocates nothing.
+    ///
+    /// `multiprocessors` is the device's count; it shapes the grid and never the result.
+    ///
+    /// # Errors
+    /// [`Error::PositionKindMismatch`] if the positions are not of the plan's kind;
+    /// [`Error::PlanMismatch`] if the angle addresses are not of the plan's angle source.
+    pub fn launch(
+        &self,
+        addresses: &Addresses,
+        multiprocessors: u32,
+    ) -> Result<Option<Launch>, Error> {
+        // One token per row, as in decoding: the rows become the tokens of one row.
+        let transposed = self.sequence == 1;
+        let positions = self.position_params(&addresses.positions, transposed)?;
+        let angles = self.angle_params(&addresses.angles)?;
+        if self.is_empty() {
+            return Ok(None);
+        }
+        let tensor = |planned: &Option<PlannedTensor>, at: TensorAddresses| {
+            planned.as_ref().map_or(ABSENT, |planned| {
+                tensor_params(planned, at, self.dtype, transposed)
+            })
+        };
+        let q = tensor(&self.q, addresses.q);
+        let k = tensor(&self.k, addresses.k);
+        let (batch, sequence) = if transposed {
+            (1, self.batch as u64)
+        } else {
+            (self.batch as u64, self.sequence as u64)
+        };
+
+        let wide = self.is_wide(&q, &k, &addresses.angles);
+        let kernel = Kernel {
+            dtype: self.dtype,
+            pairing: self.rope.pairing(),
+            table: matches!(self.rope.angles(), Angles::Table(_)),
+            wide,
+        };
+        let pairs_per_lane = if wide {
+            16 / self.dtype.size() as u32
+        } else {
+            1
+        };
+        let (grid, block) = shape(
+            batch,
+            sequence,
+            q.heads + k.heads,
+            angles.pairs / pairs_per_lane,
+            multiprocessors,
+        );
+        Ok(Some(Launch {
+            kernel,
+            grid,
+            block,
+            params: PhasorRopeParams {
+                q,
+                k,
+                angles,
+                positions,
+                batch,
+                sequence,
+            },
+        }))
+    }
+
+    /// 16-byte accesses need every address they form to be a multiple of 16 bytes, and chunks
+    /// that do not straddle the rotated window.
+    fn is_wide(&self, q: &PhasorTensor, k: &PhasorTensor, angles: &AngleAddresses) -> bool {
+        let per_access = 16 / self.dtype.size();
+        let aligned = |tensor: &PhasorTensor| {
+            let strides = |s: &PhasorStrides| (s.batch | s.sequence | s.head) as u64;
+            let in_place = tensor.source == tensor.destination;
+            let bytes = tensor.source
+                | tensor.destination
+                | strides(&tensor.source_strides)
+                | strides(&tensor.destination_strides);
+            bytes % 16 == 0
+                && tensor.rotary_offset as usize % per_access == 0
+                && (in_place || tensor.head_dim as usize % per_access == 0)
+        };
+        let angles_aligned = match *angles {
+            AngleAddresses::Exact { steps } => steps % 16 == 0,
+            AngleAddresses::Table { cos, sin } => (cos | sin) % 8 == 0,
+        };
+        self.rope.angles().pairs() % per_access == 0 && aligned(q) && aligned(k) && angles_aligned
+    }
+
+    fn position_params(
+        &self,
+        positions: &PositionAddresses,
+        transposed: bool,
+    ) -> Result<PhasorPositions, Error> {
+        let mut params = PhasorPositions {
+            ids: 0,
+            start: 0,
+            advance: 0,
+            batch_stride: 0,
+            sequence_stride: 0,
+            type_: PHASOR_POSITION_NONE,
+            reserved: 0,
+        };
+        let (per_row, per_token) = match (*positions, self.positions) {
+            (PositionAddresses::Start(start), PositionKind::Start) => {
+                params.start = start;
+                params.advance = 1;
+                (0, 0)
+            }
+            (PositionAddresses::Ids { .. }, PositionKind::StartPerRow) => {
+                params.advance = 1;
+                (1, 0)
+            }
+            (PositionAddresses::Ids { .. }, PositionKind::PerToken) => (self.sequence, 1),
+            (given, planned) => {
+                return Err(Error::PositionKindMismatch {
+                    planned,
+                    given: match given {
+                        PositionAddresses::Start(_) => PositionKind::Start,
+                        PositionAddresses::Ids { .. } => PositionKind::PerToken,
+                    },
+                });
+            }
+        };
+        if let PositionAddresses::Ids { address, dtype } = *positions {
+            params.ids = address;
+            params.type_ = match dtype {
+                PositionDtype::I32 => PHASOR_POSITION_I32,
+                PositionDtype::I64 => PHASOR_POSITION_I64,
+                PositionDtype::U32 => PHASOR_POSITION_U32,
+            };
+            params.batch_stride = (per_row * dtype.size()) as i64;
+            params.sequence_stride = (per_token * dtype.size()) as i64;
+        }
+        if transposed {
+            // There is one token per row, so nothing advances along it.
+            params.sequence_stride = params.batch_stride;
+            params.batch_stride = 0;
+            params.advance = 0;
+        }
+        Ok(params)
+    }
+
+    fn angle_params(&self, addresses: &AngleAddresses) -> Result<PhasorAngles, Error> {
+        let (cos_scale, sin_scale) = self.rope.scales();
+        let mut params = PhasorAngles {
+            steps: 0,
+            cos: 0,
+            sin: 0,
+            rows: 0,
+            pairs: self.rope.angles().pairs() as u32,
+            out_of_range: PHASOR_OUT_OF_RANGE_CLAMP,
+            cos_scale,
+            sin_scale,
+        };
+        match (self.rope.angles(), *addresses) {
+            (Angles::Exact(_), AngleAddresses::Exact { steps }) => params.steps = steps,
+            (Angles::Table(table), AngleAddresses::Table { cos, sin }) => {
+                params.cos = cos;
+                params.sin = sin;
+                params.rows = table.rows() as u64;
+                // Positions that must be in range have been checked by the host.
+                if table.out_of_range() == OutOfRange::PassThrough {
+                    params.out_of_range = PHASOR_OUT_OF_RANGE_PASS_THROUGH;
+                }
+            }
+            _ => return Err(Error::PlanMismatch),
+        }
+        Ok(params)
+    }
+}
+
+const ABSENT: PhasorTensor = PhasorTensor {
+    source: 0,
+    destination: 0,
+    source_strides: NO_STRIDES,
+    destination_strides: NO_STRIDES,
+    heads: 0,
+    head_dim: 0,
+    rotary_offset: 0,
+    reserved: 0,
+};
+const NO_STRIDES: PhasorStrides = PhasorStrides {
+    batch: 0,
+    sequence: 0,
+    head: 0,
+};
+
+fn tensor_params(
+    planned: &PlannedTensor,
+    at: TensorAddresses,
+    dtype: Dtype,
+    transposed: bool,
+) -> PhasorTensor {
+    let [.., heads, head_dim] = planned.source.shape();
+    if planned.source.is_empty() {
+        return ABSENT;
+    }
+    let address =
+        |start: u64, layout: &Layout| start.wrapping_add((layout.offset * dtype.size()) as u64);
+    PhasorTensor {
+        source: address(at.source, &planned.source),
+        destination: address(at.destination, &planned.destination),
+        source_strides: byte_strides(&planned.source, dtype, transposed),
+        destination_strides: byte_strides(&planned.destination, dtype, transposed),
+        heads: heads as u32,
+        head_dim: head_dim as u32,
+        rotary_offset: planned.source.rotary_offset() as u32,
+        reserved: 0,
+    }
+}
+
+fn byte_strides(layout: &Layout, dtype: Dtype, transposed: bool) -> PhasorStrides {
+    // The stride of a single element is never used; as 0 it cannot spoil alignment or overflow.
+    let stride = |count: usize, stride: usize| match count {
+        0 | 1 => 0,
+        _ => (stride * dtype.size()) as i64,
+    };
+    let [batch, sequence, heads, _] = layout.shape();
+    let [batch_stride, sequence_stride, head_stride] = layout.strides();
+    let batch = stride(batch, batch_stride);
+    let sequence = stride(sequence, sequence_stride);
+    let (batch, sequence) = if transposed {
+        (0, batch)
+    } else {
+        (batch, sequence)
+    };
+    PhasorStrides {
+        batch,
+        sequence,
+        head: stride(heads, head_stride),
+    }
+}
+
+/// Grid and block for a problem that is not empty. The kernels accept any shape; this one keeps a
+/// device busy.
+fn shape(
+    batch: u64,
+    sequence: u64,
+    heads: u32,
+    chunks: u32,
+    multiprocessors: u32,
+) -> ([u32; 3], [u32; 3]) {
+    // Lanes that divide the chunks evenly among the fewest rounds.
+    let lanes = chunks.div_ceil(chunks.div_ceil(MAX_LANES));
+    let tokens = batch.saturating_mul(sequence);
+
+    // Few tokens leave multiprocessors idle: then each thread visits fewer heads.
+    let busy = BUSY_THREADS * u64::from(multiprocessors);
+    let mut heads_per_thread = HEADS_PER_THREAD;
+    let threads = |per_thread: u32| {
+        tokens.saturating_mul(u64::from(heads.div_ceil(per_thread)) * u64::from(lanes))
+    };
+    while heads_per_thread > 1 && threads(heads_per_thread) < busy {
+        heads_per_thread /= 2;
+    }
+    let rows_needed = heads.div_ceil(heads_per_thread);
+    let rows = rows_needed.min(BLOCK / lanes).max(1);
+    let block_tokens = u64::from(BLOCK / (lanes * rows))
+        .min(sequence)
+        .clamp(1, MAX_BLOCK_Z);
+    let grid = [
+        sequence.div_ceil(block_tokens).min(MAX_GRID_X) as u32,
+        u64::from(rows_needed.div_ceil(rows)).min(MAX_GRID_YZ) as u32,
+        batch.min(MAX_GRID_YZ) as u32,
+    ];
+    (grid, [lanes, rows, block_tokens as u32])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_are_numbered_in_order() {
+        for dtype in Dtype::ALL {
+            for (index, kernel) in Kernel::all(dtype).into_iter().enumerate() {
+                assert_eq!(kernel.index(), index, "{}", kernel.name());
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_respect_the_hardware() {
+        for batch in [1, 3, 70_000] {
+            for sequence in [1, 2, 100, 1 << 20, 1 << 40] {
+                for heads in [1, 5, 40, 1000, 1 << 28] {
+                    for chunks in [1, 8, 9, 64, 65, 1 << 27] {
+                        let (grid, [x, y, z]) = shape(batch, sequence, heads, chunks, 132);
+                        assert!(x >= 1 && y >= 1 && z >= 1 && x * y * z <= BLOCK);
+                        assert!(z <= 64 && x <= chunks);
+                        assert!(grid.iter().all(|&n| n >= 1));
+                        assert!(grid[1] <= 65_535 && grid[2] <= 65_535 && grid[0] < 1 << 31);
+                        // The head loop steps by at most five times the grid's heads in 32 bits.
+                        assert!(u64::from(grid[1]) * u64::from(y) * 5 < 1 << 32);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,483 @@
+//! A plan: everything about a call that can be checked before there is memory to work on.
+
+use crate::element::Dtype;
+use crate::error::TensorName;
+use crate::layout::{Layout, Overlap, Region};
+use crate::positions::{PositionKind, Positions};
+use crate::{Angles, Error, OutOfRange, Rope};
+
+/// One tensor of a call: written where it is read, or somewhere else.
+///
+/// Used for layouts (`InOut<Layout>`) when planning, and for buffers of each backend when
+/// rotating.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InOut<S, D = S> {
+    /// Rotated where it is. Dims that do not rotate are not touched.
+    InPlace(D),
+    /// Read from `source`, written to `destination`; dims that do not rotate are copied.
+    OutOfPlace {
+        /// Read only.
+        source: S,
+        /// Written in full.
+        destination: D,
+    },
+}
+
+impl From<Layout> for InOut<Layout> {
+    fn from(layout: Layout) -> Self {
+        InOut::InPlace(layout)
+    }
+}
+
+/// `(source, destination)`.
+impl From<(Layout, Layout)> for InOut<Layout> {
+    fn from((source, destination): (Layout, Layout)) -> Self {
+        InOut::OutOfPlace {
+            source,
+            destination,
+        }
+    }
+}
+
+/// What is to be rotated: element type, the layouts of q and k, how positions are given.
+///
+/// ```
+/// use phasor::{Dtype, Layout, PositionKind, Problem};
+///
+/// let problem = Problem::new(Dtype::Bf16)
+///     .q(Layout::tokens(256, 32, 128))
+///     .k(Layout::tokens(256, 8, 128))
+///     .positions(PositionKind::PerToken);
+/// # let _ = problem;
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Problem {
+    dtype: Dtype,
+    q: Option<InOut<Layout>>,
+    k: Option<InOut<Layout>>,
+    positions: PositionKind,
+    one_buffer: bool,
+    assume_disjoint: bool,
+}
+
+impl Problem {
+    /// An empty problem over elements of `dtype`, with positions from one start.
+    pub const fn new(dtype: Dtype) -> Self {
+        Self {
+            dtype,
+            q: None,
+            k: None,
+            positions: PositionKind::Start,
+            one_buffer: false,
+            assume_disjoint: false,
+        }
+    }
+
+    /// The queries: a [`Layout`] in place, or a pair `(source, destination)`.
+    pub fn q(mut self, layout: impl Into<InOut<Layout>>) -> Self {
+        self.q = Some(layout.into());
+        self
+    }
+
+    /// The keys: a [`Layout`] in place, or a pair `(source, destination)`.
+    pub fn k(mut self, layout: impl Into<InOut<Layout>>) -> Self {
+        self.k = Some(layout.into());
+        self
+    }
+
+    /// How positions are given; [`PositionKind::Start`] if not set.
+    pub const fn positions(mut self, kind: PositionKind) -> Self {
+        self.positions = kind;
+        self
+    }
+
+    /// All layouts are windows of one buffer, such as packed qkv. Overlap is then checked across
+    /// tensors too. Otherwise every source and destination is a buffer of its own.
+    pub const fn one_buffer(mut self) -> Self {
+        self.one_buffer = true;
+        self
+    }
+
+    /// Accepts layouts whose strides do not nest, so that freedom of overlap cannot be decided.
+    /// Overlap that is certain is refused all the same.
+    ///
+    /// # Safety
+    /// No element that is written may occur twice in its layout or in another layout of the same
+    /// buffer, except for source and destination of one tensor rotated in place.
+    pub const unsafe fn assume_disjoint(mut self) -> Self {
+        self.assume_disjoint = true;
+        self
+    }
+}
+
+/// A tensor of a plan, its layouts checked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PlannedTensor {
+    pub(crate) name: TensorName,
+    pub(crate) source: Layout,
+    pub(crate) destination: Layout,
+    pub(crate) in_place: bool,
+}
+
+impl PlannedTensor {
+    pub(crate) const fn form(&self) -> &'static str {
+        if self.in_place {
+            "in place"
+        } else {
+            "out of place"
+        }
+    }
+
+    /// Buffers of these lengths reach as far as the layouts do.
+    pub(crate) fn check_lengths(&self, source: usize, destination: usize) -> Result<(), Error> {
+        let (written, read) = self.labels();
+        for (what, layout, got) in [
+            (read, &self.source, source),
+            (written, &self.destination, destination),
+        ] {
+            // A planned layout has a length.
+            let needed = layout.required_len().unwrap_or(usize::MAX);
+            if got < needed {
+                return Err(Error::BufferTooShort { what, needed, got });
+            }
+        }
+        Ok(())
+    }
+
+    /// The elements that are written.
+    fn written(&self, rotary_dim: usize) -> Region {
+        if self.in_place {
+            self.destination
+                .region(self.destination.rotary_offset, rotary_dim)
+        } else {
+            self.destination.region(0, self.destination.head_dim)
+        }
+    }
+
+    fn read(&self, rotary_dim: usize) -> Region {
+        if self.in_place {
+            self.written(rotary_dim)
+        } else {
+            self.source.region(0, self.source.head_dim)
+        }
+    }
+
+    /// Names for errors: of what is written and of what is read.
+    const fn labels(&self) -> (&'static str, &'static str) {
+        match (self.name, self.in_place) {
+            (TensorName::Q, true) => ("q", "q"),
+            (TensorName::K, true) => ("k", "k"),
+            (TensorName::Q, false) => ("q's destination", "q's source"),
+            (TensorName::K, false) => ("k's destination", "k's source"),
+        }
+    }
+}
+
+/// A checked [`Problem`] for one [`Rope`], valid for any number of calls.
+///
+/// All that can be wrong with shapes, strides and overlap has been refused; a call checks only
+/// buffer lengths and positions.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub(crate) rope: Rope,
+    pub(crate) dtype: Dtype,
+    pub(crate) q: Option<PlannedTensor>,
+    pub(crate) k: Option<PlannedTensor>,
+    pub(crate) positions: PositionKind,
+    pub(crate) one_buffer: bool,
+    pub(crate) batch: usize,
+    pub(crate) sequence: usize,
+}
+
+/// Where the positions of a plan will be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PositionMemory {
+    /// By the host, which can check them.
+    Host,
+    /// By the device: starts per row and positions per token are device addresses.
+    Device,
+}
+
+/// Kernels count heads and dims in 32 bits, with room to step past the end.
+const MAX_COUNT: usize = 1 << 28;
+
+impl Plan {
+    /// Checks `problem` for `rope`. Backends call this through their own `plan`.
+    ///
+    /// # Errors
+    /// [`Error::RotaryWindow`], [`Error::ShapeMismatch`], [`Error::LayoutTooLarge`],
+    /// [`Error::SelfOverlap`], [`Error::Overlap`], [`Error::OverlapUnknown`], and
+    /// [`Error::DevicePositionsUnchecked`] for a table with [`OutOfRange::Error`] whose positions
+    /// the host cannot see.
+    pub fn new(rope: &Rope, problem: &Problem, memory: PositionMemory) -> Result<Self, Error> {
+        let checked = |name, operand: &Option<InOut<Layout>>| {
+            operand
+                .as_ref()
+                .map(|operand| check_tensor(name, operand, rope.rotary_dim(), problem))
+                .transpose()
+        };
+        let q = checked(TensorName::Q, &problem.q)?;
+        let k = checked(TensorName::K, &problem.k)?;
+        if let (Some(q), Some(k)) = (&q, &k) {
+            let (left, right) = (q.source.shape(), k.source.shape());
+            if left[..2] != right[..2] {
+                return Err(Error::ShapeMismatch {
+                    what: "q and k must agree in batch and sequence",
+                    left,
+                    right,
+                });
+            }
+            if problem.one_buffer {
+                check_apart(q, k, rope.rotary_dim(), problem.assume_disjoint)?;
+                check_apart(k, q, rope.rotary_dim(), problem.assume_disjoint)?;
+            }
+        }
+        if let Angles::Table(table) = rope.angles()
+            && table.out_of_range() == OutOfRange::Error
+            && memory == PositionMemory::Device
+            && problem.positions != PositionKind::Start
+        {
+            return Err(Error::DevicePositionsUnchecked);
+        }
+        let [batch, sequence, ..] = q.or(k).map_or([0; 4], |tensor| tensor.source.shape());
+        Ok(Self {
+            rope: rope.clone(),
+            dtype: problem.dtype,
+            q,
+            k,
+            positions: problem.positions,
+            one_buffer: problem.one_buffer,
+            batch,
+            sequence,
+        })
+    }
+
+    /// The rotation that this plan performs.
+    pub fn rope(&self) -> &Rope {
+        &self.rope
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// How a call gives its positions.
+    pub fn position_kind(&self) -> PositionKind {
+        self.positions
+    }
+
+    /// Bytes that a call reads and writes: in place the rotated dims, out of place all of them.
+    /// Angles and positions are not counted.
+    pub fn bytes(&self) -> u64 {
+        self.tensors()
+            .map(|tensor| {
+                let [batch, sequence, heads, head_dim] = tensor.source.shape();
+                let dims = if tensor.in_place {
+                    self.rope.rotary_dim()
+                } else {
+                    head_dim
+                };
+                2 * (batch * sequence * heads * dims * self.dtype.size()) as u64
+            })
+            .sum()
+    }
+
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = &PlannedTensor> {
+        self.q.iter().chain(&self.k)
+    }
+
+    /// No head to rotate.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.tensors().all(|tensor| tensor.source.is_empty())
+    }
+
+    /// The plan is over one buffer, which reaches as far as its layouts do.
+    pub(crate) fn check_one_buffer(&self, len: usize) -> Result<(), Error> {
+        if !self.one_buffer {
+            return Err(Error::OperandMismatch {
+                tensor: TensorName::Q,
+                planned: "separate buffers",
+                given: "one buffer",
+            });
+        }
+        self.tensors()
+            .try_for_each(|tensor| tensor.check_lengths(len, len))
+    }
+
+    /// Checks host positions: kind, number, and the table's range where that is an error.
+    pub(crate) fn check_positions(&self, positions: &Positions<'_>) -> Result<(), Error> {
+        positions.check(self.positions, self.batch, self.sequence)?;
+        if self.is_empty() {
+            return Ok(());
+        }
+        let Angles::Table(table) = self.rope.angles() else {
+            return Ok(());
+        };
+        if table.out_of_range() != OutOfRange::Error {
+            return Ok(());
+        }
+        let rows = table.rows();
+        for batch in 0..self.batch {
+            for token in 0..self.sequence {
+                let position = positions.at(batch, token, self.sequence);
+                if position < 0 || position as u64 >= rows as u64 {
+                    return Err(Error::PositionOutOfRange {
+                        position,
+                        batch,
+                        token,
+                        rows,
+                    });
+                }
+            }
+            // All rows are alike.
+            if self.positions == PositionKind::Start {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks the forms of the operands of a call against the plan's.
+    pub(crate) fn check_operands<'a, S: 'a, D: 'a>(
+        &self,
+        q: &Option<InOut<S, D>>,
+        k: &Option<InOut<S, D>>,
+    ) -> Result<(), Error> {
+        if self.one_buffer {
+            return Err(Error::OperandMismatch {
+                tensor: TensorName::Q,
+                planned: "one buffer",
+                given: "separate buffers",
+            });
+        }
+        for (tensor, planned, given) in [(TensorName::Q, &self.q, q), (TensorName::K, &self.k, k)] {
+            let planned = planned.as_ref().map_or("absent", PlannedTensor::form);
+            let given = match given {
+                None => "absent",
+                Some(InOut::InPlace(_)) => "in place",
+                Some(InOut::OutOfPlace { .. }) => "out of place",
+            };
+            if planned != given {
+                return Err(Error::OperandMismatch {
+                    tensor,
+                    planned,
+                    given,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The element type of a call is the plan's.
+    pub(crate) fn check_dtype(&self, given: Dtype) -> Result<(), Error> {
+        if given != self.dtype {
+            return Err(Error::DtypeMismatch {
+                planned: self.dtype,
+                given,
+            });
+        }
+        Ok(())
+    }
+}
+
+fn check_tensor(
+    name: TensorName,
+    operand: &InOut<Layout>,
+    rotary_dim: usize,
+    problem: &Problem,
+) -> Result<PlannedTensor, Error> {
+    let (source, destination, in_place) = match *operand {
+        InOut::InPlace(layout) => (layout, layout, true),
+        InOut::OutOfPlace {
+            source,
+            destination,
+        } => (source, destination, false),
+    };
+    let tensor = PlannedTensor {
+        name,
+        source,
+        destination,
+        in_place,
+    };
+    if source.shape() != destination.shape() || source.rotary_offset != destination.rotary_offset {
+        return Err(Error::ShapeMismatch {
+            what: "source and destination must agree in shape and rotary_offset",
+            left: source.shape(),
+            right: destination.shape(),
+        });
+    }
+    source.check_rotary(rotary_dim, name)?;
+    for layout in [&source, &destination] {
+        let bytes = layout
+            .required_len()
+            .and_then(|len| len.checked_mul(problem.dtype.size()));
+        // A source may repeat elements, so its count is bounded apart from its length.
+        let count = layout
+            .shape()
+            .iter()
+            .try_fold(2 * problem.dtype.size(), |n, &dim| n.checked_mul(dim));
+        let fits = |n: Option<usize>| n.is_some_and(|n| i64::try_from(n).is_ok());
+        if !fits(bytes) || !fits(count) || layout.heads >= MAX_COUNT || layout.head_dim >= MAX_COUNT
+        {
+            return Err(Error::LayoutTooLarge { tensor: name });
+        }
+    }
+    if source.is_empty() {
+        return Ok(tensor);
+    }
+    let (written, read) = tensor.labels();
+    let verdict = tensor.written(rotary_dim).self_overlap();
+    match verdict {
+        Overlap::Overlapping => return Err(Error::SelfOverlap { tensor: name }),
+        Overlap::Unknown if !problem.assume_disjoint => {
+            return Err(Error::OverlapUnknown { what: written });
+        }
+        _ => {}
+    }
+    if problem.one_buffer && !in_place {
+        refuse_overlap(
+            (written, &tensor.written(rotary_dim)),
+            (read, &tensor.read(rotary_dim)),
+            problem.assume_disjoint,
+        )?;
+    }
+    Ok(tensor)
+}
+
+/// What `written` writes is neither read nor written by `other`.
+fn check_apart(
+    written: &PlannedTensor,
+    other: &PlannedTensor,
+    rotary_dim: usize,
+    assume_disjoint: bool,
+) -> Result<(), Error> {
+    if written.source.is_empty() || other.source.is_empty() {
+        return Ok(());
+    }
+    let region = written.written(rotary_dim);
+    let (label, _) = written.labels();
+    let (other_written, other_read) = other.labels();
+    refuse_overlap(
+        (label, &region),
+        (other_written, &other.written(rotary_dim)),
+        assume_disjoint,
+    )?;
+    refuse_overlap(
+        (label, &region),
+        (other_read, &other.read(rotary_dim)),
+        assume_disjoint,
+    )
+}
+
+fn refuse_overlap(
+    (first, a): (&'static str, &Region),
+    (second, b): (&'static str, &Region),
+    assume_disjoint: bool,
+) -> Result<(), Error> {
+    match a.overlap(b) {
+        Overlap::Overlapping => Err(Error::Overlap { first, second }),
+        Overlap::Unknown if !assume_disjoint => Err(Error::OverlapUnknown { what: first }),
+        _ => Ok(()),
+    }
+}

@@ -243,15 +243,18 @@ impl Plan {
                 | tensor.destination
                 | strides(&tensor.source_strides)
                 | strides(&tensor.destination_strides);
-            bytes % 16 == 0
-                && tensor.rotary_offset as usize % per_access == 0
-                && (in_place || tensor.head_dim as usize % per_access == 0)
+            bytes.is_multiple_of(16)
+                && (tensor.rotary_offset as usize).is_multiple_of(per_access)
+                && (in_place || (tensor.head_dim as usize).is_multiple_of(per_access))
         };
         let angles_aligned = match *angles {
-            AngleAddresses::Exact { steps } => steps % 16 == 0,
-            AngleAddresses::Table { cos, sin } => (cos | sin) % 8 == 0,
+            AngleAddresses::Exact { steps } => steps.is_multiple_of(16),
+            AngleAddresses::Table { cos, sin } => (cos | sin).is_multiple_of(8),
         };
-        self.rope.angles().pairs() % per_access == 0 && aligned(q) && aligned(k) && angles_aligned
+        self.rope.angles().pairs().is_multiple_of(per_access)
+            && aligned(q)
+            && aligned(k)
+            && angles_aligned
     }
 
     fn position_params(

@@ -2,6 +2,9 @@
 #![warn(missing_docs, unsafe_op_in_unsafe_fn)]
 
 mod angle;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+mod device;
 mod element;
 mod error;
 mod host;
@@ -13,6 +16,9 @@ mod positions;
 mod rope;
 
 pub use angle::{Angles, CosSinTable, Frequencies, OutOfRange};
+#[cfg(feature = "cuda")]
+pub use cudarc;
+pub use device::{Buffer, Device, DeviceInOut, DevicePositions, PositionBuffer, Rotator};
 pub use element::{Dtype, Element};
 pub use error::{Error, TensorName};
 pub use half;

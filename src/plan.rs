@@ -23,6 +23,26 @@ pub enum InOut<S, D = S> {
     },
 }
 
+impl<S, D> InOut<S, D> {
+    /// Turns each side into something else.
+    pub(crate) fn try_map<S2, D2, E>(
+        self,
+        source: impl FnOnce(S) -> Result<S2, E>,
+        destination: impl FnOnce(D) -> Result<D2, E>,
+    ) -> Result<InOut<S2, D2>, E> {
+        Ok(match self {
+            InOut::InPlace(buffer) => InOut::InPlace(destination(buffer)?),
+            InOut::OutOfPlace {
+                source: from,
+                destination: to,
+            } => InOut::OutOfPlace {
+                source: source(from)?,
+                destination: destination(to)?,
+            },
+        })
+    }
+}
+
 impl From<Layout> for InOut<Layout> {
     fn from(layout: Layout) -> Self {
         InOut::InPlace(layout)
@@ -305,9 +325,30 @@ impl Plan {
             .try_for_each(|tensor| tensor.check_lengths(len, len))
     }
 
+    /// Checks the kind and number of positions whose values are not seen.
+    pub(crate) fn check_position_count(
+        &self,
+        given: PositionKind,
+        got: usize,
+    ) -> Result<(), Error> {
+        let planned = self.positions;
+        if given != planned {
+            return Err(Error::PositionKindMismatch { planned, given });
+        }
+        let expected = planned.expected_len(self.batch, self.sequence);
+        if got != expected {
+            return Err(Error::PositionsLength {
+                expected,
+                got,
+                kind: planned,
+            });
+        }
+        Ok(())
+    }
+
     /// Checks host positions: kind, number, and the table's range where that is an error.
     pub(crate) fn check_positions(&self, positions: &Positions<'_>) -> Result<(), Error> {
-        positions.check(self.positions, self.batch, self.sequence)?;
+        self.check_position_count(positions.kind(), positions.len())?;
         if self.is_empty() {
             return Ok(());
         }

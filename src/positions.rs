@@ -1,5 +1,3 @@
-use crate::Error;
-
 /// How a plan's positions are given.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum PositionKind {
@@ -117,32 +115,12 @@ impl<'a> Positions<'a> {
         }
     }
 
-    /// The right kind and number for a plan.
-    pub(crate) fn check(
-        &self,
-        kind: PositionKind,
-        batch: usize,
-        sequence: usize,
-    ) -> Result<(), Error> {
-        if self.kind() != kind {
-            return Err(Error::PositionKindMismatch {
-                planned: kind,
-                given: self.kind(),
-            });
-        }
-        let got = match self {
+    /// Values given, besides a start.
+    pub(crate) fn len(&self) -> usize {
+        match self {
             Positions::Start(_) => 0,
             Positions::StartPerRow(ids) | Positions::PerToken(ids) => ids.len(),
-        };
-        let expected = kind.expected_len(batch, sequence);
-        if got != expected {
-            return Err(Error::PositionsLength {
-                expected,
-                got,
-                kind,
-            });
         }
-        Ok(())
     }
 
     /// The position of token `s` in batch row `b`, for indices inside the checked shape.

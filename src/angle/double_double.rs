@@ -14,7 +14,7 @@ pub(crate) struct DoubleDouble {
 /// 1 / 2π
 pub(crate) const INV_TAU: DoubleDouble =
     DoubleDouble::new(0.15915494309189535, -9.839338337591243e-18);
-const LN_2: DoubleDouble = DoubleDouble::new(0.6931471805599453, 2.3190468138462996e-17);
+const LN_2: DoubleDouble = DoubleDouble::new(std::f64::consts::LN_2, 2.3190468138462996e-17);
 const ONE: DoubleDouble = DoubleDouble::new(1.0, 0.0);
 
 impl DoubleDouble {

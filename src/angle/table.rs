@@ -36,7 +36,7 @@ impl CosSinTable {
     /// length, are empty, or are no multiple of `pairs`.
     pub fn new(cos: Vec<f32>, sin: Vec<f32>, pairs: usize) -> Result<Self, Error> {
         check_rotary_dim(pairs.saturating_mul(2))?;
-        if cos.len() != sin.len() || cos.is_empty() || cos.len() % pairs != 0 {
+        if cos.len() != sin.len() || cos.is_empty() || !cos.len().is_multiple_of(pairs) {
             return Err(Error::TableShape {
                 cos: cos.len(),
                 sin: sin.len(),

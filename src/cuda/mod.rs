@@ -1,0 +1,577 @@
+//! The CUDA backend, on [`cudarc`].
+//!
+//! [`Cuda`] holds loaded kernels, [`CudaRotator`] a rotation's angles on the device. Both are
+//! immutable, cheap to clone, `Send` and `Sync`. Enqueueing a rotation allocates nothing,
+//! synchronises nothing, and can be captured in a graph.
+
+mod driver;
+mod image;
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use cudarc::driver::sys::{CUdevice_attribute, CUstream};
+use cudarc::driver::{
+    CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr,
+    DeviceSlice, SyncOnDrop,
+};
+
+pub use image::KernelImage;
+
+use crate::element::{Dtype, Element};
+use crate::launch::{AngleAddresses, PositionAddresses, PositionDtype, TensorAddresses};
+use crate::plan::{InOut, Plan, PlannedTensor, PositionMemory, Problem};
+use crate::positions::{PositionKind, Positions};
+use crate::{Angles, Error, Rope, launch};
+use driver::During;
+use image::Kernels;
+
+/// Devices that the driver lists; 0 where there is a driver but no device.
+///
+/// # Errors
+/// [`Error::NoDriver`], or [`Error::Driver`] if the driver does not start.
+pub fn device_count() -> Result<usize, Error> {
+    driver::device_count()
+}
+
+pub(crate) fn device_name(context: &CudaContext) -> String {
+    context
+        .name()
+        .unwrap_or_else(|_| format!("CUDA device {}", context.ordinal()))
+}
+
+/// Kernels loaded on one device.
+#[derive(Clone, Debug)]
+pub struct Cuda {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    context: Arc<CudaContext>,
+    name: String,
+    multiprocessors: u32,
+    /// In the order of [`Dtype::ALL`]; those asked for.
+    kernels: [Option<Kernels>; 3],
+}
+
+impl Cuda {
+    /// Opens a device by its ordinal (its primary context) and loads the kernels of `dtypes`.
+    ///
+    /// # Errors
+    /// [`Error::NoDriver`], [`Error::NoDevice`], and those of [`Cuda::new`].
+    pub fn open(ordinal: usize, dtypes: &[Dtype]) -> Result<Self, Error> {
+        Self::new(&driver::open(ordinal)?, dtypes)
+    }
+
+    /// Loads the kernels of `dtypes` in a context that the caller has.
+    ///
+    /// # Errors
+    /// [`Error::KernelImage`] if no embedded image runs on the device, [`Error::Driver`] for any
+    /// other failed call.
+    pub fn new(context: &Arc<CudaContext>, dtypes: &[Dtype]) -> Result<Self, Error> {
+        let multiprocessors = context
+            .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+            .during("counting multiprocessors")?;
+        let mut kernels = [None, None, None];
+        for (dtype, slot) in Dtype::ALL.into_iter().zip(&mut kernels) {
+            if dtypes.contains(&dtype) {
+                *slot = Some(Kernels::load(context, dtype)?);
+            }
+        }
+        Ok(Self {
+            inner: Arc::new(Inner {
+                context: context.clone(),
+                name: device_name(context),
+                multiprocessors: u32::try_from(multiprocessors).unwrap_or(1).max(1),
+                kernels,
+            }),
+        })
+    }
+
+    /// The context that the kernels live in.
+    pub fn context(&self) -> &Arc<CudaContext> {
+        &self.inner.context
+    }
+
+    /// The device's name.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// Which image the kernels of an element type came from; `None` if they are not loaded.
+    pub fn image(&self, dtype: Dtype) -> Option<KernelImage> {
+        self.kernels(dtype).map(|kernels| kernels.image)
+    }
+
+    /// Copies the angles of a rotation to the device and waits for that.
+    ///
+    /// # Errors
+    /// [`Error::Driver`] if memory cannot be allocated or copied.
+    pub fn rotator(&self, rope: &Rope) -> Result<CudaRotator, Error> {
+        let context = self.context();
+        let stream = context.default_stream();
+        let angles = match rope.angles() {
+            Angles::Exact(frequencies) => DeviceAngles::Exact {
+                steps: upload(&stream, frequencies.steps())?,
+            },
+            Angles::Table(table) => DeviceAngles::Table {
+                cos: upload(&stream, table.cos())?,
+                sin: upload(&stream, table.sin())?,
+            },
+        };
+        let addresses = angles.addresses(&stream);
+        Ok(CudaRotator {
+            inner: Arc::new(RotatorInner {
+                cuda: self.clone(),
+                rope: rope.clone(),
+                addresses,
+                _angles: angles,
+            }),
+        })
+    }
+
+    fn kernels(&self, dtype: Dtype) -> Option<&Kernels> {
+        let index = Dtype::ALL.iter().position(|&d| d == dtype)?;
+        self.inner.kernels[index].as_ref()
+    }
+
+    fn expect_here(&self, what: &'static str, context: &CudaContext) -> Result<(), Error> {
+        if *context == **self.context() {
+            return Ok(());
+        }
+        let describe = |context: &CudaContext| {
+            format!(
+                "cuda:{} (context {:p})",
+                context.ordinal(),
+                context.cu_ctx()
+            )
+        };
+        Err(Error::DeviceMismatch {
+            what,
+            found: describe(context),
+            expected: describe(self.context()),
+        })
+    }
+}
+
+#[derive(Debug)]
+enum DeviceAngles {
+    Exact {
+        steps: CudaSlice<u64>,
+    },
+    Table {
+        cos: CudaSlice<f32>,
+        sin: CudaSlice<f32>,
+    },
+}
+
+impl DeviceAngles {
+    fn addresses(&self, stream: &CudaStream) -> AngleAddresses {
+        match self {
+            DeviceAngles::Exact { steps } => AngleAddresses::Exact {
+                steps: steps.device_ptr(stream).0,
+            },
+            DeviceAngles::Table { cos, sin } => AngleAddresses::Table {
+                cos: cos.device_ptr(stream).0,
+                sin: sin.device_ptr(stream).0,
+            },
+        }
+    }
+}
+
+/// Position values in device memory.
+#[derive(Debug)]
+pub enum CudaPositionIds<'a> {
+    /// Signed 32-bit.
+    I32(CudaView<'a, i32>),
+    /// Signed 64-bit.
+    I64(CudaView<'a, i64>),
+    /// Unsigned 32-bit.
+    U32(CudaView<'a, u32>),
+}
+
+impl<'a> From<&'a CudaSlice<i32>> for CudaPositionIds<'a> {
+    fn from(ids: &'a CudaSlice<i32>) -> Self {
+        CudaPositionIds::I32(ids.as_view())
+    }
+}
+
+impl<'a> From<&'a CudaSlice<i64>> for CudaPositionIds<'a> {
+    fn from(ids: &'a CudaSlice<i64>) -> Self {
+        CudaPositionIds::I64(ids.as_view())
+    }
+}
+
+impl<'a> From<&'a CudaSlice<u32>> for CudaPositionIds<'a> {
+    fn from(ids: &'a CudaSlice<u32>) -> Self {
+        CudaPositionIds::U32(ids.as_view())
+    }
+}
+
+impl CudaPositionIds<'_> {
+    fn len(&self) -> usize {
+        match self {
+            CudaPositionIds::I32(ids) => ids.len(),
+            CudaPositionIds::I64(ids) => ids.len(),
+            CudaPositionIds::U32(ids) => ids.len(),
+        }
+    }
+
+    fn context(&self) -> &CudaContext {
+        match self {
+            CudaPositionIds::I32(ids) => ids.stream().context(),
+            CudaPositionIds::I64(ids) => ids.stream().context(),
+            CudaPositionIds::U32(ids) => ids.stream().context(),
+        }
+    }
+
+    fn address<'a>(&'a self, stream: &'a CudaStream) -> (PositionAddresses, SyncOnDrop<'a>) {
+        let (dtype, (address, guard)) = match self {
+            CudaPositionIds::I32(ids) => (PositionDtype::I32, ids.device_ptr(stream)),
+            CudaPositionIds::I64(ids) => (PositionDtype::I64, ids.device_ptr(stream)),
+            CudaPositionIds::U32(ids) => (PositionDtype::U32, ids.device_ptr(stream)),
+        };
+        (PositionAddresses::Ids { address, dtype }, guard)
+    }
+}
+
+/// The positions of one call. Those in device memory may change between replays of a graph.
+#[derive(Debug)]
+pub enum CudaPositions<'a> {
+    /// See [`PositionKind::Start`].
+    Start(i64),
+    /// See [`PositionKind::StartPerRow`].
+    StartPerRow(CudaPositionIds<'a>),
+    /// See [`PositionKind::PerToken`].
+    PerToken(CudaPositionIds<'a>),
+}
+
+impl<'a> CudaPositions<'a> {
+    /// One position per token, `[batch, sequence]`.
+    pub fn per_token(ids: impl Into<CudaPositionIds<'a>>) -> Self {
+        CudaPositions::PerToken(ids.into())
+    }
+
+    /// One start per batch row.
+    pub fn start_per_row(starts: impl Into<CudaPositionIds<'a>>) -> Self {
+        CudaPositions::StartPerRow(starts.into())
+    }
+
+    fn ids(&self) -> Option<&CudaPositionIds<'a>> {
+        match self {
+            CudaPositions::Start(_) => None,
+            CudaPositions::StartPerRow(ids) | CudaPositions::PerToken(ids) => Some(ids),
+        }
+    }
+
+    fn check(&self, plan: &Plan) -> Result<(), Error> {
+        let given = match self {
+            CudaPositions::Start(start) => {
+                return plan.check_positions(&Positions::Start(*start));
+            }
+            CudaPositions::StartPerRow(_) => PositionKind::StartPerRow,
+            CudaPositions::PerToken(_) => PositionKind::PerToken,
+        };
+        plan.check_position_count(given, self.ids().map_or(0, CudaPositionIds::len))
+    }
+}
+
+/// A tensor of a call in device memory.
+pub type CudaInOut<'a, T> = InOut<CudaView<'a, T>, CudaViewMut<'a, T>>;
+
+/// One [`Rope`] on a device.
+///
+/// Dropping the last clone waits for the device, as enqueued rotations read its angles. A captured
+/// graph holds their addresses: keep the rotator, and the buffers, until the graph is gone.
+#[derive(Clone, Debug)]
+pub struct CudaRotator {
+    inner: Arc<RotatorInner>,
+}
+
+#[derive(Debug)]
+struct RotatorInner {
+    cuda: Cuda,
+    rope: Rope,
+    addresses: AngleAddresses,
+    /// Owns the memory behind `addresses`.
+    _angles: DeviceAngles,
+}
+
+impl Drop for RotatorInner {
+    fn drop(&mut self) {
+        let context = self.cuda.context();
+        context.record_err(context.synchronize());
+    }
+}
+
+impl CudaRotator {
+    /// Checks a problem; the plan serves any number of calls.
+    ///
+    /// # Errors
+    /// Those of [`Plan::new`]; [`Error::DtypeNotLoaded`].
+    pub fn plan(&self, problem: &Problem) -> Result<Plan, Error> {
+        let plan = Plan::new(&self.inner.rope, problem, PositionMemory::Device)?;
+        self.loaded(plan.dtype())?;
+        Ok(plan)
+    }
+
+    /// The rotation.
+    pub fn rope(&self) -> &Rope {
+        &self.inner.rope
+    }
+
+    /// The device it is on.
+    pub fn cuda(&self) -> &Cuda {
+        &self.inner.cuda
+    }
+
+    /// Enqueues the rotation of q and k on `stream`, each a buffer of its own, as one launch.
+    ///
+    /// # Errors
+    /// As [`HostRotator::rotate`](crate::HostRotator::rotate), and [`Error::DeviceMismatch`],
+    /// [`Error::Driver`]. Positions in device memory are not looked at; out of range ones do what
+    /// the table says.
+    pub fn rotate<T: Element>(
+        &self,
+        stream: &CudaStream,
+        plan: &Plan,
+        mut q: Option<CudaInOut<'_, T>>,
+        mut k: Option<CudaInOut<'_, T>>,
+        positions: &CudaPositions<'_>,
+    ) -> Result<(), Error> {
+        self.check(stream, plan, T::DTYPE, positions)?;
+        plan.check_operands(&q, &k)?;
+        for (planned, operand) in [(&plan.q, &q), (&plan.k, &k)] {
+            if let (Some(planned), Some(operand)) = (planned, operand) {
+                self.check_operand(planned, operand)?;
+            }
+        }
+        let (q, _q_guards) = addresses(&mut q, stream);
+        let (k, _k_guards) = addresses(&mut k, stream);
+        // SAFETY: lengths and devices have been checked, the plan proved the layouts free of
+        // overlap, and the guards order this launch with other uses of the buffers.
+        unsafe { self.enqueue_at(stream, plan, q, k, positions) }
+    }
+
+    /// Enqueues a plan made with [`Problem::one_buffer`], such as packed qkv in place.
+    ///
+    /// # Errors
+    /// Those of [`rotate`](Self::rotate).
+    pub fn rotate_one_buffer<T: Element>(
+        &self,
+        stream: &CudaStream,
+        plan: &Plan,
+        mut buffer: CudaViewMut<'_, T>,
+        positions: &CudaPositions<'_>,
+    ) -> Result<(), Error> {
+        self.check(stream, plan, T::DTYPE, positions)?;
+        self.cuda()
+            .expect_here("the buffer", buffer.stream().context())?;
+        plan.check_one_buffer(buffer.len())?;
+        let (address, _guard) = buffer.device_ptr_mut(stream);
+        let both = TensorAddresses {
+            source: address,
+            destination: address,
+        };
+        // SAFETY: as in `rotate`; the plan proved that the windows do not overlap.
+        unsafe { self.enqueue_at(stream, plan, both, both, positions) }
+    }
+
+    /// Enqueues on a raw stream and raw addresses, for engines with an allocator of their own.
+    /// The addresses are those of the buffers; the layouts' offsets are added to them.
+    ///
+    /// # Errors
+    /// [`Error::PlanMismatch`], [`Error::PositionKindMismatch`], [`Error::PositionOutOfRange`],
+    /// [`Error::Driver`].
+    ///
+    /// # Safety
+    /// `stream` belongs to this rotator's context. From the call until the launch has run (for a
+    /// captured launch, until no graph can replay it): this rotator lives; every buffer reaches
+    /// as far as its layout and is aligned to its element; equal source and destination addresses
+    /// mean in place; no other work writes what is read or touches what is written; and
+    /// `positions` holds as many values as the plan's kind needs, aligned to their size.
+    pub unsafe fn rotate_raw(
+        &self,
+        stream: CUstream,
+        plan: &Plan,
+        q: TensorAddresses,
+        k: TensorAddresses,
+        positions: PositionAddresses,
+    ) -> Result<(), Error> {
+        if !plan.rope.shares_angles(self.rope()) {
+            return Err(Error::PlanMismatch);
+        }
+        if let PositionAddresses::Start(start) = positions {
+            plan.check_positions(&Positions::Start(start))?;
+        }
+        // SAFETY: the caller's.
+        unsafe { self.enqueue(stream, plan, q, k, positions) }
+    }
+
+    fn loaded(&self, dtype: Dtype) -> Result<&Kernels, Error> {
+        self.cuda()
+            .kernels(dtype)
+            .ok_or(Error::DtypeNotLoaded { dtype })
+    }
+
+    fn check(
+        &self,
+        stream: &CudaStream,
+        plan: &Plan,
+        given: Dtype,
+        positions: &CudaPositions<'_>,
+    ) -> Result<(), Error> {
+        if !plan.rope.shares_angles(self.rope()) {
+            return Err(Error::PlanMismatch);
+        }
+        plan.check_dtype(given)?;
+        self.cuda().expect_here("the stream", stream.context())?;
+        if let Some(ids) = positions.ids() {
+            self.cuda().expect_here("positions", ids.context())?;
+        }
+        positions.check(plan)
+    }
+
+    fn check_operand<T>(
+        &self,
+        planned: &PlannedTensor,
+        operand: &CudaInOut<'_, T>,
+    ) -> Result<(), Error> {
+        let (source, destination) = match operand {
+            InOut::InPlace(buffer) => (None, buffer),
+            InOut::OutOfPlace {
+                source,
+                destination,
+            } => (Some(source), destination),
+        };
+        for stream in [source.map(DeviceSlice::stream), Some(destination.stream())] {
+            if let Some(stream) = stream {
+                self.cuda().expect_here("a tensor", stream.context())?;
+            }
+        }
+        let length = destination.len();
+        planned.check_lengths(source.map_or(length, DeviceSlice::len), length)
+    }
+
+    /// # Safety
+    /// See [`rotate_raw`](Self::rotate_raw).
+    unsafe fn enqueue_at(
+        &self,
+        stream: &CudaStream,
+        plan: &Plan,
+        q: TensorAddresses,
+        k: TensorAddresses,
+        positions: &CudaPositions<'_>,
+    ) -> Result<(), Error> {
+        let (positions, _guard) = match positions {
+            CudaPositions::Start(start) => (PositionAddresses::Start(*start), None),
+            CudaPositions::StartPerRow(ids) | CudaPositions::PerToken(ids) => {
+                let (address, guard) = ids.address(stream);
+                (address, Some(guard))
+            }
+        };
+        // SAFETY: the caller's.
+        unsafe { self.enqueue(stream.cu_stream(), plan, q, k, positions) }
+    }
+
+    /// # Safety
+    /// See [`rotate_raw`](Self::rotate_raw).
+    unsafe fn enqueue(
+        &self,
+        stream: CUstream,
+        plan: &Plan,
+        q: TensorAddresses,
+        k: TensorAddresses,
+        positions: PositionAddresses,
+    ) -> Result<(), Error> {
+        let addresses = launch::Addresses {
+            q,
+            k,
+            angles: self.inner.addresses,
+            positions,
+        };
+        let Some(mut launch) = plan.launch(&addresses, self.cuda().inner.multiprocessors)? else {
+            return Ok(());
+        };
+        let function = self.loaded(launch.kernel.dtype)?.function(launch.kernel);
+        self.cuda()
+            .context()
+            .bind_to_thread()
+            .during("binding the context")?;
+        let mut parameters: [*mut c_void; 1] = [(&raw mut launch.params).cast()];
+        let [gx, gy, gz] = launch.grid;
+        let [bx, by, bz] = launch.block;
+        // SAFETY: the kernel takes this one struct by value, laid out by the same header; the
+        // memory it addresses is the caller's promise.
+        unsafe {
+            cudarc::driver::result::launch_kernel(
+                function.cu_function(),
+                (gx, gy, gz),
+                (bx, by, bz),
+                0,
+                stream,
+                &mut parameters,
+            )
+        }
+        .during("launching the kernel")
+    }
+}
+
+/// Addresses of an operand, and guards that order its use; they are dropped after the launch.
+fn addresses<'a, T>(
+    operand: &'a mut Option<CudaInOut<'_, T>>,
+    stream: &'a CudaStream,
+) -> (TensorAddresses, [Option<SyncOnDrop<'a>>; 2]) {
+    match operand {
+        None => (TensorAddresses::default(), [None, None]),
+        Some(InOut::InPlace(buffer)) => {
+            let (address, guard) = buffer.device_ptr_mut(stream);
+            let addresses = TensorAddresses {
+                source: address,
+                destination: address,
+            };
+            (addresses, [Some(guard), None])
+        }
+        Some(InOut::OutOfPlace {
+            source,
+            destination,
+        }) => {
+            let (source, read) = source.device_ptr(stream);
+            let (destination, write) = destination.device_ptr_mut(stream);
+            let addresses = TensorAddresses {
+                source,
+                destination,
+            };
+            (addresses, [Some(read), Some(write)])
+        }
+    }
+}
+
+/// Copies to a new buffer on the stream's device and waits for that.
+pub(crate) fn upload<T: DeviceRepr>(
+    stream: &Arc<CudaStream>,
+    data: &[T],
+) -> Result<CudaSlice<T>, Error> {
+    if data.is_empty() {
+        return stream.null().during("making an empty buffer");
+    }
+    let copied = stream.clone_htod(data).during("copying to the device")?;
+    synchronize(stream)?;
+    Ok(copied)
+}
+
+/// Waits for all work on the buffer's stream, then copies.
+pub(crate) fn download<T: DeviceRepr>(data: &CudaSlice<T>) -> Result<Vec<T>, Error> {
+    let stream = data.stream();
+    if data.is_empty() {
+        return Ok(Vec::new());
+    }
+    let copied = stream.clone_dtoh(data).during("copying to the host")?;
+    synchronize(stream)?;
+    Ok(copied)
+}
+
+pub(crate) fn synchronize(stream: &CudaStream) -> Result<(), Error> {
+    stream.synchronize().during("waiting for the stream")
+}

@@ -34,6 +34,9 @@ fn main() {
         && env::var_os("DOCS_RS").is_none()
         && let Some(nvcc) = wanted_nvcc()
     {
+        // cc wraps host flags for nvcc only where it takes nvcc from this variable.
+        // SAFETY: the build script has one thread.
+        unsafe { env::set_var("NVCC", &nvcc.path) };
         for module in MODULES {
             compile_fatbin(&nvcc, module);
         }
@@ -191,7 +194,9 @@ fn compile_fatbin(nvcc: &Nvcc, module: &str) {
     let mut command = cc::Build::new()
         .cuda(true)
         .cudart("none")
-        .compiler(&nvcc.path)
+        // A debug build of the crate would otherwise carry unoptimised kernels.
+        .debug(false)
+        .opt_level(3)
         .cargo_metadata(false)
         .get_compiler()
         .to_command();

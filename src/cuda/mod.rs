@@ -445,10 +445,12 @@ impl CudaRotator {
                 destination,
             } => (Some(source), destination),
         };
-        for stream in [source.map(DeviceSlice::stream), Some(destination.stream())] {
-            if let Some(stream) = stream {
-                self.cuda().expect_here("a tensor", stream.context())?;
-            }
+        for stream in source
+            .map(DeviceSlice::stream)
+            .into_iter()
+            .chain([destination.stream()])
+        {
+            self.cuda().expect_here("a tensor", stream.context())?;
         }
         let length = destination.len();
         planned.check_lengths(source.map_or(length, DeviceSlice::len), length)

@@ -117,6 +117,11 @@ impl Layout {
         [self.batch_stride, self.sequence_stride, self.head_stride]
     }
 
+    /// Element of the buffer at which `[0, 0, 0, 0]` lies.
+    pub const fn offset(&self) -> usize {
+        self.offset
+    }
+
     /// First rotated dim inside each head.
     pub const fn rotary_offset(&self) -> usize {
         self.rotary_offset

@@ -266,7 +266,7 @@ impl Lanes for f32 {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn to_f16(x: __m256) -> __m128i {
-    _mm256_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(canonical(x))
+    _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(canonical(x))
 }
 
 impl Lanes for f16 {

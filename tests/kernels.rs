@@ -1,0 +1,302 @@
+//! The kernels' own PTX, executed on the host and held against the host backend bit for bit.
+//!
+//! The launch is the one that the driver would get: same kernel name, grid, block and parameter
+//! bytes. Random cases print their seed; `PHASOR_TEST_SEED` repeats a run. `PHASOR_EXTRA_PTX` names
+//! a folder of further PTX to hold to the same (`rope_f32.ptx`, `rope_f16.ptx`, `rope_bf16.ptx`).
+
+#[path = "support/kernel_cases.rs"]
+mod kernel_cases;
+#[path = "support/ptx/mod.rs"]
+mod ptx;
+#[path = "support/ptx_backend.rs"]
+mod ptx_backend;
+
+use kernel_cases::{
+    Case, Elements, Form, Ids, Rng, TensorCase, Wish, random_case, random_elements,
+};
+use phasor::{
+    CosSinTable, Dtype, Frequencies, InOut, Isa, Layout, OutOfRange, Pairing, PositionKind, Rope,
+};
+use ptx_backend::{Image, Run};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+fn check(image: &Image, case: &Case, seed: u64) -> Run {
+    let expected = case.on_host(Isa::Scalar);
+    match image.run(case) {
+        Ok(run) => {
+            assert_eq!(
+                run.outcome,
+                expected,
+                "{}, seed {seed:#x}: {case:?}",
+                image.name()
+            );
+            run
+        }
+        Err(fault) => panic!("{}, seed {seed:#x}: {fault}\n{case:?}", image.name()),
+    }
+}
+
+/// A new seed each run, or the one asked for.
+fn seed() -> u64 {
+    match std::env::var("PHASOR_TEST_SEED") {
+        Ok(seed) => {
+            let digits = seed.trim_start_matches("0x");
+            u64::from_str_radix(digits, 16).expect("PHASOR_TEST_SEED is hexadecimal")
+        }
+        Err(_) => std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap()
+            .as_nanos() as u64,
+    }
+}
+
+#[test]
+fn random_cases_equal_the_host_bit_for_bit() {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    const CASES: u64 = 3000;
+    let first = seed();
+    println!("PHASOR_TEST_SEED={first:#x}");
+    let images = Image::all();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+                    if n >= CASES {
+                        break;
+                    }
+                    let seed = first.wrapping_add(n);
+                    let case = random_case(&mut Rng(seed), Wish::default());
+                    for image in &images {
+                        check(image, &case, seed);
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// Every kernel with every kind of position and every form of call, so that no combination is
+/// left to chance.
+#[test]
+fn every_combination_equals_the_host_bit_for_bit() {
+    let images = Image::all();
+    let mut names = std::collections::BTreeSet::new();
+    let mut seed = 1;
+    for dtype in Dtype::ALL {
+        for pairing in [Pairing::HalfSplit, Pairing::Interleaved] {
+            for table in [false, true] {
+                for aligned in [false, true] {
+                    for kind in [
+                        PositionKind::Start,
+                        PositionKind::StartPerRow,
+                        PositionKind::PerToken,
+                    ] {
+                        for form in [Form::InPlace, Form::OutOfPlace, Form::Packed] {
+                            let wish = Wish {
+                                dtype: Some(dtype),
+                                pairing: Some(pairing),
+                                table: Some(table),
+                                kind: Some(kind),
+                                form: Some(form),
+                                aligned: Some(aligned),
+                                head_dim: None,
+                            };
+                            // Until there is something to rotate.
+                            loop {
+                                seed += 1;
+                                let case = random_case(&mut Rng(seed), wish);
+                                let runs: Vec<_> = images
+                                    .iter()
+                                    .map(|image| check(image, &case, seed))
+                                    .collect();
+                                if let Some(kernel) = &runs[0].kernel {
+                                    names.insert(kernel.clone());
+                                    break;
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(names.len(), 24, "{names:?}");
+}
+
+#[test]
+fn every_head_dim_equals_the_host_bit_for_bit() {
+    let images = Image::all();
+    for (n, head_dim) in (2..=512).step_by(2).enumerate() {
+        let n = n as u64;
+        let wish = Wish {
+            head_dim: Some(head_dim),
+            aligned: Some(head_dim % 16 == 0),
+            ..Wish::default()
+        };
+        let case = random_case(&mut Rng(n), wish);
+        check(&images[n as usize % images.len()], &case, n);
+    }
+}
+
+fn plain_case(dtype: Dtype, rope: Rope, q: InOut<Layout>, k: InOut<Layout>) -> Case {
+    let mut rng = Rng(7);
+    let mut tensor = |layout: InOut<Layout>| {
+        let mut elements = |layout: Layout| -> Elements {
+            random_elements(&mut rng, dtype, layout.required_len().unwrap())
+        };
+        let (source, destination) = match layout {
+            InOut::InPlace(layout) => (elements(layout), None),
+            InOut::OutOfPlace {
+                source,
+                destination,
+            } => (elements(source), Some(elements(destination))),
+        };
+        TensorCase {
+            layout,
+            source,
+            destination,
+            misalign: 0,
+        }
+    };
+    Case {
+        dtype,
+        rope,
+        q: Some(tensor(q)),
+        k: Some(tensor(k)),
+        one_buffer: None,
+        kind: PositionKind::PerToken,
+        ids: Ids::I32((0..q_tokens(q)).map(|t| t as i32 * 3).collect()),
+        multiprocessors: 1,
+    }
+}
+
+fn q_tokens(layout: InOut<Layout>) -> usize {
+    let (InOut::InPlace(layout)
+    | InOut::OutOfPlace {
+        destination: layout,
+        ..
+    }) = layout;
+    layout.shape()[0] * layout.shape()[1]
+}
+
+fn theta(rotary_dim: usize, pairing: Pairing) -> Rope {
+    Rope::new(Frequencies::from_theta(1e4, rotary_dim).unwrap(), pairing)
+}
+
+/// In place, exactly the rotated dims are read once and written once, 16 bytes at a time.
+#[test]
+fn in_place_touches_only_rotated_dims_and_each_once() {
+    for image in Image::all() {
+        for dtype in Dtype::ALL {
+            for pairing in [Pairing::HalfSplit, Pairing::Interleaved] {
+                let (head_dim, offset, rotary_dim) = (96, 16, 64);
+                let q = Layout::tokens(7, 12, head_dim).with_rotary_offset(offset);
+                let k = Layout::tokens(7, 4, head_dim).with_rotary_offset(offset);
+                let case = plain_case(dtype, theta(rotary_dim, pairing), q.into(), k.into());
+                let run = check(&image, &case, 0);
+                let size = dtype.size();
+                for (name, heads) in [("q", 12), ("k", 4)] {
+                    let traffic = run.stats.buffer(name).unwrap();
+                    let vectors = (7 * heads * rotary_dim * size / 16) as u64;
+                    assert_eq!(traffic.loads, [0, 0, 0, 0, vectors], "{name} {dtype}");
+                    assert_eq!(traffic.stores, [0, 0, 0, 0, vectors], "{name} {dtype}");
+                    for (at, &(reads, writes)) in run.counts[name].iter().enumerate() {
+                        let dim = at / size % head_dim;
+                        let rotates = u32::from((offset..offset + rotary_dim).contains(&dim));
+                        assert_eq!((reads, writes), (rotates, rotates), "{name} byte {at}");
+                    }
+                }
+                // One position a token and row of lanes, one step a pair: counted apart.
+                assert!(run.stats.buffer("ids").unwrap().loaded_bytes() > 0);
+                assert!(run.stats.buffer("steps").unwrap().loads_of(16) > 0);
+                assert_eq!(run.stats.buffer("steps").unwrap().stored_bytes(), 0);
+            }
+        }
+    }
+}
+
+/// Out of place, every byte of every head is read once and written once.
+#[test]
+fn out_of_place_moves_every_byte_once() {
+    for image in Image::all() {
+        for dtype in Dtype::ALL {
+            for (head_dim, offset, rotary_dim, wide) in
+                [(96, 16, 64, true), (128, 0, 128, true), (18, 4, 10, false)]
+            {
+                let q = Layout::tokens(5, 9, head_dim).with_rotary_offset(offset);
+                let k = Layout::tokens(5, 2, head_dim).with_rotary_offset(offset);
+                let rope = theta(rotary_dim, Pairing::HalfSplit);
+                let case = plain_case(dtype, rope, (q, q).into(), (k, k).into());
+                let run = check(&image, &case, 0);
+                for (name, written) in [("q", "q_out"), ("k", "k_out")] {
+                    assert!(run.counts[name].iter().all(|&c| c == (1, 0)), "{name}");
+                    assert!(
+                        run.counts[written].iter().all(|&c| c == (0, 1)),
+                        "{written}"
+                    );
+                }
+                let width = if wide { 16 } else { dtype.size() };
+                let written = run.stats.buffer("q_out").unwrap();
+                assert_eq!(
+                    written.stores_of(width) * width as u64,
+                    written.stored_bytes()
+                );
+            }
+        }
+    }
+}
+
+/// A position outside the table reads no byte outside it: the interpreter would fault.
+#[test]
+fn no_position_reads_outside_the_table() {
+    let positions = [i64::MIN, -1, 0, 2, 3, 4, i64::from(i32::MAX), i64::MAX];
+    for image in Image::all() {
+        for choice in [OutOfRange::Clamp, OutOfRange::PassThrough] {
+            for rotary_dim in [32, 6] {
+                let table = CosSinTable::new(
+                    vec![0.25; 3 * rotary_dim / 2],
+                    vec![0.5; 3 * rotary_dim / 2],
+                    rotary_dim / 2,
+                );
+                let table = table.unwrap().with_out_of_range(choice);
+                let rope = Rope::new(table, Pairing::Interleaved);
+                let layout = Layout::tokens(positions.len(), 2, rotary_dim);
+                let mut case = plain_case(Dtype::F16, rope, layout.into(), (layout, layout).into());
+                case.ids = Ids::I64(positions.to_vec());
+                check(&image, &case, 0);
+            }
+        }
+    }
+}
+
+/// Byte offsets past 2^32, and element offsets past 2^32, in a buffer of which only the touched
+/// pages exist.
+#[test]
+fn tensors_past_two_to_the_32_elements_are_addressed_right() {
+    for image in Image::all() {
+        for dtype in Dtype::ALL {
+            let far = (1 << 33) + 64;
+            let near = Layout::bshd(2, 3, 2, 64);
+            let spread = near
+                .with_strides(3 * far, far, 1 << 20)
+                .with_offset(1 << 32);
+            let rope = theta(64, Pairing::HalfSplit);
+            let case = plain_case(dtype, rope, near.into(), near.into());
+            let expected = case.on_host(Isa::Scalar);
+            let got = image.run_spread(&case, spread, spread).unwrap();
+            assert_eq!(got, expected, "{} {dtype}", image.name());
+        }
+    }
+}
+
+/// The device compiler lays the parameter structs out as the bindings do.
+#[test]
+fn params_layout_agrees_with_the_bindings() {
+    for image in ptx_backend::layout_images() {
+        assert_eq!(
+            ptx_backend::device_layout(image),
+            ptx_backend::host_layout(),
+        );
+    }
+}

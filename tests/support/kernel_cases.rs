@@ -1,0 +1,453 @@
+//! Whole calls as data: made by hand or at random, and run on any backend. Every backend must
+//! leave the same bits in every buffer, gaps between heads and tokens included.
+
+use phasor::half::{bf16, f16};
+use phasor::{
+    Angles, CosSinTable, Direction, Dtype, Element, Frequencies, Host, InOut, Isa, Layout,
+    OutOfRange, Pairing, PositionIds, PositionKind, Positions, Problem, Rope, Threads,
+};
+
+/// A small generator (splitmix64), so that a seed is all that a failing case needs.
+#[derive(Clone)]
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    pub fn chance(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+
+    pub fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len())]
+    }
+}
+
+/// An element type that a case can hold as bits.
+pub trait Bits: Element {
+    fn from_raw(bits: u32) -> Self;
+    fn raw(self) -> u32;
+}
+
+impl Bits for f32 {
+    fn from_raw(bits: u32) -> Self {
+        f32::from_bits(bits)
+    }
+    fn raw(self) -> u32 {
+        self.to_bits()
+    }
+}
+
+impl Bits for f16 {
+    fn from_raw(bits: u32) -> Self {
+        f16::from_bits(bits as u16)
+    }
+    fn raw(self) -> u32 {
+        u32::from(self.to_bits())
+    }
+}
+
+impl Bits for bf16 {
+    fn from_raw(bits: u32) -> Self {
+        bf16::from_bits(bits as u16)
+    }
+    fn raw(self) -> u32 {
+        u32::from(self.to_bits())
+    }
+}
+
+/// Elements as bits.
+pub type Elements = Vec<u32>;
+
+pub fn typed<T: Bits>(elements: &[u32]) -> Vec<T> {
+    elements.iter().map(|&bits| T::from_raw(bits)).collect()
+}
+
+pub fn raw<T: Bits>(elements: &[T]) -> Elements {
+    elements.iter().map(|x| x.raw()).collect()
+}
+
+/// Little-endian bytes, as they lie in memory.
+pub fn bytes(dtype: Dtype, elements: &[u32]) -> Vec<u8> {
+    elements
+        .iter()
+        .flat_map(|bits| bits.to_le_bytes()[..dtype.size()].to_vec())
+        .collect()
+}
+
+pub fn from_bytes(dtype: Dtype, bytes: &[u8]) -> Elements {
+    bytes
+        .chunks(dtype.size())
+        .map(|chunk| {
+            let mut word = [0; 4];
+            word[..chunk.len()].copy_from_slice(chunk);
+            u32::from_le_bytes(word)
+        })
+        .collect()
+}
+
+/// Random bits: mostly ordinary numbers, with zeros, subnormals, infinities and NaNs among them.
+pub fn random_elements(rng: &mut Rng, dtype: Dtype, count: usize) -> Elements {
+    let special = rng.chance(50);
+    (0..count)
+        .map(|_| {
+            if special && rng.chance(10) {
+                return rng.next() as u32
+                    & if dtype == Dtype::F32 {
+                        u32::MAX
+                    } else {
+                        0xffff
+                    };
+            }
+            let x = (rng.next() as i64 as f64 / (1u64 << 61) as f64) as f32;
+            match dtype {
+                Dtype::F32 => x.raw(),
+                Dtype::F16 => f16::narrow(x).raw(),
+                Dtype::Bf16 => bf16::narrow(x).raw(),
+            }
+        })
+        .collect()
+}
+
+/// Positions that a case owns.
+#[derive(Clone, Debug)]
+pub enum Ids {
+    None(i64),
+    I32(Vec<i32>),
+    I64(Vec<i64>),
+    U32(Vec<u32>),
+}
+
+#[derive(Clone, Debug)]
+pub struct TensorCase {
+    pub layout: InOut<Layout>,
+    /// Empty where the case has one buffer for all.
+    pub source: Elements,
+    /// Only out of place.
+    pub destination: Option<Elements>,
+    /// Elements by which the buffers miss 16-byte alignment.
+    pub misalign: usize,
+}
+
+#[derive(Clone, Debug)]
+pub struct Case {
+    pub dtype: Dtype,
+    pub rope: Rope,
+    pub q: Option<TensorCase>,
+    pub k: Option<TensorCase>,
+    pub one_buffer: Option<Elements>,
+    pub kind: PositionKind,
+    pub ids: Ids,
+    /// Shapes the grid.
+    pub multiprocessors: u32,
+}
+
+/// The buffers that were written, after a call: q's, k's, or the one for all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome(pub Vec<Elements>);
+
+impl Case {
+    pub fn problem(&self) -> Problem {
+        let mut problem = Problem::new(self.dtype).positions(self.kind);
+        if let Some(q) = &self.q {
+            problem = problem.q(q.layout);
+        }
+        if let Some(k) = &self.k {
+            problem = problem.k(k.layout);
+        }
+        if self.one_buffer.is_some() {
+            problem = problem.one_buffer();
+        }
+        problem
+    }
+
+    pub fn positions(&self) -> Positions<'_> {
+        let ids = match &self.ids {
+            Ids::None(start) => return Positions::Start(*start),
+            Ids::I32(ids) => PositionIds::I32(ids),
+            Ids::I64(ids) => PositionIds::I64(ids),
+            Ids::U32(ids) => PositionIds::U32(ids),
+        };
+        match self.kind {
+            PositionKind::PerToken => Positions::PerToken(ids),
+            _ => Positions::StartPerRow(ids),
+        }
+    }
+
+    pub fn tensors(&self) -> impl Iterator<Item = &TensorCase> {
+        self.q.iter().chain(&self.k)
+    }
+
+    /// Runs the call on a variant of the host backend.
+    pub fn on_host(&self, isa: Isa) -> Outcome {
+        match self.dtype {
+            Dtype::F32 => self.on_host_typed::<f32>(isa),
+            Dtype::F16 => self.on_host_typed::<f16>(isa),
+            Dtype::Bf16 => self.on_host_typed::<bf16>(isa),
+        }
+    }
+
+    fn on_host_typed<T: Bits>(&self, isa: Isa) -> Outcome {
+        let host = Host::new()
+            .with_isa(isa)
+            .unwrap()
+            .with_threads(Threads::One);
+        let rotator = host.rotator(&self.rope);
+        let plan = rotator.plan(&self.problem()).unwrap();
+        if let Some(buffer) = &self.one_buffer {
+            let mut buffer: Vec<T> = typed(buffer);
+            rotator
+                .rotate_one_buffer(&plan, &mut buffer, self.positions())
+                .unwrap();
+            return Outcome(vec![raw(&buffer)]);
+        }
+        let buffers = |tensor: &TensorCase| {
+            let source: Vec<T> = typed(&tensor.source);
+            (source, tensor.destination.as_deref().map(typed::<T>))
+        };
+        let mut q = self.q.as_ref().map(buffers);
+        let mut k = self.k.as_ref().map(buffers);
+        rotator
+            .rotate(
+                &plan,
+                q.as_mut().map(operand),
+                k.as_mut().map(operand),
+                self.positions(),
+            )
+            .unwrap();
+        Outcome(
+            q.into_iter()
+                .chain(k)
+                .map(|(source, destination)| raw(&destination.unwrap_or(source)))
+                .collect(),
+        )
+    }
+}
+
+fn operand<T>(buffers: &mut (Vec<T>, Option<Vec<T>>)) -> InOut<&[T], &mut [T]> {
+    match buffers {
+        (source, None) => InOut::InPlace(source),
+        (source, Some(destination)) => InOut::OutOfPlace {
+            source,
+            destination,
+        },
+    }
+}
+
+/// What a random case is made of, where it is not left to chance.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wish {
+    pub dtype: Option<Dtype>,
+    pub pairing: Option<Pairing>,
+    pub table: Option<bool>,
+    pub kind: Option<PositionKind>,
+    pub form: Option<Form>,
+    /// Shapes, strides and bases that allow 16-byte accesses.
+    pub aligned: Option<bool>,
+    pub head_dim: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    InPlace,
+    OutOfPlace,
+    Packed,
+}
+
+/// A random call that is small enough to be interpreted.
+pub fn random_case(rng: &mut Rng, wish: Wish) -> Case {
+    let dtype = wish.dtype.unwrap_or_else(|| rng.pick(&Dtype::ALL));
+    let pairing = wish
+        .pairing
+        .unwrap_or_else(|| rng.pick(&[Pairing::HalfSplit, Pairing::Interleaved]));
+    let aligned = wish.aligned.unwrap_or_else(|| rng.chance(50));
+    let form = wish
+        .form
+        .unwrap_or_else(|| rng.pick(&[Form::InPlace, Form::OutOfPlace, Form::Packed]));
+
+    // Elements of a 16-byte access; a chunk of pairs takes two of them.
+    let vector = 16 / dtype.size();
+    let head_dim = wish.head_dim.unwrap_or_else(|| {
+        if aligned {
+            2 * vector * (1 + rng.below(4))
+        } else {
+            2 * (1 + rng.below(70))
+        }
+    });
+    let (rotary_dim, rotary_offset) = if rng.chance(50) {
+        (head_dim, 0)
+    } else if aligned {
+        let rotary_dim = 2 * vector * (1 + rng.below((head_dim / (2 * vector)).max(1)));
+        let rotary_dim = rotary_dim.min(head_dim);
+        let offset = vector * rng.below((head_dim - rotary_dim) / vector + 1);
+        (rotary_dim, offset)
+    } else {
+        let rotary_dim = 2 * (1 + rng.below(head_dim / 2));
+        (rotary_dim, 2 * rng.below((head_dim - rotary_dim) / 2 + 1))
+    };
+
+    let batch = rng.pick(&[1, 1, 1, 2, 3, 0]);
+    let sequence = rng.pick(&[1, 1, 2, 3, 5, 9, 0]);
+    let (q_heads, k_heads) = rng.pick(&[(1, 1), (4, 1), (6, 2), (3, 3), (9, 1), (0, 2), (11, 0)]);
+
+    let rope = random_rope(rng, wish.table, pairing, rotary_dim);
+    let kind = wish.kind.unwrap_or_else(|| {
+        rng.pick(&[
+            PositionKind::Start,
+            PositionKind::StartPerRow,
+            PositionKind::PerToken,
+        ])
+    });
+    let ids = random_ids(rng, kind, batch, sequence, rope.angles());
+
+    let layout = |rng: &mut Rng, heads: usize| {
+        random_layout(rng, [batch, sequence, heads, head_dim], aligned, vector)
+            .with_rotary_offset(rotary_offset)
+    };
+    let tensor = |rng: &mut Rng, heads: usize| {
+        let misalign = if aligned { 0 } else { rng.below(vector) };
+        let source = layout(rng, heads);
+        let destination = layout(rng, heads);
+        let mut elements = |layout: &Layout| {
+            let len = layout.required_len().unwrap() + rng.below(3);
+            random_elements(rng, dtype, len)
+        };
+        if form == Form::OutOfPlace {
+            TensorCase {
+                layout: (source, destination).into(),
+                source: elements(&source),
+                destination: Some(elements(&destination)),
+                misalign,
+            }
+        } else {
+            TensorCase {
+                layout: source.into(),
+                source: elements(&source),
+                destination: None,
+                misalign,
+            }
+        }
+    };
+    let absent = rng.below(8);
+    let mut case = Case {
+        dtype,
+        rope,
+        q: (absent != 0).then(|| tensor(rng, q_heads)),
+        k: (absent != 1).then(|| tensor(rng, k_heads)),
+        one_buffer: None,
+        kind,
+        ids,
+        multiprocessors: rng.pick(&[1, 1, 8, 132]),
+    };
+    if form == Form::Packed {
+        let total = q_heads + 2 * k_heads;
+        let gap = if aligned { vector } else { 1 } * rng.below(3);
+        let window = |range| {
+            let layout = Layout::packed_heads(batch, sequence, total, head_dim, range);
+            let token = total * head_dim + gap;
+            layout
+                .with_strides(sequence * token, token, head_dim)
+                .with_rotary_offset(rotary_offset)
+        };
+        let packed = |layout: Layout| TensorCase {
+            layout: layout.into(),
+            source: Vec::new(),
+            destination: None,
+            misalign: if aligned { 0 } else { gap % vector },
+        };
+        case.q = Some(packed(window(0..q_heads)));
+        case.k = Some(packed(window(q_heads..q_heads + k_heads)));
+        let len = batch * sequence * (total * head_dim + gap);
+        case.one_buffer = Some(random_elements(rng, dtype, len));
+    }
+    case
+}
+
+fn random_rope(rng: &mut Rng, table: Option<bool>, pairing: Pairing, rotary_dim: usize) -> Rope {
+    let pairs = rotary_dim / 2;
+    let rope = if table.unwrap_or_else(|| rng.chance(40)) {
+        let rows = 1 + rng.below(12);
+        let values = |rng: &mut Rng| random_elements(rng, Dtype::F32, rows * pairs);
+        let (cos, sin) = (typed(&values(rng)), typed(&values(rng)));
+        let choice = rng.pick(&[OutOfRange::Clamp, OutOfRange::PassThrough]);
+        let table = CosSinTable::new(cos, sin, pairs).unwrap();
+        Rope::new(table.with_out_of_range(choice), pairing)
+    } else {
+        let frequencies = if rng.chance(50) {
+            let theta = rng.pick(&[1e2, 1e4, 5e5, 1e9]);
+            Frequencies::from_theta(theta, rotary_dim).unwrap()
+        } else {
+            // Steps that no theta gives: every bit of the product matters.
+            Frequencies::from_steps((0..pairs).map(|_| rng.next()).collect()).unwrap()
+        };
+        let factor = rng.pick(&[1.0, 1.0, 1.0, 0.737, 1.4]);
+        Rope::new(frequencies.with_attention_factor(factor).unwrap(), pairing)
+    };
+    rope.with_direction(rng.pick(&[Direction::Forward, Direction::Forward, Direction::Inverse]))
+}
+
+fn random_position(rng: &mut Rng, angles: &Angles) -> i64 {
+    if let Angles::Table(table) = angles
+        && rng.chance(70)
+    {
+        return rng.below(table.rows() + 2) as i64 - 1;
+    }
+    match rng.below(6) {
+        0 => rng.below(5000) as i64,
+        1 => -(rng.below(5000) as i64),
+        2 => i64::MAX - rng.below(3) as i64,
+        3 => i64::MIN + rng.below(3) as i64,
+        4 => (1 << 31) - 2 + rng.below(5) as i64,
+        _ => rng.next() as i64,
+    }
+}
+
+fn random_ids(
+    rng: &mut Rng,
+    kind: PositionKind,
+    batch: usize,
+    sequence: usize,
+    angles: &Angles,
+) -> Ids {
+    let count = match kind {
+        PositionKind::Start => return Ids::None(random_position(rng, angles)),
+        PositionKind::StartPerRow => batch,
+        PositionKind::PerToken => batch * sequence,
+    };
+    let ids: Vec<i64> = (0..count).map(|_| random_position(rng, angles)).collect();
+    match rng.below(3) {
+        0 => Ids::I32(ids.iter().map(|&id| id as i32).collect()),
+        1 => Ids::U32(ids.iter().map(|&id| id as u32).collect()),
+        _ => Ids::I64(ids),
+    }
+}
+
+/// Strides of a random order of dims, with gaps.
+fn random_layout(rng: &mut Rng, shape: [usize; 4], aligned: bool, vector: usize) -> Layout {
+    let [batch, sequence, heads, head_dim] = shape;
+    let unit = if aligned { vector } else { 1 };
+    let mut order = [0, 1, 2];
+    for i in (1..3).rev() {
+        order.swap(i, rng.below(i + 1));
+    }
+    let counts = [batch, sequence, heads];
+    let mut strides = [0; 3];
+    let mut extent = head_dim + unit * rng.pick(&[0, 0, 1, 2]);
+    for dim in order {
+        strides[dim] = extent;
+        extent = extent * counts[dim].max(1) + unit * rng.pick(&[0, 0, 1, 3]);
+    }
+    Layout::bshd(batch, sequence, heads, head_dim)
+        .with_strides(strides[0], strides[1], strides[2])
+        .with_offset(unit * rng.pick(&[0, 0, 1, 4]))
+}

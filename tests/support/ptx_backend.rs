@@ -1,0 +1,333 @@
+//! Runs cases on the kernels' PTX, in the interpreter.
+
+use crate::kernel_cases::{Case, Elements, Ids, Outcome, TensorCase, bytes, from_bytes};
+use crate::ptx::{Fault, Launch, Memory, Module, Stats, run};
+use phasor::launch::{
+    Addresses, AngleAddresses, PositionAddresses, PositionDtype, TensorAddresses,
+};
+use phasor::params::*;
+use phasor::{Angles, Dtype, InOut, Layout, Plan, PositionMemory, Problem};
+use std::collections::HashMap;
+use std::mem::offset_of;
+
+/// The three kernel modules of one target.
+pub struct Image {
+    name: String,
+    modules: [Module; 3],
+}
+
+/// A finished case.
+pub struct Run {
+    pub outcome: Outcome,
+    pub stats: Stats,
+    /// For each buffer of q and k, how often each byte was read and written.
+    pub counts: HashMap<&'static str, Vec<(u32, u32)>>,
+    /// `None` if there was nothing to launch.
+    pub kernel: Option<String>,
+}
+
+/// PTX texts in the order of [`Dtype::ALL`].
+pub const COMPUTE_75: [&str; 3] = [
+    include_str!("../../cuda/prebuilt/rope_f32.compute_75.ptx"),
+    include_str!("../../cuda/prebuilt/rope_f16.compute_75.ptx"),
+    include_str!("../../cuda/prebuilt/rope_bf16.compute_75.ptx"),
+];
+pub const COMPUTE_80: [&str; 3] = [
+    include_str!("../../cuda/prebuilt/rope_f32.compute_80.ptx"),
+    include_str!("../../cuda/prebuilt/rope_f16.compute_80.ptx"),
+    include_str!("../../cuda/prebuilt/rope_bf16.compute_80.ptx"),
+];
+
+impl Image {
+    /// The prebuilt images, and what `PHASOR_EXTRA_PTX` names.
+    pub fn all() -> Vec<Image> {
+        let mut images = vec![
+            Image::parse("compute_75", COMPUTE_75),
+            Image::parse("compute_80", COMPUTE_80),
+        ];
+        if let Ok(folder) = std::env::var("PHASOR_EXTRA_PTX") {
+            let texts = Dtype::ALL.map(|dtype| {
+                let path = format!("{folder}/rope_{dtype}.ptx");
+                std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+            });
+            images.push(Image::parse(&folder, texts.each_ref().map(String::as_str)));
+        }
+        images
+    }
+
+    pub fn parse(name: &str, texts: [&str; 3]) -> Image {
+        Image {
+            name: name.into(),
+            modules: texts
+                .map(|text| Module::parse(text).unwrap_or_else(|error| panic!("{name}: {error}"))),
+        }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn module(&self, dtype: Dtype) -> &Module {
+        let index = Dtype::ALL.iter().position(|&d| d == dtype).unwrap();
+        &self.modules[index]
+    }
+
+    /// Runs a case as the CUDA backend would.
+    pub fn run(&self, case: &Case) -> Result<Run, Fault> {
+        let mut memory = Memory::new();
+        let mut named = Vec::new();
+        let mut add = |memory: &mut Memory, name, elements: &Elements, misalign: usize| {
+            let bytes = bytes(case.dtype, elements);
+            let length = bytes.len();
+            let address = memory.add(name, bytes, misalign * case.dtype.size());
+            named.push((name, address, length));
+            address
+        };
+        let shared = case
+            .one_buffer
+            .as_ref()
+            .map(|buffer| add(&mut memory, "packed", buffer, misalign(&case.q)));
+        let mut tensor = |tensor: &Option<TensorCase>, name, name_out| match (shared, tensor) {
+            (Some(address), _) => TensorAddresses {
+                source: address,
+                destination: address,
+            },
+            (None, None) => TensorAddresses::default(),
+            (None, Some(tensor)) => {
+                let source = add(&mut memory, name, &tensor.source, tensor.misalign);
+                let destination = match &tensor.destination {
+                    Some(buffer) => {
+                        memory.set_read_only(source);
+                        add(&mut memory, name_out, buffer, tensor.misalign)
+                    }
+                    None => source,
+                };
+                TensorAddresses {
+                    source,
+                    destination,
+                }
+            }
+        };
+        let q = tensor(&case.q, "q", "q_out");
+        let k = tensor(&case.k, "k", "k_out");
+        let (kernel, stats) = self.launch(case, &case.problem(), &mut memory, q, k)?;
+
+        let read = |address: u64| Elements::from(from_bytes(case.dtype, memory.bytes(address)));
+        let outcome = match shared {
+            Some(address) => vec![read(address)],
+            None => [(&case.q, q), (&case.k, k)]
+                .into_iter()
+                .filter(|(tensor, _)| tensor.is_some())
+                .map(|(_, addresses)| read(addresses.destination))
+                .collect(),
+        };
+        let counts = named
+            .iter()
+            .filter(|&&(_, _, length)| length > 0)
+            .map(|&(name, address, length)| (name, memory.counts(address, length)))
+            .collect();
+        Ok(Run {
+            outcome: Outcome(outcome),
+            stats,
+            counts,
+            kernel,
+        })
+    }
+
+    /// Runs a case whose tensors are rotated in place, but spread over other layouts, in sparse
+    /// buffers. The outcome is in the case's own layouts.
+    pub fn run_spread(&self, case: &Case, q: Layout, k: Layout) -> Result<Outcome, Fault> {
+        let mut memory = Memory::new();
+        let size = case.dtype.size();
+        let mut problem = Problem::new(case.dtype).positions(case.kind);
+        let mut moved = Vec::new();
+        for (tensor, layout) in case.tensors().zip([q, k]) {
+            let InOut::InPlace(near) = tensor.layout else {
+                panic!("in place only")
+            };
+            let length = (layout.required_len().unwrap() * size) as u64;
+            let address = memory.add_sparse("spread", length, 0);
+            let pairs: Vec<_> = heads(near).into_iter().zip(heads(layout)).collect();
+            for &(from, to) in &pairs {
+                let head = &tensor.source[from..from + near.shape()[3]];
+                memory.write(address + (to * size) as u64, &bytes(case.dtype, head));
+            }
+            moved.push((address, near, pairs));
+        }
+        problem = problem.q(q).k(k);
+        let at = |n: usize| TensorAddresses {
+            source: moved[n].0,
+            destination: moved[n].0,
+        };
+        let (q, k) = (at(0), at(1));
+        self.launch(case, &problem, &mut memory, q, k)?;
+        let outcome = case
+            .tensors()
+            .zip(&moved)
+            .map(|(tensor, (address, near, pairs))| {
+                let mut elements = tensor.source.clone();
+                let head_dim = near.shape()[3];
+                for &(to, from) in pairs {
+                    let from = address + (from * size) as u64;
+                    let head = memory.read(from, head_dim * size).expect("written before");
+                    elements[to..to + head_dim].copy_from_slice(&from_bytes(case.dtype, &head));
+                }
+                elements
+            })
+            .collect();
+        Ok(Outcome(outcome))
+    }
+
+    fn launch(
+        &self,
+        case: &Case,
+        problem: &Problem,
+        memory: &mut Memory,
+        q: TensorAddresses,
+        k: TensorAddresses,
+    ) -> Result<(Option<String>, Stats), Fault> {
+        let plan = Plan::new(&case.rope, problem, PositionMemory::Device).unwrap();
+        let mut constant = |name, bytes: Vec<u8>| {
+            let address = memory.add(name, bytes, 0);
+            memory.set_read_only(address);
+            address
+        };
+        let floats = |x: &[f32]| x.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let angles = match case.rope.angles() {
+            Angles::Exact(frequencies) => AngleAddresses::Exact {
+                steps: constant(
+                    "steps",
+                    frequencies
+                        .steps()
+                        .iter()
+                        .flat_map(|s| s.to_le_bytes())
+                        .collect(),
+                ),
+            },
+            Angles::Table(table) => AngleAddresses::Table {
+                cos: constant("cos", floats(table.cos())),
+                sin: constant("sin", floats(table.sin())),
+            },
+            other => panic!("{other:?} is not covered"),
+        };
+        let ids = |address, dtype| PositionAddresses::Ids { address, dtype };
+        let positions = match &case.ids {
+            Ids::None(start) => PositionAddresses::Start(*start),
+            Ids::I32(values) => ids(
+                constant("ids", values.iter().flat_map(|v| v.to_le_bytes()).collect()),
+                PositionDtype::I32,
+            ),
+            Ids::I64(values) => ids(
+                constant("ids", values.iter().flat_map(|v| v.to_le_bytes()).collect()),
+                PositionDtype::I64,
+            ),
+            Ids::U32(values) => ids(
+                constant("ids", values.iter().flat_map(|v| v.to_le_bytes()).collect()),
+                PositionDtype::U32,
+            ),
+        };
+        let addresses = Addresses {
+            q,
+            k,
+            angles,
+            positions,
+        };
+        let Some(launch) = plan.launch(&addresses, case.multiprocessors).unwrap() else {
+            return Ok((None, Stats::default()));
+        };
+        let name = launch.kernel.name();
+        let params = launch.params.as_bytes();
+        let stats = run(
+            self.module(case.dtype),
+            memory,
+            &Launch::new(&name, launch.grid, launch.block, params),
+        )?;
+        Ok((Some(name), stats))
+    }
+}
+
+fn misalign(tensor: &Option<TensorCase>) -> usize {
+    tensor.as_ref().map_or(0, |tensor| tensor.misalign)
+}
+
+/// Where each head starts.
+fn heads(layout: Layout) -> Vec<usize> {
+    let [batch, sequence, heads, _] = layout.shape();
+    let [batch_stride, sequence_stride, head_stride] = layout.strides();
+    let offset = layout.offset();
+    let mut starts = Vec::new();
+    for b in 0..batch {
+        for s in 0..sequence {
+            for h in 0..heads {
+                starts.push(offset + b * batch_stride + s * sequence_stride + h * head_stride);
+            }
+        }
+    }
+    starts
+}
+
+pub fn layout_images() -> [&'static str; 2] {
+    [
+        include_str!("../../cuda/prebuilt/params_layout.compute_75.ptx"),
+        include_str!("../../cuda/prebuilt/params_layout.compute_80.ptx"),
+    ]
+}
+
+/// Sizes and offsets as the kernel `phasor_params_layout` reports them.
+pub fn device_layout(text: &str) -> Vec<u64> {
+    let module = Module::parse(text).unwrap();
+    let mut memory = Memory::new();
+    let out = memory.add_uninit("out", PHASOR_LAYOUT_VALUES as usize * 8, 0);
+    let params = out.to_le_bytes();
+    let launch = Launch::new("phasor_params_layout", [1; 3], [1; 3], &params);
+    run(&module, &mut memory, &launch).unwrap();
+    memory
+        .bytes(out)
+        .chunks(8)
+        .map(|value| u64::from_le_bytes(value.try_into().unwrap()))
+        .collect()
+}
+
+/// The same from the bindings, in the order of cuda/params_layout.cu.
+pub fn host_layout() -> Vec<u64> {
+    let layout = [
+        size_of::<PhasorStrides>(),
+        offset_of!(PhasorStrides, batch),
+        offset_of!(PhasorStrides, sequence),
+        offset_of!(PhasorStrides, head),
+        size_of::<PhasorTensor>(),
+        offset_of!(PhasorTensor, source),
+        offset_of!(PhasorTensor, destination),
+        offset_of!(PhasorTensor, source_strides),
+        offset_of!(PhasorTensor, destination_strides),
+        offset_of!(PhasorTensor, heads),
+        offset_of!(PhasorTensor, head_dim),
+        offset_of!(PhasorTensor, rotary_offset),
+        offset_of!(PhasorTensor, reserved),
+        size_of::<PhasorAngles>(),
+        offset_of!(PhasorAngles, steps),
+        offset_of!(PhasorAngles, cos),
+        offset_of!(PhasorAngles, sin),
+        offset_of!(PhasorAngles, rows),
+        offset_of!(PhasorAngles, pairs),
+        offset_of!(PhasorAngles, out_of_range),
+        offset_of!(PhasorAngles, cos_scale),
+        offset_of!(PhasorAngles, sin_scale),
+        size_of::<PhasorPositions>(),
+        offset_of!(PhasorPositions, ids),
+        offset_of!(PhasorPositions, start),
+        offset_of!(PhasorPositions, advance),
+        offset_of!(PhasorPositions, batch_stride),
+        offset_of!(PhasorPositions, sequence_stride),
+        offset_of!(PhasorPositions, type_),
+        offset_of!(PhasorPositions, reserved),
+        size_of::<PhasorRopeParams>(),
+        offset_of!(PhasorRopeParams, q),
+        offset_of!(PhasorRopeParams, k),
+        offset_of!(PhasorRopeParams, angles),
+        offset_of!(PhasorRopeParams, positions),
+        offset_of!(PhasorRopeParams, batch),
+        offset_of!(PhasorRopeParams, sequence),
+    ];
+    layout.map(|value| value as u64).to_vec()
+}

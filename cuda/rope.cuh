@@ -16,6 +16,9 @@ namespace phasor {
 template <class Element>
 struct Wide {
     static constexpr uint32_t kPairs = 16 / Element::kBytes;
+    // Blocks of 256 threads that a multiprocessor must hold. Left alone, some versions of ptxas
+    // aim for 64 registers and spill.
+    static constexpr uint32_t kBlocks = 2;
 
     using Storage = ptx::Words4;
     static __device__ __forceinline__ Storage load(uint64_t address) {
@@ -40,6 +43,7 @@ struct Wide {
 template <class Element>
 struct Narrow {
     static constexpr uint32_t kPairs = 1;
+    static constexpr uint32_t kBlocks = 3;
 
     using Storage = uint32_t;
     static __device__ __forceinline__ Storage load(uint64_t address) {
@@ -92,8 +96,12 @@ struct Interleaved {
     }
     template <uint32_t kPairs>
     static __device__ __forceinline__ uint32_t pair(uint32_t c, uint32_t pairs, uint32_t j) {
-        if (kPairs == 1) return c;
-        return j < kPairs / 2 ? c * (kPairs / 2) + j : (pairs + c * kPairs) / 2 + j - kPairs / 2;
+        if constexpr (kPairs == 1) {
+            return c;
+        } else {
+            constexpr uint32_t kHalf = kPairs / 2;
+            return j < kHalf ? c * kHalf + j : (pairs + c * kPairs) / 2 + j - kHalf;
+        }
     }
     template <uint32_t kPairs>
     static constexpr __device__ uint32_t a(uint32_t j) {
@@ -284,9 +292,10 @@ __device__ __forceinline__ void rope(const PhasorRopeParams& p) {
 } // namespace phasor
 
 // The entry points of one element type: rope_<pairing>_<dtype>[_table][_narrow].
-#define PHASOR_ROPE_KERNEL(name, element, pairing, angles, width)                          \
-    extern "C" __global__ void __launch_bounds__(256)                                      \
-        name(const __grid_constant__ PhasorRopeParams params) {                            \
+#define PHASOR_ROPE_KERNEL(name, element, pairing, angles, width)                              \
+    extern "C" __global__ void                                                                 \
+    __launch_bounds__(256, phasor::width<phasor::element>::kBlocks)                            \
+        name(const __grid_constant__ PhasorRopeParams params) {                                \
         phasor::rope<phasor::element, phasor::pairing, phasor::angles, phasor::width>(params); \
     }
 

@@ -31,42 +31,45 @@ impl std::fmt::Display for KernelImage {
     }
 }
 
-struct Embedded {
-    fatbin: Option<&'static [u8]>,
-    compute_75: &'static str,
-    compute_80: &'static str,
+/// An embedded image; `None` if this build has none of that kind.
+fn embedded(dtype: Dtype, image: KernelImage) -> Option<Ptx> {
+    let text = match (image, dtype) {
+        (KernelImage::Fatbin, _) => return fatbin(dtype),
+        (KernelImage::PtxCompute75, Dtype::F32) => {
+            include_str!("../../cuda/prebuilt/rope_f32.compute_75.ptx")
+        }
+        (KernelImage::PtxCompute75, Dtype::F16) => {
+            include_str!("../../cuda/prebuilt/rope_f16.compute_75.ptx")
+        }
+        (KernelImage::PtxCompute75, Dtype::Bf16) => {
+            include_str!("../../cuda/prebuilt/rope_bf16.compute_75.ptx")
+        }
+        (KernelImage::PtxCompute80, Dtype::F32) => {
+            include_str!("../../cuda/prebuilt/rope_f32.compute_80.ptx")
+        }
+        (KernelImage::PtxCompute80, Dtype::F16) => {
+            include_str!("../../cuda/prebuilt/rope_f16.compute_80.ptx")
+        }
+        (KernelImage::PtxCompute80, Dtype::Bf16) => {
+            include_str!("../../cuda/prebuilt/rope_bf16.compute_80.ptx")
+        }
+    };
+    Some(Ptx::from_src(text))
 }
 
 #[cfg(phasor_fatbin)]
-const FATBINS: [Option<&[u8]>; 3] = [
-    Some(include_bytes!(concat!(env!("OUT_DIR"), "/rope_f32.fatbin"))),
-    Some(include_bytes!(concat!(env!("OUT_DIR"), "/rope_f16.fatbin"))),
-    Some(include_bytes!(concat!(
-        env!("OUT_DIR"),
-        "/rope_bf16.fatbin"
-    ))),
-];
-#[cfg(not(phasor_fatbin))]
-const FATBINS: [Option<&[u8]>; 3] = [None; 3];
+fn fatbin(dtype: Dtype) -> Option<Ptx> {
+    let bytes: &[u8] = match dtype {
+        Dtype::F32 => include_bytes!(concat!(env!("OUT_DIR"), "/rope_f32.fatbin")),
+        Dtype::F16 => include_bytes!(concat!(env!("OUT_DIR"), "/rope_f16.fatbin")),
+        Dtype::Bf16 => include_bytes!(concat!(env!("OUT_DIR"), "/rope_bf16.fatbin")),
+    };
+    Some(Ptx::from_binary(bytes.to_vec()))
+}
 
-fn embedded(dtype: Dtype) -> Embedded {
-    match dtype {
-        Dtype::F32 => Embedded {
-            fatbin: FATBINS[0],
-            compute_75: include_str!("../../cuda/prebuilt/rope_f32.compute_75.ptx"),
-            compute_80: include_str!("../../cuda/prebuilt/rope_f32.compute_80.ptx"),
-        },
-        Dtype::F16 => Embedded {
-            fatbin: FATBINS[1],
-            compute_75: include_str!("../../cuda/prebuilt/rope_f16.compute_75.ptx"),
-            compute_80: include_str!("../../cuda/prebuilt/rope_f16.compute_80.ptx"),
-        },
-        Dtype::Bf16 => Embedded {
-            fatbin: FATBINS[2],
-            compute_75: include_str!("../../cuda/prebuilt/rope_bf16.compute_75.ptx"),
-            compute_80: include_str!("../../cuda/prebuilt/rope_bf16.compute_80.ptx"),
-        },
-    }
+#[cfg(not(phasor_fatbin))]
+fn fatbin(_dtype: Dtype) -> Option<Ptx> {
+    None
 }
 
 /// The kernels of one element type on one device.
@@ -78,23 +81,28 @@ pub(super) struct Kernels {
 
 impl Kernels {
     /// Loads the first image that the device takes: the fatbin, then the PTX for its capability.
-    pub(super) fn load(context: &Arc<CudaContext>, dtype: Dtype) -> Result<Self, Error> {
+    /// Or only the image that is asked for.
+    pub(super) fn load(
+        context: &Arc<CudaContext>,
+        dtype: Dtype,
+        only: Option<KernelImage>,
+    ) -> Result<Self, Error> {
         let (major, minor) = context
             .compute_capability()
             .during("reading the compute capability")?;
-        let embedded = embedded(dtype);
-        let ptx = if (major, minor) >= (8, 0) {
-            (KernelImage::PtxCompute80, embedded.compute_80)
+        let preferred = if (major, minor) >= (8, 0) {
+            [KernelImage::Fatbin, KernelImage::PtxCompute80]
         } else {
-            (KernelImage::PtxCompute75, embedded.compute_75)
+            [KernelImage::Fatbin, KernelImage::PtxCompute75]
         };
-        let fatbin = embedded
-            .fatbin
-            .map(|bytes| (KernelImage::Fatbin, Ptx::from_binary(bytes.to_vec())));
-        let images = fatbin.into_iter().chain([(ptx.0, Ptx::from_src(ptx.1))]);
+        let images = only.as_ref().map_or(&preferred[..], std::slice::from_ref);
 
         let mut reasons = Vec::new();
-        for (image, code_or_text) in images {
+        for &image in images {
+            let Some(code_or_text) = embedded(dtype, image) else {
+                reasons.push(format!("{image}: not in this build"));
+                continue;
+            };
             match context.load_module(code_or_text) {
                 Ok(module) => {
                     return Ok(Self {

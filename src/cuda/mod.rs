@@ -70,13 +70,34 @@ impl Cuda {
     /// [`Error::KernelImage`] if no embedded image runs on the device, [`Error::Driver`] for any
     /// other failed call.
     pub fn new(context: &Arc<CudaContext>, dtypes: &[Dtype]) -> Result<Self, Error> {
+        Self::load(context, dtypes, None)
+    }
+
+    /// The same from one image only, to compare images or to rule one out.
+    ///
+    /// # Errors
+    /// [`Error::KernelImage`] if that image is not in this build or does not run on the device,
+    /// [`Error::Driver`] for any other failed call.
+    pub fn with_image(
+        context: &Arc<CudaContext>,
+        dtypes: &[Dtype],
+        image: KernelImage,
+    ) -> Result<Self, Error> {
+        Self::load(context, dtypes, Some(image))
+    }
+
+    fn load(
+        context: &Arc<CudaContext>,
+        dtypes: &[Dtype],
+        only: Option<KernelImage>,
+    ) -> Result<Self, Error> {
         let multiprocessors = context
             .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
             .during("counting multiprocessors")?;
         let mut kernels = [None, None, None];
         for (dtype, slot) in Dtype::ALL.into_iter().zip(&mut kernels) {
             if dtypes.contains(&dtype) {
-                *slot = Some(Kernels::load(context, dtype)?);
+                *slot = Some(Kernels::load(context, dtype, only)?);
             }
         }
         Ok(Self {

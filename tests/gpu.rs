@@ -1,0 +1,589 @@
+//! The kernels on a real GPU, held against the host backend bit for bit.
+//!
+//! Without a GPU every test says so and passes, unless `PHASOR_REQUIRE_GPU=1`. `PHASOR_GPU_SHORT=1`
+//! runs fewer cases, for tools that slow the device down.
+
+#[path = "support/kernel_cases.rs"]
+#[allow(dead_code, reason = "each test binary uses a part of it")]
+mod kernel_cases;
+
+use kernel_cases::{
+    Bits, Case, Ids, Outcome, Rng, TensorCase, Wish, random_case, random_elements, raw, typed,
+};
+use phasor::cuda::{
+    Cuda, CudaInOut, CudaPositionIds, CudaPositions, CudaRotator, KernelImage, device_count,
+};
+use phasor::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use phasor::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
+use phasor::half::{bf16, f16};
+use phasor::launch::{PositionAddresses, PositionDtype, TensorAddresses};
+use phasor::{
+    Dtype, Frequencies, Host, InOut, Isa, Layout, Pairing, PositionKind, Positions, Problem, Rope,
+};
+use std::sync::Arc;
+
+/// A context on the first GPU; `None`, said aloud, where there is none.
+fn context() -> Option<Arc<CudaContext>> {
+    let found = match device_count() {
+        Ok(0) => Err("the driver lists no device".to_string()),
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    };
+    match found {
+        Ok(()) => Some(CudaContext::new(0).expect("the first device opens")),
+        Err(reason) => {
+            assert!(
+                std::env::var("PHASOR_REQUIRE_GPU").as_deref() != Ok("1"),
+                "PHASOR_REQUIRE_GPU=1, but there is no GPU: {reason}"
+            );
+            println!("skipped, no GPU: {reason}");
+            None
+        }
+    }
+}
+
+fn short() -> bool {
+    std::env::var("PHASOR_GPU_SHORT").as_deref() == Ok("1")
+}
+
+/// Every image that this build has for this device.
+fn images(context: &Arc<CudaContext>) -> Vec<(KernelImage, Cuda)> {
+    let all = [
+        KernelImage::Fatbin,
+        KernelImage::PtxCompute75,
+        KernelImage::PtxCompute80,
+    ];
+    let loaded: Vec<_> = all
+        .into_iter()
+        .filter_map(|image| {
+            let cuda = Cuda::with_image(context, &Dtype::ALL, image);
+            if let Err(error) = &cuda {
+                println!("{image} is left out: {error}");
+            }
+            Some((image, cuda.ok()?))
+        })
+        .collect();
+    assert!(
+        loaded
+            .iter()
+            .any(|(image, _)| *image != KernelImage::Fatbin),
+        "the prebuilt PTX loads on every supported GPU"
+    );
+    loaded
+}
+
+/// Position values on the device.
+enum DeviceIds {
+    None(i64),
+    I32(CudaSlice<i32>),
+    I64(CudaSlice<i64>),
+    U32(CudaSlice<u32>),
+}
+
+impl DeviceIds {
+    fn upload(stream: &Arc<CudaStream>, ids: &Ids) -> Self {
+        match ids {
+            Ids::None(start) => DeviceIds::None(*start),
+            Ids::I32(ids) => DeviceIds::I32(upload(stream, ids)),
+            Ids::I64(ids) => DeviceIds::I64(upload(stream, ids)),
+            Ids::U32(ids) => DeviceIds::U32(upload(stream, ids)),
+        }
+    }
+
+    fn positions(&self, kind: PositionKind) -> CudaPositions<'_> {
+        let ids = match self {
+            DeviceIds::None(start) => return CudaPositions::Start(*start),
+            DeviceIds::I32(ids) => CudaPositionIds::from(ids),
+            DeviceIds::I64(ids) => ids.into(),
+            DeviceIds::U32(ids) => ids.into(),
+        };
+        match kind {
+            PositionKind::PerToken => CudaPositions::PerToken(ids),
+            _ => CudaPositions::StartPerRow(ids),
+        }
+    }
+}
+
+/// Also of no elements at all, which the driver does not allocate.
+fn upload<T: phasor::cudarc::driver::DeviceRepr>(
+    stream: &Arc<CudaStream>,
+    data: &[T],
+) -> CudaSlice<T> {
+    if data.is_empty() {
+        stream.null().unwrap()
+    } else {
+        stream.clone_htod(data).unwrap()
+    }
+}
+
+fn on_gpu(cuda: &Cuda, stream: &Arc<CudaStream>, case: &Case) -> Outcome {
+    match case.dtype {
+        Dtype::F32 => on_gpu_typed::<f32>(cuda, stream, case),
+        Dtype::F16 => on_gpu_typed::<f16>(cuda, stream, case),
+        Dtype::Bf16 => on_gpu_typed::<bf16>(cuda, stream, case),
+    }
+}
+
+/// A buffer that starts `misalign` elements into its allocation.
+fn device_buffer<T: Bits>(
+    stream: &Arc<CudaStream>,
+    elements: &[u32],
+    misalign: usize,
+) -> CudaSlice<T> {
+    let mut padded = vec![T::from_raw(0); misalign + 1];
+    padded.splice(misalign..misalign, typed::<T>(elements));
+    upload(stream, &padded)
+}
+
+fn read_back<T: Bits>(
+    stream: &Arc<CudaStream>,
+    buffer: &CudaSlice<T>,
+    misalign: usize,
+    len: usize,
+) -> Vec<u32> {
+    raw(&stream.clone_dtoh(buffer).unwrap()[misalign..misalign + len])
+}
+
+fn on_gpu_typed<T: Bits>(cuda: &Cuda, stream: &Arc<CudaStream>, case: &Case) -> Outcome {
+    let rotator = cuda.rotator(&case.rope).unwrap();
+    let plan = rotator.plan(&case.problem()).unwrap();
+    let ids = DeviceIds::upload(stream, &case.ids);
+    let positions = ids.positions(case.kind);
+
+    if let Some(elements) = &case.one_buffer {
+        let misalign = case.q.as_ref().map_or(0, |q| q.misalign);
+        let mut buffer = device_buffer::<T>(stream, elements, misalign);
+        let view = buffer.slice_mut(misalign..misalign + elements.len());
+        rotator
+            .rotate_one_buffer(stream, &plan, view, &positions)
+            .unwrap();
+        let outcome = read_back(stream, &buffer, misalign, elements.len());
+        stream.synchronize().unwrap();
+        return Outcome(vec![outcome]);
+    }
+
+    let buffers = |tensor: &TensorCase| {
+        let source = device_buffer::<T>(stream, &tensor.source, tensor.misalign);
+        let destination = tensor
+            .destination
+            .as_ref()
+            .map(|elements| device_buffer::<T>(stream, elements, tensor.misalign));
+        (source, destination)
+    };
+    let mut q = case.q.as_ref().map(buffers);
+    let mut k = case.k.as_ref().map(buffers);
+    rotator
+        .rotate(
+            stream,
+            &plan,
+            operand(&case.q, &mut q),
+            operand(&case.k, &mut k),
+            &positions,
+        )
+        .unwrap();
+    let mut outcome = Vec::new();
+    for (tensor, buffers) in [(&case.q, &q), (&case.k, &k)] {
+        let (Some(tensor), Some((source, destination))) = (tensor, buffers) else {
+            continue;
+        };
+        let (buffer, len) = match (destination, &tensor.destination) {
+            (Some(buffer), Some(elements)) => (buffer, elements.len()),
+            _ => (source, tensor.source.len()),
+        };
+        outcome.push(read_back(stream, buffer, tensor.misalign, len));
+    }
+    stream.synchronize().unwrap();
+    Outcome(outcome)
+}
+
+fn operand<'a, T: Bits>(
+    tensor: &Option<TensorCase>,
+    buffers: &'a mut Option<(CudaSlice<T>, Option<CudaSlice<T>>)>,
+) -> Option<CudaInOut<'a, T>> {
+    let tensor = tensor.as_ref()?;
+    let from = tensor.misalign;
+    Some(match buffers.as_mut()? {
+        (source, None) => InOut::InPlace(source.slice_mut(from..from + tensor.source.len())),
+        (source, Some(destination)) => {
+            let len = tensor.destination.as_ref()?.len();
+            InOut::OutOfPlace {
+                source: source.slice(from..from + tensor.source.len()),
+                destination: destination.slice_mut(from..from + len),
+            }
+        }
+    })
+}
+
+#[test]
+fn random_cases_equal_the_host_bit_for_bit() {
+    let Some(context) = context() else { return };
+    let stream = context.default_stream();
+    let count = if short() { 40 } else { 1500 };
+    for (image, cuda) in images(&context) {
+        for seed in 0..count {
+            let case = random_case(&mut Rng(seed), Wish::default());
+            let expected = case.on_host(Isa::best());
+            let got = on_gpu(&cuda, &stream, &case);
+            assert_eq!(got, expected, "{image}, seed {seed}: {case:?}");
+        }
+    }
+}
+
+#[test]
+fn every_head_dim_equals_the_host_bit_for_bit() {
+    let Some(context) = context() else { return };
+    let stream = context.default_stream();
+    let step = if short() { 62 } else { 2 };
+    for (image, cuda) in images(&context) {
+        for head_dim in (2..=512).step_by(step) {
+            for aligned in [false, true] {
+                if aligned && head_dim % 16 != 0 {
+                    continue;
+                }
+                let wish = Wish {
+                    head_dim: Some(head_dim),
+                    aligned: Some(aligned),
+                    ..Wish::default()
+                };
+                let case = random_case(&mut Rng(head_dim as u64), wish);
+                let expected = case.on_host(Isa::best());
+                assert_eq!(on_gpu(&cuda, &stream, &case), expected, "{image}: {case:?}");
+            }
+        }
+    }
+}
+
+/// A model's shape, so that the grids of real use are run too.
+struct Llama {
+    plan: phasor::Plan,
+    rotator: CudaRotator,
+    q: Vec<bf16>,
+    k: Vec<bf16>,
+    q_layout: Layout,
+    k_layout: Layout,
+    rope: Rope,
+}
+
+impl Llama {
+    fn new(cuda: &Cuda, tokens: usize, kind: PositionKind) -> Self {
+        let rope = Rope::new(
+            Frequencies::from_theta(5e5, 128).unwrap(),
+            Pairing::HalfSplit,
+        );
+        let rotator = cuda.rotator(&rope).unwrap();
+        let (q_layout, k_layout) = (
+            Layout::tokens(tokens, 32, 128),
+            Layout::tokens(tokens, 8, 128),
+        );
+        let problem = Problem::new(Dtype::Bf16)
+            .q(q_layout)
+            .k(k_layout)
+            .positions(kind);
+        let mut rng = Rng(99);
+        let mut elements = |layout: Layout| {
+            typed(&random_elements(
+                &mut rng,
+                Dtype::Bf16,
+                layout.required_len().unwrap(),
+            ))
+        };
+        Self {
+            plan: rotator.plan(&problem).unwrap(),
+            q: elements(q_layout),
+            k: elements(k_layout),
+            rotator,
+            q_layout,
+            k_layout,
+            rope,
+        }
+    }
+
+    fn expected(&self, positions: Positions<'_>) -> (Vec<u32>, Vec<u32>) {
+        let rotator = Host::new().rotator(&self.rope);
+        let problem = Problem::new(Dtype::Bf16)
+            .q(self.q_layout)
+            .k(self.k_layout)
+            .positions(positions.kind());
+        let plan = rotator.plan(&problem).unwrap();
+        let (mut q, mut k) = (self.q.clone(), self.k.clone());
+        rotator
+            .rotate(
+                &plan,
+                Some(InOut::InPlace(&mut q[..])),
+                Some(InOut::InPlace(&mut k[..])),
+                positions,
+            )
+            .unwrap();
+        (raw(&q), raw(&k))
+    }
+}
+
+#[test]
+fn shapes_of_real_models_equal_the_host() {
+    let Some(context) = context() else { return };
+    let stream = context.default_stream();
+    let cuda = Cuda::new(&context, &[Dtype::Bf16]).unwrap();
+    for tokens in [1, 7, 256, 2048] {
+        let llama = Llama::new(&cuda, tokens, PositionKind::Start);
+        let (mut q, mut k) = (upload(&stream, &llama.q), upload(&stream, &llama.k));
+        llama
+            .rotator
+            .rotate(
+                &stream,
+                &llama.plan,
+                Some(InOut::InPlace(q.as_view_mut())),
+                Some(InOut::InPlace(k.as_view_mut())),
+                &CudaPositions::Start(131_000),
+            )
+            .unwrap();
+        let got = (
+            raw(&stream.clone_dtoh(&q).unwrap()),
+            raw(&stream.clone_dtoh(&k).unwrap()),
+        );
+        assert!(
+            got == llama.expected(Positions::Start(131_000)),
+            "{tokens} tokens"
+        );
+    }
+}
+
+/// Capture fails if an enqueue allocates on the device or synchronises; the replay reads the
+/// positions that are in device memory by then.
+#[test]
+fn a_captured_graph_replays_with_new_positions() {
+    let Some(context) = context() else { return };
+    // SAFETY: this test orders its own work, on one stream.
+    unsafe { context.disable_event_tracking() };
+    let stream = context.new_stream().unwrap();
+    let cuda = Cuda::new(&context, &[Dtype::Bf16]).unwrap();
+    let tokens = 64;
+    let llama = Llama::new(&cuda, tokens, PositionKind::PerToken);
+    let mut ids = upload(&stream, &vec![0i64; tokens]);
+    let (mut q, mut k) = (upload(&stream, &llama.q), upload(&stream, &llama.k));
+    stream.synchronize().unwrap();
+
+    let free_before = context.mem_get_info().unwrap().0;
+    stream
+        .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL)
+        .unwrap();
+    llama
+        .rotator
+        .rotate(
+            &stream,
+            &llama.plan,
+            Some(InOut::InPlace(q.as_view_mut())),
+            Some(InOut::InPlace(k.as_view_mut())),
+            &CudaPositions::per_token(&ids),
+        )
+        .unwrap();
+    let graph = stream
+        .end_capture(CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH)
+        .unwrap()
+        .expect("one kernel was captured");
+    let free_after = context.mem_get_info().unwrap().0;
+    assert!(
+        free_before.saturating_sub(free_after) < 16 << 20,
+        "an enqueue allocates nothing: {free_before} bytes free before, {free_after} after"
+    );
+
+    for round in 0..3i64 {
+        let positions: Vec<i64> = (0..tokens as i64)
+            .map(|t| t * 7 + round * 100_000)
+            .collect();
+        stream.memcpy_htod(&positions, &mut ids).unwrap();
+        stream.memcpy_htod(&llama.q, &mut q).unwrap();
+        stream.memcpy_htod(&llama.k, &mut k).unwrap();
+        graph.launch().unwrap();
+        let got = (
+            raw(&stream.clone_dtoh(&q).unwrap()),
+            raw(&stream.clone_dtoh(&k).unwrap()),
+        );
+        stream.synchronize().unwrap();
+        assert!(
+            got == llama.expected(Positions::per_token(&positions[..])),
+            "round {round}"
+        );
+    }
+}
+
+#[test]
+fn two_threads_share_one_rotator_on_two_streams() {
+    let Some(context) = context() else { return };
+    let cuda = Cuda::new(&context, &[Dtype::Bf16]).unwrap();
+    let llama = Llama::new(&cuda, 128, PositionKind::Start);
+    std::thread::scope(|scope| {
+        for thread in 0..2i64 {
+            let (context, llama) = (&context, &llama);
+            scope.spawn(move || {
+                let stream = context.new_stream().unwrap();
+                for round in 0..20 {
+                    let start = thread * 1_000_000 + round;
+                    let (mut q, mut k) = (upload(&stream, &llama.q), upload(&stream, &llama.k));
+                    llama
+                        .rotator
+                        .rotate(
+                            &stream,
+                            &llama.plan,
+                            Some(InOut::InPlace(q.as_view_mut())),
+                            Some(InOut::InPlace(k.as_view_mut())),
+                            &CudaPositions::Start(start),
+                        )
+                        .unwrap();
+                    let got = (
+                        raw(&stream.clone_dtoh(&q).unwrap()),
+                        raw(&stream.clone_dtoh(&k).unwrap()),
+                    );
+                    stream.synchronize().unwrap();
+                    assert!(got == llama.expected(Positions::Start(start)));
+                }
+            });
+        }
+    });
+}
+
+/// A raw stream and raw addresses, as an engine with its own allocator has them.
+#[test]
+fn the_raw_entry_equals_the_safe_one() {
+    use phasor::cudarc::driver::{DevicePtr, DevicePtrMut};
+    let Some(context) = context() else { return };
+    let stream = context.new_stream().unwrap();
+    let cuda = Cuda::new(&context, &[Dtype::Bf16]).unwrap();
+    let llama = Llama::new(&cuda, 33, PositionKind::PerToken);
+    let positions: Vec<i32> = (0..33).map(|t| 5 * t - 40).collect();
+    let ids = upload(&stream, &positions);
+    let (mut q, mut k) = (upload(&stream, &llama.q), upload(&stream, &llama.k));
+    {
+        let (q, _q_guard) = q.device_ptr_mut(&stream);
+        let (k, _k_guard) = k.device_ptr_mut(&stream);
+        let (ids, _ids_guard) = ids.device_ptr(&stream);
+        let both = |address| TensorAddresses {
+            source: address,
+            destination: address,
+        };
+        let positions = PositionAddresses::Ids {
+            address: ids,
+            dtype: PositionDtype::I32,
+        };
+        // SAFETY: the buffers have the plan's lengths, and outlive the launch, which the copies
+        // below wait for.
+        unsafe {
+            llama
+                .rotator
+                .rotate_raw(stream.cu_stream(), &llama.plan, both(q), both(k), positions)
+                .unwrap();
+        }
+    }
+    let got = (
+        raw(&stream.clone_dtoh(&q).unwrap()),
+        raw(&stream.clone_dtoh(&k).unwrap()),
+    );
+    stream.synchronize().unwrap();
+    assert!(got == llama.expected(Positions::per_token(&positions[..])));
+}
+
+/// Objects of one context refuse buffers of another, and work in one that is not the device's
+/// primary context.
+#[test]
+fn contexts_are_kept_apart() {
+    use phasor::cudarc::driver::sys;
+    let Some(primary) = context() else { return };
+    let mut raw_context = std::ptr::null_mut();
+    // SAFETY: a plain context on a device that exists; its ownership goes to cudarc.
+    let other = unsafe {
+        sys::cuCtxCreate_v4(
+            &mut raw_context,
+            std::ptr::null_mut(),
+            0,
+            primary.cu_device(),
+        )
+        .result()
+        .unwrap();
+        CudaContext::from_raw_context(0, primary.cu_device(), raw_context).unwrap()
+    };
+    let case = random_case(
+        &mut Rng(3),
+        Wish {
+            dtype: Some(Dtype::F32),
+            ..Wish::default()
+        },
+    );
+    let cuda = Cuda::new(&other, &[Dtype::F32]).unwrap();
+    let got = on_gpu(&cuda, &other.default_stream(), &case);
+    assert_eq!(got, case.on_host(Isa::best()));
+
+    let rotator = cuda.rotator(&case.rope).unwrap();
+    let layout = Layout::tokens(1, 1, case.rope.rotary_dim());
+    let plan = rotator.plan(&Problem::new(Dtype::F32).q(layout)).unwrap();
+    let foreign = primary.default_stream();
+    let mut q = upload(&foreign, &vec![0f32; layout.required_len().unwrap()]);
+    let error = rotator
+        .rotate(
+            &foreign,
+            &plan,
+            Some(InOut::InPlace(q.as_view_mut())),
+            None,
+            &CudaPositions::Start(0),
+        )
+        .unwrap_err();
+    assert!(
+        matches!(error, phasor::Error::DeviceMismatch { .. }),
+        "{error}"
+    );
+}
+
+/// More than 2^32 elements, with the last token's bytes compared.
+#[test]
+fn a_tensor_past_two_to_the_32_elements() {
+    let Some(context) = context() else { return };
+    if short() {
+        return;
+    }
+    let stream = context.default_stream();
+    let cuda = Cuda::new(&context, &[Dtype::Bf16]).unwrap();
+    let (heads, head_dim) = (64, 128);
+    let tokens = (1usize << 32) / (heads * head_dim) + 3;
+    let free = context.mem_get_info().unwrap().0;
+    if free < 10 << 30 {
+        println!("skipped: {free} bytes free, 9 GiB needed");
+        return;
+    }
+    let rope = Rope::new(
+        Frequencies::from_theta(1e4, head_dim).unwrap(),
+        Pairing::Interleaved,
+    );
+    let rotator = cuda.rotator(&rope).unwrap();
+    let layout = Layout::tokens(tokens, heads, head_dim);
+    let plan = rotator.plan(&Problem::new(Dtype::Bf16).q(layout)).unwrap();
+    let mut q = stream
+        .alloc_zeros::<bf16>(layout.required_len().unwrap())
+        .unwrap();
+    let token: Vec<bf16> = typed(&random_elements(&mut Rng(5), Dtype::Bf16, heads * head_dim));
+    let last = (tokens - 1) * heads * head_dim;
+    stream
+        .memcpy_htod(&token, &mut q.slice_mut(last..))
+        .unwrap();
+    rotator
+        .rotate(
+            &stream,
+            &plan,
+            Some(InOut::InPlace(q.as_view_mut())),
+            None,
+            &CudaPositions::Start(11),
+        )
+        .unwrap();
+    let got = stream.clone_dtoh(&q.slice(last..)).unwrap();
+    stream.synchronize().unwrap();
+
+    let host = Host::new().rotator(&rope);
+    let one = Layout::tokens(1, heads, head_dim);
+    let plan = host.plan(&Problem::new(Dtype::Bf16).q(one)).unwrap();
+    let mut expected = token;
+    host.rotate(
+        &plan,
+        Some(InOut::InPlace(&mut expected[..])),
+        None,
+        Positions::Start(11 + tokens as i64 - 1),
+    )
+    .unwrap();
+    assert_eq!(raw(&got), raw(&expected));
+}

@@ -1,6 +1,8 @@
 //! Walks the tokens of a plan, on one thread or many, and hands each to the variant in use.
 
-use super::{Host, Isa, Pointers, Threads, scalar};
+#[cfg(feature = "rayon")]
+use super::Threads;
+use super::{Host, Isa, Pointers, scalar};
 use crate::Angles;
 use crate::OutOfRange;
 use crate::angle::CosSinTable;
@@ -100,7 +102,6 @@ pub(super) unsafe fn execute<T: Element>(
             return;
         }
     }
-    let _ = Threads::Pool;
     let share = Share {
         tokens: 0..tokens,
         head_part: 0,

@@ -112,8 +112,12 @@ impl Device {
             "host" => Ok(Self::host()),
             "cuda" => Self::cuda(0, dtypes),
             _ => {
-                let ordinal = name.strip_prefix("cuda:").ok_or_else(unknown)?;
-                Self::cuda(ordinal.parse().map_err(|_| unknown())?, dtypes)
+                let digits = name.strip_prefix("cuda:").ok_or_else(unknown)?;
+                // `parse` alone would take "+0".
+                if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+                    return Err(unknown());
+                }
+                Self::cuda(digits.parse().map_err(|_| unknown())?, dtypes)
             }
         }
     }
@@ -126,6 +130,15 @@ impl Device {
     /// Whether rotations run on the host.
     pub fn is_host(&self) -> bool {
         matches!(self.backend, Backend::Host(_))
+    }
+
+    /// The CUDA backend and the stream that rotations are enqueued on; `None` on the host.
+    #[cfg(feature = "cuda")]
+    pub fn as_cuda(&self) -> Option<(&Cuda, &Arc<CudaStream>)> {
+        match &self.backend {
+            Backend::Host(_) => None,
+            Backend::Cuda { cuda, stream } => Some((cuda, stream)),
+        }
     }
 
     /// Copies elements into a new buffer on this device.

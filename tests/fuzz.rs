@@ -1,0 +1,301 @@
+//! Views, positions and angles from raw bytes: whatever they say, there is no panic and no access
+//! out of bounds, only an error or a right result.
+//!
+//! `PROPTEST_CASES` sets how many; CI runs many more than a plain test run.
+
+#[path = "support/kernel_cases.rs"]
+#[allow(dead_code, reason = "each test binary uses a part of it")]
+mod kernel_cases;
+#[path = "support/ptx/mod.rs"]
+mod ptx;
+#[path = "support/ptx_backend.rs"]
+#[allow(dead_code, reason = "each test binary uses a part of it")]
+mod ptx_backend;
+
+use kernel_cases::{Case, Ids, TensorCase};
+use phasor::{
+    Angles, CosSinTable, Direction, Dtype, Frequencies, Host, InOut, Isa, Layout, OutOfRange,
+    Pairing, PositionKind, Positions, Problem, Rope,
+};
+use proptest::prelude::*;
+use ptx_backend::Image;
+
+/// Reads values off raw bytes; past the end there are zeros.
+struct Source<'a>(&'a [u8]);
+
+impl Source<'_> {
+    fn byte(&mut self) -> u8 {
+        match self.0.split_first() {
+            Some((&first, rest)) => {
+                self.0 = rest;
+                first
+            }
+            None => 0,
+        }
+    }
+
+    fn word(&mut self) -> u64 {
+        u64::from_le_bytes(std::array::from_fn(|_| self.byte()))
+    }
+
+    /// Mostly small, sometimes at the edges of what fits.
+    fn size(&mut self, usual: u64) -> usize {
+        match self.byte() {
+            0..=243 => (u64::from(self.byte()) % (usual + 1)) as usize,
+            244..=247 => 1 << (self.byte() % 64),
+            248..=251 => usize::MAX - self.byte() as usize,
+            _ => self.word() as usize,
+        }
+    }
+
+    fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.byte() as usize % choices.len()]
+    }
+
+    fn float(&mut self) -> f64 {
+        match self.byte() {
+            0..=199 => self.pick(&[1e2, 1e4, 5e5, 1e6, 1e9, 2.0]),
+            _ => f64::from_bits(self.word()),
+        }
+    }
+}
+
+fn layout(source: &mut Source<'_>, shape: [usize; 4]) -> Layout {
+    let [batch, sequence, heads, head_dim] = shape;
+    let layout = match source.byte() % 4 {
+        0 => Layout::bshd(batch, sequence, heads, head_dim),
+        1 => Layout::bhsd(batch, sequence, heads, head_dim),
+        2 => {
+            let start = source.size(6);
+            let range = start..start.saturating_add(heads);
+            Layout::packed_heads(batch, sequence, source.size(12), head_dim, range)
+        }
+        _ => Layout::bshd(batch, sequence, heads, head_dim).with_strides(
+            source.size(200),
+            source.size(100),
+            source.size(50),
+        ),
+    };
+    let layout = match source.byte() % 4 {
+        0 => layout.with_offset(source.size(40)),
+        _ => layout,
+    };
+    match source.byte() % 4 {
+        0 => layout.with_rotary_offset(source.size(8)),
+        _ => layout,
+    }
+}
+
+fn angles(source: &mut Source<'_>) -> Option<Angles> {
+    let rotary_dim = source.size(40);
+    match source.byte() % 4 {
+        // Sizes at the edges would be honest requests for gigabytes.
+        _ if rotary_dim > 1 << 12 => None,
+        0 => {
+            let pairs = rotary_dim / 2;
+            let length =
+                pairs.saturating_mul(source.size(5)).min(1 << 12) + source.byte() as usize % 2;
+            let mut values = |n| -> Vec<f32> {
+                (0..n)
+                    .map(|_| f32::from_bits(source.word() as u32))
+                    .collect()
+            };
+            let (cos, sin) = (values(length), values(length));
+            let table = CosSinTable::new(cos, sin, pairs).ok()?;
+            let choice = source.pick(&[
+                OutOfRange::Clamp,
+                OutOfRange::PassThrough,
+                OutOfRange::Error,
+            ]);
+            Some(table.with_out_of_range(choice).into())
+        }
+        1 => {
+            let values: Vec<_> = (0..rotary_dim / 2).map(|_| source.float()).collect();
+            Some(Frequencies::from_inv_freq(&values).ok()?.into())
+        }
+        _ => {
+            let frequencies = Frequencies::from_theta(source.float(), rotary_dim).ok()?;
+            let factor = match source.byte() {
+                0..=200 => 1.0,
+                _ => f32::from_bits(source.word() as u32),
+            };
+            Some(frequencies.with_attention_factor(factor).ok()?.into())
+        }
+    }
+}
+
+fn operand(source: &mut Source<'_>, shape: [usize; 4]) -> InOut<Layout> {
+    let first = layout(source, shape);
+    match source.byte() % 3 {
+        0 => (first, layout(source, shape)).into(),
+        _ => first.into(),
+    }
+}
+
+/// A case that planning accepts and that is small enough to run; anything else has ended in an
+/// error by then.
+fn case(bytes: &[u8]) -> Option<Case> {
+    let source = &mut Source(bytes);
+    let pairing = source.pick(&[Pairing::HalfSplit, Pairing::Interleaved]);
+    let direction = source.pick(&[Direction::Forward, Direction::Inverse]);
+    let rope = Rope::new(angles(source)?, pairing).with_direction(direction);
+    let dtype = source.pick(&Dtype::ALL);
+    let kind = source.pick(&[
+        PositionKind::Start,
+        PositionKind::StartPerRow,
+        PositionKind::PerToken,
+    ]);
+    let (batch, sequence, head_dim) = (source.size(3), source.size(5), source.size(40));
+    let mut tensor = |heads: u64| {
+        let shape = [batch, sequence, source.size(heads), head_dim];
+        (source.byte() % 8 != 0).then(|| operand(source, shape))
+    };
+    let (q, k) = (tensor(6), tensor(3));
+    let one_buffer = source.byte() % 3 == 0;
+
+    let mut problem = Problem::new(dtype).positions(kind);
+    for (layout, is_q) in [(q, true), (k, false)] {
+        problem = match layout {
+            Some(layout) if is_q => problem.q(layout),
+            Some(layout) => problem.k(layout),
+            None => problem,
+        };
+    }
+    if one_buffer {
+        problem = problem.one_buffer();
+    }
+    let rotator = Host::new().rotator(&rope);
+    rotator.plan(&problem).ok()?;
+
+    let length = |layout: &Layout| layout.required_len().filter(|&len| len <= 1 << 14);
+    let mut elements = |len: usize| -> Vec<u32> {
+        let mask = if dtype == Dtype::F32 {
+            u32::MAX
+        } else {
+            0xffff
+        };
+        (0..len).map(|_| source.word() as u32 & mask).collect()
+    };
+    let mut reach = 0;
+    let mut fill = |operand: Option<InOut<Layout>>| -> Option<Option<TensorCase>> {
+        let Some(operand) = operand else {
+            return Some(None);
+        };
+        let (from, to) = match operand {
+            InOut::InPlace(layout) => (layout, None),
+            InOut::OutOfPlace {
+                source,
+                destination,
+            } => (source, Some(destination)),
+        };
+        let from = length(&from)?;
+        let to = match to {
+            Some(to) => Some(length(&to)?),
+            None => None,
+        };
+        reach = reach.max(from).max(to.unwrap_or(0));
+        Some(Some(TensorCase {
+            layout: operand,
+            source: elements(from),
+            destination: to.map(&mut elements),
+            misalign: 0,
+        }))
+    };
+    let (q, k) = (fill(q)?, fill(k)?);
+    let count = match kind {
+        PositionKind::Start => 0,
+        PositionKind::StartPerRow => batch,
+        PositionKind::PerToken => batch * sequence,
+    };
+    if count > 1 << 12 || batch.saturating_mul(sequence) > 1 << 12 {
+        return None;
+    }
+    // Without a tensor a plan has no shape, and takes no positions.
+    if q.is_none() && k.is_none() {
+        return None;
+    }
+    let one_buffer = one_buffer.then(|| elements(reach));
+    let ids = match kind {
+        PositionKind::Start => Ids::None(source.word() as i64),
+        _ => match source.byte() % 3 {
+            0 => Ids::I32((0..count).map(|_| source.word() as i32).collect()),
+            1 => Ids::U32((0..count).map(|_| u32::from(source.byte())).collect()),
+            _ => Ids::I64((0..count).map(|_| source.word() as i64).collect()),
+        },
+    };
+    Some(Case {
+        dtype,
+        rope,
+        q,
+        k,
+        one_buffer,
+        kind,
+        ids,
+        multiprocessors: 1 + u32::from(source.byte()),
+    })
+}
+
+/// A table that refuses positions does so before anything is written; every other case runs.
+fn refuses(case: &Case) -> bool {
+    let Angles::Table(table) = case.rope.angles() else {
+        return false;
+    };
+    table.out_of_range() == OutOfRange::Error
+}
+
+fn budget() -> ProptestConfig {
+    ProptestConfig {
+        max_global_rejects: u32::MAX,
+        ..ProptestConfig::default()
+    }
+}
+
+proptest! {
+    #![proptest_config(budget())]
+
+    #[test]
+    fn raw_bytes_never_break_a_backend(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        thread_local! {
+            static IMAGES: Vec<Image> = Image::all();
+        }
+        let Some(case) = case(&bytes) else { return Ok(()) };
+        if refuses(&case) {
+            return Ok(());
+        }
+        let expected = case.on_host(Isa::Scalar);
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+            prop_assert_eq!(&case.on_host(isa), &expected);
+        }
+        IMAGES.with(|images| {
+            for image in images {
+                let run = image.run(&case).map_err(|fault| TestCaseError::fail(fault.to_string()))?;
+                prop_assert_eq!(&run.outcome, &expected);
+            }
+            Ok(())
+        })?;
+    }
+
+    #[test]
+    fn a_refused_position_writes_nothing(
+        position in any::<i64>(),
+        rows in 1usize..20,
+        tokens in 1usize..9,
+    ) {
+        let table = CosSinTable::new(vec![0.5; rows * 4], vec![0.5; rows * 4], 4).unwrap();
+        let rotator = Host::new().rotator(&Rope::new(table, Pairing::HalfSplit));
+        let plan = rotator
+            .plan(&Problem::new(Dtype::F32).q(Layout::tokens(tokens, 2, 8)))
+            .unwrap();
+        let before = vec![1.0f32; tokens * 16];
+        let mut q = before.clone();
+        let operand = Some(InOut::InPlace(&mut q[..]));
+        let result = rotator.rotate(&plan, operand, None, Positions::Start(position));
+        let last = i128::from(position) + tokens as i128 - 1;
+        if position >= 0 && last < rows as i128 {
+            prop_assert!(result.is_ok());
+        } else {
+            prop_assert!(result.is_err());
+            prop_assert_eq!(q, before);
+        }
+    }
+}

@@ -1,0 +1,945 @@
+//! The example `rotate`, end to end: what it prints, what it writes, and how it refuses.
+
+// The program itself is a function of its arguments, so most tests call it here. Its `main` has
+// no caller in this crate; `process_*` tests run the binary.
+#[allow(dead_code)]
+#[path = "../examples/rotate/main.rs"]
+mod rotate;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use phasor::half::{bf16, f16};
+use phasor::{Element, Frequencies, Host, InOut, Layout, Pairing, Positions, Problem, Rope};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype as FileDtype, SafeTensors};
+
+struct Ran {
+    code: u8,
+    stdout: String,
+    stderr: String,
+}
+
+fn run<S: Into<OsString>>(args: impl IntoIterator<Item = S>) -> Ran {
+    let (mut stdout, mut stderr) = (vec![], vec![]);
+    let args = args.into_iter().map(Into::into);
+    let code = rotate::run(args, &mut stdout, &mut stderr);
+    Ran {
+        code,
+        stdout: String::from_utf8(stdout).unwrap(),
+        stderr: String::from_utf8(stderr).unwrap(),
+    }
+}
+
+/// Runs with arguments that must work, on the host and with one sample per timing.
+fn report(args: &[&str]) -> String {
+    let ran = run([args, &["--device", "host", "--repeat", "1"]].concat());
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{args:?}");
+    ran.stdout
+}
+
+/// Runs with arguments that must be refused, in one line that holds all of `words`.
+#[track_caller]
+fn refused<S: Into<OsString>>(args: impl IntoIterator<Item = S>, words: &[&str]) {
+    let ran = run(args);
+    assert_eq!(ran.code, 2, "{}", ran.stdout);
+    assert_eq!(ran.stdout, "");
+    assert!(ran.stderr.starts_with("rotate: "), "{}", ran.stderr);
+    assert!(ran.stderr.ends_with('\n'), "{:?}", ran.stderr);
+    assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.stderr);
+    for word in words {
+        assert!(ran.stderr.contains(word), "no {word:?} in: {}", ran.stderr);
+    }
+}
+
+/// The figures in the row of a report that starts with `label`.
+#[track_caller]
+fn figures(report: &str, label: &str) -> Vec<f64> {
+    let row = report
+        .lines()
+        .find_map(|line| line.trim_start().strip_prefix(label));
+    let row = row.unwrap_or_else(|| panic!("no row {label:?} in:\n{report}"));
+    let cells = row.split_whitespace().filter(|&cell| cell != "GB/s");
+    cells
+        .map(|cell| cell.replace(',', "").parse().unwrap())
+        .collect()
+}
+
+/// A folder for the files of one test.
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.path().join(name).to_str().unwrap().to_string()
+    }
+
+    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
+        let path = self.path(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    /// Writes a safetensors file.
+    fn tensors(&self, name: &str, tensors: &[(&str, Stored)]) -> String {
+        self.write(name, file(tensors))
+    }
+
+    /// The names of all files in it.
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<_> = std::fs::read_dir(self.0.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+/// A tensor as it lies in a file.
+#[derive(Clone)]
+struct Stored {
+    dtype: FileDtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+fn file(tensors: &[(&str, Stored)]) -> Vec<u8> {
+    let views = tensors.iter().map(|(name, t)| {
+        let view = TensorView::new(t.dtype, t.shape.clone(), &t.bytes).unwrap();
+        (*name, view)
+    });
+    safetensors::serialize(views, None).unwrap()
+}
+
+/// Types that go to files, with their bytes.
+trait Bytes: Copy {
+    const DTYPE: FileDtype;
+    fn bytes(self) -> Vec<u8>;
+}
+
+macro_rules! bytes {
+    ($($type:ty = $dtype:ident),*) => {$(
+        impl Bytes for $type {
+            const DTYPE: FileDtype = FileDtype::$dtype;
+            fn bytes(self) -> Vec<u8> {
+                self.to_le_bytes().to_vec()
+            }
+        }
+    )*};
+}
+bytes!(
+    f32 = F32,
+    f16 = F16,
+    bf16 = BF16,
+    f64 = F64,
+    i32 = I32,
+    i64 = I64,
+    u32 = U32,
+    u8 = U8
+);
+
+fn stored<T: Bytes>(shape: &[usize], data: &[T]) -> Stored {
+    Stored {
+        dtype: T::DTYPE,
+        shape: shape.to_vec(),
+        bytes: data.iter().flat_map(|x| x.bytes()).collect(),
+    }
+}
+
+/// Values of some variety, of a tensor of this shape.
+fn values<T: Element>(shape: &[usize], seed: usize) -> Vec<T> {
+    (0..shape.iter().product())
+        .map(|i| T::narrow(((i * 37 + seed * 11) % 101) as f32 / 16.0 - 3.0))
+        .collect()
+}
+
+fn ones(shape: &[usize]) -> Stored {
+    stored(shape, &values::<f32>(shape, 1))
+}
+
+/// What the crate makes of a tensor that is a buffer of its own.
+fn rotated<T: Element>(
+    rope: &Rope,
+    layout: Layout,
+    mut data: Vec<T>,
+    positions: Positions<'_>,
+) -> Vec<T> {
+    let rotator = Host::new().rotator(rope);
+    let problem = Problem::new(T::DTYPE).q(layout).positions(positions.kind());
+    let plan = rotator.plan(&problem).unwrap();
+    let q = Some(InOut::InPlace(&mut data[..]));
+    rotator.rotate(&plan, q, None, positions).unwrap();
+    data
+}
+
+fn rope(theta: f64, rotary_dim: usize, pairing: Pairing) -> Rope {
+    Rope::new(Frequencies::from_theta(theta, rotary_dim).unwrap(), pairing)
+}
+
+/// The file holds this tensor, bit for bit.
+#[track_caller]
+fn assert_holds(path: &str, name: &str, expected: &Stored) {
+    let bytes = std::fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let tensor = file.tensor(name).unwrap();
+    assert_eq!(tensor.dtype(), expected.dtype, "{name}");
+    assert_eq!(tensor.shape(), expected.shape, "{name}");
+    assert!(tensor.data() == expected.bytes, "{name} has other values");
+}
+
+// The built-in tensors.
+
+#[test]
+fn the_tour_agrees_with_transformers() {
+    let text = report(&[]);
+    assert!(text.contains("The old lighthouse"), "{text}");
+    assert!(text.contains("q [38, 9, 64], k [38, 3, 64]"), "{text}");
+    assert!(text.contains("it was asked for"), "{text}");
+
+    let rounding = figures(&text, "its own result, rounded to bf16")[0];
+    assert!((1e-3..0.05).contains(&rounding));
+    for pairing in ["half-split", "interleaved"] {
+        let [in_f32, in_bf16] = figures(&text, pairing)[..] else {
+            panic!("two figures in {pairing}:\n{text}");
+        };
+        assert!(in_f32 < 1e-5, "{text}");
+        // Two roundings, of which one is on the way in and is then rotated.
+        assert!(in_bf16 < 2.5 * rounding, "{text}");
+        assert!(in_bf16 > 0.1 * rounding, "bf16 was not rounded:\n{text}");
+    }
+}
+
+#[test]
+fn scores_of_the_tour_depend_on_relative_position_alone() {
+    for start in ["0", "-5000", "123456789"] {
+        let text = report(&["--start-position", start]);
+        let pairings = figures(&text, "half-split against interleaved, largest difference")[0];
+        assert!(pairings < 1e-9, "{text}");
+        let phasor = figures(&text, "phasor");
+        assert_eq!(phasor[0], 0.0);
+        assert!(phasor.iter().all(|&change| change < 2e-5), "{text}");
+        if start == "0" {
+            let in_f32 = figures(&text, "angles in f32, as transformers forms them");
+            // The last bits depend on the platform's cos and sin.
+            assert_eq!(in_f32[0], 0.0);
+            assert!((5e-4..2e-3).contains(&in_f32[1]), "{text}");
+            assert!((0.5..0.9).contains(&in_f32[2]), "{text}");
+        } else {
+            assert!(text.contains("Not compared with transformers"), "{text}");
+        }
+    }
+}
+
+#[test]
+fn speeds_are_positive() {
+    let text = report(&["--pairing", "interleaved"]);
+    let tokens = if cfg!(debug_assertions) {
+        "32"
+    } else {
+        "2,048"
+    };
+    let llama = format!("{tokens} tokens of Llama 3 8B, bf16");
+    for label in [&llama, "this sentence, f32"] {
+        let speeds = figures(&text, label);
+        assert_eq!(speeds.len(), 3, "{text}");
+        assert!(speeds.iter().all(|&speed| speed > 0.0), "{text}");
+    }
+}
+
+#[test]
+fn the_tour_runs_on_the_device_of_this_machine() {
+    let ran = run(["--repeat", "1"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    let row = |label: &str| {
+        let mut lines = ran.stdout.lines().map(str::trim_start);
+        lines.any(|line| {
+            line.strip_prefix(label)
+                .is_some_and(|rest| !rest.trim().is_empty())
+        })
+    };
+    assert!(row("device") && row("because"), "{}", ran.stdout);
+}
+
+#[test]
+fn the_tour_writes_what_the_crate_computes() {
+    let fixture = include_bytes!("../examples/data/smollm2-layer0.safetensors");
+    let fixture = SafeTensors::deserialize(fixture).unwrap();
+    let folder = Folder::new();
+    for (option, pairing) in [
+        ("half-split", Pairing::HalfSplit),
+        ("interleaved", Pairing::Interleaved),
+    ] {
+        let output = folder.path(option);
+        let args = [
+            "--pairing",
+            option,
+            "--start-position",
+            "-7",
+            "--output",
+            &output,
+        ];
+        assert!(report(&args).contains(&output));
+        for (name, heads) in [("q", 9), ("k", 3)] {
+            let tensor = fixture
+                .tensor(&format!("{name}_{}", pairing.name()))
+                .unwrap();
+            let (data, _) = tensor.data().as_chunks();
+            let data = data
+                .iter()
+                .map(|&bytes| f32::from_le_bytes(bytes))
+                .collect();
+            let rope = rope(100_000.0, 64, pairing);
+            let layout = Layout::tokens(38, heads, 64);
+            let expected = rotated(&rope, layout, data, Positions::Start(-7));
+            assert_holds(&output, name, &stored(&[38, heads, 64], &expected));
+        }
+    }
+}
+
+// Files.
+
+fn check_file<T: Element + Bytes>(dtype: &str) {
+    let folder = Folder::new();
+    let (q_shape, k_shape) = ([2, 5, 4, 16], [2, 5, 2, 16]);
+    let (q, k) = (values::<T>(&q_shape, 1), values::<T>(&k_shape, 2));
+    let ids: Vec<i32> = (0..10).map(|i| i * 1000 - 3000).collect();
+    let tensors = [
+        ("q", stored(&q_shape, &q)),
+        ("k", stored(&k_shape, &k)),
+        ("position_ids", stored(&[2, 5], &ids)),
+    ];
+    let input = folder.tensors("in", &tensors);
+    let output = folder.path("out");
+    let text = report(&["--input", &input, "--output", &output]);
+    for words in [
+        &format!("q [2, 5, 4, 16], k [2, 5, 2, 16], {dtype}"),
+        "theta 10000.0 (the default",
+        "all 16 dims",
+        "i32, -3,000 to 6,000",
+        "memory copy",
+    ] {
+        assert!(text.contains(words), "no {words:?} in:\n{text}");
+    }
+
+    let rope = rope(10_000.0, 16, Pairing::HalfSplit);
+    let positions = Positions::per_token(&ids[..]);
+    let q = rotated(&rope, Layout::bshd(2, 5, 4, 16), q, positions);
+    let k = rotated(&rope, Layout::bshd(2, 5, 2, 16), k, positions);
+    assert_holds(&output, "q", &stored(&q_shape, &q));
+    assert_holds(&output, "k", &stored(&k_shape, &k));
+    assert_eq!(folder.names(), ["in", "out"]);
+}
+
+#[test]
+fn a_file_of_each_element_type_comes_back_rotated() {
+    check_file::<f32>("f32");
+    check_file::<f16>("f16");
+    check_file::<bf16>("bf16");
+}
+
+#[test]
+fn q_or_k_may_be_absent() {
+    let folder = Folder::new();
+    let shape = [3, 2, 8];
+    for name in ["q", "k"] {
+        let data = values::<bf16>(&shape, 3);
+        let input = folder.tensors("in", &[(name, stored(&shape, &data))]);
+        let output = folder.path("out");
+        let start = ["--start-position", "9000000000", "--pairing", "interleaved"];
+        report(&[&["--input", &input, "--output", &output][..], &start].concat());
+        let rope = rope(10_000.0, 8, Pairing::Interleaved);
+        let start = Positions::Start(9_000_000_000);
+        let expected = rotated(&rope, Layout::tokens(3, 2, 8), data, start);
+        assert_holds(&output, name, &stored(&shape, &expected));
+        let written = std::fs::read(&output).unwrap();
+        let written = SafeTensors::deserialize(&written).unwrap();
+        assert_eq!(written.names(), [name]);
+    }
+}
+
+#[test]
+fn positions_may_be_of_each_type_and_shape() {
+    let folder = Folder::new();
+    let shape = [2, 3, 1, 4];
+    let data = values::<f32>(&shape, 4);
+    let rope = rope(10_000.0, 4, Pairing::HalfSplit);
+    let layout = Layout::bshd(2, 3, 1, 4);
+    let expected = |ids: &[i64]| {
+        let rotated = rotated(&rope, layout, data.clone(), Positions::per_token(ids));
+        stored(&shape, &rotated)
+    };
+    // One row of positions serves both rows of the batch.
+    let shared = expected(&[7, 0, 4_000_000_000, 7, 0, 4_000_000_000]);
+    let each = expected(&[-1, 2, i64::MAX, 5, i64::MIN, 0]);
+    for (ids, expected) in [
+        (stored(&[3], &[7u32, 0, 4_000_000_000]), &shared),
+        (stored(&[1, 3], &[7i64, 0, 4_000_000_000]), &shared),
+        (
+            stored(&[2, 3], &[-1i64, 2, i64::MAX, 5, i64::MIN, 0]),
+            &each,
+        ),
+    ] {
+        let q = stored(&shape, &data);
+        let input = folder.tensors("in", &[("q", q), ("position_ids", ids)]);
+        let output = folder.path("out");
+        report(&["--input", &input, "--output", &output]);
+        assert_holds(&output, "q", expected);
+    }
+}
+
+#[test]
+fn a_config_says_how_to_rotate() {
+    let folder = Folder::new();
+    let shape = [3, 2, 16];
+    let data = values::<f32>(&shape, 5);
+    let input = folder.tensors("in", &[("q", stored(&shape, &data))]);
+    let output = folder.path("out");
+    for (json, theta, rotary_dim) in [
+        ("{}", 10_000.0, 16),
+        (r#"{"rope_theta": 500000}"#, 500_000.0, 16),
+        (
+            r#"{"rope_theta": 1e6, "head_dim": 16, "hidden_size": 999, "num_attention_heads": 7}"#,
+            1e6,
+            16,
+        ),
+        (
+            r#"{"hidden_size": 64, "num_attention_heads": 4, "head_dim": null}"#,
+            10_000.0,
+            16,
+        ),
+        (
+            r#"{"partial_rotary_factor": 0.4, "rope_scaling": null}"#,
+            10_000.0,
+            6,
+        ),
+        (
+            r#"{"rope_parameters": {"rope_type": "default", "rope_theta": 2.5e5, "partial_rotary_factor": 0.5}}"#,
+            250_000.0,
+            8,
+        ),
+        (
+            r#"{"rope_theta": 7.0, "rope_scaling": {"type": "default"}}"#,
+            7.0,
+            16,
+        ),
+    ] {
+        let config = folder.write("config", json);
+        let args = ["--input", &input, "--config", &config, "--output", &output];
+        report(&args);
+        let rope = rope(theta, rotary_dim, Pairing::HalfSplit);
+        let layout = Layout::tokens(3, 2, 16);
+        let expected = rotated(&rope, layout, data.clone(), Positions::Start(0));
+        assert_holds(&output, "q", &stored(&shape, &expected));
+    }
+}
+
+#[test]
+fn odd_contents_are_rotated_all_the_same() {
+    let folder = Folder::new();
+    let output = folder.path("out");
+
+    // Nothing to rotate.
+    for shape in [[0, 4, 16], [3, 0, 16]] {
+        let ids = stored(&[shape[0]], &vec![5i64; shape[0]]);
+        let input = folder.tensors("in", &[("q", ones(&shape)), ("position_ids", ids)]);
+        let text = report(&["--input", &input, "--output", &output]);
+        assert!(text.contains("there are no elements"), "{text}");
+        assert_holds(&output, "q", &ones(&shape));
+    }
+    // Broadcasting these positions would not fit any memory.
+    let huge = [1 << 40, 3, 0, 16];
+    let ids = stored(&[3], &[0i64, 1, 2]);
+    let input = folder.tensors("in", &[("k", ones(&huge)), ("position_ids", ids)]);
+    report(&["--input", &input]);
+
+    // NaN and infinity stay in their pair.
+    let data = [f32::NAN, 1.0, 2.0, 3.0, 4.0, f32::INFINITY, 5.0, 6.0];
+    let input = folder.tensors("in", &[("q", stored(&[1, 1, 8], &data))]);
+    report(&[
+        "--input",
+        &input,
+        "--output",
+        &output,
+        "--start-position",
+        "1",
+    ]);
+    let rope = rope(10_000.0, 8, Pairing::HalfSplit);
+    let layout = Layout::tokens(1, 1, 8);
+    let expected = rotated(&rope, layout, data.to_vec(), Positions::Start(1));
+    assert!(expected[2].is_finite() && expected[3].is_finite());
+    assert_holds(&output, "q", &stored(&[1, 1, 8], &expected));
+}
+
+#[test]
+fn an_output_replaces_what_was_there() {
+    let folder = Folder::new();
+    let shape = [2, 1, 4];
+    let input = folder.tensors("in", &[("q", ones(&shape))]);
+    report(&[
+        "--input",
+        &input,
+        "--output",
+        &input,
+        "--start-position",
+        "3",
+    ]);
+    let rope = rope(10_000.0, 4, Pairing::HalfSplit);
+    let layout = Layout::tokens(2, 1, 4);
+    let expected = rotated(&rope, layout, values::<f32>(&shape, 1), Positions::Start(3));
+    assert_holds(&input, "q", &stored(&shape, &expected));
+    assert_eq!(folder.names(), ["in"]);
+
+    #[cfg(unix)]
+    {
+        let link = folder.path("link");
+        std::os::unix::fs::symlink(&input, &link).unwrap();
+        report(&["--output", &link]);
+        assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_holds_shape(&input, "q", &[38, 9, 64]);
+    }
+}
+
+#[cfg(unix)]
+fn assert_holds_shape(path: &str, name: &str, shape: &[usize]) {
+    let bytes = std::fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(file.tensor(name).unwrap().shape(), shape);
+}
+
+// Refusals.
+
+#[test]
+fn help_is_printed() {
+    for args in [&["--help"][..], &["-h"], &["--repeat", "3", "--help"]] {
+        let ran = run(args.iter().copied());
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+        for option in [
+            "input",
+            "config",
+            "output",
+            "device",
+            "pairing",
+            "start-position",
+        ] {
+            assert!(ran.stdout.contains(&format!("--{option} ")), "{option}");
+        }
+    }
+}
+
+#[test]
+fn bad_arguments_are_refused() {
+    refused(
+        ["--frobnicate"],
+        &["unknown argument \"--frobnicate\"", "--help"],
+    );
+    refused(["file.safetensors"], &["unknown argument"]);
+    refused([""], &["unknown argument \"\""]);
+    refused(["--new\nline"], &["unknown argument"]);
+    for option in [
+        "input",
+        "config",
+        "output",
+        "device",
+        "pairing",
+        "start-position",
+        "repeat",
+    ] {
+        let option = format!("--{option}");
+        refused([&option], &[&option, "needs a value"]);
+        refused([&option, "--help"], &[&option, "needs a value"]);
+    }
+    refused(
+        ["--repeat", "3", "--repeat", "3"],
+        &["--repeat is given twice"],
+    );
+    for bad in ["0", "-1", "x", "", "1.5", "65536"] {
+        refused(["--repeat", bad], &["--repeat", "from 1"]);
+    }
+    for bad in ["x", "1e3", "", "9223372036854775808"] {
+        refused(["--start-position", bad], &["--start-position", "64 bits"]);
+    }
+    refused(
+        ["--pairing", "neox"],
+        &["\"neox\"", "half-split or interleaved"],
+    );
+    refused(["--config", "config.json"], &["--config needs --input"]);
+    for bad in ["gpu", "", "cuda:", "cuda:x", "cuda:-1", "CUDA", "host:0"] {
+        refused(["--device", bad], &["unknown device", "cuda:N"]);
+    }
+    // No machine has so many.
+    refused(["--device", "cuda:99999"], &[]);
+
+    #[cfg(unix)]
+    {
+        use std::os::unix::ffi::OsStringExt;
+        let not_text = || OsString::from_vec(vec![b'-', b'-', 0xff, 0xfe]);
+        refused([not_text()], &["unknown argument"]);
+        let not_text = || OsString::from_vec(vec![0xff, 0xfe]);
+        for option in [
+            "--device",
+            "--pairing",
+            "--start-position",
+            "--repeat",
+            "--input",
+        ] {
+            refused([option.into(), not_text()], &[]);
+        }
+    }
+}
+
+#[test]
+fn bad_files_are_refused() {
+    let folder = Folder::new();
+    let refuse = |input: &str, words: &[&str]| {
+        let output = folder.path("out");
+        refused(["--input", input, "--output", &output], words);
+        assert!(!folder.names().contains(&"out".to_string()));
+    };
+    refuse(&folder.path("absent"), &["cannot read", "absent"]);
+    refuse(&folder.path(""), &["cannot read"]);
+    refuse("", &["cannot read"]);
+
+    let good = file(&[("q", ones(&[3, 2, 8]))]);
+    for length in 0..good.len() {
+        refuse(
+            &folder.write("in", &good[..length]),
+            &["not a safetensors file"],
+        );
+    }
+    for lie in [0, 1, good.len() as u64, 1 << 40, u64::MAX] {
+        let mut bytes = good.clone();
+        bytes[..8].copy_from_slice(&lie.to_le_bytes());
+        refuse(&folder.write("in", bytes), &["not a safetensors file"]);
+    }
+    refuse(
+        &folder.write("in", [good, vec![0]].concat()),
+        &["not a safetensors file"],
+    );
+    refuse(
+        &folder.write("in", [b'{'; 4096]),
+        &["not a safetensors file"],
+    );
+}
+
+#[test]
+fn no_change_of_a_header_makes_it_panic() {
+    let folder = Folder::new();
+    let ids = stored(&[3], &[0i64, 1, 2]);
+    let good = file(&[("q", ones(&[3, 2, 8])), ("position_ids", ids)]);
+    let header = 8 + usize::try_from(u64::from_le_bytes(good[..8].try_into().unwrap())).unwrap();
+    for at in 0..header {
+        for change in [0x01, 0x10] {
+            let mut bytes = good.clone();
+            bytes[at] ^= change;
+            let input = folder.write("in", bytes);
+            let ran = run(["--input", &input, "--device", "host", "--repeat", "1"]);
+            assert_eq!(ran.code == 0, ran.stderr.is_empty());
+            assert_eq!(ran.code == 0, !ran.stdout.is_empty());
+        }
+    }
+}
+
+#[test]
+fn bad_tensors_are_refused() {
+    let folder = Folder::new();
+    let refuse = |tensors: &[(&str, Stored)], words: &[&str]| {
+        let input = folder.tensors("in", tensors);
+        let output = folder.path("out");
+        refused(
+            ["--input", &input, "--output", &output, "--device", "host"],
+            words,
+        );
+        assert_eq!(folder.names(), ["in"]);
+    };
+    let good = || ones(&[3, 2, 8]);
+    refuse(&[], &["no tensor named q or k"]);
+    refuse(&[("query", good())], &["no tensor named q or k"]);
+    refuse(&[("q", stored(&[3, 2, 8], &[0u8; 48]))], &["U8", "BF16"]);
+    refuse(&[("k", stored(&[1, 1, 2], &[0.0f64; 2]))], &["F64", "BF16"]);
+    refuse(
+        &[
+            ("q", good()),
+            ("k", stored(&[3, 2, 8], &values::<f16>(&[3, 2, 8], 1))),
+        ],
+        &["k is F16, expected F32"],
+    );
+    for shape in [&[][..], &[16], &[2, 8], &[1, 1, 1, 2, 8]] {
+        refuse(
+            &[("q", ones(shape))],
+            &["q has shape", "[tokens, heads, head_dim]"],
+        );
+    }
+    refuse(
+        &[("q", good()), ("k", ones(&[1, 3, 2, 8]))],
+        &["same number of dims"],
+    );
+    refuse(
+        &[("q", good()), ("k", ones(&[4, 2, 8]))],
+        &["batch and sequence"],
+    );
+    refuse(
+        &[("q", good()), ("k", ones(&[3, 2, 16]))],
+        &["differ in size"],
+    );
+    refuse(&[("q", ones(&[3, 2, 7]))], &["rotary_dim is 7", "even"]);
+    refuse(&[("q", ones(&[3, 2, 0]))], &["rotary_dim is 0"]);
+    refuse(&[("q", ones(&[0, 1, 1 << 28]))], &["more than 65536 dims"]);
+
+    let ids = |ids: Stored| [("q", ones(&[2, 3, 1, 8])), ("position_ids", ids)];
+    for shape in [&[][..], &[2], &[6], &[3, 2], &[3, 3], &[1, 2, 3]] {
+        let tensor = stored(shape, &vec![1i64; shape.iter().product()]);
+        refuse(&ids(tensor), &["position_ids has shape", "[3] or [2, 3]"]);
+    }
+    refuse(&ids(stored(&[3], &[0.0f32; 3])), &["position_ids is F32"]);
+    let input = folder.tensors("in", &ids(stored(&[3], &[0i32; 3])));
+    refused(
+        ["--input", &input, "--start-position", "0"],
+        &["position_ids", "--start-position"],
+    );
+}
+
+#[test]
+fn bad_configs_are_refused() {
+    let folder = Folder::new();
+    let input = folder.tensors("in", &[("q", ones(&[3, 2, 16]))]);
+    let refuse = |json: &str, words: &[&str]| {
+        let config = folder.write("config", json);
+        let output = folder.path("out");
+        refused(
+            ["--input", &input, "--config", &config, "--output", &output],
+            words,
+        );
+        assert_eq!(folder.names(), ["config", "in"]);
+    };
+    refuse("", &["config", "not valid JSON"]);
+    refuse("{\"rope_theta\": 1e4", &["not valid JSON"]);
+    refuse(
+        "{\"rope_theta\": 1e999}",
+        &["not valid JSON", "out of range"],
+    );
+    refuse(&"[".repeat(1 << 16), &["not valid JSON"]);
+    refuse(&" ".repeat((1 << 24) + 1), &["too large"]);
+    refuse("[1]", &["not a JSON object"]);
+    for bad in ["\"10000\"", "true", "[1]", "{}"] {
+        refuse(
+            &format!("{{\"rope_theta\": {bad}}}"),
+            &["rope_theta is ", "a number"],
+        );
+    }
+    let long = "x".repeat(1000);
+    refuse(
+        &format!("{{\"rope_theta\": \"{long}\"}}"),
+        &["rope_theta is \"xxx", "..."],
+    );
+    refuse("{\"rope_theta\": \"a\\u001b[2Jb\\n\"}", &["rope_theta"]);
+    for bad in ["0", "-1", "1e-300"] {
+        refuse(&format!("{{\"rope_theta\": {bad}}}"), &["theta is "]);
+    }
+    for key in ["head_dim", "hidden_size", "num_attention_heads"] {
+        for bad in ["0", "-16", "16.5", "1e30", "\"16\"", "18446744073709551616"] {
+            refuse(
+                &format!("{{\"{key}\": {bad}}}"),
+                &[key, "a positive whole number"],
+            );
+        }
+    }
+    refuse(
+        "{\"head_dim\": 18446744073709551615}",
+        &["heads of 18446744073709551615"],
+    );
+    refuse("{\"head_dim\": 64}", &["q [3, 2, 16]", "heads of 64"]);
+    refuse(
+        "{\"hidden_size\": 65, \"num_attention_heads\": 4}",
+        &["hidden_size 65", "num_attention_heads 4"],
+    );
+    for bad in ["0", "-0.5", "1.5", "1e300"] {
+        refuse(
+            &format!("{{\"partial_rotary_factor\": {bad}}}"),
+            &["partial_rotary_factor is"],
+        );
+    }
+    refuse(
+        "{\"partial_rotary_factor\": \"half\"}",
+        &["partial_rotary_factor", "a number"],
+    );
+    refuse("{\"partial_rotary_factor\": 0.01}", &["rotary_dim is 0"]);
+
+    for section in ["rope_scaling", "rope_parameters"] {
+        for key in ["rope_type", "type"] {
+            for name in ["llama3", "yarn", "linear", "dynamic", "mrope", ""] {
+                let json = format!("{{\"{section}\": {{\"{key}\": {name:?}, \"factor\": 8.0}}}}");
+                refuse(&json, &[&format!("{section}.{key} is {name:?}")]);
+            }
+            let json = format!("{{\"{section}\": {{\"{key}\": 3}}}}");
+            refuse(&json, &[&format!("{section}.{key} is 3"), "a string"]);
+        }
+        let json = format!("{{\"{section}\": {{\"mrope_section\": [16, 24, 24]}}}}");
+        refuse(&json, &[&format!("{section}.mrope_section")]);
+        refuse(
+            &format!("{{\"{section}\": \"yarn\"}}"),
+            &[section, "an object"],
+        );
+        let json = format!("{{\"rope_theta\": 1e4, \"{section}\": {{\"rope_theta\": 1e6}}}}");
+        refuse(&json, &["rope_theta is 10000.0", "1000000.0"]);
+    }
+
+    let absent = folder.path("absent");
+    refused(
+        ["--input", &input, "--config", &absent],
+        &["cannot read", "absent"],
+    );
+    let directory = folder.path("");
+    refused(
+        ["--input", &input, "--config", &directory],
+        &["cannot read"],
+    );
+}
+
+#[test]
+fn outputs_that_cannot_be_written_leave_nothing_behind() {
+    let folder = Folder::new();
+    let refuse = |output: &str, words: &[&str]| {
+        refused(
+            ["--device", "host", "--repeat", "1", "--output", output],
+            words,
+        );
+    };
+    std::fs::create_dir(folder.path("directory")).unwrap();
+    refuse(&folder.path("directory"), &["cannot write", "directory"]);
+    refuse(&folder.path("missing/out"), &["cannot write", "missing"]);
+    refuse(&folder.path("directory/.."), &["cannot write"]);
+    refuse("", &["cannot write"]);
+    refuse("/", &["cannot write"]);
+    let file = folder.write("file", "kept");
+    refuse(&format!("{file}/out"), &["cannot write"]);
+    // A name that the system refuses, after the rotated tensors were written beside it.
+    refuse(&folder.path(&"x".repeat(300)), &["cannot write"]);
+    #[cfg(unix)]
+    {
+        refuse("/dev/null", &["cannot write", "not a file"]);
+        assert!(!std::fs::metadata("/dev/null").unwrap().is_file());
+    }
+    assert_eq!(folder.names(), ["directory", "file"]);
+    assert_eq!(std::fs::read_to_string(file).unwrap(), "kept");
+}
+
+/// A stdout that fails.
+struct Broken(io::ErrorKind);
+
+impl Write for Broken {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        Err(self.0.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_reader_that_stops_is_no_error_but_a_full_disk_is() {
+    let folder = Folder::new();
+    let output = folder.path("out");
+    for (kind, code) in [
+        (io::ErrorKind::BrokenPipe, 0),
+        (io::ErrorKind::StorageFull, 2),
+    ] {
+        let args = ["--device", "host", "--repeat", "1", "--output", &output];
+        let mut stderr = vec![];
+        let ran = rotate::run(args.map(OsString::from), &mut Broken(kind), &mut stderr);
+        assert_eq!(ran, code);
+        assert_eq!(stderr.is_empty(), code == 0);
+        // Either way the tensors are there.
+        assert!(Path::new(&output).exists());
+    }
+}
+
+// The binary.
+
+/// The built example. `cargo test` builds all examples, `cargo test --test rotate_example` none,
+/// so it may have to be built here; with the same features and profile.
+fn binary() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let profile_folder = test.parent().and_then(Path::parent).unwrap();
+    let binary = profile_folder.join("examples").join("rotate");
+    let binary = binary.with_extension(std::env::consts::EXE_EXTENSION);
+    if !binary.exists()
+        && let Some(cargo) = std::env::var_os("CARGO")
+    {
+        let profile = match profile_folder.file_name().unwrap().to_str().unwrap() {
+            "debug" => "dev",
+            name => name,
+        };
+        let features = [
+            ("cuda", cfg!(feature = "cuda")),
+            ("rayon", cfg!(feature = "rayon")),
+        ];
+        let features = features
+            .into_iter()
+            .filter(|(_, on)| *on)
+            .map(|(name, _)| name);
+        let status = Command::new(cargo)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .args([
+                "build",
+                "--quiet",
+                "--example",
+                "rotate",
+                "--profile",
+                profile,
+            ])
+            .args(["--no-default-features", "--features"])
+            .arg(features.collect::<Vec<_>>().join(","))
+            .arg("--target-dir")
+            .arg(profile_folder.parent().unwrap())
+            .status();
+        assert!(status.unwrap().success(), "the example does not build");
+    }
+    assert!(
+        binary.exists(),
+        "{} is not built: run `cargo build --example rotate` first",
+        binary.display()
+    );
+    binary
+}
+
+#[test]
+fn process_reports_and_exits() {
+    let binary = binary();
+    let output = Command::new(&binary)
+        .args(["--repeat", "1"])
+        .output()
+        .unwrap();
+    assert!(output.status.success());
+    assert!(output.stderr.is_empty());
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(figures(&text, "half-split")[0] < 1e-5, "{text}");
+
+    let output = Command::new(&binary).arg("--device").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(output.stdout.is_empty());
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(text, "rotate: --device needs a value; see --help\n");
+}
+
+#[test]
+fn process_survives_a_closed_pipe() {
+    for args in [&["--help"][..], &["--repeat", "1"]] {
+        let mut process = Command::new(binary())
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(process.stdout.take());
+        let output = process.wait_with_output().unwrap();
+        assert!(output.status.success());
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+    }
+}

@@ -235,6 +235,28 @@ fn case(bytes: &[u8]) -> Option<Case> {
     })
 }
 
+/// A decoder that ended in errors only would test nothing.
+#[test]
+fn raw_bytes_reach_every_kind_of_call() {
+    let mut rng = kernel_cases::Rng(1);
+    let cases: Vec<Case> = (0..20_000)
+        .filter_map(|_| {
+            let bytes: Vec<u8> = (0..rng.below(600)).map(|_| rng.next() as u8).collect();
+            case(&bytes)
+        })
+        .collect();
+    let count = |what: &dyn Fn(&Case) -> bool| cases.iter().filter(|case| what(case)).count();
+    let rotates = |case: &Case| case.tensors().any(|tensor| tensor.source.len() > 4);
+    assert!(cases.len() > 1000, "{}", cases.len());
+    assert!(count(&rotates) > 300, "{}", count(&rotates));
+    for dtype in Dtype::ALL {
+        assert!(count(&|case| case.dtype == dtype) > 200);
+    }
+    assert!(count(&|case| case.one_buffer.is_some()) > 50);
+    assert!(count(&|case| case.tensors().any(|t| t.destination.is_some())) > 50);
+    assert!(count(&|case| matches!(case.rope.angles(), Angles::Table(_))) > 50);
+}
+
 /// A table that refuses positions does so before anything is written; every other case runs.
 fn refuses(case: &Case) -> bool {
     let Angles::Table(table) = case.rope.angles() else {

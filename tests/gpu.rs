@@ -6,6 +6,8 @@
 #[path = "support/kernel_cases.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod kernel_cases;
+#[path = "support/params_layout.rs"]
+mod params_layout;
 
 use kernel_cases::{
     Bits, Case, Ids, Outcome, Rng, TensorCase, Wish, random_case, random_elements, raw, typed,
@@ -586,4 +588,26 @@ fn a_tensor_past_two_to_the_32_elements() {
     )
     .unwrap();
     assert_eq!(raw(&got), raw(&expected));
+}
+
+/// The driver's compiler lays the parameter structs out as the bindings do.
+#[test]
+fn params_layout_agrees_with_the_bindings() {
+    use phasor::cudarc::driver::{LaunchConfig, PushKernelArg};
+    use phasor::cudarc::nvrtc::Ptx;
+    let Some(context) = context() else { return };
+    let stream = context.default_stream();
+    let text = include_str!("../cuda/prebuilt/params_layout.compute_75.ptx");
+    let module = context.load_module(Ptx::from_src(text)).unwrap();
+    let kernel = module.load_function("phasor_params_layout").unwrap();
+    let expected = params_layout::host_layout();
+    let mut out = stream.alloc_zeros::<u64>(expected.len()).unwrap();
+    let one = LaunchConfig {
+        grid_dim: (1, 1, 1),
+        block_dim: (1, 1, 1),
+        shared_mem_bytes: 0,
+    };
+    // SAFETY: the kernel writes as many values as the list has, which the interpreter checks too.
+    unsafe { stream.launch_builder(&kernel).arg(&mut out).launch(one) }.unwrap();
+    assert_eq!(stream.clone_dtoh(&out).unwrap(), expected);
 }

@@ -22,8 +22,8 @@ impl std::fmt::Display for TensorName {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// rotary_dim is zero, odd or beyond reason.
-    #[error("rotary_dim is {rotary_dim}: it must be even, at least 2 and at most 2^20")]
+    /// rotary_dim is zero, odd or beyond what kernels address.
+    #[error("rotary_dim is {rotary_dim}: it must be even, at least 2 and at most 2^28")]
     RotaryDim {
         /// As given, or twice the number of pairs given.
         rotary_dim: usize,

@@ -34,8 +34,11 @@ impl Frequencies {
     /// The frequencies of the RoFormer paper (Su et al., 2021): pair `i` turns by
     /// `theta^(-2i / rotary_dim)` radians per position.
     ///
+    /// Each pair takes a power in extended precision, a microsecond or two: once per model it does
+    /// not matter, but check a `rotary_dim` that comes from a file against head_dim first.
+    ///
     /// # Errors
-    /// [`Error::RotaryDim`] if `rotary_dim` is zero, odd or above 2^20; [`Error::Theta`] if `theta`
+    /// [`Error::RotaryDim`] if `rotary_dim` is zero, odd or above 2^28; [`Error::Theta`] if `theta`
     /// is not a positive finite number, or so small that a frequency exceeds 2^32 radians.
     pub fn from_theta(theta: f64, rotary_dim: usize) -> Result<Self, Error> {
         check_rotary_dim(rotary_dim)?;
@@ -60,7 +63,7 @@ impl Frequencies {
     /// where `inv_freq` follows from a theta, [`Frequencies::from_theta`] is exact.
     ///
     /// # Errors
-    /// [`Error::RotaryDim`] if the slice is empty or longer than 2^19; [`Error::InvFreq`] for a value that is not
+    /// [`Error::RotaryDim`] if the slice is empty or longer than 2^27; [`Error::InvFreq`] for a value that is not
     /// finite or above 2^32 in magnitude.
     pub fn from_inv_freq(inv_freq: &[f64]) -> Result<Self, Error> {
         let steps = inv_freq
@@ -80,7 +83,7 @@ impl Frequencies {
     /// Frequencies as fractions of a turn per position, in units of `2^-64` turn.
     ///
     /// # Errors
-    /// [`Error::RotaryDim`] if the vector is empty or longer than 2^19.
+    /// [`Error::RotaryDim`] if the vector is empty or longer than 2^27.
     pub fn from_steps(steps: Vec<u64>) -> Result<Self, Error> {
         check_rotary_dim(steps.len().saturating_mul(2))?;
         Ok(Self {
@@ -137,9 +140,8 @@ impl Frequencies {
     }
 }
 
-/// Far above any model. Each pair's step takes a logarithm and a power in extended precision, so a
-/// mistaken size would otherwise be paid for in minutes.
-const MAX_ROTARY_DIM: usize = 1 << 20;
+/// Kernels count dims and bytes of a head in 32 bits.
+const MAX_ROTARY_DIM: usize = 1 << 28;
 
 pub(super) fn check_rotary_dim(rotary_dim: usize) -> Result<(), Error> {
     if rotary_dim == 0 || rotary_dim % 2 == 1 || rotary_dim > MAX_ROTARY_DIM {

@@ -52,34 +52,57 @@ pub(super) unsafe fn rotate_heads<T: Element>(
     cos: &[f32],
     sin: &[f32],
 ) {
-    let vectors = cos.len() / LANES;
     for h in 0..run.heads {
-        // SAFETY: the caller vouches for every head of the run; whole vectors of pairs are read
-        // and written inside the rotated window.
+        // SAFETY: the caller vouches for every head of the run.
         unsafe {
             let source = run.source.add(h * run.source_stride);
             let destination = run.destination.add(h * run.destination_stride);
-            for v in 0..vectors {
-                let cos = _mm256_loadu_ps(cos.as_ptr().add(v * LANES));
-                let sin = _mm256_loadu_ps(sin.as_ptr().add(v * LANES));
-                let (a, b) = scalar::members(pairing, run.first + v * LANES, run.pairs);
-                match pairing {
-                    Pairing::HalfSplit => {
-                        let (x, y) = (T::load(source.add(a)), T::load(source.add(b)));
-                        let (x, y) = rotate(x, y, cos, sin);
-                        T::store(destination.add(a), x);
-                        T::store(destination.add(b), y);
-                    }
-                    Pairing::Interleaved => {
-                        let (x, y) = T::load_pairs(source.add(a));
-                        let (x, y) = rotate(x, y, cos, sin);
-                        T::store_pairs(destination.add(a), x, y);
-                    }
+            rotate_rest(pairing, run, (source, destination), 0, cos, sin);
+        }
+    }
+}
+
+/// Pairs `from..` of the run's block, in one head.
+///
+/// # Safety
+/// `source` and `destination` start the rotated window of a head of the run; the processor has
+/// AVX2, FMA and F16C.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn rotate_rest<T: Element>(
+    pairing: Pairing,
+    run: &HeadRun<T>,
+    (source, destination): (*const T, *mut T),
+    mut from: usize,
+    cos: &[f32],
+    sin: &[f32],
+) {
+    // SAFETY: whole vectors of pairs are read and written inside the rotated window; cos and sin
+    // are as long as the block.
+    unsafe {
+        while from + LANES <= cos.len() {
+            let cos = _mm256_loadu_ps(cos.as_ptr().add(from));
+            let sin = _mm256_loadu_ps(sin.as_ptr().add(from));
+            let (a, b) = scalar::members(pairing, run.first + from, run.pairs);
+            match pairing {
+                Pairing::HalfSplit => {
+                    let (x, y) = (
+                        <T as Lanes>::load(source.add(a)),
+                        <T as Lanes>::load(source.add(b)),
+                    );
+                    let (x, y) = rotate(x, y, cos, sin);
+                    <T as Lanes>::store(destination.add(a), x);
+                    <T as Lanes>::store(destination.add(b), y);
+                }
+                Pairing::Interleaved => {
+                    let (x, y) = <T as Lanes>::load_pairs(source.add(a));
+                    let (x, y) = rotate(x, y, cos, sin);
+                    <T as Lanes>::store_pairs(destination.add(a), x, y);
                 }
             }
-            let rest = vectors * LANES;
-            scalar::rotate_rest(pairing, run, (source, destination), rest, cos, sin);
+            from += LANES;
         }
+        scalar::rotate_rest(pairing, run, (source, destination), from, cos, sin);
     }
 }
 

@@ -3,6 +3,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod run;
 mod scalar;
 
@@ -13,15 +15,16 @@ use crate::{Error, Rope};
 
 /// What an element type must offer to the vector variants of this target.
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx2::Lanes as VectorElement;
+mod vector {
+    pub trait VectorElement: super::avx2::Lanes + super::avx512::Lanes {}
+    impl<T: super::avx2::Lanes + super::avx512::Lanes> VectorElement for T {}
+}
 #[cfg(not(target_arch = "x86_64"))]
-pub(crate) use scalar_only::VectorElement;
-
-#[cfg(not(target_arch = "x86_64"))]
-mod scalar_only {
+mod vector {
     pub trait VectorElement {}
     impl<T> VectorElement for T {}
 }
+pub(crate) use vector::VectorElement;
 
 /// A variant of the host backend. All give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,11 +35,13 @@ pub enum Isa {
     Scalar,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ and VL, beside what AVX2's variant needs.
+    Avx512,
 }
 
 impl Isa {
     /// All variants, slowest first.
-    pub const ALL: [Isa; 2] = [Isa::Scalar, Isa::Avx2];
+    pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
 
     /// Whether this processor can run it.
     pub fn is_available(self) -> bool {
@@ -48,8 +53,16 @@ impl Isa {
                     && std::arch::is_x86_feature_detected!("fma")
                     && std::arch::is_x86_feature_detected!("f16c")
             }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => {
+                Isa::Avx2.is_available()
+                    && std::arch::is_x86_feature_detected!("avx512f")
+                    && std::arch::is_x86_feature_detected!("avx512bw")
+                    && std::arch::is_x86_feature_detected!("avx512dq")
+                    && std::arch::is_x86_feature_detected!("avx512vl")
+            }
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 => false,
+            Isa::Avx2 | Isa::Avx512 => false,
         }
     }
 
@@ -61,11 +74,12 @@ impl Isa {
             .unwrap_or(Isa::Scalar)
     }
 
-    /// `scalar` or `avx2`.
+    /// `scalar`, `avx2` or `avx512`.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
         }
     }
 }

@@ -49,6 +49,8 @@ unsafe fn rotate_heads<T: Element>(
         match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => super::avx2::rotate_heads(pairing, run, cos, sin),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => super::avx512::rotate_heads(pairing, run, cos, sin),
             _ => scalar::rotate_heads(pairing, run, cos, sin),
         }
     }
@@ -248,6 +250,11 @@ impl<'a> Row<'a> {
                     // SAFETY: the variant was checked when it was chosen.
                     Isa::Avx2 => unsafe {
                         super::avx2::form_exact(steps, position, scales, cos, sin);
+                    },
+                    #[cfg(target_arch = "x86_64")]
+                    // SAFETY: the variant was checked when it was chosen.
+                    Isa::Avx512 => unsafe {
+                        super::avx512::form_exact(steps, position, scales, cos, sin);
                     },
                     _ => scalar::form_exact(steps, position, scales, cos, sin),
                 }

@@ -37,10 +37,17 @@ fn main() {
         // cc wraps host flags for nvcc only where it takes nvcc from this variable.
         // SAFETY: the build script has one thread.
         unsafe { env::set_var("NVCC", &nvcc.path) };
-        for module in MODULES {
-            compile_fatbin(&nvcc, module);
+        match MODULES
+            .iter()
+            .try_for_each(|module| compile_fatbin(&nvcc, module))
+        {
+            Ok(()) => println!("cargo::rustc-cfg=phasor_fatbin"),
+            Err(message) if nvcc.asked_for => {
+                fail(&format!("{message} (PHASOR_NVCC=0 builds without it)"))
+            }
+            // Such as one that does not take this machine's C++ compiler.
+            Err(message) => println!("cargo::warning={message}; only the prebuilt PTX is embedded"),
         }
-        println!("cargo::rustc-cfg=phasor_fatbin");
     }
 }
 
@@ -54,29 +61,44 @@ struct Nvcc {
     path: PathBuf,
     /// `compute_XY` targets it knows, as XY.
     targets: Vec<u32>,
+    /// By the user, not found by chance: then it must work.
+    asked_for: bool,
+}
+
+/// A variable that is set to something.
+fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn required() -> bool {
+    variable("PHASOR_REQUIRE_NVCC").as_deref() == Some("1")
 }
 
 /// The nvcc to use, if any: found, really runnable, and new enough.
 fn wanted_nvcc() -> Option<Nvcc> {
-    let set_to = |name: &str, value: &str| env::var(name).is_ok_and(|v| v == value);
-    let required = set_to("PHASOR_REQUIRE_NVCC", "1");
-    if set_to("PHASOR_NVCC", "0") {
+    let required = required();
+    if variable("PHASOR_NVCC").as_deref() == Some("0") {
         if required {
             fail("PHASOR_REQUIRE_NVCC=1 contradicts PHASOR_NVCC=0: unset one of them");
         }
         return None;
     }
     // One that the user names must work; elsewhere, what does not run is not there.
-    if let Some(named) = env::var_os("NVCC") {
+    if let Some(named) = variable("NVCC") {
         let path = PathBuf::from(named);
         match probe(&path) {
-            Ok(nvcc) => return Some(nvcc),
+            Ok(nvcc) => {
+                return Some(Nvcc {
+                    asked_for: true,
+                    ..nvcc
+                });
+            }
             Err(reason) => fail(&format!("NVCC={}: {reason}", path.display())),
         }
     }
     let folders = ["CUDA_HOME", "CUDA_PATH"]
         .iter()
-        .filter_map(env::var_os)
+        .filter_map(|name| variable(name))
         .map(PathBuf::from)
         .chain([PathBuf::from("/usr/local/cuda")]);
     let candidates = [PathBuf::from("nvcc")]
@@ -153,6 +175,7 @@ fn probe(path: &Path) -> Result<Nvcc, Unusable> {
     Ok(Nvcc {
         path: path.to_path_buf(),
         targets,
+        asked_for: required(),
     })
 }
 
@@ -165,7 +188,7 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
 
 /// The architectures asked for that this nvcc knows, lowest first.
 fn architectures(nvcc: &Nvcc) -> Vec<u32> {
-    let asked = env::var("PHASOR_CUDA_ARCHS").unwrap_or_else(|_| DEFAULT_ARCHS.into());
+    let asked = variable("PHASOR_CUDA_ARCHS").unwrap_or_else(|| DEFAULT_ARCHS.into());
     let mut archs = Vec::new();
     for name in asked.split(',').map(str::trim) {
         match name.parse::<u32>() {
@@ -188,7 +211,7 @@ fn architectures(nvcc: &Nvcc) -> Vec<u32> {
     archs
 }
 
-fn compile_fatbin(nvcc: &Nvcc, module: &str) {
+fn compile_fatbin(nvcc: &Nvcc, module: &str) -> Result<(), String> {
     let out = out_dir().join(format!("{module}.fatbin"));
     let archs = architectures(nvcc);
     let mut command = cc::Build::new()
@@ -211,8 +234,11 @@ fn compile_fatbin(nvcc: &Nvcc, module: &str) {
         command.arg(format!("-gencode=arch=compute_{arch},code=compute_{arch}"));
     }
     command.arg(format!("cuda/{module}.cu")).arg("-o").arg(&out);
+    // Flags from elsewhere, such as --use_fast_math, would change the bits.
+    command.env_remove("NVCC_PREPEND_FLAGS");
+    command.env_remove("NVCC_APPEND_FLAGS");
     match command.output() {
-        Ok(output) if output.status.success() => {}
+        Ok(output) if output.status.success() => Ok(()),
         Ok(output) => {
             eprint!("{}", String::from_utf8_lossy(&output.stdout));
             eprint!("{}", String::from_utf8_lossy(&output.stderr));
@@ -222,12 +248,12 @@ fn compile_fatbin(nvcc: &Nvcc, module: &str) {
                 .find(|line| line.contains("error") || line.contains("fatal"))
                 .or(message.lines().next())
                 .unwrap_or("no message");
-            fail(&format!(
-                "nvcc failed on cuda/{module}.cu ({}): {first} (PHASOR_NVCC=0 builds without it)",
+            Err(format!(
+                "nvcc failed on cuda/{module}.cu ({}): {first}",
                 output.status
-            ));
+            ))
         }
-        Err(error) => fail(&format!("{}: {error}", nvcc.path.display())),
+        Err(error) => Err(format!("{}: {error}", nvcc.path.display())),
     }
 }
 

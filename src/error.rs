@@ -89,10 +89,23 @@ pub enum Error {
         /// The other.
         right: [usize; 4],
     },
+    /// Source and destination rotate different dims.
+    #[error(
+        "{tensor}: rotary_offset is {source_offset} in the source and {destination_offset} in the \
+         destination: give both the same"
+    )]
+    RotaryOffsetMismatch {
+        /// The tensor.
+        tensor: TensorName,
+        /// First rotated dim of the source.
+        source_offset: usize,
+        /// First rotated dim of the destination.
+        destination_offset: usize,
+    },
     /// A layout counts past what 64-bit byte offsets or kernel counters hold.
     #[error(
-        "{tensor}: the layout is too large: bytes must stay below 2^63, and heads and head_dim \
-         below 2^28 each"
+        "{tensor}: the layout is too large: bytes read and written must stay below 2^63, and heads \
+         and head_dim below 2^28 each"
     )]
     LayoutTooLarge {
         /// The tensor.
@@ -120,9 +133,9 @@ pub enum Error {
     },
     /// The strides do not nest, so disjointness is not decided.
     #[error(
-        "cannot prove that {what} is free of overlap, because the strides do not nest: order the \
-         strides so that each covers all that lies inside it, or vouch for it with \
-         Problem::assume_disjoint"
+        "cannot prove that {what} is free of overlap, because the strides do not nest or are too \
+         unlike: order the strides so that each covers all that lies inside it, or vouch for it \
+         with Problem::assume_disjoint"
     )]
     OverlapUnknown {
         /// The layout or pair of layouts.
@@ -196,7 +209,8 @@ pub enum Error {
          OutOfRange::Clamp or PassThrough, or use a start position"
     )]
     DevicePositionsUnchecked,
-    /// The plan belongs to another rotator.
+    /// The plan was made for another angle source. Rotators of one [`Rope`](crate::Rope) and its
+    /// clones share theirs.
     #[error("the plan was made for other angles: make it with this rotator's plan()")]
     PlanMismatch,
     /// The processor lacks the instruction set asked for.

@@ -77,10 +77,10 @@ pub struct Launch {
     pub params: PhasorRopeParams,
 }
 
-/// Device addresses of the buffers of one tensor. In place, both are the same.
+/// Device addresses of the buffers of one tensor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TensorAddresses {
-    /// Start of the buffer that is read; the layout's offset is added to it.
+    /// Start of the buffer that is read; the layout's offset is added to it. Not used in place.
     pub source: u64,
     /// Start of the buffer that is written.
     pub destination: u64,
@@ -172,19 +172,21 @@ impl Plan {
     ///
     /// # Errors
     /// [`Error::PositionKindMismatch`] if the positions are not of the plan's kind;
-    /// [`Error::PlanMismatch`] if the angle addresses are not of the plan's angle source.
+    /// [`Error::PlanMismatch`] if the angle addresses are not of the plan's angle source;
+    /// [`Error::DevicePositionsUnchecked`] for a table with [`OutOfRange::Error`] whose positions
+    /// the host cannot see.
     pub fn launch(
         &self,
         addresses: &Addresses,
         multiprocessors: u32,
     ) -> Result<Option<Launch>, Error> {
+        if self.is_empty() {
+            return Ok(None);
+        }
         // One token per row, as in decoding: the rows become the tokens of one row.
         let transposed = self.sequence == 1;
         let positions = self.position_params(&addresses.positions, transposed)?;
         let angles = self.angle_params(&addresses.angles)?;
-        if self.is_empty() {
-            return Ok(None);
-        }
         let tensor = |planned: &Option<PlannedTensor>, at: TensorAddresses| {
             planned.as_ref().map_or(ABSENT, |planned| {
                 tensor_params(planned, at, self.dtype, transposed)
@@ -324,6 +326,13 @@ impl Plan {
             sin_scale,
         };
         match (self.rope.angles(), *addresses) {
+            // Also of a plan that was made for the host.
+            (Angles::Table(table), _)
+                if table.out_of_range() == OutOfRange::Error
+                    && self.positions != PositionKind::Start =>
+            {
+                return Err(Error::DevicePositionsUnchecked);
+            }
             (Angles::Exact(_), AngleAddresses::Exact { steps }) => params.steps = steps,
             (Angles::Table(table), AngleAddresses::Table { cos, sin }) => {
                 params.cos = cos;
@@ -368,8 +377,13 @@ fn tensor_params(
     }
     let address =
         |start: u64, layout: &Layout| start.wrapping_add((layout.offset * dtype.size()) as u64);
+    let source = if planned.in_place {
+        at.destination
+    } else {
+        at.source
+    };
     PhasorTensor {
-        source: address(at.source, &planned.source),
+        source: address(source, &planned.source),
         destination: address(at.destination, &planned.destination),
         source_strides: byte_strides(&planned.source, dtype, transposed),
         destination_strides: byte_strides(&planned.destination, dtype, transposed),

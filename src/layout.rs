@@ -72,7 +72,8 @@ impl Layout {
     }
 
     /// The heads `range` of a contiguous `[batch, sequence, total_heads, head_dim]` buffer, such
-    /// as q or k in packed qkv. An empty or backward range has no heads.
+    /// as q or k in packed qkv. An empty or backward range has no heads; one that ends past
+    /// `total_heads` reaches into the next token, and past the end of the buffer.
     pub const fn packed_heads(
         batch: usize,
         sequence: usize,
@@ -256,7 +257,8 @@ impl Region {
             + self.run
     }
 
-    /// Whether two regions of one buffer share an element. Exact for regions that nest.
+    /// Whether two regions of one buffer share an element. Exact for regions that nest, as long as
+    /// the budget lasts.
     pub(crate) fn overlap(&self, other: &Region) -> Overlap {
         if self.run == 0 || other.run == 0 {
             return Overlap::Disjoint;
@@ -268,8 +270,9 @@ impl Region {
         if self.self_overlap() != Overlap::Disjoint || other.self_overlap() != Overlap::Disjoint {
             return Overlap::Unknown;
         }
-        // Enough for all that nests alike; a bound for what does not.
-        let mut budget = 4096;
+        // Enough for a million tokens of unlike strides, which takes some ten milliseconds; like
+        // strides take a few steps.
+        let mut budget = 1 << 21;
         self.overlap_inside(0, other, 0, apart, &mut budget)
     }
 

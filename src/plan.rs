@@ -225,8 +225,9 @@ impl Plan {
     /// Checks `problem` for `rope`. Backends call this through their own `plan`.
     ///
     /// # Errors
-    /// [`Error::RotaryWindow`], [`Error::ShapeMismatch`], [`Error::LayoutTooLarge`],
-    /// [`Error::SelfOverlap`], [`Error::Overlap`], [`Error::OverlapUnknown`], and
+    /// [`Error::RotaryWindow`], [`Error::ShapeMismatch`], [`Error::RotaryOffsetMismatch`],
+    /// [`Error::LayoutTooLarge`], [`Error::SelfOverlap`], [`Error::Overlap`],
+    /// [`Error::OverlapUnknown`], and
     /// [`Error::DevicePositionsUnchecked`] for a table with [`OutOfRange::Error`] whose positions
     /// the host cannot see.
     pub fn new(rope: &Rope, problem: &Problem, memory: PositionMemory) -> Result<Self, Error> {
@@ -441,11 +442,18 @@ fn check_tensor(
         destination,
         in_place,
     };
-    if source.shape() != destination.shape() || source.rotary_offset != destination.rotary_offset {
+    if source.shape() != destination.shape() {
         return Err(Error::ShapeMismatch {
-            what: "source and destination must agree in shape and rotary_offset",
+            what: "source and destination must agree in shape",
             left: source.shape(),
             right: destination.shape(),
+        });
+    }
+    if source.rotary_offset != destination.rotary_offset {
+        return Err(Error::RotaryOffsetMismatch {
+            tensor: name,
+            source_offset: source.rotary_offset,
+            destination_offset: destination.rotary_offset,
         });
     }
     source.check_rotary(rotary_dim, name)?;
@@ -518,7 +526,11 @@ fn refuse_overlap(
 ) -> Result<(), Error> {
     match a.overlap(b) {
         Overlap::Overlapping => Err(Error::Overlap { first, second }),
-        Overlap::Unknown if !assume_disjoint => Err(Error::OverlapUnknown { what: first }),
+        Overlap::Unknown if !assume_disjoint => {
+            let nests = b.self_overlap() == Overlap::Disjoint;
+            let what = if nests { first } else { second };
+            Err(Error::OverlapUnknown { what })
+        }
         _ => Ok(()),
     }
 }

@@ -202,18 +202,15 @@ fn case(bytes: &[u8]) -> Option<Case> {
         }))
     };
     let (q, k) = (fill(q)?, fill(k)?);
+    // Without a tensor a plan has no shape, and takes no positions.
+    if (q.is_none() && k.is_none()) || batch.saturating_mul(sequence).max(batch) > 1 << 12 {
+        return None;
+    }
     let count = match kind {
         PositionKind::Start => 0,
         PositionKind::StartPerRow => batch,
         PositionKind::PerToken => batch * sequence,
     };
-    if count > 1 << 12 || batch.saturating_mul(sequence) > 1 << 12 {
-        return None;
-    }
-    // Without a tensor a plan has no shape, and takes no positions.
-    if q.is_none() && k.is_none() {
-        return None;
-    }
     let one_buffer = one_buffer.then(|| elements(reach));
     let ids = match kind {
         PositionKind::Start => Ids::None(source.word() as i64),

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use phasor::{Device, InOut, Positions, Rope};
 
+use super::Result;
 use super::options::Options;
 use super::report::{Report, thousands};
 use super::tensors::{QueriesKeys, Stored, Tensor};
-use super::Result;
 
 /// Bytes read and written per second.
 pub struct Speed {

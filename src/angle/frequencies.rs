@@ -39,7 +39,7 @@ impl Frequencies {
     ///
     /// # Errors
     /// [`Error::RotaryDim`] if `rotary_dim` is zero, odd or above 2^28; [`Error::Theta`] if `theta`
-    /// is not a positive finite number, or so small that a frequency exceeds 2^32 radians.
+    /// is not a finite number of at least 2^-32.
     pub fn from_theta(theta: f64, rotary_dim: usize) -> Result<Self, Error> {
         check_rotary_dim(rotary_dim)?;
         let smallest = MAX_INV_FREQ.recip();
@@ -59,7 +59,7 @@ impl Frequencies {
 
     /// Frequencies in radians per position, one per pair. Negative ones turn the other way.
     ///
-    /// An `f64` holds 53 bits, so phases are off by up to `inv_freq * position * 2^-54` radians;
+    /// An `f64` holds 53 bits, so phases are off by up to `inv_freq * position * 2^-53` radians;
     /// where `inv_freq` follows from a theta, [`Frequencies::from_theta`] is exact.
     ///
     /// # Errors
@@ -130,7 +130,8 @@ impl Frequencies {
     }
 
     /// cos and sin of a pair at a position, the attention factor included: the very values that
-    /// every backend rotates with. The absolute error is below 2^-23 for positions within ±2^31.
+    /// every backend rotates with. For positions within ±2^31 the absolute error is below 2^-23
+    /// without an attention factor; a factor scales it, and adds its own rounding.
     ///
     /// # Panics
     /// If `pair` is not below [`pairs`](Self::pairs), as indexing does.

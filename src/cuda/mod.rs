@@ -1,15 +1,25 @@
 //! The CUDA backend, on [`cudarc`].
 //!
 //! [`Cuda`] holds loaded kernels, [`CudaRotator`] a rotation's angles on the device. Both are
-//! immutable, cheap to clone, `Send` and `Sync`. Enqueueing a rotation allocates nothing,
-//! synchronises nothing, and can be captured in a graph.
+//! immutable, cheap to clone, `Send` and `Sync`. Enqueueing a rotation allocates nothing and
+//! synchronises nothing.
+//!
+//! # Graphs
+//!
+//! A rotation can be captured in a graph and replayed with new positions in device memory. As
+//! with every launch through cudarc's slices, switch its event tracking off
+//! (`CudaContext::disable_event_tracking`) before the buffers are allocated: its events are
+//! recorded outside the capture, and waiting for them breaks it. [`CudaRotator::rotate_raw`] waits
+//! for nothing. A graph holds addresses: keep the rotator and the buffers as long as the graph.
 
 mod driver;
 mod image;
 
 use std::ffi::c_void;
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
+use cudarc::driver::result;
 use cudarc::driver::sys::{CUdevice_attribute, CUstream};
 use cudarc::driver::{
     CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr,
@@ -147,7 +157,7 @@ impl Cuda {
                 cuda: self.clone(),
                 rope: rope.clone(),
                 addresses,
-                _angles: angles,
+                angles: ManuallyDrop::new(angles),
             }),
         })
     }
@@ -157,8 +167,10 @@ impl Cuda {
         self.inner.kernels[index].as_ref()
     }
 
-    fn expect_here(&self, what: &'static str, context: &CudaContext) -> Result<(), Error> {
-        if *context == **self.context() {
+    /// The very same object: two `CudaContext`s of one device are equal, but each orders only its
+    /// own streams and buffers.
+    fn expect_here(&self, what: &'static str, context: &Arc<CudaContext>) -> Result<(), Error> {
+        if Arc::ptr_eq(context, self.context()) {
             return Ok(());
         }
         let describe = |context: &CudaContext| {
@@ -239,7 +251,7 @@ impl CudaPositionIds<'_> {
         }
     }
 
-    fn context(&self) -> &CudaContext {
+    fn context(&self) -> &Arc<CudaContext> {
         match self {
             CudaPositionIds::I32(ids) => ids.stream().context(),
             CudaPositionIds::I64(ids) => ids.stream().context(),
@@ -303,8 +315,7 @@ pub type CudaInOut<'a, T> = InOut<CudaView<'a, T>, CudaViewMut<'a, T>>;
 
 /// One [`Rope`] on a device.
 ///
-/// Dropping the last clone waits for the device, as enqueued rotations read its angles. A captured
-/// graph holds their addresses: keep the rotator, and the buffers, until the graph is gone.
+/// Dropping the last clone waits for the context's work, as enqueued rotations read its angles.
 #[derive(Clone, Debug)]
 pub struct CudaRotator {
     inner: Arc<RotatorInner>,
@@ -316,13 +327,22 @@ struct RotatorInner {
     rope: Rope,
     addresses: AngleAddresses,
     /// Owns the memory behind `addresses`.
-    _angles: DeviceAngles,
+    angles: ManuallyDrop<DeviceAngles>,
 }
 
 impl Drop for RotatorInner {
     fn drop(&mut self) {
-        let context = self.cuda.context();
-        context.record_err(context.synchronize());
+        // Not through cudarc's context, which skips the wait if an earlier error is pending.
+        // SAFETY: the context lives, as `cuda` holds it.
+        let waited = unsafe { result::ctx::set_current(self.cuda.context().cu_ctx()) }
+            .and_then(|()| result::ctx::synchronize());
+        if waited.is_ok() {
+            // SAFETY: dropped once, here, and not used again.
+            unsafe { ManuallyDrop::drop(&mut self.angles) };
+        } else {
+            // A rotation may still read the angles: keep them, and the kernels, for good.
+            std::mem::forget(self.cuda.clone());
+        }
     }
 }
 
@@ -350,8 +370,9 @@ impl CudaRotator {
     /// Enqueues the rotation of q and k on `stream`, each a buffer of its own, as one launch.
     ///
     /// # Errors
-    /// As [`HostRotator::rotate`](crate::HostRotator::rotate), and [`Error::DeviceMismatch`],
-    /// [`Error::Driver`]. Positions in device memory are not looked at; out of range ones do what
+    /// As [`HostRotator::rotate`](crate::HostRotator::rotate), and [`Error::DeviceMismatch`] for a
+    /// stream or buffer of another `CudaContext` object, [`Error::DevicePositionsUnchecked`],
+    /// [`Error::DtypeNotLoaded`], [`Error::Driver`]. Positions in device memory are not looked at; out of range ones do what
     /// the table says.
     pub fn rotate<T: Element>(
         &self,
@@ -404,14 +425,18 @@ impl CudaRotator {
     ///
     /// # Errors
     /// [`Error::PlanMismatch`], [`Error::PositionKindMismatch`], [`Error::PositionOutOfRange`],
-    /// [`Error::Driver`].
+    /// [`Error::DevicePositionsUnchecked`], [`Error::DtypeNotLoaded`], [`Error::Driver`].
     ///
     /// # Safety
     /// `stream` belongs to this rotator's context. From the call until the launch has run (for a
-    /// captured launch, until no graph can replay it): this rotator lives; every buffer reaches
-    /// as far as its layout and is aligned to its element; equal source and destination addresses
-    /// mean in place; no other work writes what is read or touches what is written; and
-    /// `positions` holds as many values as the plan's kind needs, aligned to their size.
+    /// captured launch, until no graph can replay it):
+    /// - this rotator lives;
+    /// - every buffer reaches as far as its layout and is aligned to its element; of a tensor in
+    ///   place only `destination` is used;
+    /// - the buffers of the call do not overlap, except those that the plan was made for: windows
+    ///   of one buffer, given by the same address;
+    /// - no other work writes what is read or touches what is written;
+    /// - `positions` holds as many values as the plan's kind needs, aligned to their size.
     pub unsafe fn rotate_raw(
         &self,
         stream: CUstream,
@@ -528,7 +553,7 @@ impl CudaRotator {
         // SAFETY: the kernel takes this one struct by value, laid out by the same header; the
         // memory it addresses is the caller's promise.
         unsafe {
-            cudarc::driver::result::launch_kernel(
+            result::launch_kernel(
                 function.cu_function(),
                 (gx, gy, gz),
                 (bx, by, bz),

@@ -2,6 +2,7 @@
 //! leave the same bits in every buffer, gaps between heads and tokens included.
 
 use phasor::half::{bf16, f16};
+use phasor::launch::Kernel;
 use phasor::{
     Angles, CosSinTable, Direction, Dtype, Element, Frequencies, Host, InOut, Isa, Layout,
     OutOfRange, Pairing, PositionIds, PositionKind, Positions, Problem, Rope, Threads,
@@ -310,14 +311,18 @@ pub fn random_case(rng: &mut Rng, wish: Wish) -> Case {
     });
     let ids = random_ids(rng, kind, batch, sequence, rope.angles());
 
-    let layout = |rng: &mut Rng, heads: usize| {
+    // The rotated dims of k may lie elsewhere than those of q.
+    let unit = if aligned { vector } else { 2 };
+    let k_rotary_offset = unit * rng.below((head_dim - rotary_dim) / unit + 1);
+
+    let layout = |rng: &mut Rng, heads: usize, rotary_offset: usize| {
         random_layout(rng, [batch, sequence, heads, head_dim], aligned, vector)
             .with_rotary_offset(rotary_offset)
     };
-    let tensor = |rng: &mut Rng, heads: usize| {
+    let tensor = |rng: &mut Rng, heads: usize, rotary_offset: usize| {
         let misalign = if aligned { 0 } else { rng.below(vector) };
-        let source = layout(rng, heads);
-        let destination = layout(rng, heads);
+        let source = layout(rng, heads, rotary_offset);
+        let destination = layout(rng, heads, rotary_offset);
         let mut elements = |layout: &Layout| {
             let len = layout.required_len().unwrap() + rng.below(3);
             random_elements(rng, dtype, len)
@@ -342,8 +347,8 @@ pub fn random_case(rng: &mut Rng, wish: Wish) -> Case {
     let mut case = Case {
         dtype,
         rope,
-        q: (absent != 0).then(|| tensor(rng, q_heads)),
-        k: (absent != 1).then(|| tensor(rng, k_heads)),
+        q: (absent != 0).then(|| tensor(rng, q_heads, rotary_offset)),
+        k: (absent != 1).then(|| tensor(rng, k_heads, k_rotary_offset)),
         one_buffer: None,
         kind,
         ids,
@@ -352,7 +357,7 @@ pub fn random_case(rng: &mut Rng, wish: Wish) -> Case {
     if form == Form::Packed {
         let total = q_heads + 2 * k_heads;
         let gap = if aligned { vector } else { 1 } * rng.below(3);
-        let window = |range| {
+        let window = |range, rotary_offset| {
             let layout = Layout::packed_heads(batch, sequence, total, head_dim, range);
             let token = total * head_dim + gap;
             layout
@@ -365,8 +370,9 @@ pub fn random_case(rng: &mut Rng, wish: Wish) -> Case {
             destination: None,
             misalign: if aligned { 0 } else { gap % vector },
         };
-        case.q = Some(packed(window(0..q_heads)));
-        case.k = Some(packed(window(q_heads..q_heads + k_heads)));
+        case.q = Some(packed(window(0..q_heads, rotary_offset)));
+        let k = window(q_heads..q_heads + k_heads, k_rotary_offset);
+        case.k = Some(packed(k));
         let len = batch * sequence * (total * head_dim + gap);
         case.one_buffer = Some(random_elements(rng, dtype, len));
     }
@@ -450,4 +456,258 @@ fn random_layout(rng: &mut Rng, shape: [usize; 4], aligned: bool, vector: usize)
     Layout::bshd(batch, sequence, heads, head_dim)
         .with_strides(strides[0], strides[1], strides[2])
         .with_offset(unit * rng.pick(&[0, 0, 1, 4]))
+}
+
+/// Phases at which the last bits matter, found by search. For each constant of the two polynomials
+/// there are three where flipping its last bit changes cos or sin, for each fused operation three
+/// where rounding its product apart does, and three where the low part of the reduced argument
+/// must be rounded to nearest. Random phases come by some of these once in 60 million.
+pub const PHASES: [u64; 60] = [
+    0x0000_2066_5cdf_bd20,
+    0x3a6e_2124_0000_1d8d,
+    0xffff_fc16_2b4e_2cf8,
+    0x1e5f_9efc_d1b9_c1f0,
+    0xa0ba_c27b_945f_16a3,
+    0xe0f1_352d_2439_8156,
+    0x6625_4e7c_b656_6489,
+    0x8a72_b2db_50c6_d30e,
+    0x21de_4221_d45a_04ce,
+    0xdccf_59c6_bbc3_1c4a,
+    0x2416_4271_4a5f_601d,
+    0x1f0c_09b3_cf40_85c8,
+    0x2cd5_9be9_358c_7ba1,
+    0x132a_6423_d676_ac8e,
+    0x6cd5_9bd9_bb0c_0486,
+    0x4fca_309c_5fa2_e9c6,
+    0x0ba4_010c_ccc6_7128,
+    0xf1bb_78aa_5ea5_130f,
+    0x9cd9_4cc4_61b8_8552,
+    0x5d97_7fa0_d136_7856,
+    0x63d7_0a92_a4e8_7eb7,
+    0x9ede_eb8e_a81e_1ff4,
+    0x5c38_a239_1a6e_f780,
+    0xa323_147a_e633_2a35,
+    0x1e55_a4e5_a05d_071a,
+    0x24fa_47d8_f8e6_8311,
+    0xa6de_a7c1_d07a_f0b7,
+    0xdc63_ca8c_6c31_9b2d,
+    0x19bb_5f5f_7cb3_9877,
+    0xa75d_f659_aca9_3c48,
+    0x3cc0_410c_c52e_fcef,
+    0x5f67_fe63_ed0b_7c51,
+    0x04bb_6663_8866_fa76,
+    0x9d50_cbee_ea86_ea58,
+    0x668b_00ee_816c_eed9,
+    0xdf80_f728_7b4b_03c8,
+    0x1e44_b7c6_032f_4f67,
+    0x1603_e92b_2e77_a7a5,
+    0x1ed1_c4ed_b2aa_3823,
+    0xe00d_cd63_88b6_af5f,
+    0xdd0c_b10b_4e42_5d2f,
+    0x16d3_5ea8_287a_d533,
+    0x4c99_6af4_1936_2365,
+    0x290b_7289_0b6d_7310,
+    0xf269_c988_b42c_ac67,
+    0xe268_8066_28f7_aa70,
+    0x201a_1146_37df_a3e8,
+    0x6268_8063_7f16_2b71,
+    0x645e_1a37_ccb6_d406,
+    0xdd8c_f176_dc9c_863f,
+    0x1d39_0a66_1f1b_a6de,
+    0x95c0_a973_f892_8a1a,
+    0x9294_93d4_dce8_c67d,
+    0xa33b_627e_1d54_8f6d,
+    0x4fbd_9393_92c5_7991,
+    0xdd16_c1df_64c1_4897,
+    0x5ed9_b14b_a08e_0c9d,
+    0x4000_0007_97a3_4eb3,
+    0x8000_002b_bf83_7638,
+    0x0000_0013_e37e_ba4f,
+];
+
+/// Phases around the bounds of the reduction: single bits, eighths of a turn, and their neighbours.
+pub fn edge_phases() -> Vec<u64> {
+    let mut phases = Vec::new();
+    for bit in 0..64 {
+        phases.extend([1u64 << bit, (1u64 << bit).wrapping_neg()]);
+    }
+    for eighth in 0..8u64 {
+        for near in [1 << 32, 1 << 31, 1 << 9, 1] {
+            phases.extend([
+                (eighth << 61).wrapping_add(near),
+                (eighth << 61).wrapping_sub(near),
+            ]);
+        }
+    }
+    phases
+}
+
+/// A token per phase, and elements that show the last bit of its cos and sin in any type.
+pub fn sharp_case(kernel: Kernel, phases: &[u64]) -> Case {
+    let dtype = kernel.dtype;
+    phases_case(kernel, phases, 1.0, |_, cos, sin| {
+        let kinds = [
+            cancelling(dtype, cos, sin),
+            cancelling(dtype, sin, -cos),
+            [unit(dtype), 0.0],
+            largest(dtype),
+        ];
+        kinds.map(|[a, b]| [narrow(dtype, a), narrow(dtype, b)])
+    })
+}
+
+/// No rotation but a factor that puts results of 16 bits halfway between two neighbours, up and
+/// down to the even one; and results that are infinite or not a number, in each element of a pair.
+pub fn ties_case(kernel: Kernel) -> Case {
+    let dtype = kernel.dtype;
+    let infinity = narrow(dtype, f32::INFINITY);
+    let one = narrow(dtype, 1.0);
+    let special = [
+        [infinity, one],
+        [one, infinity],
+        [narrow(dtype, f32::NAN), one],
+        [one, narrow(dtype, -f32::NAN)],
+    ];
+    phases_case(kernel, &[0; 12], 1.5, |token, _, _| match token {
+        0..4 => std::array::from_fn(|head| special[(token + head) % 4]),
+        // Odd mantissas: three times one is odd and takes a bit more.
+        _ => std::array::from_fn(|head| {
+            let bits = one + 2 * (token + 8 * head) as u32 + 1;
+            [bits, bits + 2]
+        }),
+    })
+}
+
+/// A token per phase; every fourth head holds the same elements, in all its pairs.
+fn phases_case(
+    kernel: Kernel,
+    phases: &[u64],
+    factor: f32,
+    elements: impl Fn(usize, f32, f32) -> [[u32; 2]; 4],
+) -> Case {
+    const HEADS: usize = 16;
+    let pairs = if kernel.wide {
+        32 / kernel.dtype.size()
+    } else {
+        3
+    };
+    // A step of 1: the position is the phase.
+    let frequencies = Frequencies::from_steps(vec![1; pairs]).unwrap();
+    let frequencies = frequencies.with_attention_factor(factor).unwrap();
+    let angles: Vec<_> = phases
+        .iter()
+        .map(|&phase| frequencies.cos_sin(0, phase as i64))
+        .collect();
+    let (rope, ids): (_, Vec<i64>) = if kernel.table {
+        let rows = |pick: fn(&(f32, f32)) -> f32| {
+            let values = angles.iter().map(pick);
+            values.flat_map(|x| vec![x; pairs]).collect()
+        };
+        let table = CosSinTable::new(rows(|a| a.0), rows(|a| a.1), pairs).unwrap();
+        let table = table.with_out_of_range(OutOfRange::Clamp);
+        let ids = (0..phases.len() as i64).collect();
+        (Rope::new(table, kernel.pairing), ids)
+    } else {
+        let ids = phases.iter().map(|&phase| phase as i64).collect();
+        (Rope::new(frequencies, kernel.pairing), ids)
+    };
+    let layout = Layout::tokens(phases.len(), HEADS, 2 * pairs);
+    let mut source = Vec::new();
+    for (token, &(cos, sin)) in angles.iter().enumerate() {
+        let kinds = elements(token, cos, sin);
+        for head in 0..HEADS {
+            let [a, b] = kinds[head % 4];
+            match kernel.pairing {
+                Pairing::HalfSplit => {
+                    source.extend(std::iter::repeat_n(a, pairs));
+                    source.extend(std::iter::repeat_n(b, pairs));
+                }
+                Pairing::Interleaved => source.extend([a, b].repeat(pairs)),
+            }
+        }
+    }
+    let tensor = TensorCase {
+        layout: layout.into(),
+        source,
+        destination: None,
+        misalign: 0,
+    };
+    Case {
+        dtype: kernel.dtype,
+        rope,
+        q: Some(tensor),
+        k: None,
+        one_buffer: None,
+        kind: PositionKind::PerToken,
+        ids: Ids::I64(ids),
+        multiprocessors: 1,
+    }
+}
+
+/// A large power of two whose products with ordinary angles no type loses.
+fn unit(dtype: Dtype) -> f32 {
+    match dtype {
+        Dtype::F16 => 16384.0,
+        _ => 1e30f32.log2().floor().exp2(),
+    }
+}
+
+/// Elements whose rotation overflows to an infinity at some angles.
+fn largest(dtype: Dtype) -> [f32; 2] {
+    match dtype {
+        Dtype::F32 => [f32::MAX, f32::MAX],
+        Dtype::F16 => [f16::MAX.to_f32(), f16::MAX.to_f32()],
+        Dtype::Bf16 => [bf16::MAX.to_f32(), bf16::MAX.to_f32()],
+    }
+}
+
+fn narrow(dtype: Dtype, x: f32) -> u32 {
+    match dtype {
+        Dtype::F32 => x.raw(),
+        Dtype::F16 => f16::narrow(x).raw(),
+        Dtype::Bf16 => bf16::narrow(x).raw(),
+    }
+}
+
+fn rounded(dtype: Dtype, x: f32) -> f32 {
+    match dtype {
+        Dtype::F32 => x,
+        Dtype::F16 => f16::narrow(x).to_f32(),
+        Dtype::Bf16 => bf16::narrow(x).to_f32(),
+    }
+}
+
+/// `a` and `b` for which `a * cos - b * sin` all but cancels, so that what is left shows one unit
+/// in the last place of cos and of sin, and a product that was rounded apart.
+fn cancelling(dtype: Dtype, cos: f32, sin: f32) -> [f32; 2] {
+    let rotate = |a: f32, b: f32, cos: f32, sin: f32| a.mul_add(cos, -(b * sin));
+    let next = |x: f32| f32::from_bits(x.to_bits() ^ 1);
+    let shown = |a: f32, b: f32| {
+        let base = narrow(dtype, rotate(a, b, cos, sin));
+        let others = [
+            rotate(a, b, next(cos), sin),
+            rotate(a, b, cos, next(sin)),
+            a * cos - b * sin,
+        ];
+        others.iter().filter(|&&x| narrow(dtype, x) != base).count()
+    };
+    // The larger of the two takes one mantissa after the other, and the other follows, until
+    // all three show.
+    let mut best = (0, [0.0; 2]);
+    for n in 0..1024 {
+        let large = rounded(dtype, 16384.0 + 16.0 * n as f32);
+        let candidate = if cos.abs() < sin.abs() {
+            [large, rounded(dtype, large * cos / sin)]
+        } else {
+            [rounded(dtype, large * sin / cos), large]
+        };
+        let shown = shown(candidate[0], candidate[1]);
+        if shown > best.0 {
+            best = (shown, candidate);
+        }
+        if shown == 3 {
+            break;
+        }
+    }
+    best.1
 }

@@ -1,6 +1,6 @@
 //! Arithmetic on register values. Registers are `u64`; a narrower value has its upper bits clear.
 
-use super::inst::{Cmp, Convert, Round, Ty};
+use super::inst::{Class, Cmp, Convert, Round, Ty};
 
 pub const NAN_F32: u32 = 0x7fff_ffff;
 
@@ -123,21 +123,9 @@ pub fn lop3(a: u64, b: u64, c: u64, table: u8) -> u64 {
     result & 0xffff_ffff
 }
 
-pub fn compare_integers(cmp: Cmp, a: i128, b: i128) -> bool {
-    match cmp {
-        Cmp::Eq | Cmp::Equ => a == b,
-        Cmp::Ne | Cmp::Neu => a != b,
-        Cmp::Lt | Cmp::Ltu => a < b,
-        Cmp::Le | Cmp::Leu => a <= b,
-        Cmp::Gt | Cmp::Gtu => a > b,
-        Cmp::Ge | Cmp::Geu => a >= b,
-        Cmp::Num => true,
-        Cmp::Nan => false,
-    }
-}
-
-pub fn compare_floats(cmp: Cmp, a: f32, b: f32) -> bool {
-    let unordered = a.is_nan() || b.is_nan();
+/// Compares; NaN operands of floats are unordered, integers never are.
+pub fn compare<T: PartialOrd>(cmp: Cmp, a: T, b: T) -> bool {
+    let unordered = a.partial_cmp(&b).is_none();
     match cmp {
         Cmp::Eq => a == b,
         Cmp::Ne => a != b && !unordered,
@@ -355,8 +343,6 @@ pub fn format_of(ty: Ty) -> Format {
 }
 
 pub fn convert(value: u64, c: &Convert) -> u64 {
-    use super::inst::Class;
-    let value = value & c.from.mask();
     let from_float = c.from.class() == Class::Float;
     if c.to.class() == Class::Float {
         let mut x = if from_float {

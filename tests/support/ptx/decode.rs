@@ -4,6 +4,7 @@
 use super::inst::*;
 use super::machine::window;
 use super::parse::immediate;
+use super::regular::{CONVERTIBLE, DATA, INTEGERS, MEMORY, regular, round};
 use std::collections::HashMap;
 
 #[derive(Debug)]
@@ -26,56 +27,8 @@ pub struct Statement<'a> {
     pub operands: Vec<Operand<'a>>,
 }
 
-type Result_<T> = Result<T, String>;
+type Parsed<T> = Result<T, String>;
 
-const INTEGERS: &[Ty] = &[Ty::U16, Ty::U32, Ty::U64, Ty::S16, Ty::S32, Ty::S64];
-const NARROW: &[Ty] = &[Ty::U16, Ty::U32, Ty::S16, Ty::S32];
-const WIDE: &[Ty] = &[Ty::U32, Ty::U64, Ty::S32, Ty::S64];
-const SIGNED: &[Ty] = &[Ty::S16, Ty::S32, Ty::S64];
-const BITS: &[Ty] = &[Ty::B16, Ty::B32, Ty::B64];
-const DATA: &[Ty] = &[
-    Ty::B16,
-    Ty::B32,
-    Ty::B64,
-    Ty::U16,
-    Ty::U32,
-    Ty::U64,
-    Ty::S16,
-    Ty::S32,
-    Ty::S64,
-    Ty::F32,
-    Ty::F64,
-];
-const MEMORY: &[Ty] = &[
-    Ty::B8,
-    Ty::B16,
-    Ty::B32,
-    Ty::B64,
-    Ty::U8,
-    Ty::U16,
-    Ty::U32,
-    Ty::U64,
-    Ty::S8,
-    Ty::S16,
-    Ty::S32,
-    Ty::S64,
-    Ty::F32,
-    Ty::F64,
-];
-const CONVERTIBLE: &[Ty] = &[
-    Ty::U8,
-    Ty::U16,
-    Ty::U32,
-    Ty::U64,
-    Ty::S8,
-    Ty::S16,
-    Ty::S32,
-    Ty::S64,
-    Ty::F16,
-    Ty::Bf16,
-    Ty::F32,
-];
-const ROUNDS: &[&str] = &["rn", "rz", "rm", "rp"];
 const L1_HINTS: &[&str] = &[
     "L1::evict_normal",
     "L1::evict_unchanged",
@@ -100,7 +53,7 @@ impl<'a> Mods<'a> {
         self.take(&[name]).is_some()
     }
 
-    fn one_of(&mut self, allowed: &[&str]) -> Result_<&'a str> {
+    fn one_of(&mut self, allowed: &[&str]) -> Parsed<&'a str> {
         self.take(allowed).ok_or_else(|| match self.rest.peek() {
             Some(found) => format!("modifier .{found} is not implemented here"),
             None => format!("a modifier is missing: one of {allowed:?}"),
@@ -118,33 +71,24 @@ impl<'a> Mods<'a> {
     }
 
     /// The type, which ends most opcodes.
-    fn last_ty(&mut self, allowed: &[Ty]) -> Result_<Ty> {
+    fn last_ty(&mut self, allowed: &[Ty]) -> Parsed<Ty> {
         let ty = self.ty(allowed)?;
         self.end()?;
         Ok(ty)
     }
 
-    fn ty(&mut self, allowed: &[Ty]) -> Result_<Ty> {
+    fn ty(&mut self, allowed: &[Ty]) -> Parsed<Ty> {
         self.ty_if(allowed).ok_or_else(|| match self.rest.peek() {
             Some(found) => format!("modifier or type .{found} is not implemented here"),
             None => "the type is missing".into(),
         })
     }
 
-    fn end(&mut self) -> Result_<()> {
+    fn end(&mut self) -> Parsed<()> {
         match self.rest.next() {
             Some(extra) => Err(format!("modifier .{extra} is not implemented here")),
             None => Ok(()),
         }
-    }
-}
-
-fn round(name: &str) -> Round {
-    match name {
-        "rz" | "rzi" => Round::Zero,
-        "rm" | "rmi" => Round::Down,
-        "rp" | "rpi" => Round::Up,
-        _ => Round::Nearest,
     }
 }
 
@@ -175,6 +119,7 @@ struct Registers {
     ty: Ty,
 }
 
+#[derive(Default)]
 struct Scope<'a> {
     parent: Option<usize>,
     registers: HashMap<&'a str, Registers>,
@@ -222,11 +167,7 @@ impl<'a, 'm> Body<'a, 'm> {
             module,
             module_names,
             params,
-            scopes: vec![Scope {
-                parent: None,
-                registers: HashMap::new(),
-                labels: HashMap::new(),
-            }],
+            scopes: vec![Scope::default()],
             scope: 0,
             jumps: Vec::new(),
             code: Vec::new(),
@@ -245,8 +186,7 @@ impl<'a, 'm> Body<'a, 'm> {
         self.scope = self.scopes.len();
         self.scopes.push(Scope {
             parent,
-            registers: HashMap::new(),
-            labels: HashMap::new(),
+            ..Scope::default()
         });
     }
 
@@ -254,17 +194,15 @@ impl<'a, 'm> Body<'a, 'm> {
         self.scope = self.scopes[self.scope].parent.unwrap_or(0);
     }
 
-    pub fn label(&mut self, name: &'a str) -> Result_<()> {
-        match self.scopes[self.scope]
-            .labels
-            .insert(name, self.code.len() as u32)
-        {
+    pub fn label(&mut self, name: &'a str) -> Parsed<()> {
+        let here = self.code.len() as u32;
+        match self.scopes[self.scope].labels.insert(name, here) {
             Some(_) => Err(format!("label {name} is declared twice")),
             None => Ok(()),
         }
     }
 
-    pub fn register(&mut self, name: &'a str, count: Option<u32>, ty: Ty) -> Result_<()> {
+    pub fn register(&mut self, name: &'a str, count: Option<u32>, ty: Ty) -> Parsed<()> {
         let (next, names) = match ty {
             Ty::Pred => (&mut self.preds, &mut self.pred_names),
             _ => (&mut self.slots, &mut self.names),
@@ -275,16 +213,14 @@ impl<'a, 'm> Body<'a, 'm> {
             _ => return Err("too many registers".into()),
         };
         names.push((first, count.unwrap_or(0), name.to_owned()));
-        match self.scopes[self.scope]
-            .registers
-            .insert(name, Registers { first, count, ty })
-        {
+        let registers = Registers { first, count, ty };
+        match self.scopes[self.scope].registers.insert(name, registers) {
             Some(_) => Err(format!("register {name} is declared twice")),
             None => Ok(()),
         }
     }
 
-    pub fn variable(&mut self, variable: Variable) -> Result_<()> {
+    pub fn variable(&mut self, variable: Variable) -> Parsed<()> {
         let list = if variable.space == Space::Shared {
             &mut self.shared
         } else {
@@ -297,14 +233,11 @@ impl<'a, 'm> Body<'a, 'm> {
         Ok(())
     }
 
-    pub fn instruction(&mut self, statement: &Statement<'a>) -> Result_<()> {
+    pub fn instruction(&mut self, statement: &Statement<'a>) -> Parsed<()> {
         let mut inst = self.decode(statement)?;
         inst.line = statement.line;
         if let Some((name, negated)) = statement.guard {
-            inst.guard = PredRef {
-                slot: self.pred(name)?,
-                negated,
-            };
+            inst.guard = PredRef::new(self.pred(name)?, negated);
         }
         self.code.push(inst);
         Ok(())
@@ -373,25 +306,13 @@ impl<'a, 'm> Body<'a, 'm> {
         let mut scope = Some(self.scope);
         while let Some(at) = scope {
             let registers = &self.scopes[at].registers;
-            if let Some(&Registers {
-                first,
-                count: None,
-                ty,
-            }) = registers.get(name)
-            {
-                return Some((first, ty));
+            if let Some(r) = registers.get(name).filter(|r| r.count.is_none()) {
+                return Some((r.first, r.ty));
             }
-            if let (
-                Some(number),
-                Some(&Registers {
-                    first,
-                    count: Some(count),
-                    ty,
-                }),
-            ) = (number, registers.get(stem))
-                && number < count
+            if let (Some(number), Some(r)) = (number, registers.get(stem))
+                && r.count.is_some_and(|count| number < count)
             {
-                return Some((first + number, ty));
+                return Some((r.first + number, r.ty));
             }
             scope = self.scopes[at].parent;
         }
@@ -430,9 +351,14 @@ impl<'a, 'm> Body<'a, 'm> {
         Some((variable.space, self.fixed(Fixed::Module(index))))
     }
 
+    fn known_symbol(&mut self, name: &str) -> Parsed<(Space, Slot)> {
+        self.symbol(name)
+            .ok_or_else(|| format!("{name} is not declared"))
+    }
+
     // Operands
 
-    fn check(name: &str, register: Ty, wanted: Ty, fit: Fit) -> Result_<()> {
+    fn check(name: &str, register: Ty, wanted: Ty, fit: Fit) -> Parsed<()> {
         let (have, want) = (register.class(), wanted.class());
         let class_fits = have == want || have == Class::Bits || want == Class::Bits;
         let wider = fit == Fit::OrWider && want != Class::Float && register.bits() > wanted.bits();
@@ -445,7 +371,7 @@ impl<'a, 'm> Body<'a, 'm> {
         }
     }
 
-    fn source(&mut self, operand: &Operand<'a>, ty: Ty, fit: Fit) -> Result_<Slot> {
+    fn source(&mut self, operand: &Operand<'a>, ty: Ty, fit: Fit) -> Parsed<Slot> {
         let Operand::Word(name) = operand else {
             return Ok(self.fixed(Fixed::Value(immediate(operand, ty)?)));
         };
@@ -461,7 +387,7 @@ impl<'a, 'm> Body<'a, 'm> {
     }
 
     /// The slot and the register's width.
-    fn destination(&self, operand: &Operand<'a>, ty: Ty, fit: Fit) -> Result_<(Slot, u8)> {
+    fn destination(&self, operand: &Operand<'a>, ty: Ty, fit: Fit) -> Parsed<(Slot, u8)> {
         match operand {
             Operand::Word("_") => Ok((SINK, ty.bits() as u8)),
             Operand::Word(name) => {
@@ -475,49 +401,38 @@ impl<'a, 'm> Body<'a, 'm> {
         }
     }
 
-    fn pred(&self, name: &str) -> Result_<Slot> {
+    fn pred(&self, name: &str) -> Parsed<Slot> {
         match self.find(name) {
             Some((slot, Ty::Pred)) => Ok(slot),
             _ => Err(format!("{name} is not a predicate register")),
         }
     }
 
-    fn pred_destination(&self, operand: &Operand<'a>) -> Result_<Slot> {
+    fn pred_register(&self, operand: &Operand<'a>) -> Parsed<Slot> {
         match operand {
             Operand::Word(name) => self.pred(name),
             _ => Err(format!("{operand:?} is not a predicate register")),
         }
     }
 
-    fn pred_source(&self, operand: &Operand<'a>) -> Result_<PredRef> {
+    fn pred_source(&self, operand: &Operand<'a>) -> Parsed<PredRef> {
         match operand {
-            Operand::Word(name) => Ok(PredRef {
-                slot: self.pred(name)?,
-                negated: false,
-            }),
-            Operand::NotPred(name) => Ok(PredRef {
-                slot: self.pred(name)?,
-                negated: true,
-            }),
-            Operand::Int(0, _) => Ok(PredRef {
-                slot: PRED_FALSE,
-                negated: false,
-            }),
+            Operand::Word(name) => Ok(PredRef::new(self.pred(name)?, false)),
+            Operand::NotPred(name) => Ok(PredRef::new(self.pred(name)?, true)),
+            Operand::Int(0, _) => Ok(PredRef::new(PRED_FALSE, false)),
             Operand::Int(1, _) => Ok(PredRef::TRUE),
             _ => Err(format!("{operand:?} is not a predicate")),
         }
     }
 
-    fn address(&mut self, operand: &Operand<'a>, space: Space) -> Result_<(Slot, i64)> {
+    fn address(&mut self, operand: &Operand<'a>, space: Space) -> Parsed<(Slot, i64)> {
         let Operand::Address(base, offset) = operand else {
             return Err(format!("{operand:?} is not an address"));
         };
         if let Operand::Word(name) = **base
             && self.find(name).is_none()
         {
-            let (home, slot) = self
-                .symbol(name)
-                .ok_or_else(|| format!("{name} is not declared"))?;
+            let (home, slot) = self.known_symbol(name)?;
             if home != space {
                 return Err(format!(
                     "{name} is a {home:?} variable, the access is to {space:?}"
@@ -537,266 +452,73 @@ impl<'a, 'm> Body<'a, 'm> {
 
     // Instructions
 
-    fn alu(&mut self, statement: &Statement<'a>, op: Op, dst: Ty, sources: &[Ty]) -> Result_<Inst> {
-        let operands = &statement.operands;
-        if operands.len() != sources.len() + 1 {
-            return Err(format!(
-                "expected {} operands, found {}",
-                sources.len() + 1,
-                operands.len()
-            ));
+    /// An instruction with operands of exactly the types given.
+    fn build(
+        &mut self,
+        op: Op,
+        destinations: &[(&Operand<'a>, Ty)],
+        sources: &[(&Operand<'a>, Ty)],
+    ) -> Parsed<Inst> {
+        let mut inst = Inst::new(op);
+        inst.dst_count = destinations.len() as u8;
+        for (slot, (operand, ty)) in inst.dst.iter_mut().zip(destinations) {
+            *slot = self.destination(operand, *ty, Fit::Exact)?.0;
         }
-        let mut inst = Inst::new(op, statement.line);
-        inst.dst_count = 1;
-        inst.dst[0] = self.destination(&operands[0], dst, Fit::Exact)?.0;
         inst.src_count = sources.len() as u8;
-        for (i, &ty) in sources.iter().enumerate() {
-            inst.src[i] = self.source(&operands[i + 1], ty, Fit::Exact)?;
+        for (slot, (operand, ty)) in inst.src.iter_mut().zip(sources) {
+            *slot = self.source(operand, *ty, Fit::Exact)?;
         }
         Ok(inst)
     }
 
-    fn decode(&mut self, st: &Statement<'a>) -> Result_<Inst> {
+    /// The common case: one destination, then the sources.
+    fn alu(&mut self, st: &Statement<'a>, op: Op, dst: Ty, sources: &[Ty]) -> Parsed<Inst> {
+        let [d, operands @ ..] = st.operands.as_slice() else {
+            return Err("the operands are missing".into());
+        };
+        if operands.len() != sources.len() {
+            let (want, have) = (sources.len() + 1, st.operands.len());
+            return Err(format!("expected {want} operands, found {have}"));
+        }
+        let typed: Vec<_> = operands.iter().zip(sources.iter().copied()).collect();
+        self.build(op, &[(d, dst)], &typed)
+    }
+
+    fn decode(&mut self, st: &Statement<'a>) -> Parsed<Inst> {
+        if let Some((op, dst, sources)) = regular(st.opcode) {
+            return self.alu(st, op, dst, &sources);
+        }
         let mut parts = st.opcode.split('.').peekable();
         let name = parts.next().unwrap_or("");
         let mut mods = Mods { rest: parts };
         let m = &mut mods;
         match name {
             "mov" => self.mov(st, m),
-            "add" | "sub" => {
-                let add = name == "add";
-                if m.flag("cc") {
-                    let chain = if add { Chain::Add } else { Chain::Sub };
-                    return self.chain(st, m, chain, false, true);
-                }
-                if let Some(ty) = m.ty_if(INTEGERS) {
-                    m.end()?;
-                    let op = if add { Int2::Add } else { Int2::Sub };
-                    return self.alu(st, Op::Int2(op, ty), ty, &[ty, ty]);
-                }
-                let r = m.take(ROUNDS).map_or(Round::Nearest, round);
-                let ty = m.last_ty(&[Ty::F32])?;
-                let op = if add { Float2::Add(r) } else { Float2::Sub(r) };
-                self.alu(st, Op::Float2(op), ty, &[ty, ty])
-            }
-            "addc" | "subc" => {
-                let out = m.flag("cc");
-                let chain = if name == "addc" {
-                    Chain::Add
-                } else {
-                    Chain::Sub
-                };
-                self.chain(st, m, chain, true, out)
-            }
-            "mul" => {
-                let Some(part) = m.take(&["lo", "hi", "wide"]) else {
-                    let r = m.take(ROUNDS).map_or(Round::Nearest, round);
-                    let ty = m.last_ty(&[Ty::F32])?;
-                    return self.alu(st, Op::Float2(Float2::Mul(r)), ty, &[ty, ty]);
-                };
-                let ty = m.last_ty(if part == "wide" { NARROW } else { INTEGERS })?;
-                let (op, dst) = match part {
-                    "lo" => (Int2::MulLo, ty),
-                    "hi" => (Int2::MulHi, ty),
-                    _ => (Int2::MulWide, ty.doubled()),
-                };
-                self.alu(st, Op::Int2(op, ty), dst, &[ty, ty])
-            }
-            "mad" | "madc" => {
-                let part = m.one_of(if name == "mad" {
-                    &["lo", "hi", "wide"]
-                } else {
-                    &["lo", "hi"]
-                })?;
-                let out = part != "wide" && m.flag("cc");
-                if out || name == "madc" {
-                    let chain = if part == "lo" {
-                        Chain::MadLo
-                    } else {
-                        Chain::MadHi
-                    };
-                    return self.chain(st, m, chain, name == "madc", out);
-                }
-                let ty = m.last_ty(if part == "wide" { NARROW } else { INTEGERS })?;
-                let (part, dst) = match part {
-                    "lo" => (Part::Lo, ty),
-                    "hi" => (Part::Hi, ty),
-                    _ => (Part::Wide, ty.doubled()),
-                };
-                self.alu(st, Op::Mad(part, ty), dst, &[ty, ty, dst])
-            }
-            "fma" => {
-                let r = round(m.one_of(ROUNDS)?);
-                let ty = m.last_ty(&[Ty::F32])?;
-                self.alu(st, Op::Fma(r), ty, &[ty; 3])
-            }
-            "div" | "rem" => {
-                if name == "div" && m.flag("rn") {
-                    let ty = m.last_ty(&[Ty::F32])?;
-                    return self.alu(st, Op::Float2(Float2::Div), ty, &[ty, ty]);
-                }
-                let ty = m.last_ty(INTEGERS)?;
-                let op = if name == "div" { Int2::Div } else { Int2::Rem };
-                self.alu(st, Op::Int2(op, ty), ty, &[ty, ty])
-            }
-            "sqrt" | "rcp" => {
-                m.one_of(&["rn"])?;
-                let ty = m.last_ty(&[Ty::F32])?;
-                let op = if name == "sqrt" {
-                    Float1::Sqrt
-                } else {
-                    Float1::Rcp
-                };
-                self.alu(st, Op::Float1(op), ty, &[ty])
-            }
-            "min" | "max" => {
-                let min = name == "min";
-                if let Some(ty) = m.ty_if(INTEGERS) {
-                    m.end()?;
-                    let op = if min { Int2::Min } else { Int2::Max };
-                    return self.alu(st, Op::Int2(op, ty), ty, &[ty, ty]);
-                }
-                let nan = m.flag("NaN");
-                let ty = m.last_ty(&[Ty::F32])?;
-                let op = if min {
-                    Float2::Min { nan }
-                } else {
-                    Float2::Max { nan }
-                };
-                self.alu(st, Op::Float2(op), ty, &[ty, ty])
-            }
-            "neg" | "abs" => {
-                let neg = name == "neg";
-                if let Some(ty) = m.ty_if(SIGNED) {
-                    m.end()?;
-                    return self.alu(
-                        st,
-                        Op::Int1(if neg { Int1::Neg } else { Int1::Abs }, ty),
-                        ty,
-                        &[ty],
-                    );
-                }
-                let ty = m.last_ty(&[Ty::F32])?;
-                let op = if neg { Float1::Neg } else { Float1::Abs };
-                self.alu(st, Op::Float1(op), ty, &[ty])
-            }
-            "copysign" => {
-                let ty = m.last_ty(&[Ty::F32])?;
-                self.alu(st, Op::Float2(Float2::CopySign), ty, &[ty, ty])
-            }
-            "and" | "or" | "xor" => {
-                if m.flag("pred") {
-                    m.end()?;
-                    let logic = logic(name);
-                    return self.pred_op(st, Op::PredLogic(logic), 2);
-                }
-                let ty = m.last_ty(BITS)?;
-                let op = match name {
-                    "and" => Int2::And,
-                    "or" => Int2::Or,
-                    _ => Int2::Xor,
-                };
-                self.alu(st, Op::Int2(op, ty), ty, &[ty, ty])
-            }
-            "not" => {
-                if m.flag("pred") {
-                    m.end()?;
-                    let mut inst = self.pred_op(st, Op::PredMov, 1)?;
-                    inst.pred_src[0].negated ^= true;
-                    return Ok(inst);
-                }
-                let ty = m.last_ty(BITS)?;
-                self.alu(st, Op::Int1(Int1::Not, ty), ty, &[ty])
-            }
-            "shl" | "shr" => {
-                let ty = m.ty_if(BITS);
-                let ty = match ty {
-                    Some(ty) => ty,
-                    None if name == "shr" => m.ty(INTEGERS)?,
-                    None => m.ty(BITS)?,
-                };
-                m.end()?;
-                let op = if name == "shl" { Int2::Shl } else { Int2::Shr };
-                self.alu(st, Op::Int2(op, ty), ty, &[ty, Ty::U32])
-            }
-            "shf" => {
-                let left = m.one_of(&["l", "r"])? == "l";
-                let wrap = m.one_of(&["wrap", "clamp"])? == "wrap";
-                let ty = m.last_ty(&[Ty::B32])?;
-                self.alu(st, Op::Shf { left, wrap }, ty, &[ty, ty, Ty::U32])
-            }
-            "prmt" => {
-                let ty = m.last_ty(&[Ty::B32])?;
-                self.alu(st, Op::Prmt, ty, &[ty; 3])
-            }
-            "bfe" => {
-                let ty = m.last_ty(WIDE)?;
-                self.alu(st, Op::Bfe(ty), ty, &[ty, Ty::U32, Ty::U32])
-            }
-            "bfi" => {
-                let ty = m.last_ty(&[Ty::B32, Ty::B64])?;
-                self.alu(st, Op::Bfi(ty), ty, &[ty, ty, Ty::U32, Ty::U32])
-            }
             "lop3" => {
                 let ty = m.last_ty(&[Ty::B32])?;
                 let [d, a, b, c, Operand::Int(table, false)] = st.operands.as_slice() else {
                     return Err("expected d, a, b, c and a table".into());
                 };
                 let table = u8::try_from(*table).map_err(|_| "the table is wider than 8 bits")?;
-                let mut inst = Inst::new(Op::Lop3(table), st.line);
-                inst.dst_count = 1;
-                inst.dst[0] = self.destination(d, ty, Fit::Exact)?.0;
-                inst.src_count = 3;
-                for (i, operand) in [a, b, c].into_iter().enumerate() {
-                    inst.src[i] = self.source(operand, ty, Fit::Exact)?;
-                }
-                Ok(inst)
-            }
-            "popc" | "clz" => {
-                let ty = m.last_ty(&[Ty::B32, Ty::B64])?;
-                let op = if name == "popc" {
-                    Int1::Popc
-                } else {
-                    Int1::Clz
-                };
-                self.alu(st, Op::Int1(op, ty), Ty::U32, &[ty])
-            }
-            "brev" => {
-                let ty = m.last_ty(&[Ty::B32, Ty::B64])?;
-                self.alu(st, Op::Int1(Int1::Brev, ty), ty, &[ty])
-            }
-            "bfind" => {
-                let shift = m.flag("shiftamt");
-                let ty = m.last_ty(WIDE)?;
-                self.alu(st, Op::Int1(Int1::Bfind { shift }, ty), Ty::U32, &[ty])
+                self.build(Op::Lop3(table), &[(d, ty)], &[(a, ty), (b, ty), (c, ty)])
             }
             "setp" => self.setp(st, m),
             "selp" => {
                 let ty = m.last_ty(DATA)?;
                 let [d, a, b, p] = exactly(&st.operands)?;
-                let mut inst = Inst::new(Op::Selp, st.line);
-                inst.dst_count = 1;
-                inst.dst[0] = self.destination(d, ty, Fit::Exact)?.0;
-                inst.src_count = 2;
-                inst.src[0] = self.source(a, ty, Fit::Exact)?;
-                inst.src[1] = self.source(b, ty, Fit::Exact)?;
-                inst.pred_src[0] = PredRef {
-                    slot: self.pred_destination(p)?,
-                    negated: false,
-                };
+                let mut inst = self.build(Op::Selp, &[(d, ty)], &[(a, ty), (b, ty)])?;
+                inst.pred_src[0].slot = self.pred_register(p)?;
                 Ok(inst)
             }
-            "slct" => {
-                let ty = m.ty(DATA)?;
-                let selector = m.last_ty(&[Ty::S32, Ty::F32])?;
-                self.alu(
-                    st,
-                    Op::Slct {
-                        float: selector == Ty::F32,
-                    },
-                    ty,
-                    &[ty, ty, selector],
-                )
+            "and" | "or" | "xor" => {
+                m.last_ty(&[Ty::Pred])?;
+                self.pred_op(st, Op::PredLogic(logic(name)), 2)
+            }
+            "not" => {
+                m.last_ty(&[Ty::Pred])?;
+                let mut inst = self.pred_op(st, Op::PredMov, 1)?;
+                inst.pred_src[0].negated ^= true;
+                Ok(inst)
             }
             "cvt" => self.cvt(st, m),
             "cvta" => self.cvta(st, m),
@@ -813,7 +535,7 @@ impl<'a, 'm> Body<'a, 'm> {
                     scope: self.scope,
                     label,
                 });
-                Ok(Inst::new(Op::Bra { target: 0, uniform }, st.line))
+                Ok(Inst::new(Op::Bra { target: 0, uniform }))
             }
             "ret" | "exit" | "trap" => {
                 if name == "ret" {
@@ -821,10 +543,7 @@ impl<'a, 'm> Body<'a, 'm> {
                 }
                 m.end()?;
                 let [] = exactly(&st.operands)?;
-                Ok(Inst::new(
-                    if name == "trap" { Op::Trap } else { Op::Ret },
-                    st.line,
-                ))
+                Ok(Inst::new(if name == "trap" { Op::Trap } else { Op::Ret }))
             }
             "bar" | "barrier" => {
                 m.one_of(&["sync"])?;
@@ -833,9 +552,7 @@ impl<'a, 'm> Body<'a, 'm> {
                 }
                 m.end()?;
                 match exactly(&st.operands)? {
-                    [Operand::Int(id @ 0..16, false)] => {
-                        Ok(Inst::new(Op::Barrier(*id as u32), st.line))
-                    }
+                    [Operand::Int(id @ 0..16, false)] => Ok(Inst::new(Op::Barrier(*id as u32))),
                     [other] => Err(format!("barrier {other:?} is not implemented")),
                 }
             }
@@ -843,14 +560,14 @@ impl<'a, 'm> Body<'a, 'm> {
                 m.one_of(&["cta", "gl", "sys"])?;
                 m.end()?;
                 let [] = exactly(&st.operands)?;
-                Ok(Inst::new(Op::Fence, st.line))
+                Ok(Inst::new(Op::Fence))
             }
             "fence" => {
                 m.one_of(&["sc", "acq_rel"])?;
                 m.one_of(&["cta", "gpu", "sys"])?;
                 m.end()?;
                 let [] = exactly(&st.operands)?;
-                Ok(Inst::new(Op::Fence, st.line))
+                Ok(Inst::new(Op::Fence))
             }
             "shfl" => {
                 m.one_of(&["sync"])?;
@@ -862,19 +579,13 @@ impl<'a, 'm> Body<'a, 'm> {
                 };
                 let ty = m.last_ty(&[Ty::B32])?;
                 let [d, a, b, c, mask] = exactly(&st.operands)?;
-                let mut inst = Inst::new(Op::Shfl(mode), st.line);
-                inst.dst_count = 1;
-                inst.dst[0] = match d {
-                    Operand::Pair(d, p) => {
-                        inst.pred_dst[0] = self.pred(p)?;
-                        self.destination(&Operand::Word(d), ty, Fit::Exact)?.0
-                    }
-                    _ => self.destination(d, ty, Fit::Exact)?.0,
+                let sources = [(a, ty), (b, ty), (c, ty), (mask, ty)];
+                let Operand::Pair(d, p) = d else {
+                    return self.build(Op::Shfl(mode), &[(d, ty)], &sources);
                 };
-                inst.src_count = 4;
-                for (i, operand) in [a, b, c, mask].into_iter().enumerate() {
-                    inst.src[i] = self.source(operand, ty, Fit::Exact)?;
-                }
+                let d = Operand::Word(d);
+                let mut inst = self.build(Op::Shfl(mode), &[(&d, ty)], &sources)?;
+                inst.pred_dst[0] = self.pred(p)?;
                 Ok(inst)
             }
             "vote" => {
@@ -885,33 +596,25 @@ impl<'a, 'm> Body<'a, 'm> {
                     "uni" => Vote::Uni,
                     _ => Vote::Ballot,
                 };
-                m.last_ty(&[if vote == Vote::Ballot {
-                    Ty::B32
-                } else {
-                    Ty::Pred
-                }])?;
+                let ballot = vote == Vote::Ballot;
+                m.last_ty(&[if ballot { Ty::B32 } else { Ty::Pred }])?;
                 let [d, p, mask] = exactly(&st.operands)?;
-                let mut inst = Inst::new(Op::Vote(vote), st.line);
-                if vote == Vote::Ballot {
-                    inst.dst_count = 1;
-                    inst.dst[0] = self.destination(d, Ty::B32, Fit::Exact)?.0;
+                let (op, mask) = (Op::Vote(vote), (mask, Ty::B32));
+                let mut inst = if ballot {
+                    self.build(op, &[(d, Ty::B32)], &[mask])?
                 } else {
-                    inst.pred_dst[0] = self.pred_destination(d)?;
-                }
+                    let mut inst = self.build(op, &[], &[mask])?;
+                    inst.pred_dst[0] = self.pred_register(d)?;
+                    inst
+                };
                 inst.pred_src[0] = self.pred_source(p)?;
-                inst.src_count = 1;
-                inst.src[0] = self.source(mask, Ty::B32, Fit::Exact)?;
                 Ok(inst)
-            }
-            "activemask" => {
-                let ty = m.last_ty(&[Ty::B32])?;
-                self.alu(st, Op::ActiveMask, ty, &[])
             }
             _ => Err(format!("opcode {} is not implemented", st.opcode)),
         }
     }
 
-    fn mov(&mut self, st: &Statement<'a>, m: &mut Mods) -> Result_<Inst> {
+    fn mov(&mut self, st: &Statement<'a>, m: &mut Mods) -> Parsed<Inst> {
         if m.flag("pred") {
             m.end()?;
             return self.pred_op(st, Op::PredMov, 1);
@@ -929,48 +632,26 @@ impl<'a, 'm> Body<'a, 'm> {
         match (d, a) {
             (Operand::Vector(elements), a) => {
                 let part = element(elements.len())?;
-                let mut inst = Inst::new(
-                    Op::Unpack {
-                        element_bits: part.bits() as u8,
-                    },
-                    st.line,
-                );
-                inst.dst_count = elements.len() as u8;
-                for (i, e) in elements.iter().enumerate() {
-                    inst.dst[i] = self.destination(e, part, Fit::Exact)?.0;
-                }
-                inst.src_count = 1;
-                inst.src[0] = self.source(a, ty, Fit::Exact)?;
-                Ok(inst)
+                let element_bits = part.bits() as u8;
+                let op = Op::Unpack { element_bits };
+                let elements: Vec<_> = elements.iter().map(|e| (e, part)).collect();
+                self.build(op, &elements, &[(a, ty)])
             }
             (d, Operand::Vector(elements)) => {
                 let part = element(elements.len())?;
-                let mut inst = Inst::new(
-                    Op::Pack {
-                        element_bits: part.bits() as u8,
-                    },
-                    st.line,
-                );
-                inst.dst_count = 1;
-                inst.dst[0] = self.destination(d, ty, Fit::Exact)?.0;
-                inst.src_count = elements.len() as u8;
-                for (i, e) in elements.iter().enumerate() {
-                    inst.src[i] = self.source(e, part, Fit::Exact)?;
-                }
-                Ok(inst)
+                let element_bits = part.bits() as u8;
+                let op = Op::Pack { element_bits };
+                let elements: Vec<_> = elements.iter().map(|e| (e, part)).collect();
+                self.build(op, &[(d, ty)], &elements)
             }
             (d, Operand::Word(name)) if self.find(name).is_none() && special(name).is_none() => {
-                let (space, slot) = self
-                    .symbol(name)
-                    .ok_or_else(|| format!("{name} is not declared"))?;
+                let (space, slot) = self.known_symbol(name)?;
                 let wide = matches!(space, Space::Global | Space::Const);
                 let fits = ty.bits() == 64 || (ty.bits() == 32 && !wide);
                 if !fits || ty.class() == Class::Float {
                     return Err(format!("an address of space {space:?} does not fit {ty:?}"));
                 }
-                let mut inst = Inst::new(Op::Mov, st.line);
-                inst.dst_count = 1;
-                inst.dst[0] = self.destination(d, ty, Fit::Exact)?.0;
+                let mut inst = self.build(Op::Mov, &[(d, ty)], &[])?;
                 inst.src_count = 1;
                 inst.src[0] = slot;
                 Ok(inst)
@@ -979,40 +660,12 @@ impl<'a, 'm> Body<'a, 'm> {
         }
     }
 
-    fn chain(
-        &mut self,
-        st: &Statement<'a>,
-        m: &mut Mods,
-        op: Chain,
-        carry_in: bool,
-        carry_out: bool,
-    ) -> Result_<Inst> {
-        let ty = m.last_ty(WIDE)?;
-        let sources = [ty; 3];
-        let count = if matches!(op, Chain::Add | Chain::Sub) {
-            2
-        } else {
-            3
-        };
-        self.alu(
-            st,
-            Op::Chain {
-                op,
-                ty,
-                carry_in,
-                carry_out,
-            },
-            ty,
-            &sources[..count],
-        )
-    }
-
-    fn pred_op(&mut self, st: &Statement<'a>, op: Op, sources: usize) -> Result_<Inst> {
+    fn pred_op(&mut self, st: &Statement<'a>, op: Op, sources: usize) -> Parsed<Inst> {
         if st.operands.len() != sources + 1 {
             return Err(format!("expected {} operands", sources + 1));
         }
-        let mut inst = Inst::new(op, st.line);
-        inst.pred_dst[0] = self.pred_destination(&st.operands[0])?;
+        let mut inst = Inst::new(op);
+        inst.pred_dst[0] = self.pred_register(&st.operands[0])?;
         for (i, operand) in st.operands[1..].iter().enumerate() {
             if matches!(operand, Operand::NotPred(_)) {
                 return Err("this operand takes no negation".into());
@@ -1022,7 +675,7 @@ impl<'a, 'm> Body<'a, 'm> {
         Ok(inst)
     }
 
-    fn setp(&mut self, st: &Statement<'a>, m: &mut Mods) -> Result_<Inst> {
+    fn setp(&mut self, st: &Statement<'a>, m: &mut Mods) -> Parsed<Inst> {
         let name = m.one_of(&[
             "eq", "ne", "lt", "le", "gt", "ge", "lo", "ls", "hi", "hs", "equ", "neu", "ltu", "leu",
             "gtu", "geu", "num", "nan",
@@ -1060,21 +713,18 @@ impl<'a, 'm> Body<'a, 'm> {
             ([d, a, b], None) | ([d, a, b, _], Some(_)) => (d, a, b),
             _ => return Err("wrong number of operands".into()),
         };
-        let mut inst = Inst::new(Op::Setp { cmp, ty, combine }, st.line);
+        let mut inst = self.build(Op::Setp { cmp, ty, combine }, &[], &[(a, ty), (b, ty)])?;
         match d {
             Operand::Pair(p, q) => inst.pred_dst = [self.pred(p)?, self.pred(q)?],
-            _ => inst.pred_dst[0] = self.pred_destination(d)?,
+            _ => inst.pred_dst[0] = self.pred_register(d)?,
         }
-        inst.src_count = 2;
-        inst.src[0] = self.source(a, ty, Fit::Exact)?;
-        inst.src[1] = self.source(b, ty, Fit::Exact)?;
         if let [_, _, _, c] = st.operands.as_slice() {
             inst.pred_src[0] = self.pred_source(c)?;
         }
         Ok(inst)
     }
 
-    fn cvt(&mut self, st: &Statement<'a>, m: &mut Mods) -> Result_<Inst> {
+    fn cvt(&mut self, st: &Statement<'a>, m: &mut Mods) -> Parsed<Inst> {
         let rounding = m.take(&["rn", "rz", "rm", "rp", "rni", "rzi", "rmi", "rpi"]);
         let saturate = m.flag("sat");
         if let Some(to) = m.ty_if(&[Ty::F16x2, Ty::Bf16x2]) {
@@ -1082,15 +732,8 @@ impl<'a, 'm> Body<'a, 'm> {
             let (Some(name @ ("rn" | "rz")), false) = (rounding, saturate) else {
                 return Err("this cvt takes .rn or .rz".into());
             };
-            return self.alu(
-                st,
-                Op::ConvertPair {
-                    to,
-                    round: round(name),
-                },
-                to,
-                &[Ty::F32; 2],
-            );
+            let round = round(name);
+            return self.alu(st, Op::ConvertPair { to, round }, to, &[Ty::F32; 2]);
         }
         let to = m.ty(CONVERTIBLE)?;
         let from = m.last_ty(CONVERTIBLE)?;
@@ -1116,17 +759,14 @@ impl<'a, 'm> Body<'a, 'm> {
         let [d, a] = exactly(&st.operands)?;
         let (dst, register) = self.destination(d, to, Fit::OrWider)?;
         let round = rounding.map_or(Round::Nearest, round);
-        let mut inst = Inst::new(
-            Op::Convert(Convert {
-                to,
-                from,
-                round,
-                integral,
-                saturate,
-                register,
-            }),
-            st.line,
-        );
+        let mut inst = Inst::new(Op::Convert(Convert {
+            to,
+            from,
+            round,
+            integral,
+            saturate,
+            register,
+        }));
         inst.dst_count = 1;
         inst.dst[0] = dst;
         inst.src_count = 1;
@@ -1134,7 +774,7 @@ impl<'a, 'm> Body<'a, 'm> {
         Ok(inst)
     }
 
-    fn cvta(&mut self, st: &Statement<'a>, m: &mut Mods) -> Result_<Inst> {
+    fn cvta(&mut self, st: &Statement<'a>, m: &mut Mods) -> Parsed<Inst> {
         let to_space = m.flag("to");
         let space = space(m.one_of(&["global", "shared", "local", "const", "param"])?);
         let ty = m.last_ty(&[Ty::U64])?;
@@ -1144,7 +784,7 @@ impl<'a, 'm> Body<'a, 'm> {
             window(space)
         };
         let [d, a] = exactly(&st.operands)?;
-        let mut inst = Inst::new(Op::Cvta(shift), st.line);
+        let mut inst = Inst::new(Op::Cvta(shift));
         inst.dst_count = 1;
         inst.dst[0] = self.destination(d, ty, Fit::Exact)?.0;
         inst.src_count = 1;
@@ -1158,7 +798,7 @@ impl<'a, 'm> Body<'a, 'm> {
         Ok(inst)
     }
 
-    fn load(&mut self, st: &Statement<'a>, m: &mut Mods) -> Result_<Inst> {
+    fn load(&mut self, st: &Statement<'a>, m: &mut Mods) -> Parsed<Inst> {
         m.flag("weak");
         let space = m
             .take(&["global", "shared", "local", "param", "const"])
@@ -1173,7 +813,7 @@ impl<'a, 'm> Body<'a, 'm> {
         }
         let (mut access, list, address) = self.access(st, m, space, true)?;
         access.non_coherent = non_coherent;
-        let mut inst = Inst::new(Op::Ld(access), st.line);
+        let mut inst = Inst::new(Op::Ld(access));
         inst.dst_count = access.elements;
         let mut width = None;
         for (i, operand) in list.iter().enumerate() {
@@ -1190,7 +830,7 @@ impl<'a, 'm> Body<'a, 'm> {
         Ok(inst)
     }
 
-    fn store(&mut self, st: &Statement<'a>, m: &mut Mods) -> Result_<Inst> {
+    fn store(&mut self, st: &Statement<'a>, m: &mut Mods) -> Parsed<Inst> {
         m.flag("weak");
         let space = m
             .take(&["global", "shared", "local"])
@@ -1201,7 +841,7 @@ impl<'a, 'm> Body<'a, 'm> {
             m.take(L2_HINTS);
         }
         let (access, list, address) = self.access(st, m, space, false)?;
-        let mut inst = Inst::new(Op::St(access), st.line);
+        let mut inst = Inst::new(Op::St(access));
         inst.src_count = access.elements + 1;
         inst.src[0] = address;
         for (i, operand) in list.iter().enumerate() {
@@ -1217,7 +857,7 @@ impl<'a, 'm> Body<'a, 'm> {
         m: &mut Mods,
         space: Space,
         load: bool,
-    ) -> Result_<(Access, &'s [Operand<'a>], Slot)> {
+    ) -> Parsed<(Access, &'s [Operand<'a>], Slot)> {
         let elements = match m.take(&["v2", "v4"]) {
             Some("v2") => 2,
             Some(_) => 4,
@@ -1257,7 +897,7 @@ impl<'a, 'm> Body<'a, 'm> {
     }
 }
 
-fn exactly<'s, 'a, const N: usize>(operands: &'s [Operand<'a>]) -> Result_<&'s [Operand<'a>; N]> {
+fn exactly<'s, 'a, const N: usize>(operands: &'s [Operand<'a>]) -> Parsed<&'s [Operand<'a>; N]> {
     operands
         .try_into()
         .map_err(|_| format!("expected {N} operands, found {}", operands.len()))

@@ -337,6 +337,10 @@ pub struct PredRef {
 }
 
 impl PredRef {
+    pub fn new(slot: Slot, negated: bool) -> PredRef {
+        PredRef { slot, negated }
+    }
+
     pub const TRUE: PredRef = PredRef {
         slot: PRED_TRUE,
         negated: false,
@@ -357,11 +361,11 @@ pub struct Inst {
 }
 
 impl Inst {
-    pub fn new(op: Op, line: u32) -> Inst {
+    pub fn new(op: Op) -> Inst {
         Inst {
             op,
             guard: PredRef::TRUE,
-            line,
+            line: 0,
             dst_count: 0,
             src_count: 0,
             dst: [SINK; 4],

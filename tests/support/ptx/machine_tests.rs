@@ -136,6 +136,49 @@ fn alignment_is_that_of_the_whole_access() {
 }
 
 #[test]
+fn accesses_cross_no_end_and_no_storage_border() {
+    let module = kernel("", "ld.global.u32 %r0, [%a+4];");
+    for (length, fits) in [(8, true), (7, false), (4, false)] {
+        let mut memory = Memory::new();
+        let params = pointers(memory.add("a", vec![1; length], 0), 0);
+        let result = run(
+            &module,
+            &mut memory,
+            &Launch::new("k", [1; 3], [1; 3], &params),
+        );
+        let message = result
+            .map_err(|fault| fault.to_string())
+            .err()
+            .unwrap_or_default();
+        assert_eq!(
+            message.contains("out of bounds"),
+            !fits,
+            "{length}: {message}"
+        );
+    }
+    // 16 bytes at an address that is aligned only thanks to the buffer's misalignment.
+    let body = "mov.u32 %r0, 7; st.global.v4.u32 [%a+56], {%r0, %r0, %r0, %r0};
+                ld.global.v4.u32 {%r1, %r2, %r3, %r4}, [%a+56];";
+    let mut memory = Memory::new();
+    let a = memory.add_uninit("a", 128, 8);
+    let params = pointers(a, 0);
+    run(
+        &kernel("", body),
+        &mut memory,
+        &Launch::new("k", [1; 3], [1; 3], &params),
+    )
+    .expect("runs");
+    assert_eq!(
+        memory.read(a + 56, 16),
+        Some([7u32; 4].iter().flat_map(|v| v.to_le_bytes()).collect())
+    );
+    assert_eq!(
+        (memory.read(a + 55, 1), memory.read(a + 72, 1)),
+        (None, None)
+    );
+}
+
+#[test]
 fn bytes_never_written_cannot_be_read() {
     let (_, memory, _, b) =
         on_64("mov.u32 %r0, 7; st.global.u16 [%b+2], %r0;", 1, 1).expect("runs");
@@ -230,8 +273,15 @@ fn races_in_global_memory() {
     // Many readers, then one of them writes.
     let read_all = "ld.global.u32 %r0, [%a]; setp.eq.u32 %p0, %g, 1; @%p0 st.global.u32 [%a], %g;";
     assert_eq!(race(read_all, 1, 2), Some((Some(0), false)));
+    assert_eq!(
+        race(&read_all.replace("%g, 1", "%g, 0"), 1, 2),
+        Some((None, false))
+    );
     // A reader of an earlier block is not forgotten when the writer's own block reads.
     assert_eq!(race(read_all, 2, 1), Some((None, false)));
+    // The other thread's number counts all blocks.
+    let later = format!("setp.eq.u32 %p0, %g, 0; @%p0 ret; {write}");
+    assert_eq!(race(&later, 3, 1), Some((Some(1), true)));
     // One byte of overlap is enough.
     assert_eq!(
         race(
@@ -267,6 +317,13 @@ fn barriers_order_a_block_only() {
         Some((Some(0), true))
     );
     assert_eq!(race(body, 2, 16), Some((Some(0), true)));
+}
+
+#[test]
+fn readers_before_a_barrier_do_not_count() {
+    let body = "ld.global.u32 %r0, [%a]; bar.sync 0; setp.ne.u32 %p0, %g, 1; @%p0 ret;
+                ld.global.u32 %r0, [%a]; st.global.u32 [%a], %r0;";
+    assert_eq!(race(body, 1, 4), None);
 }
 
 #[test]
@@ -450,6 +507,11 @@ fn module_variables() {
         .is_err()
     );
     assert!(words(declarations, "ld.const.u32 %r0, [table+12];", 1).is_err());
+    // A global address takes 64 bits.
+    let text = ".version 8.0\n.target sm_80\n.address_size 64\n.global .u32 g;
+                .entry k() { .reg .b32 r; mov.u32 r, g; ret; }";
+    assert!(Module::parse(text).is_err());
+    assert!(Module::parse(&text.replace("b32 r; mov.u32", "b64 r; mov.u64")).is_ok());
     // A store lasts for the launch.
     let store = "st.global.u32 [one], 7; ld.global.u32 %r0, [one]; st.global.u32 [%at], %r0;";
     assert_eq!(words(declarations, store, 1).expect("runs"), [7]);
@@ -517,6 +579,46 @@ fn predicates_guard_single_instructions() {
         "mov.u32 %r0, 1; setp.eq.u32 %p0, %t, 1; @%p0 mov.u32 %r0, 2; @!%p0 add.u32 %r0, %r0, 10;
                 st.global.u32 [%at], %r0;";
     assert_eq!(words("", body, 3).expect("runs"), [11, 2, 11]);
+}
+
+#[test]
+fn guarded_lanes_alone_change() {
+    // Lanes the guard leaves out keep their carry.
+    let body = "mov.u32 %r0, -1; mov.u32 %r1, 0; setp.eq.u32 %p0, %t, 1; add.cc.u32 %r2, %r0, 1;
+                @%p0 add.cc.u32 %r2, %r1, %r1; addc.u32 %r3, %r1, %r1; st.global.u32 [%at], %r3;";
+    assert_eq!(words("", body, 3).expect("runs"), [1, 0, 1]);
+    // A register is defined only where it was written.
+    let body = "setp.eq.u32 %p0, %t, 1; @%p0 mov.u32 %r0, 5; add.u32 %r1, %r0, 1;";
+    let fault = words("", body, 2).expect_err("undefined in thread 0");
+    assert!(matches!(fault.kind, FaultKind::UndefinedRegister(_)));
+    assert_eq!(
+        fault.place.map(|p| (p.thread, p.register)),
+        Some(([0, 0, 0], Some("%r0".to_owned())))
+    );
+    let body = body.replace("add.u32", "@%p0 add.u32");
+    assert!(words("", &body, 2).is_ok());
+    let carry = "setp.eq.u32 %p0, %t, 1; @%p0 add.cc.u32 %r0, %t, %t; addc.u32 %r1, %t, %t;";
+    assert_eq!(
+        words("", carry, 2).expect_err("no carry").kind,
+        FaultKind::UndefinedCarry
+    );
+}
+
+#[test]
+fn registers_do_not_last_from_block_to_block() {
+    for (define, take) in [
+        ("mov.u32 %r0, 1;", "mov.u32 %r1, %r0;"),
+        ("setp.eq.u32 %p1, %t, 0;", "selp.u32 %r1, 1, 0, %p1;"),
+        ("add.cc.u32 %r1, %t, %t;", "addc.u32 %r1, %t, %t;"),
+    ] {
+        let body = format!("setp.ne.u32 %p0, %g, 0; @%p0 bra L; {define} L: {take}");
+        assert!(on_64(&body, 1, 1).is_ok(), "{define}");
+        let fault = on_64(&body, 2, 1).err().expect("block 1 defines nothing");
+        assert!(
+            fault.to_string().contains("is read before it is written"),
+            "{fault}"
+        );
+    }
 }
 
 #[test]
@@ -682,7 +784,8 @@ fn loads_and_stores_of_every_type() {
         ld.global.s32 %d0, [%b+8]; st.global.b64 [%b+16], %d0; ld.global.u16 %r2, [%b+6];
         ld.global.s16 %d1, [%b+4]; st.global.u16 [%b+12], %d1; st.global.f32 [%b+24], 0f3F800000;
         ld.global.v4.u8 {%r3, %r4, %r5, %r6}, [%b+24]; st.global.v2.b16 [%b+28], {%h1, %h0};
-        ld.global.f64 %d2, [%b+16]; st.global.s64 [%b+32], %d2; st.global.v4.s8 [%b+40], {%r6, %r5, %r4, %r3};";
+        ld.global.f64 %d2, [%b+16]; st.global.s64 [%b+32], %d2; st.global.v4.s8 [%b+40], {%r6, %r5, %r4, %r3};
+        mov.u32 %r7, 0x102; st.global.v2.u8 [%b+44], {%r7, %r7};";
     let (_, memory, _, b) = on_64(body, 1, 1).expect("runs");
     let read = |at, len| memory.read(b + at, len).expect("written");
     assert_eq!(read(0, 1), [0xfe]);
@@ -699,7 +802,7 @@ fn loads_and_stores_of_every_type() {
         read(32, 8),
         [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]
     );
-    assert_eq!(read(40, 4), [0x3f, 0x80, 0, 0]);
+    assert_eq!(read(40, 6), [0x3f, 0x80, 0, 0, 2, 2]);
 }
 
 #[test]
@@ -846,6 +949,29 @@ fn counts_are_of_the_last_launch() {
     assert_eq!(run(&module, &mut memory, &launch).expect("runs"), first);
     assert_eq!(memory.touches(a, 4).reads, (1, 1));
     assert_eq!(memory.touches(b, 4).writes, (1, 1));
+    let (c, d) = (memory.add("c", vec![1; 4], 0), memory.add_uninit("d", 4, 0));
+    let params = pointers(c, d);
+    run(
+        &module,
+        &mut memory,
+        &Launch::new("k", [1; 3], [1; 3], &params),
+    )
+    .expect("runs");
+    assert_eq!(memory.counts(a, 4), [(0, 0); 4]);
+    assert_eq!(memory.counts(c, 4), [(1, 0); 4]);
+}
+
+#[test]
+fn buffers_lie_apart() {
+    let mut memory = Memory::new();
+    let far = memory.add_at("far", 0x7fff_0000_0000, &[0; 16]);
+    let mut ends = vec![far + 16];
+    for (name, misalign) in [("a", 0), ("b", 4), ("c", 255)] {
+        let address = memory.add_uninit(name, 1000, misalign);
+        assert_eq!(address % 256, misalign as u64);
+        assert!(ends.iter().all(|end| address >= end + (1 << 20)), "{name}");
+        ends.push(address + 1000);
+    }
 }
 
 #[test]

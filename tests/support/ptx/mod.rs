@@ -31,6 +31,7 @@ mod lex;
 mod machine;
 mod memory;
 mod parse;
+mod regular;
 mod warp;
 
 mod machine_tests;

@@ -467,6 +467,8 @@ fn fma_f32_rounds_once() {
         fma.rz.f32 rrrr: 1.0 1.0 tiny = 1.0, 1.0 1.0 -tiny = 0x3f7fffff
         fma.rp.f32 rrrr: 1.0 1.0 tiny = 0x3f800001, 1.0 1.0 -tiny = 1.0
         fma.rm.f32 rrrr: 1.0 1.0 -tiny = 0x3f7fffff, 1.0 1.0 -1.0 = -0.0
+        // 1 - 3 * 2^-55: the nearest f64 is odd already.
+        fma.rz.f32 rrrr: 0xa4c00000 1.0 1.0 = 0x3f7fffff
         // The least subnormal squared is far below every f32.
         fma.rp.f32 rrrr: 1 1 1.0 = 0x3f800001, 1 1 0 = 1, 1 1 -1.0 = 0xbf7fffff
         fma.rz.f32 rrrr: 1 1 0 = 0, 1 1 -1.0 = 0xbf7fffff
@@ -939,6 +941,7 @@ fn whatever_is_not_listed_is_refused() {
     ] {
         refused(body);
     }
+    refused(".reg .b32 family<4>; mov.u32 family, 1;");
     // A register type that cannot hold the operand's.
     refused(".reg .f32 f; add.s32 f, %r1, %r2;");
     refused(".reg .u32 u; add.f32 u, %r1, %r2;");

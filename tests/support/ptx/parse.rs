@@ -99,7 +99,7 @@ impl Module {
     }
 }
 
-type Result_<T> = Result<T, String>;
+type Parsed<T> = Result<T, String>;
 
 pub(super) struct Parser<'a> {
     lexer: Lexer<'a>,
@@ -109,7 +109,7 @@ pub(super) struct Parser<'a> {
 }
 
 impl<'a> Parser<'a> {
-    fn module(&mut self) -> Result_<()> {
+    fn module(&mut self) -> Parsed<()> {
         let mut linkage = None;
         loop {
             let word = match self.lexer.next()? {
@@ -164,7 +164,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Debug sections carry nothing that runs.
-    fn section(&mut self) -> Result_<()> {
+    fn section(&mut self) -> Parsed<()> {
         match self.lexer.next()? {
             Token::Word(name) if name.starts_with(".debug") => {}
             other => return Err(format!("section {other:?} is not implemented")),
@@ -179,7 +179,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn entry(&mut self) -> Result_<()> {
+    fn entry(&mut self) -> Parsed<()> {
         let name = name(&mut self.lexer)?;
         if self.functions.iter().any(|f| f.name == name) {
             return Err(format!("{name} is declared twice"));
@@ -218,7 +218,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    fn params(&mut self) -> Result_<(Vec<Param>, usize)> {
+    fn params(&mut self) -> Parsed<(Vec<Param>, usize)> {
         let mut params = Vec::new();
         let mut end = 0usize;
         if self.lexer.peek()? != Token::Punct(b'(') {
@@ -260,28 +260,28 @@ impl<'a> Parser<'a> {
     }
 }
 
-fn punct(lexer: &mut Lexer, wanted: u8) -> Result_<()> {
+fn punct(lexer: &mut Lexer, wanted: u8) -> Parsed<()> {
     match lexer.next()? {
         Token::Punct(found) if found == wanted => Ok(()),
         other => Err(format!("expected {:?}, found {other:?}", wanted as char)),
     }
 }
 
-fn name<'a>(lexer: &mut Lexer<'a>) -> Result_<&'a str> {
+fn name<'a>(lexer: &mut Lexer<'a>) -> Parsed<&'a str> {
     match lexer.next()? {
         Token::Word(word) if !word.starts_with('.') => Ok(word),
         other => Err(format!("expected a name, found {other:?}")),
     }
 }
 
-fn integer(lexer: &mut Lexer) -> Result_<u64> {
+fn integer(lexer: &mut Lexer) -> Parsed<u64> {
     match lexer.next()? {
         Token::Int(value) => Ok(value),
         other => Err(format!("expected an integer, found {other:?}")),
     }
 }
 
-fn dimensions(lexer: &mut Lexer) -> Result_<[u32; 3]> {
+fn dimensions(lexer: &mut Lexer) -> Parsed<[u32; 3]> {
     let mut sizes = [1; 3];
     for (i, size) in sizes.iter_mut().enumerate() {
         if i > 0 {
@@ -296,7 +296,7 @@ fn dimensions(lexer: &mut Lexer) -> Result_<[u32; 3]> {
 }
 
 /// `[.align n] .type`; the alignment is at least the type's own.
-fn alignment_and_type(lexer: &mut Lexer) -> Result_<(usize, Ty)> {
+fn alignment_and_type(lexer: &mut Lexer) -> Parsed<(usize, Ty)> {
     let mut align = 1;
     loop {
         match lexer.next()? {
@@ -318,7 +318,7 @@ fn alignment_and_type(lexer: &mut Lexer) -> Result_<(usize, Ty)> {
 }
 
 /// `None` without brackets, `Some(None)` for empty ones.
-fn array_length(lexer: &mut Lexer) -> Result_<Option<Option<usize>>> {
+fn array_length(lexer: &mut Lexer) -> Parsed<Option<Option<usize>>> {
     if lexer.peek()? != Token::Punct(b'[') {
         return Ok(None);
     }
@@ -334,7 +334,7 @@ fn array_length(lexer: &mut Lexer) -> Result_<Option<Option<usize>>> {
     Ok(Some(length))
 }
 
-fn variable(lexer: &mut Lexer, directive: &str, external: bool) -> Result_<Variable> {
+fn variable(lexer: &mut Lexer, directive: &str, external: bool) -> Parsed<Variable> {
     let (align, ty) = alignment_and_type(lexer)?;
     let name = name(lexer)?.to_owned();
     let length = array_length(lexer)?;
@@ -377,7 +377,7 @@ fn variable(lexer: &mut Lexer, directive: &str, external: bool) -> Result_<Varia
     })
 }
 
-fn initial_bytes(lexer: &mut Lexer, ty: Ty, braces: bool, bytes: &mut [u8]) -> Result_<()> {
+fn initial_bytes(lexer: &mut Lexer, ty: Ty, braces: bool, bytes: &mut [u8]) -> Parsed<()> {
     let width = ty.bytes();
     let mut at = 0;
     if braces {
@@ -402,7 +402,7 @@ fn initial_bytes(lexer: &mut Lexer, ty: Ty, braces: bool, bytes: &mut [u8]) -> R
 }
 
 /// The bits of a literal as an operand of type `ty`.
-pub(super) fn immediate(operand: &Operand, ty: Ty) -> Result_<u64> {
+pub(super) fn immediate(operand: &Operand, ty: Ty) -> Parsed<u64> {
     match *operand {
         Operand::Int(value, negative) => {
             let bits = ty.bits();
@@ -426,7 +426,7 @@ pub(super) fn immediate(operand: &Operand, ty: Ty) -> Result_<u64> {
 }
 
 /// The statements of a kernel, from behind its opening brace to its closing one.
-fn statements<'a>(lexer: &mut Lexer<'a>, body: &mut Body<'a, '_>) -> Result_<()> {
+fn statements<'a>(lexer: &mut Lexer<'a>, body: &mut Body<'a, '_>) -> Parsed<()> {
     let mut depth = 0;
     loop {
         match lexer.next()? {
@@ -469,7 +469,7 @@ fn body_directive<'a>(
     lexer: &mut Lexer<'a>,
     body: &mut Body<'a, '_>,
     directive: &str,
-) -> Result_<()> {
+) -> Parsed<()> {
     match directive {
         // Source positions, for debuggers.
         ".loc" => {
@@ -517,7 +517,7 @@ fn instruction<'a>(
     line: u32,
     guard: Option<(&'a str, bool)>,
     opcode: &'a str,
-) -> Result_<()> {
+) -> Parsed<()> {
     let mut operands = Vec::new();
     if lexer.peek()? == Token::Punct(b';') {
         lexer.next()?;
@@ -539,7 +539,7 @@ fn instruction<'a>(
     })
 }
 
-fn operand<'a>(lexer: &mut Lexer<'a>) -> Result_<Operand<'a>> {
+fn operand<'a>(lexer: &mut Lexer<'a>) -> Parsed<Operand<'a>> {
     Ok(match lexer.next()? {
         Token::Int(value) => Operand::Int(value, false),
         Token::F32(bits) => Operand::F32(bits),

@@ -253,18 +253,13 @@ impl Warp {
                 });
             }
             Op::Setp { cmp, ty, combine } => {
+                let signed = |a| alu::sign_extend(a, ty.bits());
                 let bits = if ty == Ty::F32 {
-                    self.compare(i, |a, b| {
-                        alu::compare_floats(cmp, alu::f32_of(a), alu::f32_of(b))
-                    })
+                    self.compare(i, |a, b| alu::compare(cmp, alu::f32_of(a), alu::f32_of(b)))
                 } else if ty.signed() {
-                    let bits = ty.bits();
-                    let signed = |a| i128::from(alu::sign_extend(a, bits));
-                    self.compare(i, |a, b| alu::compare_integers(cmp, signed(a), signed(b)))
+                    self.compare(i, |a, b| alu::compare(cmp, signed(a), signed(b)))
                 } else {
-                    self.compare(i, |a, b| {
-                        alu::compare_integers(cmp, i128::from(a), i128::from(b))
-                    })
+                    self.compare(i, |a, b| alu::compare(cmp, a, b))
                 };
                 let (mut p, mut q) = (bits, !bits);
                 if let Some(logic) = combine {

@@ -1,0 +1,666 @@
+//! Faults seeded in a kernel's PTX, one at a time: every place where a kind of fault applies.
+//!
+//! A mutant is a textual change of one or two lines. Registers are recognised by what the PTX does
+//! with them, never by their numbers, so that the rules outlive a new compiler.
+
+use phasor::Pairing;
+use phasor::launch::Kernel;
+use phasor::params::{PhasorAngles, PhasorRopeParams, PhasorTensor};
+use std::collections::{HashMap, HashSet};
+use std::mem::offset_of;
+
+/// Kinds of fault, in the order of the table.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Kind {
+    Barrier,
+    SinCosSwapped,
+    LaneZero,
+    FactorDropped,
+    Coefficient,
+    Unfused,
+    RoundedToZero,
+    RoundingConstant,
+    SignDropped,
+    NegDropped,
+    MaskDropped,
+    Shift,
+    Product32,
+    Extension,
+    Clamp,
+    Select,
+    Bound,
+    BoundValue,
+    Branch,
+    PredicateLogic,
+    Address,
+    Parameter,
+    StoreDropped,
+    StoresSwapped,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 24] = [
+        Kind::Barrier,
+        Kind::SinCosSwapped,
+        Kind::LaneZero,
+        Kind::FactorDropped,
+        Kind::Coefficient,
+        Kind::Unfused,
+        Kind::RoundedToZero,
+        Kind::RoundingConstant,
+        Kind::SignDropped,
+        Kind::NegDropped,
+        Kind::MaskDropped,
+        Kind::Shift,
+        Kind::Product32,
+        Kind::Extension,
+        Kind::Clamp,
+        Kind::Select,
+        Kind::Bound,
+        Kind::BoundValue,
+        Kind::Branch,
+        Kind::PredicateLogic,
+        Kind::Address,
+        Kind::Parameter,
+        Kind::StoreDropped,
+        Kind::StoresSwapped,
+    ];
+
+    pub fn describe(self) -> &'static str {
+        match self {
+            Kind::Barrier => "a barrier dropped",
+            Kind::SinCosSwapped => "sin and cos swapped",
+            Kind::LaneZero => "lane 0's angle for every lane",
+            Kind::FactorDropped => "the attention factor not multiplied in",
+            Kind::Coefficient => "last bit of an `f32` constant flipped",
+            Kind::Unfused => "`fma` as `mul` and `add`",
+            Kind::RoundedToZero => "`cvt.rn` as `cvt.rz`",
+            Kind::RoundingConstant => "an added constant off by one",
+            Kind::SignDropped => "`xor` of a sign dropped",
+            Kind::NegDropped => "`neg` or `abs` dropped",
+            Kind::MaskDropped => "`and` mask dropped",
+            Kind::Shift => "a shift off by one",
+            Kind::Product32 => "a 64-bit product cut to 32 bits",
+            Kind::Extension => "a position extended with the other sign",
+            Kind::Clamp => "`min` or `max` dropped",
+            Kind::Select => "`selp` swapped, or one side always",
+            Kind::Bound => "`<` as `<=` and the like",
+            Kind::BoundValue => "a constant compared with off by one",
+            Kind::Branch => "a branch taken when it must not be",
+            Kind::PredicateLogic => "predicate `and` as `or`, `not` dropped",
+            Kind::Address => "a load or store one access further",
+            Kind::Parameter => "a parameter read from the next field",
+            Kind::StoreDropped => "a store dropped",
+            Kind::StoresSwapped => "the stores of a head's two places swapped",
+        }
+    }
+}
+
+pub struct Mutant {
+    pub kind: Kind,
+    pub was: String,
+    pub now: String,
+    /// Why no launch can tell it from the kernel.
+    pub equivalent: Option<&'static str>,
+    /// New text of lines, by index in the kernel's text.
+    edits: Vec<(usize, String)>,
+}
+
+/// One kernel, as a module of its own.
+pub struct KernelText {
+    pub kernel: Kernel,
+    lines: Vec<String>,
+}
+
+impl KernelText {
+    pub fn of(kernel: Kernel, module: &str) -> KernelText {
+        let entry = format!(".visible .entry {}(", kernel.name());
+        let directive = |line: &&str| {
+            let word = line.split_whitespace().next();
+            matches!(word, Some(".version" | ".target" | ".address_size"))
+        };
+        let head = module.lines().filter(directive);
+        let body = module.lines().skip_while(|line| !line.starts_with(&entry));
+        let end = body.clone().position(|line| line == "}");
+        let end = end.unwrap_or_else(|| panic!("{} is not in the module", kernel.name()));
+        KernelText {
+            kernel,
+            lines: head.chain(body.take(end + 1)).map(str::to_owned).collect(),
+        }
+    }
+
+    pub fn text(&self) -> String {
+        self.lines.join("\n")
+    }
+
+    /// Whether the instructions are the same, whatever the target.
+    pub fn same_code(&self, other: &KernelText) -> bool {
+        let code = |lines: &[String]| lines.iter().position(|line| line.contains(".entry"));
+        match (code(&self.lines), code(&other.lines)) {
+            (Some(a), Some(b)) => self.lines[a..] == other.lines[b..],
+            _ => false,
+        }
+    }
+
+    pub fn apply(&self, mutant: &Mutant) -> String {
+        let mut lines = self.lines.clone();
+        for (line, text) in &mutant.edits {
+            lines[*line].clone_from(text);
+        }
+        lines.join("\n")
+    }
+}
+
+/// An instruction of the text.
+#[derive(Clone)]
+struct Inst<'a> {
+    line: usize,
+    guard: Option<&'a str>,
+    op: &'a str,
+    args: Vec<&'a str>,
+}
+
+impl<'a> Inst<'a> {
+    fn parse(line: usize, text: &'a str) -> Option<Inst<'a>> {
+        let mut rest = text.trim().strip_suffix(';')?;
+        let mut guard = None;
+        if let Some(guarded) = rest.strip_prefix('@') {
+            let (predicate, code) = guarded.split_once(char::is_whitespace)?;
+            (guard, rest) = (Some(predicate), code.trim());
+        }
+        if !rest.starts_with(|c: char| c.is_ascii_lowercase()) {
+            return None;
+        }
+        let (op, args) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
+        let mut depth = 0;
+        let split = args.split(move |c| {
+            depth += i32::from(c == '{') - i32::from(c == '}');
+            c == ',' && depth == 0
+        });
+        let args = split.map(str::trim).filter(|a| !a.is_empty()).collect();
+        Some(Inst {
+            line,
+            guard,
+            op,
+            args,
+        })
+    }
+
+    fn text(&self) -> String {
+        let guard = self.guard.map_or(String::new(), |g| format!("@{g} "));
+        format!("\t{guard}{} \t{};", self.op, self.args.join(", "))
+    }
+
+    fn with(&self, op: &str, args: &[&str]) -> String {
+        Inst {
+            op,
+            args: args.to_vec(),
+            ..self.clone()
+        }
+        .text()
+    }
+
+    fn is(&self, stem: &str) -> bool {
+        self.op == stem || (self.op.starts_with(stem) && self.op[stem.len()..].starts_with('.'))
+    }
+
+    fn is_global_load(&self) -> bool {
+        self.op.starts_with("ld.global")
+    }
+
+    fn is_constant_load(&self) -> bool {
+        self.op.starts_with("ld.global.nc")
+    }
+
+    fn is_global_store(&self) -> bool {
+        self.op.starts_with("st.global")
+    }
+
+    /// Registers written, in `{a, b}` or alone.
+    fn destinations(&self) -> Vec<&'a str> {
+        let no_result = self.is_global_store() || self.is("bra") || self.is("ret");
+        match self.args.first() {
+            Some(first) if !no_result => members(first),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Bytes of a load or store.
+    fn width(&self) -> i64 {
+        let vector = if self.op.contains(".v4.") {
+            4
+        } else if self.op.contains(".v2.") {
+            2
+        } else {
+            1
+        };
+        let bits = self
+            .op
+            .rsplit('.')
+            .next()
+            .and_then(|ty| ty[1..].parse().ok());
+        vector * bits.unwrap_or(0i64) / 8
+    }
+}
+
+fn members(arg: &str) -> Vec<&str> {
+    arg.trim_matches(['{', '}'])
+        .split(',')
+        .map(str::trim)
+        .collect()
+}
+
+fn integer(arg: &str) -> Option<i64> {
+    arg.parse().ok()
+}
+
+/// What the rules know of a kernel.
+struct Code<'a> {
+    insts: Vec<Inst<'a>>,
+    /// The register a parameter was loaded to: by register, its offset.
+    parameters: HashMap<&'a str, i64>,
+    /// The only instruction that writes a register, by index.
+    writers: HashMap<&'a str, usize>,
+    cos_scale: &'a str,
+    sin_scale: &'a str,
+}
+
+/// Offsets in the parameters.
+const Q_HEADS: i64 = (offset_of!(PhasorRopeParams, q) + offset_of!(PhasorTensor, heads)) as i64;
+const K_HEADS: i64 = (offset_of!(PhasorRopeParams, k) + offset_of!(PhasorTensor, heads)) as i64;
+const PAIRS: i64 = (offset_of!(PhasorRopeParams, angles) + offset_of!(PhasorAngles, pairs)) as i64;
+const COS_SCALE: i64 =
+    (offset_of!(PhasorRopeParams, angles) + offset_of!(PhasorAngles, cos_scale)) as i64;
+
+impl<'a> Code<'a> {
+    fn new(lines: &'a [String]) -> Code<'a> {
+        let insts: Vec<_> = lines
+            .iter()
+            .enumerate()
+            .filter_map(|(n, line)| Inst::parse(n, line))
+            .collect();
+        let mut parameters = HashMap::new();
+        let mut writers = HashMap::new();
+        let mut written_again = HashSet::new();
+        for (n, inst) in insts.iter().enumerate() {
+            for register in inst.destinations() {
+                if writers.insert(register, n).is_some() {
+                    written_again.insert(register);
+                }
+            }
+            if inst.is("ld.param") {
+                let at = inst.args[1].trim_matches(['[', ']']);
+                let offset = at.split_once('+').map_or(Some(0), |(_, n)| integer(n));
+                let registers = inst.destinations();
+                let size = inst.width() / registers.len() as i64;
+                for (n, register) in registers.into_iter().enumerate() {
+                    parameters.insert(register, offset.unwrap_or(0) + n as i64 * size);
+                }
+            }
+        }
+        writers.retain(|register, _| !written_again.contains(register));
+        let scale = |offset| {
+            let of_scale = |(_, at): &(&&str, &i64)| **at == offset;
+            let found = parameters.iter().find(of_scale);
+            found.map_or("", |(register, _)| *register)
+        };
+        let (cos_scale, sin_scale) = (scale(COS_SCALE), scale(COS_SCALE + 4));
+        Code {
+            insts,
+            parameters,
+            writers,
+            cos_scale,
+            sin_scale,
+        }
+    }
+
+    fn writer(&self, register: &str) -> Option<&Inst<'a>> {
+        self.writers.get(register).map(|&n| &self.insts[n])
+    }
+
+    fn all_writers(&self, register: &str) -> impl Iterator<Item = &Inst<'a>> {
+        let writes = move |inst: &&Inst| inst.destinations().contains(&register);
+        self.insts.iter().filter(writes)
+    }
+
+    /// Whether a predicate does nothing but put 0 for something.
+    fn selects_zero(&self, predicate: &str) -> bool {
+        let mut uses = self.insts.iter().filter(|inst| {
+            inst.guard.is_some_and(|guard| guard.ends_with(predicate))
+                || inst.args.iter().skip(1).any(|arg| *arg == predicate)
+        });
+        uses.all(|inst| inst.op == "selp.b64" && inst.args[1] == "0")
+    }
+
+    /// Whether a register holds the heads of q and k together.
+    fn is_all_heads(&self, register: &str) -> bool {
+        self.writer(register).is_some_and(|sum| {
+            let offsets = [1, 2].map(|n| {
+                let of = sum.args.get(n).and_then(|term| self.parameters.get(term));
+                of.copied()
+            });
+            sum.op == "add.s32"
+                && (offsets == [Some(Q_HEADS), Some(K_HEADS)]
+                    || offsets == [Some(K_HEADS), Some(Q_HEADS)])
+        })
+    }
+}
+
+/// Every mutant of a kernel.
+pub fn mutants(kernel: &KernelText) -> Vec<Mutant> {
+    let code = Code::new(&kernel.lines);
+    let mut all = Vec::new();
+    for inst in &code.insts {
+        let mut add = |kind, now: String| {
+            all.push(Mutant {
+                kind,
+                was: kernel.lines[inst.line].trim().into(),
+                equivalent: equivalent(&code, inst, kind, now.trim()),
+                edits: vec![(inst.line, now.clone())],
+                now: now.trim().into(),
+            });
+        };
+        values(kernel.kernel, &code, inst, &mut add);
+        control(inst, &mut add);
+        accesses(inst, &mut add);
+    }
+    exchanges(kernel, &code, &mut all);
+    all
+}
+
+/// Faults of arithmetic.
+fn values(kernel: Kernel, code: &Code, inst: &Inst, add: &mut impl FnMut(Kind, String)) {
+    let args = &inst.args[..];
+    if inst.is("bar") || inst.is("barrier") {
+        add(Kind::Barrier, String::new());
+    }
+    if inst.op == "mul.rn.f32" && [code.cos_scale, code.sin_scale].contains(&args[2]) {
+        add(Kind::FactorDropped, inst.with("mov.f32", &args[..2]));
+    }
+    for (n, arg) in args.iter().enumerate() {
+        if let Some(bits) = arg.strip_prefix("0f").filter(|bits| bits.len() == 8) {
+            let bits = u32::from_str_radix(bits, 16).expect("a float is eight hex digits");
+            let flipped = format!("0f{:08X}", bits ^ 1);
+            let mut args = args.to_vec();
+            args[n] = &flipped;
+            add(Kind::Coefficient, inst.with(inst.op, &args));
+        }
+    }
+    if inst.op == "fma.rn.f32" {
+        let [d, a, b, c] = args else { return };
+        let now = format!(
+            "{{ .reg .f32 %apart; mul.rn.f32 %apart, {a}, {b}; add.rn.f32 {d}, %apart, {c}; }}"
+        );
+        add(Kind::Unfused, now);
+    }
+    if inst.op.starts_with("cvt.rn.") {
+        let op = inst.op.replacen(".rn.", ".rz.", 1);
+        add(Kind::RoundedToZero, inst.with(&op, args));
+    }
+    if inst.is("add")
+        && let Some(value) = integer(args[2])
+    {
+        for off in [value - 1, value + 1] {
+            let off = off.to_string();
+            let now = inst.with(inst.op, &[args[0], args[1], &off]);
+            add(Kind::RoundingConstant, now);
+        }
+    }
+    if inst.is("xor") {
+        // The float is one of the two; whichever side is dropped, something must show.
+        for kept in [args[1], args[2]] {
+            add(Kind::SignDropped, inst.with("mov.b32", &[args[0], kept]));
+        }
+    }
+    if inst.is("neg") || inst.is("abs") {
+        let op = if inst.op.ends_with("f32") {
+            "mov.f32"
+        } else {
+            "mov.b64"
+        };
+        add(Kind::NegDropped, inst.with(op, args));
+    }
+    if inst.is("and") && integer(args[2]).is_some() {
+        let op = inst.op.replacen("and", "mov", 1);
+        add(Kind::MaskDropped, inst.with(&op, &args[..2]));
+    }
+    if (inst.is("shl") || inst.is("shr"))
+        && let Some(by) = integer(args[2])
+    {
+        for off in [by - 1, by + 1] {
+            let off = off.to_string();
+            add(Kind::Shift, inst.with(inst.op, &[args[0], args[1], &off]));
+        }
+    }
+    if inst.op == "mul.lo.s64" {
+        let now = format!(
+            "{{ .reg .b32 %low<2>; cvt.u32.u64 %low0, {}; cvt.u32.u64 %low1, {}; \
+             mul.lo.s32 %low0, %low0, %low1; cvt.u64.u32 {}, %low0; }}",
+            args[1], args[2], args[0]
+        );
+        add(Kind::Product32, now);
+    }
+    if inst.is("cvt") && code.writer(args[1]).is_some_and(Inst::is_constant_load) {
+        let op = match inst.op {
+            "cvt.s64.s32" => Some("cvt.u64.u32"),
+            "cvt.u64.u32" => Some("cvt.s64.s32"),
+            _ => None,
+        };
+        if let Some(op) = op {
+            add(Kind::Extension, inst.with(op, args));
+        }
+    }
+    if inst.is("min") || inst.is("max") {
+        for kept in [args[1], args[2]] {
+            add(Kind::Clamp, inst.with("mov.b64", &[args[0], kept]));
+        }
+    }
+    if inst.is("selp") {
+        let [d, a, b, p] = args else { return };
+        let mov = inst.op.replacen("selp", "mov", 1);
+        add(Kind::Select, inst.with(inst.op, &[d, b, a, p]));
+        add(Kind::Select, inst.with(&mov, &[d, a]));
+        add(Kind::Select, inst.with(&mov, &[d, b]));
+    }
+    if is_angle_load(kernel, code, inst) {
+        // Bytes of steps or table that one chunk of pairs takes.
+        let chunk = match (kernel.wide, kernel.pairing) {
+            (false, _) => 1,
+            (true, Pairing::HalfSplit) => 16 / kernel.dtype.size(),
+            (true, Pairing::Interleaved) => 8 / kernel.dtype.size(),
+        };
+        let bytes = chunk * if kernel.table { 4 } else { 8 };
+        let at = args[1].trim_matches(['[', ']']);
+        let now = format!(
+            "{{ .reg .b32 %lane; .reg .b64 %back; mov.u32 %lane, %tid.x; \
+             mul.wide.u32 %back, %lane, {bytes}; sub.s64 %back, {at}, %back; {} {}, [%back]; }}",
+            inst.op, args[0]
+        );
+        add(Kind::LaneZero, now);
+    }
+}
+
+/// Loads of a step or of a table's value. A position alone has a load of the width of a step, but
+/// its register is written for each of the three types.
+fn is_angle_load(kernel: Kernel, code: &Code, inst: &Inst) -> bool {
+    inst.is_constant_load()
+        && match (kernel.table, kernel.wide) {
+            (true, _) => inst.op.ends_with(".f32"),
+            (false, true) => inst.op.ends_with(".v2.u64"),
+            (false, false) => inst.op.ends_with(".u64") && code.writers.contains_key(inst.args[0]),
+        }
+}
+
+/// Faults of control flow.
+fn control(inst: &Inst, add: &mut impl FnMut(Kind, String)) {
+    let args = &inst.args[..];
+    if inst.is("setp") {
+        for (was, now) in [
+            (".lt.", ".le."),
+            (".le.", ".lt."),
+            (".gt.", ".ge."),
+            (".ge.", ".gt."),
+        ] {
+            if inst.op.contains(was) {
+                let op = inst.op.replacen(was, now, 1);
+                add(Kind::Bound, inst.with(&op, args));
+            }
+        }
+        if let Some(value) = integer(args[2]) {
+            for off in [value - 1, value + 1] {
+                let off = off.to_string();
+                let now = inst.with(inst.op, &[args[0], args[1], &off]);
+                add(Kind::BoundValue, now);
+            }
+        }
+    }
+    if let Some(guard) = inst.guard {
+        let flipped = match guard.strip_prefix('!') {
+            Some(plain) => plain.to_owned(),
+            None => format!("!{guard}"),
+        };
+        let now = Inst {
+            guard: Some(&flipped),
+            ..inst.clone()
+        };
+        add(Kind::Branch, now.text());
+    }
+    match inst.op {
+        "and.pred" => add(Kind::PredicateLogic, inst.with("or.pred", args)),
+        "or.pred" => add(Kind::PredicateLogic, inst.with("and.pred", args)),
+        "not.pred" => add(Kind::PredicateLogic, inst.with("mov.pred", args)),
+        _ => {}
+    }
+}
+
+/// Faults of loads and stores.
+fn accesses(inst: &Inst, add: &mut impl FnMut(Kind, String)) {
+    let args = &inst.args[..];
+    let further = |at: &str, by: i64| {
+        let at = at.trim_matches(['[', ']']);
+        let (base, offset) = at.split_once('+').unwrap_or((at, "0"));
+        format!("[{base}+{}]", integer(offset).unwrap_or(0) + by)
+    };
+    if inst.is_global_load() {
+        let at = further(args[1], inst.width());
+        add(Kind::Address, inst.with(inst.op, &[args[0], &at]));
+    }
+    if inst.is_global_store() {
+        let at = further(args[0], inst.width());
+        add(Kind::Address, inst.with(inst.op, &[&at, args[1]]));
+        add(Kind::StoreDropped, String::new());
+    }
+    if inst.is("ld.param") {
+        let size = inst.width();
+        let last = size_of::<PhasorRopeParams>() as i64 - size;
+        let mut at = further(args[1], size);
+        if at.contains(&format!("+{}]", last + size)) {
+            at = further(args[1], -size);
+        }
+        add(Kind::Parameter, inst.with(inst.op, &[args[0], &at]));
+    }
+}
+
+/// Faults that exchange something between two lines.
+fn exchanges(kernel: &KernelText, code: &Code, all: &mut Vec<Mutant>) {
+    let mut exchange = |kind, a: &Inst, b: &Inst, a_now: String, b_now: String| {
+        let was = [a, b].map(|inst| kernel.lines[inst.line].trim());
+        all.push(Mutant {
+            kind,
+            was: was.join(" … "),
+            now: format!("{} … {}", a_now.trim(), b_now.trim()),
+            equivalent: None,
+            edits: vec![(a.line, a_now), (b.line, b_now)],
+        });
+    };
+    // The products with the two scales come in turn, a pair's cos with its sin.
+    let scaled = |scale: &str| {
+        let scale = scale.to_owned();
+        let of_scale = move |i: &&Inst| i.op == "mul.rn.f32" && i.args[2] == scale;
+        code.insts.iter().filter(of_scale)
+    };
+    for (cos, sin) in scaled(code.cos_scale).zip(scaled(code.sin_scale)) {
+        let swapped = |inst: &Inst, d| inst.with(inst.op, &[d, inst.args[1], inst.args[2]]);
+        let now = [swapped(cos, sin.args[0]), swapped(sin, cos.args[0])];
+        let [cos_now, sin_now] = now;
+        exchange(Kind::SinCosSwapped, cos, sin, cos_now, sin_now);
+    }
+    // Two stores with nothing but address arithmetic between them are a head's two places.
+    for (n, first) in code
+        .insts
+        .iter()
+        .enumerate()
+        .filter(|(_, i)| i.is_global_store())
+    {
+        let next = code.insts[n + 1..].iter().find(|i| !i.is("add"));
+        if let Some(second) = next.filter(|i| i.is_global_store() && i.guard.is_none())
+            && first.args[1] != second.args[1]
+        {
+            let now = [(first, second), (second, first)]
+                .map(|(at, data)| at.with(at.op, &[at.args[0], data.args[1]]));
+            let [first_now, second_now] = now;
+            exchange(Kind::StoresSwapped, first, second, first_now, second_now);
+        }
+    }
+}
+
+/// Why a mutant is the kernel still, for the few that are.
+fn equivalent(code: &Code, inst: &Inst, kind: Kind, now: &str) -> Option<&'static str> {
+    let args = &inst.args[..];
+    match kind {
+        Kind::MaskDropped if inst.op == "and.b16" && args[2] == "255" => {
+            let mut writers = code.all_writers(args[1]);
+            writers
+                .all(|w| w.op == "mov.u16" && ["0", "1"].contains(&w.args[1]))
+                .then_some("the masked flag is only ever set to 0 or 1")
+        }
+        Kind::MaskDropped if inst.op == "and.b32" => {
+            let shift = code.writer(args[1]).filter(|w| w.op == "shr.u32")?;
+            (code.parameters.get(shift.args[1]) == Some(&PAIRS)).then_some(
+                "the mask clears what doubling the pairs would carry out of 32 bits, and pairs are \
+                 at most 2^27",
+            )
+        }
+        Kind::RoundedToZero if inst.op == "cvt.rn.f32.s32" => {
+            let word = code.writer(args[1]).filter(|w| w.op == "cvt.u32.u64")?;
+            let shift = code.writer(word.args[1]).filter(|w| w.op == "shr.u64")?;
+            (integer(shift.args[2]) >= Some(40))
+                .then_some("64 bits shifted right by 40 fit an `f32` exactly")
+        }
+        Kind::Unfused => {
+            let powers_of_two = [args[1], args[2]].into_iter().any(|register| {
+                code.writer(register).is_some_and(|w| {
+                    let bits = w.args[1].strip_prefix("0f");
+                    let bits = bits.and_then(|bits| u32::from_str_radix(bits, 16).ok());
+                    w.op == "mov.f32" && bits.is_some_and(|bits| bits & 0x7f_ffff == 0)
+                })
+            });
+            powers_of_two.then_some("a product with a power of two is exact, fused or not")
+        }
+        // The heads that follow in a round have registers of their own, written once.
+        Kind::Bound if code.is_all_heads(args[2]) && code.writer(args[1]).is_none() => Some(
+            "the first head of a round is compared twice, at the end of the round before and in \
+             this one, so either comparison may let one more through",
+        ),
+        Kind::Bound | Kind::BoundValue
+            if inst.op == "setp.lt.s64"
+                && args[2] == "0"
+                && !now.ends_with("-1;")
+                && code.selects_zero(args[0]) =>
+        {
+            Some("position 0 is row 0, clamped or not")
+        }
+        Kind::Coefficient if args[1] == "0f00000000" => {
+            let mut uses = code
+                .insts
+                .iter()
+                .filter(|i| i.args.iter().skip(1).any(|arg| *arg == args[0]));
+            uses.all(|i| i.op == "cvt.rn.bf16x2.f32" && i.args[1] == args[0])
+                .then_some("the least subnormal is 0 in bf16, as 0 is; and that half is not stored")
+        }
+        Kind::BoundValue if inst.op == "setp.gt.u32" && now.ends_with("2139095041;") => {
+            Some("arithmetic gives no NaN with the bits 0x7f800001, the only value between the two")
+        }
+        _ => None,
+    }
+}

@@ -4,6 +4,7 @@
 //! Needs `ptxas` and `nvdisasm` (and `cuobjdump`, where the build made a fatbin) in PATH; without
 //! them the tests say so and pass, unless `PHASOR_REQUIRE_CUDA_TOOLS=1`.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -57,7 +58,8 @@ fn has(tool: &str) -> bool {
             std::env::var("PHASOR_REQUIRE_CUDA_TOOLS").as_deref() != Ok("1"),
             "PHASOR_REQUIRE_CUDA_TOOLS=1, but {tool} is not in PATH"
         );
-        println!("skipped: {tool} is not in PATH");
+        // Straight to stderr, which the test harness does not swallow.
+        let _ = writeln!(std::io::stderr(), "skipped: {tool} is not in PATH");
     }
     found
 }

@@ -85,3 +85,8 @@ pub use layout::Layout;
 pub use plan::{InOut, Plan, PositionMemory, Problem};
 pub use positions::{PositionIds, PositionKind, Positions};
 pub use rope::{Direction, Pairing, Rope};
+
+/// The README's examples are compiled and run with the documentation's.
+#[cfg(all(doctest, feature = "cuda"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -18,7 +18,7 @@ struct Wide {
     static constexpr uint32_t kPairs = 16 / Element::kBytes;
     // Blocks of 256 threads that a multiprocessor must hold. Left alone, some versions of ptxas
     // aim for 64 registers and spill.
-    static constexpr uint32_t kBlocks = 2;
+    static constexpr uint32_t kMinBlocks = 2;
 
     using Storage = ptx::Words4;
     static __device__ __forceinline__ Storage load(uint64_t address) {
@@ -43,7 +43,8 @@ struct Wide {
 template <class Element>
 struct Narrow {
     static constexpr uint32_t kPairs = 1;
-    static constexpr uint32_t kBlocks = 3;
+    // As above, with the registers that this path needs.
+    static constexpr uint32_t kMinBlocks = 3;
 
     using Storage = uint32_t;
     static __device__ __forceinline__ Storage load(uint64_t address) {
@@ -67,7 +68,8 @@ struct HalfSplit {
     static __device__ __forceinline__ uint32_t second(uint32_t c, uint32_t pairs) {
         return pairs + c * kPairs;
     }
-    // Pair of local index j, for even j (or 0 where a chunk is one pair).
+    // Pair of local index j. Where a chunk has more than one, j is even: pairs j and j + 1 are
+    // formed together.
     template <uint32_t kPairs>
     static __device__ __forceinline__ uint32_t pair(uint32_t c, uint32_t, uint32_t j) {
         return c * kPairs + j;
@@ -84,7 +86,7 @@ struct HalfSplit {
 };
 
 struct Interleaved {
-    // The two places lie half a head apart where they are wide, so that neighbouring lanes access
+    // The two places lie half the rotated window apart where they are wide, so that neighbouring lanes access
     // neighbouring 16 bytes; a narrow chunk is the two neighbours themselves.
     template <uint32_t kPairs>
     static __device__ __forceinline__ uint32_t first(uint32_t c, uint32_t) {
@@ -294,7 +296,7 @@ __device__ __forceinline__ void rope(const PhasorRopeParams& p) {
 // The entry points of one element type: rope_<pairing>_<dtype>[_table][_narrow].
 #define PHASOR_ROPE_KERNEL(name, element, pairing, angles, width)                              \
     extern "C" __global__ void                                                                 \
-    __launch_bounds__(256, phasor::width<phasor::element>::kBlocks)                            \
+    __launch_bounds__(256, phasor::width<phasor::element>::kMinBlocks)                            \
         name(const __grid_constant__ PhasorRopeParams params) {                                \
         phasor::rope<phasor::element, phasor::pairing, phasor::angles, phasor::width>(params); \
     }

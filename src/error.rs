@@ -142,7 +142,10 @@ pub enum Error {
         what: &'static str,
     },
     /// A buffer is shorter than its layout.
-    #[error("{what}: the buffer has {got} elements, the layout needs {needed}")]
+    #[error(
+        "{what}: the buffer has {got} elements, the layout needs {needed}: check its shape, strides \
+         and offset"
+    )]
     BufferTooShort {
         /// The buffer.
         what: &'static str,
@@ -153,7 +156,10 @@ pub enum Error {
     },
     /// A tensor is given where the plan has none, or the other way round, or in place against out
     /// of place.
-    #[error("{tensor}: the plan was made for {planned}, the call gives {given}")]
+    #[error(
+        "the plan has {tensor} {planned}, the call has it {given}: give it as it was planned, or \
+         plan it as it is given"
+    )]
     OperandMismatch {
         /// The tensor.
         tensor: TensorName,
@@ -162,8 +168,18 @@ pub enum Error {
         /// What the call gives.
         given: &'static str,
     },
+    /// One buffer for all tensors is given where the plan has separate ones, or the other way round.
+    #[error("the plan is over {planned}: {remedy}")]
+    OneBufferMismatch {
+        /// What the plan is over.
+        planned: &'static str,
+        /// What to call instead.
+        remedy: &'static str,
+    },
     /// The element type is not the plan's.
-    #[error("the plan was made for {planned}, the buffers hold {given}")]
+    #[error(
+        "the plan was made for {planned}, the buffers hold {given}: plan with Problem::new({given:?})"
+    )]
     DtypeMismatch {
         /// The plan's.
         planned: Dtype,
@@ -171,7 +187,10 @@ pub enum Error {
         given: Dtype,
     },
     /// Positions are of another kind than the plan's.
-    #[error("the plan was made for positions as {planned}, the call gives {given}")]
+    #[error(
+        "the plan was made for positions as {planned}, the call gives {given}: choose the kind with \
+         Problem::positions"
+    )]
     PositionKindMismatch {
         /// The plan's.
         planned: crate::PositionKind,
@@ -179,7 +198,7 @@ pub enum Error {
         given: crate::PositionKind,
     },
     /// Too few or too many positions.
-    #[error("{got} positions given, {expected} needed ({kind})")]
+    #[error("{got} positions given, give {expected}: {kind}")]
     PositionsLength {
         /// What the plan's shape needs.
         expected: usize,
@@ -209,12 +228,15 @@ pub enum Error {
          OutOfRange::Clamp or PassThrough, or use a start position"
     )]
     DevicePositionsUnchecked,
-    /// The plan was made for another angle source. Rotators of one [`Rope`](crate::Rope) and its
-    /// clones share theirs.
-    #[error("the plan was made for other angles: make it with this rotator's plan()")]
+    /// The plan was made for another rotation: other angles (the same object, not equal values),
+    /// pairing or direction. Rotators of one [`Rope`](crate::Rope) and its clones share plans.
+    #[error("the plan was made for another rotation: make it with this rotator's plan()")]
     PlanMismatch,
     /// The processor lacks the instruction set asked for.
-    #[error("this processor cannot run the {isa} variant of the host backend")]
+    #[error(
+        "this processor cannot run the {isa} variant of the host backend: leave the choice to \
+         Host::new"
+    )]
     IsaUnavailable {
         /// Its name.
         isa: &'static str,
@@ -238,7 +260,7 @@ pub enum Error {
         library: &'static str,
     },
     /// There is a driver but no such device.
-    #[error("no CUDA device {ordinal}: the driver lists {count}")]
+    #[error("no CUDA device {ordinal}: the driver lists {count}, numbered from 0")]
     NoDevice {
         /// The ordinal asked for.
         ordinal: usize,

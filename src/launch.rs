@@ -10,7 +10,7 @@ use crate::params::{
     PhasorRopeParams, PhasorStrides, PhasorTensor,
 };
 use crate::plan::{Plan, PlannedTensor};
-use crate::positions::PositionKind;
+use crate::positions::{PositionKind, Positions};
 use crate::rope::Pairing;
 use crate::{Angles, Error, OutOfRange};
 
@@ -151,7 +151,7 @@ pub struct Addresses {
     pub positions: PositionAddresses,
 }
 
-/// Threads of a full block; the kernels are compiled for at most this many.
+/// Threads of a full block; the kernels' launch bounds allow no more.
 const BLOCK: u32 = 256;
 /// Most lanes of a block that share a head; wider heads loop.
 const MAX_LANES: u32 = 64;
@@ -172,6 +172,7 @@ impl Plan {
     ///
     /// # Errors
     /// [`Error::PositionKindMismatch`] if the positions are not of the plan's kind;
+    /// [`Error::PositionOutOfRange`] for a start that a table with [`OutOfRange::Error`] refuses;
     /// [`Error::PlanMismatch`] if the angle addresses are not of the plan's angle source;
     /// [`Error::DevicePositionsUnchecked`] for a table with [`OutOfRange::Error`] whose positions
     /// the host cannot see.
@@ -235,7 +236,7 @@ impl Plan {
     }
 
     /// 16-byte accesses need every address they form to be a multiple of 16 bytes, and chunks
-    /// that do not straddle the rotated window.
+    /// that do not straddle an edge of the rotated window.
     fn is_wide(&self, q: &PhasorTensor, k: &PhasorTensor, angles: &AngleAddresses) -> bool {
         let per_access = 16 / self.dtype.size();
         let aligned = |tensor: &PhasorTensor| {
@@ -275,6 +276,7 @@ impl Plan {
         };
         let (per_row, per_token) = match (*positions, self.positions) {
             (PositionAddresses::Start(start), PositionKind::Start) => {
+                self.check_positions(&Positions::Start(start))?;
                 params.start = start;
                 params.advance = 1;
                 (0, 0)
@@ -326,7 +328,7 @@ impl Plan {
             sin_scale,
         };
         match (self.rope.angles(), *addresses) {
-            // Also of a plan that was made for the host.
+            // A plan made with `PositionMemory::Host` can get here, so this is checked again.
             (Angles::Table(table), _)
                 if table.out_of_range() == OutOfRange::Error
                     && self.positions != PositionKind::Start =>
@@ -395,7 +397,7 @@ fn tensor_params(
 }
 
 fn byte_strides(layout: &Layout, dtype: Dtype, transposed: bool) -> PhasorStrides {
-    // The stride of a single element is never used; as 0 it cannot spoil alignment or overflow.
+    // The stride of a dimension of size 1 is never used; as 0 it cannot spoil alignment or overflow.
     let stride = |count: usize, stride: usize| match count {
         0 | 1 => 0,
         _ => (stride * dtype.size()) as i64,
@@ -475,8 +477,9 @@ mod tests {
                         assert!(z <= 64 && x <= chunks);
                         assert!(grid.iter().all(|&n| n >= 1));
                         assert!(grid[1] <= 65_535 && grid[2] <= 65_535 && grid[0] < 1 << 31);
-                        // The head loop steps by at most five times the grid's heads in 32 bits.
-                        assert!(u64::from(grid[1]) * u64::from(y) * 5 < 1 << 32);
+                        // The head loop goes 4 rounds of the grid's heads past the last one, and
+                        // looks 3 further.
+                        assert!(u64::from(heads) + u64::from(grid[1]) * u64::from(y) * 7 < 1 << 32);
                     }
                 }
             }

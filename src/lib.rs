@@ -15,7 +15,8 @@
 //!
 //! [`Frequencies`] or a [`CosSinTable`] with a [`Pairing`] make a [`Rope`]. [`Layout`]s make a
 //! [`Problem`], and a rotator turns it into a checked [`Plan`] that serves any number of calls.
-//! [`Host`] and `cuda::Cuda` are the backends; [`Device`] picks one of them.
+//! [`Host`] and `cuda::Cuda` are the backends; [`Device`] picks one of them. [`launch`] and
+//! [`params`] are for those who launch the kernels by other means: a plan as plain data.
 //!
 //! ```
 //! use phasor::{Dtype, Frequencies, Host, InOut, Layout, Pairing, Positions, Problem, Rope};
@@ -80,7 +81,7 @@ pub use device::{Buffer, Device, DeviceInOut, DevicePositions, PositionBuffer, R
 pub use element::{Dtype, Element};
 pub use error::{Error, TensorName};
 pub use half;
-pub use host::{Host, HostRotator, Isa, Threads};
+pub use host::{Host, HostInOut, HostRotator, Isa, Threads};
 pub use layout::Layout;
 pub use plan::{InOut, Plan, PositionMemory, Problem};
 pub use positions::{PositionIds, PositionKind, Positions};

@@ -93,7 +93,8 @@ impl Problem {
         }
     }
 
-    /// The queries: a [`Layout`] in place, or a pair `(source, destination)`.
+    /// The queries: a [`Layout`] in place, or a pair `(source, destination)`. Queries and keys agree
+    /// in batch and sequence only; heads, head_dim and rotary_offset may differ.
     pub fn q(mut self, layout: impl Into<InOut<Layout>>) -> Self {
         self.q = Some(layout.into());
         self
@@ -195,8 +196,8 @@ impl PlannedTensor {
 
 /// A checked [`Problem`] for one [`Rope`], valid for any number of calls.
 ///
-/// All that can be wrong with shapes, strides and overlap has been refused; a call checks only
-/// buffer lengths and positions.
+/// All that can be wrong with shapes, strides and overlap has been refused; a call checks that it
+/// brings what was planned (rotation, element type, operands), buffer lengths and positions.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub(crate) rope: Rope,
@@ -316,10 +317,9 @@ impl Plan {
     /// The plan is over one buffer, which reaches as far as its layouts do.
     pub(crate) fn check_one_buffer(&self, len: usize) -> Result<(), Error> {
         if !self.one_buffer {
-            return Err(Error::OperandMismatch {
-                tensor: TensorName::Q,
+            return Err(Error::OneBufferMismatch {
                 planned: "separate buffers",
-                given: "one buffer",
+                remedy: "call rotate, or plan with Problem::one_buffer",
             });
         }
         self.tensors()
@@ -387,10 +387,9 @@ impl Plan {
         k: &Option<InOut<S, D>>,
     ) -> Result<(), Error> {
         if self.one_buffer {
-            return Err(Error::OperandMismatch {
-                tensor: TensorName::Q,
+            return Err(Error::OneBufferMismatch {
                 planned: "one buffer",
-                given: "separate buffers",
+                remedy: "call rotate_one_buffer",
             });
         }
         for (tensor, planned, given) in [(TensorName::Q, &self.q, q), (TensorName::K, &self.k, k)] {

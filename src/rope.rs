@@ -84,9 +84,11 @@ impl Rope {
         2 * self.angles.pairs()
     }
 
-    /// Whether both share one angle source (the same object, not equal values).
-    pub(crate) fn shares_angles(&self, other: &Rope) -> bool {
+    /// Whether both turn alike by one angle source (the same object, not equal values).
+    pub(crate) fn is_same(&self, other: &Rope) -> bool {
         Arc::ptr_eq(&self.angles, &other.angles)
+            && self.pairing == other.pairing
+            && self.direction == other.direction
     }
 
     /// Factors for cos and sin: the attention factor, negative for sin in the inverse.

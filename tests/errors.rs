@@ -489,25 +489,25 @@ fn operands_of_another_form() {
             &only_q,
             None,
             None,
-            "q: the plan was made for in place, the call gives absent",
+            "the plan has q in place, the call has it absent",
         ),
         (
             &only_q,
             Some(8),
             Some(8),
-            "k: the plan was made for absent, the call gives in place",
+            "the plan has k absent, the call has it in place",
         ),
         (
             &only_q,
             None,
             Some(8),
-            "q: the plan was made for in place, the call gives absent",
+            "the plan has q in place, the call has it absent",
         ),
         (
             &both,
             Some(8),
             None,
-            "k: the plan was made for in place, the call gives absent",
+            "the plan has k in place, the call has it absent",
         ),
     ] {
         let error = fails(call(&rotator, plan, q, k, start), &[phrase]);
@@ -515,25 +515,25 @@ fn operands_of_another_form() {
     }
     let out_of_place = rotator.plan(&f32s().q((layout, layout))).unwrap();
     let result = call(&rotator, &out_of_place, Some(8), None, start);
-    fails(result, &["made for out of place, the call gives in place"]);
+    fails(result, &["has q out of place, the call has it in place"]);
     let (source, mut destination) = ([1.0f32; 8], [2.5f32; 8]);
     let q = InOut::OutOfPlace {
         source: &source[..],
         destination: &mut destination[..],
     };
     let result = rotator.rotate(&only_q, Some(q), None, start);
-    fails(result, &["made for in place, the call gives out of place"]);
+    fails(result, &["has q in place, the call has it out of place"]);
 
     let one_buffer = rotator.plan(&f32s().q(layout).one_buffer()).unwrap();
     let result = call(&rotator, &one_buffer, Some(8), None, start);
     fails(
         result,
-        &["made for one buffer, the call gives separate buffers"],
+        &["the plan is over one buffer", "call rotate_one_buffer"],
     );
     let result = rotator.rotate_one_buffer(&only_q, &mut destination, start);
     fails(
         result,
-        &["made for separate buffers, the call gives one buffer"],
+        &["the plan is over separate buffers", "Problem::one_buffer"],
     );
     assert_eq!(destination, [2.5; 8]);
 }
@@ -595,7 +595,7 @@ fn positions_of_another_kind_or_number() {
         }
         for got in [0, 1, 3, 5, 7, 9] {
             if planned != Start {
-                let counts = format!("{got} positions given, {expected} needed");
+                let counts = format!("{got} positions given, give {expected}");
                 let error = fails(call(given(planned, got)), &[&counts, phrase]);
                 let kind = planned;
                 assert_eq!(

@@ -720,7 +720,7 @@ fn the_inverse_undoes_the_rotation() {
     }
 }
 
-/// The direction is the plan's: rotators of one angle source take each other's plans.
+/// A plan is for one direction, and only a rotator of that direction takes it.
 #[test]
 fn a_plan_carries_its_direction() {
     let forward = rope(1e4, 2, Pairing::HalfSplit);
@@ -730,9 +730,13 @@ fn a_plan_carries_its_direction() {
     let plan = Host::new().rotator(&inverse).plan(&problem).unwrap();
     let mut x = [1.0f32, 0.0];
     let q = Some(InOut::InPlace(&mut x[..]));
-    let rotator = Host::new().rotator(&forward);
+    let rotator = Host::new().rotator(&inverse.clone());
     rotator.rotate(&plan, q, None, Positions::Start(1)).unwrap();
     assert_relative_eq!(x[1], -(1f32.sin()), max_relative = 2e-7);
+    let q = Some(InOut::InPlace(&mut x[..]));
+    let rotator = Host::new().rotator(&forward);
+    let error = rotator.rotate(&plan, q, None, Positions::Start(1));
+    assert_eq!(error, Err(Error::PlanMismatch));
 }
 
 #[test]

@@ -44,6 +44,7 @@ impl Config {
             name: "",
             keys: &object,
         };
+        top.refuse_other_spellings()?;
         let mut theta = top.number("rope_theta")?;
         let mut rotary_factor = top.number("partial_rotary_factor")?;
         // transformers 5 writes rope_parameters, earlier versions rope_scaling.
@@ -140,6 +141,28 @@ impl<'a> Section<'a> {
             None => Ok(None),
             Some(Value::Object(keys)) => Ok(Some(Section { name: key, keys })),
             Some(value) => self.wrong(key, value, "an object"),
+        }
+    }
+
+    /// Refuses keys in which some families say what `rope_theta`, `head_dim` and
+    /// `partial_rotary_factor` say in others: passing them over would rotate wrongly.
+    fn refuse_other_spellings(&self) -> Result<()> {
+        let unread = [
+            "rotary_pct",
+            "rotary_emb_base",
+            "rotary_dim",
+            "rope_ratio",
+            "rope_local_base_freq",
+            "qk_rope_head_dim",
+            "text_config",
+        ];
+        match unread.into_iter().find(|key| self.get(key).is_some()) {
+            None => Ok(()),
+            Some(key) => fail(format!(
+                "{} is not understood by this example: it reads rope_theta, head_dim and \
+                 partial_rotary_factor",
+                self.label(key)
+            )),
         }
     }
 

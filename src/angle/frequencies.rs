@@ -2,8 +2,8 @@ use super::double_double::{DoubleDouble, INV_TAU};
 use super::phase;
 use crate::Error;
 
-/// Largest frequency accepted, in radians per position. Anything above it is a mistake: from π on
-/// a pair turns by more than half a turn from one position to the next.
+/// Largest frequency accepted, in radians per position: far above any use, and small enough that its
+/// whole turns leave more than 64 bits of the fraction.
 const MAX_INV_FREQ: f64 = 4294967296.0;
 
 /// One rotation frequency per pair, each a 64-bit fixed-point fraction of a turn per position.

@@ -31,7 +31,7 @@ pub use image::KernelImage;
 use crate::element::{Dtype, Element};
 use crate::launch::{AngleAddresses, PositionAddresses, PositionDtype, TensorAddresses};
 use crate::plan::{InOut, Plan, PlannedTensor, PositionMemory, Problem};
-use crate::positions::{PositionKind, Positions};
+use crate::positions::PositionKind;
 use crate::{Angles, Error, Rope, launch};
 use driver::During;
 use image::Kernels;
@@ -300,9 +300,7 @@ impl<'a> CudaPositions<'a> {
 
     fn check(&self, plan: &Plan) -> Result<(), Error> {
         let given = match self {
-            CudaPositions::Start(start) => {
-                return plan.check_positions(&Positions::Start(*start));
-            }
+            CudaPositions::Start(_) => PositionKind::Start,
             CudaPositions::StartPerRow(_) => PositionKind::StartPerRow,
             CudaPositions::PerToken(_) => PositionKind::PerToken,
         };
@@ -445,11 +443,8 @@ impl CudaRotator {
         k: TensorAddresses,
         positions: PositionAddresses,
     ) -> Result<(), Error> {
-        if !plan.rope.shares_angles(self.rope()) {
+        if !plan.rope.is_same(self.rope()) {
             return Err(Error::PlanMismatch);
-        }
-        if let PositionAddresses::Start(start) = positions {
-            plan.check_positions(&Positions::Start(start))?;
         }
         // SAFETY: the caller's.
         unsafe { self.enqueue(stream, plan, q, k, positions) }
@@ -468,7 +463,7 @@ impl CudaRotator {
         given: Dtype,
         positions: &CudaPositions<'_>,
     ) -> Result<(), Error> {
-        if !plan.rope.shares_angles(self.rope()) {
+        if !plan.rope.is_same(self.rope()) {
             return Err(Error::PlanMismatch);
         }
         plan.check_dtype(given)?;

@@ -172,7 +172,36 @@ impl Host {
     }
 }
 
+/// A tensor of a call in host memory.
+pub type HostInOut<'a, T> = InOut<&'a [T], &'a mut [T]>;
+
 /// One [`Rope`] on the host backend.
+///
+/// Decoding with packed qkv, each batch row at its own position:
+///
+/// ```
+/// use phasor::half::bf16;
+/// use phasor::{
+///     Dtype, Frequencies, Host, Layout, Pairing, PositionKind, Positions, Problem, Rope,
+/// };
+///
+/// # fn main() -> Result<(), phasor::Error> {
+/// let rope = Rope::new(Frequencies::from_theta(500_000.0, 128)?, Pairing::HalfSplit);
+/// let rotator = Host::new().rotator(&rope);
+/// // 5 sequences, one new token each; 8 query, 2 key and 2 value heads.
+/// let problem = Problem::new(Dtype::Bf16)
+///     .q(Layout::packed_heads(5, 1, 12, 128, 0..8))
+///     .k(Layout::packed_heads(5, 1, 12, 128, 8..10))
+///     .one_buffer()
+///     .positions(PositionKind::StartPerRow);
+/// let plan = rotator.plan(&problem)?;
+///
+/// let mut qkv = vec![bf16::ONE; 5 * 12 * 128];
+/// let starts = [17i64, 4096, 3, 131_072, 1_000_000];
+/// rotator.rotate_one_buffer(&plan, &mut qkv, Positions::start_per_row(&starts[..]))?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct HostRotator {
     host: Host,
@@ -202,16 +231,16 @@ impl HostRotator {
     pub fn rotate<T: Element>(
         &self,
         plan: &Plan,
-        q: Option<InOut<&[T], &mut [T]>>,
-        k: Option<InOut<&[T], &mut [T]>>,
+        q: Option<HostInOut<'_, T>>,
+        k: Option<HostInOut<'_, T>>,
         positions: Positions<'_>,
     ) -> Result<(), Error> {
         self.check(plan, T::DTYPE, &positions)?;
         plan.check_operands(&q, &k)?;
         let q = checked_pointers(plan.q.as_ref(), q)?;
         let k = checked_pointers(plan.k.as_ref(), k)?;
-        // SAFETY: the plan proved that what is written does not overlap inside a tensor, the
-        // borrows keep the buffers apart, and their lengths have just been checked.
+        // SAFETY: the plan proved, or its maker vouched, that what is written does not overlap
+        // inside a tensor; the borrows keep the buffers apart; their lengths have been checked.
         unsafe { run::execute(self.host, plan, [q, k], &positions) };
         Ok(())
     }
@@ -234,8 +263,8 @@ impl HostRotator {
             source: destination.cast_const(),
             destination,
         };
-        // SAFETY: the plan proved that no two layouts of the buffer overlap where one of them is
-        // written, and the buffer reaches as far as the layouts do.
+        // SAFETY: the plan proved, or its maker vouched, that no two layouts of the buffer overlap
+        // where one of them is written, and the buffer reaches as far as the layouts do.
         unsafe { run::execute(self.host, plan, [pointers; 2], &positions) };
         Ok(())
     }
@@ -246,7 +275,7 @@ impl HostRotator {
         given: crate::Dtype,
         positions: &Positions<'_>,
     ) -> Result<(), Error> {
-        if !plan.rope.shares_angles(&self.rope) {
+        if !plan.rope.is_same(&self.rope) {
             return Err(Error::PlanMismatch);
         }
         plan.check_dtype(given)?;
@@ -263,7 +292,7 @@ pub(crate) struct Pointers<T> {
 
 fn checked_pointers<T>(
     planned: Option<&PlannedTensor>,
-    operand: Option<InOut<&[T], &mut [T]>>,
+    operand: Option<HostInOut<'_, T>>,
 ) -> Result<Pointers<T>, Error> {
     let mut pointers = Pointers {
         source: std::ptr::null(),

@@ -3,9 +3,7 @@
 #[cfg(feature = "rayon")]
 use super::Threads;
 use super::{Host, Isa, Pointers, scalar};
-use crate::Angles;
-use crate::OutOfRange;
-use crate::angle::CosSinTable;
+use crate::angle::{Angles, CosSinTable, OutOfRange};
 use crate::element::Element;
 use crate::plan::{Plan, PlannedTensor};
 use crate::positions::Positions;
@@ -36,7 +34,8 @@ pub(super) struct HeadRun<T> {
 /// Rotates a run of heads by one row of cos and sin.
 ///
 /// # Safety
-/// The run's pointers are valid for its heads, and the variant can run here.
+/// The run's pointers are valid for its heads, cos and sin are equally long and end within the run's
+/// pairs, and the variant can run here.
 unsafe fn rotate_heads<T: Element>(
     isa: Isa,
     pairing: Pairing,
@@ -59,9 +58,9 @@ unsafe fn rotate_heads<T: Element>(
 /// Pointers of q and k that threads share.
 struct Shared<T>([Pointers<T>; 2]);
 
-// SAFETY: threads write disjoint tokens and heads, as the plan proved that no written element
-// occurs twice; what is read is not written by another thread for the same reason.
-unsafe impl<T: Sync> Sync for Shared<T> {}
+// SAFETY: threads work on disjoint tokens and heads. The plan proved, or its maker vouched, that no
+// written element occurs twice, and that none is read for another token or head.
+unsafe impl<T: Send + Sync> Sync for Shared<T> {}
 
 /// Performs a plan.
 ///
@@ -126,6 +125,8 @@ fn split(n: usize, parts: usize, part: usize) -> Range<usize> {
     bound(part)..bound(part + 1)
 }
 
+/// # Safety
+/// That of [`execute`]; no other thread has the same tokens and heads.
 unsafe fn execute_share<T: Element>(
     isa: Isa,
     plan: &Plan,
@@ -135,7 +136,7 @@ unsafe fn execute_share<T: Element>(
 ) {
     let (mut cos, mut sin) = ([0.0; BLOCK], [0.0; BLOCK]);
     let pairs = plan.rope.angles().pairs();
-    for token in share.tokens.clone() {
+    for token in share.tokens {
         let (b, s) = (token / plan.sequence, token % plan.sequence);
         let row = Row::at(plan.rope.angles(), positions.at(b, s, plan.sequence));
         let heads_of = |planned: &PlannedTensor| {

@@ -242,7 +242,10 @@ pub enum Error {
         isa: &'static str,
     },
     /// A rotator or buffer belongs to another backend or device.
-    #[error("{what} is on {found}, the call runs on {expected}: allocate it there")]
+    #[error(
+        "{what} is on {found}, the call runs on {expected}: allocate it there (on a GPU, with the \
+         same CudaContext object)"
+    )]
     DeviceMismatch {
         /// The buffer or object.
         what: &'static str,

@@ -360,6 +360,15 @@ impl Plan {
             return Ok(());
         }
         let rows = table.rows();
+        // The usual case at no cost: this runs at every launch.
+        if let Positions::Start(start) = *positions
+            && let Ok(start) = usize::try_from(start)
+            && start
+                .checked_add(self.sequence)
+                .is_some_and(|end| end <= rows)
+        {
+            return Ok(());
+        }
         for batch in 0..self.batch {
             for token in 0..self.sequence {
                 let position = positions.at(batch, token, self.sequence);

@@ -663,6 +663,21 @@ fn positions_outside_a_table() {
         };
         let error = on_host.launch(&addresses, 1).unwrap_err();
         assert_eq!(error, Error::DevicePositionsUnchecked);
+        // Nor does a launch take a start that the host can see to be outside.
+        let from_start = seen(&rope, PositionKind::Start, PositionMemory::Device).unwrap();
+        let launch = |start| {
+            let positions = PositionAddresses::Start(start);
+            from_start.launch(
+                &Addresses {
+                    positions,
+                    ..addresses
+                },
+                1,
+            )
+        };
+        let outside = |result| matches!(result, Err(Error::PositionOutOfRange { .. }));
+        assert!(launch(0).is_ok());
+        assert!(outside(launch(-1)) && outside(launch(i64::MAX)) && outside(launch(4)));
         for choice in [OutOfRange::Clamp, OutOfRange::PassThrough] {
             let rope = Rope::new(table.clone().with_out_of_range(choice), Pairing::HalfSplit);
             assert!(seen(&rope, kind, PositionMemory::Device).is_ok());

@@ -173,12 +173,9 @@ impl Cuda {
         if Arc::ptr_eq(context, self.context()) {
             return Ok(());
         }
-        let describe = |context: &CudaContext| {
-            format!(
-                "cuda:{} (context {:p})",
-                context.ordinal(),
-                context.cu_ctx()
-            )
+        let describe = |context: &Arc<CudaContext>| {
+            let object = Arc::as_ptr(context);
+            format!("cuda:{} (CudaContext at {object:p})", context.ordinal())
         };
         Err(Error::DeviceMismatch {
             what,
@@ -370,8 +367,8 @@ impl CudaRotator {
     /// # Errors
     /// As [`HostRotator::rotate`](crate::HostRotator::rotate), and [`Error::DeviceMismatch`] for a
     /// stream or buffer of another `CudaContext` object, [`Error::DevicePositionsUnchecked`],
-    /// [`Error::DtypeNotLoaded`], [`Error::Driver`]. Positions in device memory are not looked at; out of range ones do what
-    /// the table says.
+    /// [`Error::DtypeNotLoaded`], [`Error::Driver`]. Positions in device memory are not looked at;
+    /// out of range ones do what the table says.
     pub fn rotate<T: Element>(
         &self,
         stream: &CudaStream,
@@ -389,8 +386,9 @@ impl CudaRotator {
         }
         let (q, _q_guards) = addresses(&mut q, stream);
         let (k, _k_guards) = addresses(&mut k, stream);
-        // SAFETY: lengths and devices have been checked, the plan proved the layouts free of
-        // overlap, and the guards order this launch with other uses of the buffers.
+        // SAFETY: lengths and contexts have been checked; the plan proved, or its maker vouched,
+        // that the layouts are free of overlap; the guards order this launch with other uses of
+        // the buffers.
         unsafe { self.enqueue_at(stream, plan, q, k, positions) }
     }
 
@@ -414,7 +412,7 @@ impl CudaRotator {
             source: address,
             destination: address,
         };
-        // SAFETY: as in `rotate`; the plan proved that the windows do not overlap.
+        // SAFETY: as in `rotate`, the windows' freedom of overlap included.
         unsafe { self.enqueue_at(stream, plan, both, both, positions) }
     }
 

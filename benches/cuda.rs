@@ -80,7 +80,7 @@ fn rotations<T: Element>(criterion: &mut Criterion, context: &Arc<CudaContext>, 
                             &plan,
                             Some(InOut::InPlace(q.as_view_mut())),
                             Some(InOut::InPlace(k.as_view_mut())),
-                            &CudaPositions::Start(1000),
+                            &CudaPositions::start(1000),
                         )
                         .expect("enqueued");
                 })

@@ -74,7 +74,7 @@ fn rotations<T: Element>(group: &mut BenchmarkGroup<'_, WallTime>, tokens: usize
                                 &plan,
                                 Some(InOut::InPlace(&mut q[..])),
                                 Some(InOut::InPlace(&mut k[..])),
-                                black_box(Positions::Start(1000)),
+                                black_box(Positions::start(1000)),
                             )
                             .expect("the buffers fit");
                     });

@@ -41,12 +41,31 @@ __device__ __forceinline__ void sincos_turn(uint64_t phase, float& cos_out, floa
     sin_out = __uint_as_float((odd ? cosine_bits : sine_bits) ^ sin_sign);
 }
 
-// Exact phases: step * position modulo one turn. Every position is in range.
+// The position of token (b, s) on an axis.
+__device__ __forceinline__ int64_t token_position(const PhasorPositions& p, uint32_t axis, int64_t b,
+                                                  int64_t s) {
+    const uint64_t base =
+        static_cast<uint64_t>(p.start) + static_cast<uint64_t>(s) * static_cast<uint64_t>(p.advance);
+    const uint64_t address =
+        p.ids + axis * p.axis_stride + b * p.batch_stride + s * p.sequence_stride;
+    uint64_t id = 0;
+    if (p.type == PHASOR_POSITION_I64) {
+        id = ptx::load_constant_8(address);
+    } else if (p.type == PHASOR_POSITION_I32) {
+        id = static_cast<uint64_t>(
+            static_cast<int64_t>(static_cast<int32_t>(ptx::load_constant_4(address))));
+    } else if (p.type == PHASOR_POSITION_U32) {
+        id = ptx::load_constant_4(address);
+    }
+    return static_cast<int64_t>(base + id);
+}
+
+// Exact phases on one axis: step * position modulo one turn. Every position is in range.
 struct ExactAngles {
     uint64_t position;
 
-    __device__ __forceinline__ ExactAngles(const PhasorAngles&, int64_t at)
-        : position(static_cast<uint64_t>(at)) {}
+    __device__ __forceinline__ ExactAngles(const PhasorRopeParams& p, int64_t b, int64_t s)
+        : position(static_cast<uint64_t>(token_position(p.positions, 0, b, s))) {}
 
     __device__ __forceinline__ bool rotates(const PhasorAngles&) const { return true; }
 
@@ -65,14 +84,38 @@ struct ExactAngles {
     }
 };
 
+// Exact phases where each token has a row of steps, and a position on each of several axes: the
+// phase is the sum over the axes of step * position, modulo one turn.
+struct RowAngles {
+    int64_t b, s;
+
+    __device__ __forceinline__ RowAngles(const PhasorRopeParams&, int64_t b, int64_t s)
+        : b(b), s(s) {}
+
+    __device__ __forceinline__ bool rotates(const PhasorAngles&) const { return true; }
+
+    // Never outside the steps, whatever the index.
+    __device__ __forceinline__ uint64_t row(const PhasorRopeParams& p) const {
+        uint64_t row = p.rows.row;
+        if (p.rows.type == PHASOR_ROW_IDS) {
+            row = ptx::load_constant_4(p.rows.ids + b * p.rows.batch_stride +
+                                       s * p.rows.sequence_stride);
+        } else if (p.rows.type == PHASOR_ROW_BY_POSITION) {
+            row = token_position(p.positions, 0, b, s) >= p.rows.boundary ? 1 : 0;
+        }
+        return row < p.angles.rows ? row : p.angles.rows - 1;
+    }
+};
+
 // Rows of a caller's table. A row outside it is never read: the position is clamped first, and
 // whether the token then rotates at all is the caller's choice.
 struct TableAngles {
     uint64_t row;
     bool inside;
 
-    __device__ __forceinline__ TableAngles(const PhasorAngles& angles, int64_t at) {
-        const int64_t last = static_cast<int64_t>(angles.rows) - 1;
+    __device__ __forceinline__ TableAngles(const PhasorRopeParams& p, int64_t b, int64_t s) {
+        const int64_t at = token_position(p.positions, 0, b, s);
+        const int64_t last = static_cast<int64_t>(p.angles.rows) - 1;
         row = static_cast<uint64_t>(at < 0 ? 0 : (at > last ? last : at));
         inside = at >= 0 && at <= last;
     }
@@ -95,5 +138,58 @@ struct TableAngles {
         ptx::load_constant_2f(angles.sin + at, sin_out[0], sin_out[1]);
     }
 };
+
+// cos and sin of the pairs of chunk `c`, and the factors that are to be multiplied in.
+template <class Pairing, uint32_t kPairs, class Angles>
+__device__ __forceinline__ void form(const PhasorRopeParams& p, const Angles& at, uint32_t c,
+                                     float* cos, float* sin, float& cos_scale, float& sin_scale) {
+    const uint32_t pairs = p.angles.pairs;
+    if constexpr (kPairs == 1) {
+        at.one(p.angles, Pairing::template pair<kPairs>(c, pairs, 0), cos[0], sin[0]);
+    } else {
+#pragma unroll
+        for (uint32_t j = 0; j < kPairs; j += 2) {
+            at.two(p.angles, Pairing::template pair<kPairs>(c, pairs, j), cos + j, sin + j);
+        }
+    }
+    cos_scale = p.angles.cos_scale;
+    sin_scale = p.angles.sin_scale;
+}
+
+// The same with axes outermost, so that each position is read once for the whole chunk. The row is
+// looked up here, after the first heads have been loaded.
+template <class Pairing, uint32_t kPairs>
+__device__ __forceinline__ void form(const PhasorRopeParams& p, const RowAngles& at, uint32_t c,
+                                     float* cos, float* sin, float& cos_scale, float& sin_scale) {
+    const uint32_t pairs = p.angles.pairs;
+    const uint64_t row = at.row(p);
+    uint64_t steps = p.angles.steps + 8ull * row * p.angles.axes * pairs;
+    uint64_t phase[kPairs] = {};
+    uint32_t axis = 0;
+    // Unrolled, it would take more registers than there are.
+#pragma unroll 1
+    do {
+        const uint64_t position =
+            static_cast<uint64_t>(token_position(p.positions, axis, at.b, at.s));
+        if constexpr (kPairs == 1) {
+            const uint32_t pair = Pairing::template pair<kPairs>(c, pairs, 0);
+            phase[0] += ptx::load_constant_8(steps + 8ull * pair) * position;
+        } else {
+#pragma unroll
+            for (uint32_t j = 0; j < kPairs; j += 2) {
+                uint64_t x, y;
+                const uint32_t pair = Pairing::template pair<kPairs>(c, pairs, j);
+                ptx::load_constant_2x8(steps + 8ull * pair, x, y);
+                phase[j] += x * position;
+                phase[j + 1] += y * position;
+            }
+        }
+        steps += 8ull * pairs;
+    } while (++axis < p.angles.axes);
+#pragma unroll
+    for (uint32_t j = 0; j < kPairs; ++j) sincos_turn(phase[j], cos[j], sin[j]);
+    cos_scale = ptx::load_constant_f(p.angles.factors + 4ull * row);
+    sin_scale = __fmul_rn(cos_scale, p.angles.sin_scale);
+}
 
 } // namespace phasor

@@ -25,8 +25,13 @@ typedef unsigned long long uint64_t;
 #define PHASOR_OUT_OF_RANGE_CLAMP 0u
 #define PHASOR_OUT_OF_RANGE_PASS_THROUGH 1u
 
+// PhasorRows::type
+#define PHASOR_ROW_CALL 0u
+#define PHASOR_ROW_IDS 1u
+#define PHASOR_ROW_BY_POSITION 2u
+
 // Values that the kernel phasor_params_layout reports.
-#define PHASOR_LAYOUT_VALUES 37u
+#define PHASOR_LAYOUT_VALUES 49u
 
 typedef struct PhasorStrides {
     int64_t batch;
@@ -48,37 +53,56 @@ typedef struct PhasorTensor {
     uint32_t reserved;
 } PhasorTensor;
 
-// Where cos and sin come from: either `steps`, one 64-bit fraction of a turn per position and
-// pair, or f32 table rows of `pairs` values each.
+// Where cos and sin come from: either `steps`, 64-bit fractions of a turn per position of shape
+// [rows, axes, pairs], with a factor per row; or f32 table rows of `pairs` values each. The kernels
+// for one row and one axis read neither `factors` nor `axes`.
 typedef struct PhasorAngles {
     uint64_t steps;
+    uint64_t factors; // attention factors, f32[rows]
     uint64_t cos;
     uint64_t sin;
-    uint64_t rows;
+    uint64_t rows; // of steps or of the table
     uint32_t pairs;
+    uint32_t axes;
     uint32_t out_of_range; // of a position outside the table's rows
-    float cos_scale;       // the attention factor
-    float sin_scale;       // the same, negative for the inverse rotation
+    float cos_scale;       // the attention factor; not read where there are factors
+    float sin_scale;       // the same, or 1 where there are factors; negative for the inverse
+    uint32_t reserved;
 } PhasorAngles;
 
-// The position of token (b, s) is
-//   start + s * advance + (type == NONE ? 0 : ids[b * batch_stride + s * sequence_stride])
+// The position of token (b, s) on axis a is
+//   start + s * advance +
+//     (type == NONE ? 0 : ids[a * axis_stride + b * batch_stride + s * sequence_stride])
 // in wrapping 64-bit arithmetic; the strides of ids are in bytes.
 typedef struct PhasorPositions {
     uint64_t ids;
     int64_t start;
     int64_t advance;
+    int64_t axis_stride;
     int64_t batch_stride;
     int64_t sequence_stride;
     uint32_t type;
     uint32_t reserved;
 } PhasorPositions;
 
+// The row of steps of token (b, s): `row`; or the u32 at ids[b * batch_stride + s *
+// sequence_stride], strides in bytes; or 1 from position `boundary` on, else 0. A row past the last
+// one is the last one.
+typedef struct PhasorRows {
+    uint64_t ids;
+    int64_t batch_stride;
+    int64_t sequence_stride;
+    int64_t boundary;
+    uint32_t type;
+    uint32_t row;
+} PhasorRows;
+
 typedef struct PhasorRopeParams {
     PhasorTensor q;
     PhasorTensor k;
     PhasorAngles angles;
     PhasorPositions positions;
+    PhasorRows rows;
     uint64_t batch;
     uint64_t sequence;
 } PhasorRopeParams;

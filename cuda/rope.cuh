@@ -122,19 +122,13 @@ struct ChunkAngles {
     float sin[kPairs];
 
     template <class Pairing, class Angles>
-    __device__ __forceinline__ void form(const PhasorAngles& p, const Angles& at, uint32_t c) {
-        if constexpr (kPairs == 1) {
-            at.one(p, Pairing::template pair<kPairs>(c, p.pairs, 0), cos[0], sin[0]);
-        } else {
-#pragma unroll
-            for (uint32_t j = 0; j < kPairs; j += 2) {
-                at.two(p, Pairing::template pair<kPairs>(c, p.pairs, j), cos + j, sin + j);
-            }
-        }
+    __device__ __forceinline__ void fill(const PhasorRopeParams& p, const Angles& at, uint32_t c) {
+        float cos_scale, sin_scale;
+        form<Pairing, kPairs>(p, at, c, cos, sin, cos_scale, sin_scale);
 #pragma unroll
         for (uint32_t j = 0; j < kPairs; ++j) {
-            cos[j] = __fmul_rn(cos[j], p.cos_scale);
-            sin[j] = __fmul_rn(sin[j], p.sin_scale);
+            cos[j] = __fmul_rn(cos[j], cos_scale);
+            sin[j] = __fmul_rn(sin[j], sin_scale);
         }
     }
 };
@@ -180,22 +174,6 @@ struct TokenRows {
                         s * p.k.destination_strides.sequence) {}
 };
 
-__device__ __forceinline__ int64_t token_position(const PhasorPositions& p, int64_t b, int64_t s) {
-    const uint64_t base =
-        static_cast<uint64_t>(p.start) + static_cast<uint64_t>(s) * static_cast<uint64_t>(p.advance);
-    const uint64_t address = p.ids + b * p.batch_stride + s * p.sequence_stride;
-    uint64_t id = 0;
-    if (p.type == PHASOR_POSITION_I64) {
-        id = ptx::load_constant_8(address);
-    } else if (p.type == PHASOR_POSITION_I32) {
-        id = static_cast<uint64_t>(
-            static_cast<int64_t>(static_cast<int32_t>(ptx::load_constant_4(address))));
-    } else if (p.type == PHASOR_POSITION_U32) {
-        id = ptx::load_constant_4(address);
-    }
-    return static_cast<int64_t>(base + id);
-}
-
 // Copies the dims of a head that do not rotate, for a destination that is not the source.
 template <class Access, class Element>
 __device__ __forceinline__ void copy_unrotated(const PhasorTensor& tensor, uint64_t source,
@@ -234,7 +212,7 @@ __device__ __forceinline__ void rope(const PhasorRopeParams& p) {
         for (int64_t s = static_cast<int64_t>(blockIdx.x) * blockDim.z + threadIdx.z; s < sequence;
              s += static_cast<int64_t>(gridDim.x) * blockDim.z) {
             const TokenRows rows(p, b, s);
-            const Angles at(p.angles, token_position(p.positions, b, s));
+            const Angles at(p, b, s);
             const bool rotates = at.rotates(p.angles);
 
             for (uint32_t c = threadIdx.x; c < chunks; c += blockDim.x) {
@@ -268,7 +246,7 @@ __device__ __forceinline__ void rope(const PhasorRopeParams& p) {
                     }
                     // After the first loads have been issued, so that they hide the arithmetic.
                     if (rotates && !formed) {
-                        angles.template form<Pairing>(p.angles, at, c);
+                        angles.template fill<Pairing>(p, at, c);
                         formed = true;
                     }
 #pragma unroll
@@ -293,20 +271,23 @@ __device__ __forceinline__ void rope(const PhasorRopeParams& p) {
 
 } // namespace phasor
 
-// The entry points of one element type: rope_<pairing>_<dtype>[_table][_narrow].
+// The entry points of one element type: rope_<pairing>_<dtype>[_rows|_table][_narrow].
 #define PHASOR_ROPE_KERNEL(name, element, pairing, angles, width)                              \
     extern "C" __global__ void                                                                 \
-    __launch_bounds__(256, phasor::width<phasor::element>::kMinBlocks)                            \
+    __launch_bounds__(256, phasor::width<phasor::element>::kMinBlocks)                         \
         name(const __grid_constant__ PhasorRopeParams params) {                                \
         phasor::rope<phasor::element, phasor::pairing, phasor::angles, phasor::width>(params); \
     }
 
-#define PHASOR_ROPE_KERNELS(dtype, element)                                                             \
-    PHASOR_ROPE_KERNEL(rope_half_split_##dtype, element, HalfSplit, ExactAngles, Wide)                  \
-    PHASOR_ROPE_KERNEL(rope_half_split_##dtype##_narrow, element, HalfSplit, ExactAngles, Narrow)       \
-    PHASOR_ROPE_KERNEL(rope_half_split_##dtype##_table, element, HalfSplit, TableAngles, Wide)          \
-    PHASOR_ROPE_KERNEL(rope_half_split_##dtype##_table_narrow, element, HalfSplit, TableAngles, Narrow) \
-    PHASOR_ROPE_KERNEL(rope_interleaved_##dtype, element, Interleaved, ExactAngles, Wide)               \
-    PHASOR_ROPE_KERNEL(rope_interleaved_##dtype##_narrow, element, Interleaved, ExactAngles, Narrow)    \
-    PHASOR_ROPE_KERNEL(rope_interleaved_##dtype##_table, element, Interleaved, TableAngles, Wide)       \
-    PHASOR_ROPE_KERNEL(rope_interleaved_##dtype##_table_narrow, element, Interleaved, TableAngles, Narrow)
+#define PHASOR_ROPE_KERNEL_WIDTHS(name, element, pairing, angles)   \
+    PHASOR_ROPE_KERNEL(name, element, pairing, angles, Wide)        \
+    PHASOR_ROPE_KERNEL(name##_narrow, element, pairing, angles, Narrow)
+
+#define PHASOR_ROPE_KERNEL_ANGLES(name, element, pairing)                  \
+    PHASOR_ROPE_KERNEL_WIDTHS(name, element, pairing, ExactAngles)         \
+    PHASOR_ROPE_KERNEL_WIDTHS(name##_rows, element, pairing, RowAngles)    \
+    PHASOR_ROPE_KERNEL_WIDTHS(name##_table, element, pairing, TableAngles)
+
+#define PHASOR_ROPE_KERNELS(dtype, element)                                       \
+    PHASOR_ROPE_KERNEL_ANGLES(rope_half_split_##dtype, element, HalfSplit)        \
+    PHASOR_ROPE_KERNEL_ANGLES(rope_interleaved_##dtype, element, Interleaved)

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use crate::element::{Dtype, Element};
 use crate::plan::{InOut, Plan, Problem};
-use crate::positions::{PositionIds, Positions};
+use crate::positions::{PositionIds, Positions, PositionsIn};
 use crate::{Error, Host, HostRotator, Rope};
 
 #[cfg(feature = "cuda")]
@@ -32,7 +32,7 @@ use std::sync::Arc;
 /// let plan = rotator.plan(&Problem::new(Dtype::F32).q(Layout::tokens(16, 4, 64)))?;
 ///
 /// let mut q = device.upload(&vec![1.0f32; 16 * 4 * 64])?;
-/// let positions = device.positions(Positions::Start(0))?;
+/// let positions = device.positions(Positions::start(0))?;
 /// rotator.rotate(&plan, Some(InOut::InPlace(&mut q)), None, &positions)?;
 /// assert_eq!(q.to_vec()?[..4], [1.0; 4]);
 /// # Ok(())
@@ -146,11 +146,7 @@ impl Device {
     /// # Errors
     /// [`Error::Driver`] if the device has no room.
     pub fn upload<T: Element>(&self, data: &[T]) -> Result<Buffer<T>, Error> {
-        match &self.backend {
-            Backend::Host(_) => Ok(Buffer(Memory::Host(data.to_vec()))),
-            #[cfg(feature = "cuda")]
-            Backend::Cuda { stream, .. } => Ok(Buffer(Memory::Cuda(cuda::upload(stream, data)?))),
-        }
+        Ok(Buffer(self.memory(data)?))
     }
 
     /// Puts the positions of a call where this device reads them.
@@ -158,27 +154,26 @@ impl Device {
     /// # Errors
     /// [`Error::Driver`] if the device has no room.
     pub fn positions(&self, positions: Positions<'_>) -> Result<DevicePositions, Error> {
-        Ok(match positions {
-            Positions::Start(start) => DevicePositions::Start(start),
-            Positions::StartPerRow(ids) => DevicePositions::StartPerRow(self.upload_ids(ids)?),
-            Positions::PerToken(ids) => DevicePositions::PerToken(self.upload_ids(ids)?),
-        })
+        positions.try_map(
+            |&ids| self.upload_ids(ids),
+            |&rows| self.memory(rows).map(RowBuffer),
+        )
     }
 
     fn upload_ids(&self, ids: PositionIds<'_>) -> Result<PositionBuffer, Error> {
-        Ok(PositionBuffer(match &self.backend {
-            Backend::Host(_) => match ids {
-                PositionIds::I32(ids) => IdMemory::HostI32(ids.to_vec()),
-                PositionIds::I64(ids) => IdMemory::HostI64(ids.to_vec()),
-                PositionIds::U32(ids) => IdMemory::HostU32(ids.to_vec()),
-            },
-            #[cfg(feature = "cuda")]
-            Backend::Cuda { stream, .. } => match ids {
-                PositionIds::I32(ids) => IdMemory::CudaI32(cuda::upload(stream, ids)?),
-                PositionIds::I64(ids) => IdMemory::CudaI64(cuda::upload(stream, ids)?),
-                PositionIds::U32(ids) => IdMemory::CudaU32(cuda::upload(stream, ids)?),
-            },
+        Ok(PositionBuffer(match ids {
+            PositionIds::I32(ids) => IdMemory::I32(self.memory(ids)?),
+            PositionIds::I64(ids) => IdMemory::I64(self.memory(ids)?),
+            PositionIds::U32(ids) => IdMemory::U32(self.memory(ids)?),
         }))
+    }
+
+    fn memory<T: Stored>(&self, data: &[T]) -> Result<Memory<T>, Error> {
+        Ok(match &self.backend {
+            Backend::Host(_) => Memory::Host(data.to_vec()),
+            #[cfg(feature = "cuda")]
+            Backend::Cuda { stream, .. } => Memory::Cuda(cuda::upload(stream, data)?),
+        })
     }
 
     /// Prepares a rotation on this device.
@@ -267,52 +262,54 @@ impl<T: Element> Buffer<T> {
     }
 }
 
-/// Positions on a [`Device`].
-#[derive(Debug)]
-pub enum DevicePositions {
-    /// See [`PositionKind::Start`](crate::PositionKind::Start).
-    Start(i64),
-    /// See [`PositionKind::StartPerRow`](crate::PositionKind::StartPerRow).
-    StartPerRow(PositionBuffer),
-    /// See [`PositionKind::PerToken`](crate::PositionKind::PerToken).
-    PerToken(PositionBuffer),
-}
+/// Positions on a [`Device`], made by [`Device::positions`].
+pub type DevicePositions = PositionsIn<PositionBuffer, RowBuffer>;
 
-/// Position values on a [`Device`], made by [`Device::positions`].
+/// Position values on a [`Device`].
 #[derive(Debug)]
 pub struct PositionBuffer(IdMemory);
 
 #[derive(Debug)]
 enum IdMemory {
-    HostI32(Vec<i32>),
-    HostI64(Vec<i64>),
-    HostU32(Vec<u32>),
-    #[cfg(feature = "cuda")]
-    CudaI32(CudaSlice<i32>),
-    #[cfg(feature = "cuda")]
-    CudaI64(CudaSlice<i64>),
-    #[cfg(feature = "cuda")]
-    CudaU32(CudaSlice<u32>),
+    I32(Memory<i32>),
+    I64(Memory<i64>),
+    U32(Memory<u32>),
 }
 
-impl PositionBuffer {
-    fn on_host(&self) -> Result<PositionIds<'_>, Error> {
-        match &self.0 {
-            IdMemory::HostI32(ids) => Ok(PositionIds::I32(ids)),
-            IdMemory::HostI64(ids) => Ok(PositionIds::I64(ids)),
-            IdMemory::HostU32(ids) => Ok(PositionIds::U32(ids)),
+/// Indices of rows of frequencies on a [`Device`].
+#[derive(Debug)]
+pub struct RowBuffer(Memory<u32>);
+
+impl<T> Memory<T> {
+    fn host(&self, _what: &'static str) -> Result<&[T], Error> {
+        match self {
+            Memory::Host(data) => Ok(data),
             #[cfg(feature = "cuda")]
-            _ => Err(mismatch("positions", "a GPU", "the host")),
+            Memory::Cuda(data) => Err(not_on_host(_what, data)),
+        }
+    }
+
+    fn host_mut(&mut self, _what: &'static str) -> Result<&mut [T], Error> {
+        match self {
+            Memory::Host(data) => Ok(data),
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(data) => Err(not_on_host(_what, data)),
         }
     }
 
     #[cfg(feature = "cuda")]
-    fn on_cuda(&self) -> Result<CudaPositionIds<'_>, Error> {
-        match &self.0 {
-            IdMemory::CudaI32(ids) => Ok(ids.into()),
-            IdMemory::CudaI64(ids) => Ok(ids.into()),
-            IdMemory::CudaU32(ids) => Ok(ids.into()),
-            _ => Err(mismatch("positions", "the host", "a GPU")),
+    fn cuda(&self, what: &'static str) -> Result<CudaView<'_, T>, Error> {
+        match self {
+            Memory::Cuda(data) => Ok(data.as_view()),
+            Memory::Host(_) => Err(mismatch(what, "the host", "a GPU")),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_mut(&mut self, what: &'static str) -> Result<CudaViewMut<'_, T>, Error> {
+        match self {
+            Memory::Cuda(data) => Ok(data.as_view_mut()),
+            Memory::Host(_) => Err(mismatch(what, "the host", "a GPU")),
         }
     }
 }
@@ -416,58 +413,64 @@ impl Rotator {
 
 impl DevicePositions {
     fn on_host(&self) -> Result<Positions<'_>, Error> {
-        Ok(match self {
-            DevicePositions::Start(start) => Positions::Start(*start),
-            DevicePositions::StartPerRow(ids) => Positions::StartPerRow(ids.on_host()?),
-            DevicePositions::PerToken(ids) => Positions::PerToken(ids.on_host()?),
-        })
+        self.try_map(
+            |PositionBuffer(ids)| {
+                Ok(match ids {
+                    IdMemory::I32(ids) => PositionIds::I32(ids.host("positions")?),
+                    IdMemory::I64(ids) => PositionIds::I64(ids.host("positions")?),
+                    IdMemory::U32(ids) => PositionIds::U32(ids.host("positions")?),
+                })
+            },
+            |RowBuffer(rows)| rows.host("frequency rows"),
+        )
     }
 
     #[cfg(feature = "cuda")]
     fn on_cuda(&self) -> Result<CudaPositions<'_>, Error> {
-        Ok(match self {
-            DevicePositions::Start(start) => CudaPositions::Start(*start),
-            DevicePositions::StartPerRow(ids) => CudaPositions::StartPerRow(ids.on_cuda()?),
-            DevicePositions::PerToken(ids) => CudaPositions::PerToken(ids.on_cuda()?),
-        })
+        self.try_map(
+            |PositionBuffer(ids)| {
+                Ok(match ids {
+                    IdMemory::I32(ids) => CudaPositionIds::I32(ids.cuda("positions")?),
+                    IdMemory::I64(ids) => CudaPositionIds::I64(ids.cuda("positions")?),
+                    IdMemory::U32(ids) => CudaPositionIds::U32(ids.cuda("positions")?),
+                })
+            },
+            |RowBuffer(rows)| rows.cuda("frequency rows"),
+        )
     }
 }
 
 impl<T: Element> Buffer<T> {
     fn host(&self) -> Result<&[T], Error> {
-        match &self.0 {
-            Memory::Host(data) => Ok(data),
-            #[cfg(feature = "cuda")]
-            Memory::Cuda(data) => Err(not_on_host(data)),
-        }
+        self.0.host("a tensor")
     }
 
     fn host_mut(&mut self) -> Result<&mut [T], Error> {
-        match &mut self.0 {
-            Memory::Host(data) => Ok(data),
-            #[cfg(feature = "cuda")]
-            Memory::Cuda(data) => Err(not_on_host(data)),
-        }
+        self.0.host_mut("a tensor")
     }
 
     #[cfg(feature = "cuda")]
     fn cuda(&self) -> Result<CudaView<'_, T>, Error> {
-        match &self.0 {
-            Memory::Cuda(data) => Ok(data.as_view()),
-            Memory::Host(_) => Err(mismatch("a tensor", "the host", "a GPU")),
-        }
+        self.0.cuda("a tensor")
     }
 
     #[cfg(feature = "cuda")]
     fn cuda_mut(&mut self) -> Result<CudaViewMut<'_, T>, Error> {
-        match &mut self.0 {
-            Memory::Cuda(data) => Ok(data.as_view_mut()),
-            Memory::Host(_) => Err(mismatch("a tensor", "the host", "a GPU")),
-        }
+        self.0.cuda_mut("a tensor")
     }
 }
 
+/// What buffers hold.
 #[cfg(feature = "cuda")]
-fn not_on_host<T>(data: &CudaSlice<T>) -> Error {
-    mismatch("a tensor", format!("cuda:{}", data.ordinal()), "the host")
+trait Stored: Clone + cudarc::driver::DeviceRepr {}
+#[cfg(feature = "cuda")]
+impl<T: Clone + cudarc::driver::DeviceRepr> Stored for T {}
+#[cfg(not(feature = "cuda"))]
+trait Stored: Clone {}
+#[cfg(not(feature = "cuda"))]
+impl<T: Clone> Stored for T {}
+
+#[cfg(feature = "cuda")]
+fn not_on_host<T>(what: &'static str, data: &CudaSlice<T>) -> Error {
+    mismatch(what, format!("cuda:{}", data.ordinal()), "the host")
 }

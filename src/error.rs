@@ -51,6 +51,78 @@ pub enum Error {
         /// As given.
         factor: f32,
     },
+    /// Steps do not form a row per axis.
+    #[error(
+        "{steps} steps on {axes} axes: give row-major steps of shape [axes, rotary_dim / 2], with 1 to \
+         16 axes (frequencies on several axes are not given axes again)"
+    )]
+    AxisSteps {
+        /// Steps given.
+        steps: usize,
+        /// Axes asked for.
+        axes: usize,
+    },
+    /// The axes of pairs do not match the pairs.
+    #[error(
+        "{given} entries of axis_of_pair, the largest {largest}, for {pairs} pairs on {axes} axes: \
+         give one per pair, each below the number of axes"
+    )]
+    AxisOfPair {
+        /// Entries given.
+        given: usize,
+        /// The largest of them.
+        largest: usize,
+        /// Pairs of the frequencies.
+        pairs: usize,
+        /// Axes asked for.
+        axes: usize,
+    },
+    /// Rows of frequencies do not fit together.
+    #[error("rows of frequencies: {what}")]
+    FrequencyRows {
+        /// What is wrong, and what to change.
+        what: &'static str,
+    },
+    /// No row serves sequences of a length.
+    #[error(
+        "no row of frequencies serves a sequence of {length} tokens (the longest that one does: \
+         {longest:?}): make rows for longer sequences, with FrequencyRows::with_lengths"
+    )]
+    NoRowForLength {
+        /// The length.
+        length: u64,
+        /// The longest one served; `None` if no lengths were given.
+        longest: Option<u64>,
+    },
+    /// There is no such row of frequencies.
+    #[error("frequency row {row} of {rows}: rows are numbered from 0")]
+    FrequencyRowOutOfRange {
+        /// The row asked for.
+        row: u32,
+        /// Rows there are.
+        rows: usize,
+    },
+    /// A call says which rows of frequencies to use in another way than the plan.
+    #[error(
+        "the plan needs {planned}, the call gives {given}: plan with Problem::frequency_rows, and \
+         give the rows with the positions"
+    )]
+    FrequencyRowMismatch {
+        /// What the plan needs.
+        planned: crate::FrequencyRowKind,
+        /// What the call gives.
+        given: crate::FrequencyRowKind,
+    },
+    /// Too few or too many row indices.
+    #[error("{got} frequency row indices given, give {expected}: {kind}")]
+    FrequencyRowsLength {
+        /// What the plan's shape needs.
+        expected: usize,
+        /// What was given.
+        got: usize,
+        /// The plan's kind.
+        kind: crate::FrequencyRowKind,
+    },
     /// The arrays of a table do not form rows.
     #[error(
         "a table of {cos} cosines and {sin} sines does not form rows of {pairs} pairs: give both \

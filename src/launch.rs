@@ -6,13 +6,47 @@ use crate::element::Dtype;
 use crate::layout::Layout;
 use crate::params::{
     PHASOR_OUT_OF_RANGE_CLAMP, PHASOR_OUT_OF_RANGE_PASS_THROUGH, PHASOR_POSITION_I32,
-    PHASOR_POSITION_I64, PHASOR_POSITION_NONE, PHASOR_POSITION_U32, PhasorAngles, PhasorPositions,
-    PhasorRopeParams, PhasorStrides, PhasorTensor,
+    PHASOR_POSITION_I64, PHASOR_POSITION_NONE, PHASOR_POSITION_U32, PHASOR_ROW_BY_POSITION,
+    PHASOR_ROW_CALL, PHASOR_ROW_IDS, PhasorAngles, PhasorPositions, PhasorRopeParams, PhasorRows,
+    PhasorStrides, PhasorTensor,
 };
 use crate::plan::{Plan, PlannedTensor};
-use crate::positions::{PositionKind, Positions};
+use crate::positions::{FrequencyRowKind, PositionKind, Positions};
 use crate::rope::Pairing;
 use crate::{Angles, Error, OutOfRange};
+
+/// What a kernel forms its angles from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AngleKind {
+    /// One step per pair.
+    Exact,
+    /// Steps of several rows or axes, and a factor per row.
+    Rows,
+    /// A table of cos and sin.
+    Table,
+}
+
+impl AngleKind {
+    /// All kinds, in the order of [`Kernel::index`].
+    pub const ALL: [AngleKind; 3] = [AngleKind::Exact, AngleKind::Rows, AngleKind::Table];
+
+    /// The kind that an angle source needs.
+    pub fn of(angles: &Angles) -> Self {
+        match angles {
+            Angles::Exact(frequencies) if frequencies.axes() == 1 => AngleKind::Exact,
+            Angles::Exact(_) | Angles::Rows(_) => AngleKind::Rows,
+            Angles::Table(_) => AngleKind::Table,
+        }
+    }
+
+    const fn suffix(self) -> &'static str {
+        match self {
+            AngleKind::Exact => "",
+            AngleKind::Rows => "_rows",
+            AngleKind::Table => "_table",
+        }
+    }
+}
 
 /// One entry point of the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,44 +55,44 @@ pub struct Kernel {
     pub dtype: Dtype,
     /// Which dims form a pair.
     pub pairing: Pairing,
-    /// Angles from a table, not from exact phases.
-    pub table: bool,
+    /// What angles are formed from.
+    pub angles: AngleKind,
     /// 16-byte accesses; otherwise one element at a time.
     pub wide: bool,
 }
 
 impl Kernel {
     /// Kernels of one element type.
-    pub const PER_DTYPE: usize = 8;
+    pub const PER_DTYPE: usize = 2 * 2 * AngleKind::ALL.len();
 
     /// All kernels of an element type, in the order of [`index`](Self::index).
     pub fn all(dtype: Dtype) -> [Kernel; Self::PER_DTYPE] {
         std::array::from_fn(|index| Kernel {
             dtype,
-            pairing: if index & 4 == 0 {
+            pairing: if index < Self::PER_DTYPE / 2 {
                 Pairing::HalfSplit
             } else {
                 Pairing::Interleaved
             },
-            table: index & 2 != 0,
-            wide: index & 1 == 0,
+            angles: AngleKind::ALL[index / 2 % AngleKind::ALL.len()],
+            wide: index.is_multiple_of(2),
         })
     }
 
     /// Its place among the kernels of its element type.
     pub fn index(self) -> usize {
-        usize::from(self.pairing == Pairing::Interleaved) * 4
-            + usize::from(self.table) * 2
+        usize::from(self.pairing == Pairing::Interleaved) * Self::PER_DTYPE / 2
+            + self.angles as usize * 2
             + usize::from(!self.wide)
     }
 
-    /// The entry's name: `rope_<pairing>_<dtype>[_table][_narrow]`.
+    /// The entry's name: `rope_<pairing>_<dtype>[_rows|_table][_narrow]`.
     pub fn name(self) -> String {
         format!(
             "rope_{}_{}{}{}",
             self.pairing.name(),
             self.dtype.name(),
-            if self.table { "_table" } else { "" },
+            self.angles.suffix(),
             if self.wide { "" } else { "_narrow" },
         )
     }
@@ -93,6 +127,13 @@ pub enum AngleAddresses {
     Exact {
         /// 16-byte aligned.
         steps: u64,
+    },
+    /// Steps of several rows or axes.
+    Rows {
+        /// `u64[rows, axes, pairs]`, 16-byte aligned.
+        steps: u64,
+        /// Attention factors, `f32[rows]`.
+        factors: u64,
     },
     /// Table rows.
     Table {
@@ -138,6 +179,19 @@ pub enum PositionAddresses {
     },
 }
 
+/// The rows of frequencies of one launch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RowAddresses {
+    /// For [`FrequencyRowKind::None`].
+    #[default]
+    None,
+    /// For [`FrequencyRowKind::Call`].
+    Call(u32),
+    /// For the other kinds: the address of as many `u32` as the plan needs. An index past the last
+    /// row is the last row.
+    Ids(u64),
+}
+
 /// All addresses of one launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Addresses {
@@ -149,6 +203,8 @@ pub struct Addresses {
     pub angles: AngleAddresses,
     /// The positions.
     pub positions: PositionAddresses,
+    /// The rows of frequencies.
+    pub rows: RowAddresses,
 }
 
 /// Threads of a full block; the kernels' launch bounds allow no more.
@@ -171,7 +227,8 @@ impl Plan {
     /// `multiprocessors` is the device's count; it shapes the grid and never the result.
     ///
     /// # Errors
-    /// [`Error::PositionKindMismatch`] if the positions are not of the plan's kind;
+    /// [`Error::PositionKindMismatch`] if the positions are not of the plan's kind, and
+    /// [`Error::FrequencyRowMismatch`] if the rows are not; [`Error::FrequencyRowOutOfRange`];
     /// [`Error::PositionOutOfRange`] for a start that a table with [`OutOfRange::Error`] refuses;
     /// [`Error::PlanMismatch`] if the angle addresses are not of the plan's angle source;
     /// [`Error::DevicePositionsUnchecked`] for a table with [`OutOfRange::Error`] whose positions
@@ -187,6 +244,7 @@ impl Plan {
         // One token per row, as in decoding: the rows become the tokens of one row.
         let transposed = self.sequence == 1;
         let positions = self.position_params(&addresses.positions, transposed)?;
+        let rows = self.row_params(&addresses.rows, transposed)?;
         let angles = self.angle_params(&addresses.angles)?;
         let tensor = |planned: &Option<PlannedTensor>, at: TensorAddresses| {
             planned.as_ref().map_or(ABSENT, |planned| {
@@ -205,7 +263,7 @@ impl Plan {
         let kernel = Kernel {
             dtype: self.dtype,
             pairing: self.rope.pairing(),
-            table: matches!(self.rope.angles(), Angles::Table(_)),
+            angles: AngleKind::of(self.rope.angles()),
             wide,
         };
         let pairs_per_lane = if wide {
@@ -229,6 +287,7 @@ impl Plan {
                 k,
                 angles,
                 positions,
+                rows,
                 batch,
                 sequence,
             },
@@ -251,7 +310,9 @@ impl Plan {
                 && (in_place || (tensor.head_dim as usize).is_multiple_of(per_access))
         };
         let angles_aligned = match *angles {
-            AngleAddresses::Exact { steps } => steps.is_multiple_of(16),
+            AngleAddresses::Exact { steps } | AngleAddresses::Rows { steps, .. } => {
+                steps.is_multiple_of(16)
+            }
             AngleAddresses::Table { cos, sin } => (cos | sin).is_multiple_of(8),
         };
         self.rope.angles().pairs().is_multiple_of(per_access)
@@ -269,6 +330,7 @@ impl Plan {
             ids: 0,
             start: 0,
             advance: 0,
+            axis_stride: 0,
             batch_stride: 0,
             sequence_stride: 0,
             type_: PHASOR_POSITION_NONE,
@@ -276,7 +338,7 @@ impl Plan {
         };
         let (per_row, per_token) = match (*positions, self.positions) {
             (PositionAddresses::Start(start), PositionKind::Start) => {
-                self.check_positions(&Positions::Start(start))?;
+                self.check_table_range(&Positions::start(start))?;
                 params.start = start;
                 params.advance = 1;
                 (0, 0)
@@ -285,7 +347,9 @@ impl Plan {
                 params.advance = 1;
                 (1, 0)
             }
-            (PositionAddresses::Ids { .. }, PositionKind::PerToken) => (self.sequence, 1),
+            (PositionAddresses::Ids { .. }, PositionKind::PerToken | PositionKind::PerAxis) => {
+                (self.sequence, 1)
+            }
             (given, planned) => {
                 return Err(Error::PositionKindMismatch {
                     planned,
@@ -305,6 +369,9 @@ impl Plan {
             };
             params.batch_stride = (per_row * dtype.size()) as i64;
             params.sequence_stride = (per_token * dtype.size()) as i64;
+            if self.positions == PositionKind::PerAxis {
+                params.axis_stride = (self.batch * self.sequence * dtype.size()) as i64;
+            }
         }
         if transposed {
             // There is one token per row, so nothing advances along it.
@@ -315,19 +382,73 @@ impl Plan {
         Ok(params)
     }
 
+    fn row_params(&self, rows: &RowAddresses, transposed: bool) -> Result<PhasorRows, Error> {
+        let mut params = PhasorRows {
+            ids: 0,
+            batch_stride: 0,
+            sequence_stride: 0,
+            boundary: 0,
+            type_: PHASOR_ROW_CALL,
+            row: 0,
+        };
+        let (per_row, per_token) = match (*rows, self.frequency_rows) {
+            (RowAddresses::None, FrequencyRowKind::None) => {
+                if let Angles::Rows(rows) = self.rope.angles()
+                    && let Some(boundary) = rows.boundary()
+                {
+                    params.type_ = PHASOR_ROW_BY_POSITION;
+                    params.boundary = boundary;
+                }
+                (0, 0)
+            }
+            (RowAddresses::Call(row), FrequencyRowKind::Call) => {
+                self.check_row(row)?;
+                params.row = row;
+                (0, 0)
+            }
+            (RowAddresses::Ids(_), FrequencyRowKind::PerSequence) => (1, 0),
+            (RowAddresses::Ids(_), FrequencyRowKind::PerToken) => (self.sequence, 1),
+            (given, planned) => {
+                return Err(Error::FrequencyRowMismatch {
+                    planned,
+                    given: match given {
+                        RowAddresses::None => FrequencyRowKind::None,
+                        RowAddresses::Call(_) => FrequencyRowKind::Call,
+                        RowAddresses::Ids(_) => FrequencyRowKind::PerSequence,
+                    },
+                });
+            }
+        };
+        if let RowAddresses::Ids(address) = *rows {
+            params.ids = address;
+            params.type_ = PHASOR_ROW_IDS;
+            params.batch_stride = (per_row * size_of::<u32>()) as i64;
+            params.sequence_stride = (per_token * size_of::<u32>()) as i64;
+        }
+        if transposed {
+            params.sequence_stride = params.batch_stride;
+            params.batch_stride = 0;
+        }
+        Ok(params)
+    }
+
     fn angle_params(&self, addresses: &AngleAddresses) -> Result<PhasorAngles, Error> {
-        let (cos_scale, sin_scale) = self.rope.scales();
+        let angles = self.rope.angles();
+        let (cos_scale, sin_scale) = self.rope.scales(1.0);
         let mut params = PhasorAngles {
             steps: 0,
+            factors: 0,
             cos: 0,
             sin: 0,
-            rows: 0,
-            pairs: self.rope.angles().pairs() as u32,
+            rows: 1,
+            pairs: angles.pairs() as u32,
+            axes: angles.axes() as u32,
             out_of_range: PHASOR_OUT_OF_RANGE_CLAMP,
             cos_scale,
             sin_scale,
+            reserved: 0,
         };
-        match (self.rope.angles(), *addresses) {
+        match (angles, *addresses) {
             // A plan made with `PositionMemory::Host` can get here, so this is checked again.
             (Angles::Table(table), _)
                 if table.out_of_range() == OutOfRange::Error
@@ -335,7 +456,22 @@ impl Plan {
             {
                 return Err(Error::DevicePositionsUnchecked);
             }
-            (Angles::Exact(_), AngleAddresses::Exact { steps }) => params.steps = steps,
+            (Angles::Exact(frequencies), AngleAddresses::Exact { steps })
+                if frequencies.axes() == 1 =>
+            {
+                params.steps = steps;
+                (params.cos_scale, params.sin_scale) =
+                    self.rope.scales(frequencies.attention_factor());
+            }
+            (Angles::Exact(_) | Angles::Rows(_), AngleAddresses::Rows { steps, factors })
+                if AngleKind::of(angles) == AngleKind::Rows =>
+            {
+                params.steps = steps;
+                params.factors = factors;
+                if let Angles::Rows(rows) = angles {
+                    params.rows = rows.rows() as u64;
+                }
+            }
             (Angles::Table(table), AngleAddresses::Table { cos, sin }) => {
                 params.cos = cos;
                 params.sin = sin;

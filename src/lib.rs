@@ -13,8 +13,10 @@
 //!
 //! # The pieces
 //!
-//! [`Frequencies`] or a [`CosSinTable`] with a [`Pairing`] make a [`Rope`]. [`Layout`]s make a
-//! [`Problem`], and a rotator turns it into a checked [`Plan`] that serves any number of calls.
+//! [`Frequencies`] (on one axis of positions or several), [`FrequencyRows`] (for sequences whose
+//! frequencies depend on their length) or a [`CosSinTable`] make a [`Rope`], with a [`Pairing`].
+//! [`Layout`]s make a [`Problem`], and a rotator
+//! turns it into a checked [`Plan`] that serves any number of calls.
 //! [`Host`] and `cuda::Cuda` are the backends; [`Device`] picks one of them. [`launch`] and
 //! [`params`] are for those who launch the kernels by other means: a plan as plain data.
 //!
@@ -35,7 +37,7 @@
 //! let mut q = vec![bf16::ONE; 5 * 32 * 128];
 //! let mut k = vec![bf16::ONE; 5 * 8 * 128];
 //! let (q, k) = (InOut::InPlace(&mut q[..]), InOut::InPlace(&mut k[..]));
-//! rotator.rotate(&plan, Some(q), Some(k), Positions::Start(131_072))?;
+//! rotator.rotate(&plan, Some(q), Some(k), Positions::start(131_072))?;
 //! # Ok(())
 //! # }
 //! ```
@@ -74,17 +76,19 @@ mod plan;
 mod positions;
 mod rope;
 
-pub use angle::{Angles, CosSinTable, Frequencies, OutOfRange};
+pub use angle::{Angles, CosSinTable, Frequencies, FrequencyRows, OutOfRange};
 #[cfg(feature = "cuda")]
 pub use cudarc;
-pub use device::{Buffer, Device, DeviceInOut, DevicePositions, PositionBuffer, Rotator};
+pub use device::{
+    Buffer, Device, DeviceInOut, DevicePositions, PositionBuffer, Rotator, RowBuffer,
+};
 pub use element::{Dtype, Element};
 pub use error::{Error, TensorName};
 pub use half;
 pub use host::{Host, HostInOut, HostRotator, Isa, Threads};
 pub use layout::Layout;
 pub use plan::{InOut, Plan, PositionMemory, Problem};
-pub use positions::{PositionIds, PositionKind, Positions};
+pub use positions::{FrequencyRowKind, PositionIds, PositionKind, Positions, PositionsIn};
 pub use rope::{Direction, Pairing, Rope};
 
 /// The README's examples are compiled and run with the documentation's.

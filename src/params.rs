@@ -27,13 +27,15 @@ impl PhasorRopeParams {
 const _: () = {
     assert!(size_of::<PhasorStrides>() == 3 * 8);
     assert!(size_of::<PhasorTensor>() == 2 * 8 + 2 * size_of::<PhasorStrides>() + 4 * 4);
-    assert!(size_of::<PhasorAngles>() == 4 * 8 + 4 * 4);
-    assert!(size_of::<PhasorPositions>() == 5 * 8 + 2 * 4);
+    assert!(size_of::<PhasorAngles>() == 5 * 8 + 6 * 4);
+    assert!(size_of::<PhasorPositions>() == 6 * 8 + 2 * 4);
+    assert!(size_of::<PhasorRows>() == 4 * 8 + 2 * 4);
     assert!(
         size_of::<PhasorRopeParams>()
             == 2 * size_of::<PhasorTensor>()
                 + size_of::<PhasorAngles>()
                 + size_of::<PhasorPositions>()
+                + size_of::<PhasorRows>()
                 + 2 * 8
     );
 };

@@ -3,7 +3,7 @@
 use crate::element::Dtype;
 use crate::error::TensorName;
 use crate::layout::{Layout, Overlap, Region};
-use crate::positions::{PositionKind, Positions};
+use crate::positions::{FrequencyRowKind, PositionIds, PositionKind, Positions, Token};
 use crate::{Angles, Error, OutOfRange, Rope};
 
 /// One tensor of a call: written where it is read, or somewhere else.
@@ -76,6 +76,7 @@ pub struct Problem {
     q: Option<InOut<Layout>>,
     k: Option<InOut<Layout>>,
     positions: PositionKind,
+    frequency_rows: FrequencyRowKind,
     one_buffer: bool,
     assume_disjoint: bool,
 }
@@ -88,6 +89,7 @@ impl Problem {
             q: None,
             k: None,
             positions: PositionKind::Start,
+            frequency_rows: FrequencyRowKind::None,
             one_buffer: false,
             assume_disjoint: false,
         }
@@ -109,6 +111,13 @@ impl Problem {
     /// How positions are given; [`PositionKind::Start`] if not set.
     pub const fn positions(mut self, kind: PositionKind) -> Self {
         self.positions = kind;
+        self
+    }
+
+    /// How a call chooses among the rotation's [`FrequencyRows`](crate::FrequencyRows);
+    /// [`FrequencyRowKind::None`] if not set, for rotations without rows.
+    pub const fn frequency_rows(mut self, kind: FrequencyRowKind) -> Self {
+        self.frequency_rows = kind;
         self
     }
 
@@ -205,6 +214,7 @@ pub struct Plan {
     pub(crate) q: Option<PlannedTensor>,
     pub(crate) k: Option<PlannedTensor>,
     pub(crate) positions: PositionKind,
+    pub(crate) frequency_rows: FrequencyRowKind,
     pub(crate) one_buffer: bool,
     pub(crate) batch: usize,
     pub(crate) sequence: usize,
@@ -228,8 +238,8 @@ impl Plan {
     /// # Errors
     /// [`Error::RotaryWindow`], [`Error::ShapeMismatch`], [`Error::RotaryOffsetMismatch`],
     /// [`Error::LayoutTooLarge`], [`Error::SelfOverlap`], [`Error::Overlap`],
-    /// [`Error::OverlapUnknown`], and
-    /// [`Error::DevicePositionsUnchecked`] for a table with [`OutOfRange::Error`] whose positions
+    /// [`Error::OverlapUnknown`], [`Error::FrequencyRows`] if rows are to be chosen where there are
+    /// none or the other way round, and [`Error::DevicePositionsUnchecked`] for a table with [`OutOfRange::Error`] whose positions
     /// the host cannot see.
     pub fn new(rope: &Rope, problem: &Problem, memory: PositionMemory) -> Result<Self, Error> {
         let checked = |name, operand: &Option<InOut<Layout>>| {
@@ -261,6 +271,7 @@ impl Plan {
         {
             return Err(Error::DevicePositionsUnchecked);
         }
+        check_row_kind(rope.angles(), problem.frequency_rows)?;
         let [batch, sequence, ..] = q.or(k).map_or([0; 4], |tensor| tensor.source.shape());
         Ok(Self {
             rope: rope.clone(),
@@ -268,6 +279,7 @@ impl Plan {
             q,
             k,
             positions: problem.positions,
+            frequency_rows: problem.frequency_rows,
             one_buffer: problem.one_buffer,
             batch,
             sequence,
@@ -287,6 +299,11 @@ impl Plan {
     /// How a call gives its positions.
     pub fn position_kind(&self) -> PositionKind {
         self.positions
+    }
+
+    /// How a call chooses rows of frequencies.
+    pub fn frequency_row_kind(&self) -> FrequencyRowKind {
+        self.frequency_rows
     }
 
     /// Bytes that a call reads and writes: in place the rotated dims, out of place all of them.
@@ -336,7 +353,8 @@ impl Plan {
         if given != planned {
             return Err(Error::PositionKindMismatch { planned, given });
         }
-        let expected = planned.expected_len(self.batch, self.sequence);
+        let axes = self.rope.angles().axes();
+        let expected = planned.expected_len(axes, self.batch, self.sequence);
         if got != expected {
             return Err(Error::PositionsLength {
                 expected,
@@ -347,9 +365,59 @@ impl Plan {
         Ok(())
     }
 
-    /// Checks host positions: kind, number, and the table's range where that is an error.
+    /// Checks the kind and number of row indices whose values are not seen.
+    pub(crate) fn check_row_count(&self, given: FrequencyRowKind, got: usize) -> Result<(), Error> {
+        let planned = self.frequency_rows;
+        if given != planned {
+            return Err(Error::FrequencyRowMismatch { planned, given });
+        }
+        let expected = planned.expected_len(self.batch, self.sequence);
+        if got != expected {
+            return Err(Error::FrequencyRowsLength {
+                expected,
+                got,
+                kind: planned,
+            });
+        }
+        Ok(())
+    }
+
+    /// The index of a row that the host sees is one of the rotation's.
+    pub(crate) fn check_row(&self, row: u32) -> Result<(), Error> {
+        match self.rope.angles() {
+            Angles::Rows(rows) if row as usize >= rows.rows() => {
+                Err(Error::FrequencyRowOutOfRange {
+                    row,
+                    rows: rows.rows(),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn token(&self, b: usize, s: usize) -> Token {
+        Token {
+            b,
+            s,
+            batch: self.batch,
+            sequence: self.sequence,
+        }
+    }
+
+    /// Checks host positions and row indices: kind, number, and that rows and the table have them.
     pub(crate) fn check_positions(&self, positions: &Positions<'_>) -> Result<(), Error> {
-        self.check_position_count(positions.kind(), positions.len())?;
+        let ids = positions.ids().map_or(0, PositionIds::len);
+        self.check_position_count(positions.kind(), ids)?;
+        let rows = positions.frequency_row_ids().copied().unwrap_or_default();
+        self.check_row_count(positions.frequency_row_kind(), rows.len())?;
+        for row in positions.as_frequency_row().iter().chain(rows) {
+            self.check_row(*row)?;
+        }
+        self.check_table_range(positions)
+    }
+
+    /// Positions are inside the table, where it refuses others.
+    pub(crate) fn check_table_range(&self, positions: &Positions<'_>) -> Result<(), Error> {
         if self.is_empty() {
             return Ok(());
         }
@@ -361,7 +429,7 @@ impl Plan {
         }
         let rows = table.rows();
         // The usual case at no cost: this runs at every launch.
-        if let Positions::Start(start) = *positions
+        if let Some(start) = positions.as_start()
             && let Ok(start) = usize::try_from(start)
             && start
                 .checked_add(self.sequence)
@@ -371,7 +439,7 @@ impl Plan {
         }
         for batch in 0..self.batch {
             for token in 0..self.sequence {
-                let position = positions.at(batch, token, self.sequence);
+                let position = positions.at(0, self.token(batch, token));
                 if position < 0 || position as u64 >= rows as u64 {
                     return Err(Error::PositionOutOfRange {
                         position,
@@ -500,6 +568,21 @@ fn check_tensor(
         )?;
     }
     Ok(tensor)
+}
+
+/// Rows are chosen where there are rows to choose from, and only there.
+fn check_row_kind(angles: &Angles, kind: FrequencyRowKind) -> Result<(), Error> {
+    let to_choose = matches!(angles, Angles::Rows(rows) if rows.boundary().is_none());
+    match (to_choose, kind) {
+        (true, FrequencyRowKind::None) => Err(Error::FrequencyRows {
+            what: "say how a call chooses among them, with Problem::frequency_rows",
+        }),
+        (true, _) | (false, FrequencyRowKind::None) => Ok(()),
+        (false, _) => Err(Error::FrequencyRows {
+            what: "the rotation has none that a call could choose among: leave out \
+                   Problem::frequency_rows",
+        }),
+    }
 }
 
 /// What `written` writes is neither read nor written by `other`.

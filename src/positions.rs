@@ -8,15 +8,19 @@ pub enum PositionKind {
     StartPerRow,
     /// A position per token, `[batch, sequence]`, contiguous.
     PerToken,
+    /// A position per axis and token, `[axes, batch, sequence]`, contiguous. With the other kinds
+    /// all axes of a token are at one position, as those of text are.
+    PerAxis,
 }
 
 impl PositionKind {
     /// Positions a call must give, besides a start.
-    pub(crate) fn expected_len(self, batch: usize, sequence: usize) -> usize {
+    pub(crate) fn expected_len(self, axes: usize, batch: usize, sequence: usize) -> usize {
         match self {
             PositionKind::Start => 0,
             PositionKind::StartPerRow => batch,
             PositionKind::PerToken => batch * sequence,
+            PositionKind::PerAxis => axes * batch * sequence,
         }
     }
 }
@@ -27,6 +31,46 @@ impl std::fmt::Display for PositionKind {
             PositionKind::Start => "one start",
             PositionKind::StartPerRow => "one start per batch row",
             PositionKind::PerToken => "one position per token",
+            PositionKind::PerAxis => "one position per axis and token",
+        })
+    }
+}
+
+/// How a plan's rows of frequencies are chosen, where the rotation has
+/// [`FrequencyRows`](crate::FrequencyRows).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum FrequencyRowKind {
+    /// Not by the call: there are no rows, or positions choose between them.
+    #[default]
+    None,
+    /// One row for the whole call. (Hugging Face transformers does this, by the call's largest
+    /// position.)
+    Call,
+    /// A row per batch row, `[batch]`: for sequences of differing lengths.
+    PerSequence,
+    /// A row per token, `[batch, sequence]`, contiguous: for sequences that are packed in one
+    /// batch row.
+    PerToken,
+}
+
+impl FrequencyRowKind {
+    /// Indices a call must give, besides that of the whole call.
+    pub(crate) fn expected_len(self, batch: usize, sequence: usize) -> usize {
+        match self {
+            FrequencyRowKind::None | FrequencyRowKind::Call => 0,
+            FrequencyRowKind::PerSequence => batch,
+            FrequencyRowKind::PerToken => batch * sequence,
+        }
+    }
+}
+
+impl std::fmt::Display for FrequencyRowKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            FrequencyRowKind::None => "no frequency row",
+            FrequencyRowKind::Call => "one frequency row",
+            FrequencyRowKind::PerSequence => "one frequency row per batch row",
+            FrequencyRowKind::PerToken => "one frequency row per token",
         })
     }
 }
@@ -43,7 +87,7 @@ pub enum PositionIds<'a> {
 }
 
 impl PositionIds<'_> {
-    /// How many there are.
+    /// How many values there are.
     pub fn len(&self) -> usize {
         match self {
             PositionIds::I32(ids) => ids.len(),
@@ -84,51 +128,193 @@ impl<'a> From<&'a [u32]> for PositionIds<'a> {
     }
 }
 
-/// The positions of one call, in host memory.
+/// Where the tokens of a call are: their positions and, where the rotation has
+/// [`FrequencyRows`](crate::FrequencyRows) to choose from, their rows. `I` is where position values
+/// are, `R` where row indices are: see [`Positions`] for host memory,
+/// [`DevicePositions`](crate::DevicePositions), and `cuda::CudaPositions`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Positions<'a> {
-    /// See [`PositionKind::Start`].
-    Start(i64),
-    /// See [`PositionKind::StartPerRow`].
-    StartPerRow(PositionIds<'a>),
-    /// See [`PositionKind::PerToken`].
-    PerToken(PositionIds<'a>),
+pub struct PositionsIn<I, R> {
+    values: Values<I>,
+    rows: RowIds<R>,
 }
 
-impl<'a> Positions<'a> {
-    /// One position per token, `[batch, sequence]`.
-    pub fn per_token(ids: impl Into<PositionIds<'a>>) -> Self {
-        Positions::PerToken(ids.into())
+/// The positions of one call, in host memory.
+///
+/// ```
+/// use phasor::Positions;
+///
+/// let starts = [0i64, 40_000];
+/// let positions = Positions::start_per_row(&starts[..]).frequency_rows_per_sequence(&[0, 1]);
+/// # let _ = positions;
+/// ```
+pub type Positions<'a> = PositionsIn<PositionIds<'a>, &'a [u32]>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Values<I> {
+    Start(i64),
+    Ids(PositionKind, I),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RowIds<R> {
+    None,
+    Call(u32),
+    Ids(FrequencyRowKind, R),
+}
+
+impl<I, R> PositionsIn<I, R> {
+    const fn new(values: Values<I>) -> Self {
+        Self {
+            values,
+            rows: RowIds::None,
+        }
     }
 
-    /// One start per batch row.
-    pub fn start_per_row(starts: impl Into<PositionIds<'a>>) -> Self {
-        Positions::StartPerRow(starts.into())
+    /// One start for all batch rows; see [`PositionKind::Start`].
+    pub const fn start(start: i64) -> Self {
+        Self::new(Values::Start(start))
     }
 
-    /// The kind of these positions.
+    /// One start per batch row; see [`PositionKind::StartPerRow`].
+    pub fn start_per_row(starts: impl Into<I>) -> Self {
+        Self::new(Values::Ids(PositionKind::StartPerRow, starts.into()))
+    }
+
+    /// One position per token, `[batch, sequence]`; see [`PositionKind::PerToken`].
+    pub fn per_token(ids: impl Into<I>) -> Self {
+        Self::new(Values::Ids(PositionKind::PerToken, ids.into()))
+    }
+
+    /// One position per axis and token, `[axes, batch, sequence]`; see [`PositionKind::PerAxis`].
+    pub fn per_axis(ids: impl Into<I>) -> Self {
+        Self::new(Values::Ids(PositionKind::PerAxis, ids.into()))
+    }
+
+    /// One row of frequencies for the whole call; see [`FrequencyRowKind::Call`].
+    pub fn frequency_row(mut self, row: u32) -> Self {
+        self.rows = RowIds::Call(row);
+        self
+    }
+
+    /// A row of frequencies per batch row, `[batch]`; see [`FrequencyRowKind::PerSequence`].
+    pub fn frequency_rows_per_sequence(mut self, rows: R) -> Self {
+        self.rows = RowIds::Ids(FrequencyRowKind::PerSequence, rows);
+        self
+    }
+
+    /// A row of frequencies per token, `[batch, sequence]`; see [`FrequencyRowKind::PerToken`].
+    pub fn frequency_rows_per_token(mut self, rows: R) -> Self {
+        self.rows = RowIds::Ids(FrequencyRowKind::PerToken, rows);
+        self
+    }
+
+    /// How the positions are given.
     pub fn kind(&self) -> PositionKind {
-        match self {
-            Positions::Start(_) => PositionKind::Start,
-            Positions::StartPerRow(_) => PositionKind::StartPerRow,
-            Positions::PerToken(_) => PositionKind::PerToken,
+        match self.values {
+            Values::Start(_) => PositionKind::Start,
+            Values::Ids(kind, _) => kind,
         }
     }
 
-    /// Values given, besides a start.
-    pub(crate) fn len(&self) -> usize {
-        match self {
-            Positions::Start(_) => 0,
-            Positions::StartPerRow(ids) | Positions::PerToken(ids) => ids.len(),
+    /// How the rows of frequencies are chosen.
+    pub fn frequency_row_kind(&self) -> FrequencyRowKind {
+        match self.rows {
+            RowIds::None => FrequencyRowKind::None,
+            RowIds::Call(_) => FrequencyRowKind::Call,
+            RowIds::Ids(kind, _) => kind,
         }
     }
 
-    /// The position of token `s` in batch row `b`, for indices inside the checked shape.
-    pub(crate) fn at(&self, b: usize, s: usize, sequence: usize) -> i64 {
-        match self {
-            Positions::Start(start) => start.wrapping_add(s as i64),
-            Positions::StartPerRow(starts) => starts.get(b).wrapping_add(s as i64),
-            Positions::PerToken(ids) => ids.get(b * sequence + s),
+    /// The start, if that is how positions are given.
+    pub fn as_start(&self) -> Option<i64> {
+        match self.values {
+            Values::Start(start) => Some(start),
+            Values::Ids(..) => None,
         }
+    }
+
+    /// The position values, if they are not given by one start.
+    pub fn ids(&self) -> Option<&I> {
+        match &self.values {
+            Values::Start(_) => None,
+            Values::Ids(_, ids) => Some(ids),
+        }
+    }
+
+    /// The row of frequencies of the whole call, if that is how it is chosen.
+    pub fn as_frequency_row(&self) -> Option<u32> {
+        match self.rows {
+            RowIds::Call(row) => Some(row),
+            RowIds::None | RowIds::Ids(..) => None,
+        }
+    }
+
+    /// The row indices, if there is not one for the whole call.
+    pub fn frequency_row_ids(&self) -> Option<&R> {
+        match &self.rows {
+            RowIds::None | RowIds::Call(_) => None,
+            RowIds::Ids(_, rows) => Some(rows),
+        }
+    }
+
+    /// The same in other memory.
+    pub(crate) fn try_map<'a, I2, R2, E>(
+        &'a self,
+        ids: impl FnOnce(&'a I) -> Result<I2, E>,
+        rows: impl FnOnce(&'a R) -> Result<R2, E>,
+    ) -> Result<PositionsIn<I2, R2>, E> {
+        Ok(PositionsIn {
+            values: match &self.values {
+                Values::Start(start) => Values::Start(*start),
+                Values::Ids(kind, values) => Values::Ids(*kind, ids(values)?),
+            },
+            rows: match &self.rows {
+                RowIds::None => RowIds::None,
+                RowIds::Call(row) => RowIds::Call(*row),
+                RowIds::Ids(kind, values) => RowIds::Ids(*kind, rows(values)?),
+            },
+        })
+    }
+}
+
+impl Positions<'_> {
+    /// The position of a token on an axis, for indices inside the checked shape.
+    pub(crate) fn at(&self, axis: usize, token: Token) -> i64 {
+        let Token { b, s, .. } = token;
+        match &self.values {
+            Values::Start(start) => start.wrapping_add(s as i64),
+            Values::Ids(PositionKind::StartPerRow, starts) => starts.get(b).wrapping_add(s as i64),
+            Values::Ids(PositionKind::PerAxis, ids) => {
+                ids.get(axis * token.batch * token.sequence + token.index())
+            }
+            Values::Ids(_, ids) => ids.get(token.index()),
+        }
+    }
+
+    /// The row of frequencies of a token, for indices inside the checked shape.
+    pub(crate) fn frequency_row_at(&self, token: Token) -> u32 {
+        match self.rows {
+            RowIds::None => 0,
+            RowIds::Call(row) => row,
+            RowIds::Ids(FrequencyRowKind::PerSequence, rows) => rows[token.b],
+            RowIds::Ids(_, rows) => rows[token.index()],
+        }
+    }
+}
+
+/// One token of a call.
+#[derive(Clone, Copy)]
+pub(crate) struct Token {
+    /// Batch row.
+    pub(crate) b: usize,
+    /// Index in the row.
+    pub(crate) s: usize,
+    pub(crate) batch: usize,
+    pub(crate) sequence: usize,
+}
+
+impl Token {
+    fn index(&self) -> usize {
+        self.b * self.sequence + self.s
     }
 }

@@ -48,8 +48,8 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// A forward rotation by `angles`, either [`Frequencies`](crate::Frequencies) or a
-    /// [`CosSinTable`](crate::CosSinTable).
+    /// A forward rotation by `angles`: [`Frequencies`](crate::Frequencies),
+    /// [`FrequencyRows`](crate::FrequencyRows) or a [`CosSinTable`](crate::CosSinTable).
     pub fn new(angles: impl Into<Angles>, pairing: Pairing) -> Self {
         Self {
             angles: Arc::new(angles.into()),
@@ -91,9 +91,9 @@ impl Rope {
             && self.direction == other.direction
     }
 
-    /// Factors for cos and sin: the attention factor, negative for sin in the inverse.
-    pub(crate) fn scales(&self) -> (f32, f32) {
-        let factor = self.angles.attention_factor();
+    /// Factors for cos and sin where the attention factor is `factor`: negative for sin in the
+    /// inverse.
+    pub(crate) fn scales(&self, factor: f32) -> (f32, f32) {
         match self.direction {
             Direction::Forward => (factor, factor),
             Direction::Inverse => (factor, -factor),

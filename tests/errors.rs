@@ -3,7 +3,7 @@
 mod support;
 
 use phasor::launch::{
-    Addresses, AngleAddresses, PositionAddresses, PositionDtype, TensorAddresses,
+    Addresses, AngleAddresses, PositionAddresses, PositionDtype, RowAddresses, TensorAddresses,
 };
 use phasor::{
     CosSinTable, Device, Dtype, Error, Frequencies, Host, HostRotator, InOut, Isa, Layout,
@@ -428,7 +428,7 @@ fn buffers_that_are_too_short() {
         Layout::tokens(3, 1, 8).with_offset(5),
     );
     let plan = rotator.plan(&f32s().q(q).k(k)).unwrap();
-    let start = Positions::Start(1);
+    let start = Positions::start(1);
     assert_eq!(call(&rotator, &plan, Some(48), Some(29), start), Ok(()));
     assert_eq!(call(&rotator, &plan, Some(100), Some(100), start), Ok(()));
     for (q, k, what, needed, got) in [
@@ -481,7 +481,7 @@ fn buffers_that_are_too_short() {
 fn operands_of_another_form() {
     let rotator = rotator(8);
     let layout = Layout::tokens(1, 1, 8);
-    let start = Positions::Start(1);
+    let start = Positions::start(1);
     let only_q = rotator.plan(&f32s().q(layout)).unwrap();
     let both = rotator.plan(&f32s().q(layout).k(layout)).unwrap();
     for (plan, q, k, phrase) in [
@@ -544,44 +544,46 @@ fn elements_of_another_type() {
     let plan = rotator
         .plan(&Problem::new(Dtype::Bf16).q(Layout::tokens(1, 1, 8)))
         .unwrap();
-    let result = call(&rotator, &plan, Some(8), None, Positions::Start(0));
+    let result = call(&rotator, &plan, Some(8), None, Positions::start(0));
     let error = fails(result, &["made for bf16, the buffers hold f32"]);
     let (planned, given) = (Dtype::Bf16, Dtype::F32);
     assert_eq!(error, Error::DtypeMismatch { planned, given });
     let mut x = [phasor::half::f16::ONE; 8];
     let q = Some(InOut::InPlace(&mut x[..]));
     fails(
-        rotator.rotate(&plan, q, None, Positions::Start(0)),
+        rotator.rotate(&plan, q, None, Positions::start(0)),
         &["the buffers hold f16"],
     );
     let plan = rotator
         .plan(&f32s().q(Layout::tokens(1, 1, 8)).one_buffer())
         .unwrap();
-    let result = rotator.rotate_one_buffer(&plan, &mut x, Positions::Start(0));
+    let result = rotator.rotate_one_buffer(&plan, &mut x, Positions::start(0));
     fails(result, &["made for f32, the buffers hold f16"]);
 }
 
 #[test]
 fn positions_of_another_kind_or_number() {
-    use PositionKind::{PerToken, Start, StartPerRow};
+    use PositionKind::{PerAxis, PerToken, Start, StartPerRow};
     let rotator = rotator(8);
     let layout = Layout::bshd(2, 3, 1, 8);
     let ids = [1i64; 9];
     let given = |kind: PositionKind, n: usize| match kind {
-        Start => Positions::Start(1),
+        Start => Positions::start(1),
         StartPerRow => Positions::start_per_row(&ids[..n]),
         PerToken => Positions::per_token(&ids[..n]),
+        PerAxis => Positions::per_axis(&ids[..n]),
     };
     for (planned, expected, phrase) in [
         (Start, 0, "positions as one start,"),
         (StartPerRow, 2, "one start per batch row"),
         (PerToken, 6, "one position per token"),
+        (PerAxis, 6, "one position per axis and token"),
     ] {
         let plan = rotator.plan(&f32s().q(layout).positions(planned)).unwrap();
         assert_eq!(plan.position_kind(), planned);
         let call = |positions| call(&rotator, &plan, Some(48), None, positions);
         assert_eq!(call(given(planned, expected)), Ok(()));
-        for other in [Start, StartPerRow, PerToken] {
+        for other in [Start, StartPerRow, PerToken, PerAxis] {
             if other != planned {
                 let error = fails(call(given(other, expected)), &[phrase, "the call gives"]);
                 assert_eq!(
@@ -660,6 +662,7 @@ fn positions_outside_a_table() {
                 address: 1024,
                 dtype: PositionDtype::I32,
             },
+            rows: RowAddresses::None,
         };
         let error = on_host.launch(&addresses, 1).unwrap_err();
         assert_eq!(error, Error::DevicePositionsUnchecked);
@@ -691,7 +694,7 @@ fn plans_of_another_rotator() {
     // Equal angles are not the same: a plan is tied to the source it was made for.
     let (ours, other) = (rotator(8), rotator(8));
     let plan = other.plan(&f32s().q(Layout::tokens(1, 1, 8))).unwrap();
-    let result = call(&ours, &plan, Some(8), None, Positions::Start(0));
+    let result = call(&ours, &plan, Some(8), None, Positions::start(0));
     assert_eq!(
         fails(result, &["make it with this rotator's plan()"]),
         Error::PlanMismatch
@@ -699,12 +702,12 @@ fn plans_of_another_rotator() {
     let one_buffer = other
         .plan(&f32s().q(Layout::tokens(1, 1, 8)).one_buffer())
         .unwrap();
-    let result = ours.rotate_one_buffer(&one_buffer, &mut [2.5f32; 8], Positions::Start(0));
+    let result = ours.rotate_one_buffer(&one_buffer, &mut [2.5f32; 8], Positions::start(0));
     assert_eq!(result, Err(Error::PlanMismatch));
     // Clones share it.
     let clone = Host::new().rotator(&other.rope().clone());
     assert_eq!(
-        call(&clone, &plan, Some(8), None, Positions::Start(0)),
+        call(&clone, &plan, Some(8), None, Positions::start(0)),
         Ok(())
     );
 }
@@ -718,6 +721,7 @@ fn launches_that_do_not_fit_the_plan() {
         k: TensorAddresses::default(),
         angles: AngleAddresses::Exact { steps: 0 },
         positions: PositionAddresses::Start(0),
+        rows: RowAddresses::None,
     };
     assert!(plan.launch(&exact, 1).unwrap().is_some());
     let table = Addresses {
@@ -870,6 +874,7 @@ proptest! {
         dtype in prop::sample::select(Dtype::ALL.to_vec()),
         kind in prop::sample::select(vec![
             PositionKind::Start, PositionKind::StartPerRow, PositionKind::PerToken,
+            PositionKind::PerAxis,
         ]),
         (one_buffer, disjoint, same_shape) in any::<(bool, bool, bool)>(),
         start in any::<i64>(),
@@ -897,13 +902,14 @@ proptest! {
                 _ => PositionAddresses::Ids { address: 16, dtype: PositionDtype::I64 },
             };
             let angles = AngleAddresses::Exact { steps: 16 };
-            let launch = plan.launch(&Addresses { q: at, k: at, angles, positions }, 132)?;
+            let rows = RowAddresses::None;
+            let launch = plan.launch(&Addresses { q: at, k: at, angles, positions, rows }, 132)?;
             prop_assert_eq!(launch.is_none(), bytes == 0);
             if let Some(launch) = launch {
                 prop_assert!(launch.grid.iter().chain(&launch.block).all(|&n| n >= 1));
             }
             if one_buffer && kind == PositionKind::Start {
-                let result = rotator.rotate_one_buffer::<f32>(&plan, &mut [], Positions::Start(start));
+                let result = rotator.rotate_one_buffer::<f32>(&plan, &mut [], Positions::start(start));
                 prop_assert_eq!(result.is_ok(), bytes == 0 && dtype == Dtype::F32);
             }
         }

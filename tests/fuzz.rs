@@ -14,8 +14,8 @@ mod ptx_backend;
 
 use kernel_cases::{Case, Ids, TensorCase};
 use phasor::{
-    Angles, CosSinTable, Direction, Dtype, Frequencies, Host, InOut, Isa, Layout, OutOfRange,
-    Pairing, PositionKind, Positions, Problem, Rope,
+    Angles, CosSinTable, Direction, Dtype, Frequencies, FrequencyRowKind, FrequencyRows, Host,
+    InOut, Isa, Layout, OutOfRange, Pairing, PositionKind, Positions, Problem, Rope,
 };
 use proptest::prelude::*;
 use ptx_backend::Image;
@@ -88,7 +88,7 @@ fn layout(source: &mut Source<'_>, shape: [usize; 4]) -> Layout {
 
 fn angles(source: &mut Source<'_>) -> Option<Angles> {
     let rotary_dim = source.size(40);
-    match source.byte() % 4 {
+    match source.byte() % 6 {
         // Sizes at the edges would be honest requests for gigabytes.
         _ if rotary_dim > 1 << 12 => None,
         0 => {
@@ -113,6 +113,17 @@ fn angles(source: &mut Source<'_>) -> Option<Angles> {
             let values: Vec<_> = (0..rotary_dim / 2).map(|_| source.float()).collect();
             Some(Frequencies::from_inv_freq(&values).ok()?.into())
         }
+        2 => Some(on_axes(source, rotary_dim)?.into()),
+        3 => {
+            let rows: Vec<_> = (0..source.byte() % 4)
+                .map(|_| on_axes(source, rotary_dim))
+                .collect::<Option<_>>()?;
+            let rows = FrequencyRows::new(&rows).ok()?;
+            match source.byte() % 3 {
+                0 => Some(rows.by_position(source.word() as i64).ok()?.into()),
+                _ => Some(rows.into()),
+            }
+        }
         _ => {
             let frequencies = Frequencies::from_theta(source.float(), rotary_dim).ok()?;
             let factor = match source.byte() {
@@ -122,6 +133,18 @@ fn angles(source: &mut Source<'_>) -> Option<Angles> {
             Some(frequencies.with_attention_factor(factor).ok()?.into())
         }
     }
+}
+
+fn on_axes(source: &mut Source<'_>, rotary_dim: usize) -> Option<Frequencies> {
+    let axes = 1 + source.size(3);
+    let pairs = rotary_dim / 2;
+    if axes > 8 || source.byte() % 2 == 0 {
+        let axis_of_pair: Vec<_> = (0..pairs).map(|_| source.size(3)).collect();
+        let frequencies = Frequencies::from_theta(source.float(), rotary_dim).ok()?;
+        return frequencies.with_axes(axes, &axis_of_pair).ok();
+    }
+    let steps = (0..axes * pairs).map(|_| source.word()).collect();
+    Frequencies::from_axis_steps(steps, axes).ok()
 }
 
 fn operand(source: &mut Source<'_>, shape: [usize; 4]) -> InOut<Layout> {
@@ -144,7 +167,17 @@ fn case(bytes: &[u8]) -> Option<Case> {
         PositionKind::Start,
         PositionKind::StartPerRow,
         PositionKind::PerToken,
+        PositionKind::PerAxis,
     ]);
+    let row_kind = match rope.angles() {
+        Angles::Rows(_) => source.pick(&[
+            FrequencyRowKind::None,
+            FrequencyRowKind::Call,
+            FrequencyRowKind::PerSequence,
+            FrequencyRowKind::PerToken,
+        ]),
+        _ => FrequencyRowKind::None,
+    };
     let (batch, sequence, head_dim) = (source.size(3), source.size(5), source.size(40));
     let mut tensor = |heads: u64| {
         let shape = [batch, sequence, source.size(heads), head_dim];
@@ -153,7 +186,7 @@ fn case(bytes: &[u8]) -> Option<Case> {
     let (q, k) = (tensor(6), tensor(3));
     let one_buffer = source.byte() % 3 == 0;
 
-    let mut problem = Problem::new(dtype).positions(kind);
+    let mut problem = Problem::new(dtype).positions(kind).frequency_rows(row_kind);
     for (layout, is_q) in [(q, true), (k, false)] {
         problem = match layout {
             Some(layout) if is_q => problem.q(layout),
@@ -210,6 +243,7 @@ fn case(bytes: &[u8]) -> Option<Case> {
         PositionKind::Start => 0,
         PositionKind::StartPerRow => batch,
         PositionKind::PerToken => batch * sequence,
+        PositionKind::PerAxis => rope.angles().axes() * batch * sequence,
     };
     let one_buffer = one_buffer.then(|| elements(reach));
     let ids = match kind {
@@ -220,7 +254,16 @@ fn case(bytes: &[u8]) -> Option<Case> {
             _ => Ids::I64((0..count).map(|_| source.word() as i64).collect()),
         },
     };
+    let row_count = match row_kind {
+        FrequencyRowKind::None => 0,
+        FrequencyRowKind::Call => 1,
+        FrequencyRowKind::PerSequence => batch,
+        FrequencyRowKind::PerToken => batch * sequence,
+    };
+    let row_ids = (0..row_count).map(|_| u32::from(source.byte() % 4));
     Some(Case {
+        row_kind,
+        row_ids: row_ids.collect(),
         dtype,
         rope,
         q,
@@ -252,14 +295,18 @@ fn raw_bytes_reach_every_kind_of_call() {
     assert!(count(&|case| case.one_buffer.is_some()) > 50);
     assert!(count(&|case| case.tensors().any(|t| t.destination.is_some())) > 50);
     assert!(count(&|case| matches!(case.rope.angles(), Angles::Table(_))) > 50);
+    assert!(count(&|case| matches!(case.rope.angles(), Angles::Rows(_)) && !refuses(case)) > 50);
+    assert!(count(&|case| case.rope.angles().axes() > 1) > 50);
 }
 
-/// A table that refuses positions does so before anything is written; every other case runs.
+/// A table that refuses positions, and rows that an index is past, do so before anything is written;
+/// every other case runs.
 fn refuses(case: &Case) -> bool {
-    let Angles::Table(table) = case.rope.angles() else {
-        return false;
-    };
-    table.out_of_range() == OutOfRange::Error
+    match case.rope.angles() {
+        Angles::Table(table) => table.out_of_range() == OutOfRange::Error,
+        Angles::Rows(rows) => case.row_ids.iter().any(|&row| row as usize >= rows.rows()),
+        _ => false,
+    }
 }
 
 fn budget() -> ProptestConfig {
@@ -308,7 +355,7 @@ proptest! {
         let before = vec![1.0f32; tokens * 16];
         let mut q = before.clone();
         let operand = Some(InOut::InPlace(&mut q[..]));
-        let result = rotator.rotate(&plan, operand, None, Positions::Start(position));
+        let result = rotator.rotate(&plan, operand, None, Positions::start(position));
         let last = i128::from(position) + tokens as i128 - 1;
         if position >= 0 && last < rows as i128 {
             prop_assert!(result.is_ok());

@@ -18,9 +18,10 @@ use phasor::cuda::{
 use phasor::cudarc::driver::sys::{self, CUgraphInstantiate_flags, CUstreamCaptureMode};
 use phasor::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use phasor::half::{bf16, f16};
-use phasor::launch::{PositionAddresses, PositionDtype, TensorAddresses};
+use phasor::launch::{PositionAddresses, PositionDtype, RowAddresses, TensorAddresses};
 use phasor::{
-    Dtype, Frequencies, Host, InOut, Isa, Layout, Pairing, PositionKind, Positions, Problem, Rope,
+    Dtype, Frequencies, FrequencyRowKind, Host, InOut, Isa, Layout, Pairing, PositionKind,
+    Positions, Problem, Rope,
 };
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -118,15 +119,30 @@ impl DeviceIds {
 
     fn positions(&self, kind: PositionKind) -> CudaPositions<'_> {
         let ids = match self {
-            DeviceIds::None(start) => return CudaPositions::Start(*start),
+            DeviceIds::None(start) => return CudaPositions::start(*start),
             DeviceIds::I32(ids) => CudaPositionIds::from(ids),
             DeviceIds::I64(ids) => ids.into(),
             DeviceIds::U32(ids) => ids.into(),
         };
         match kind {
-            PositionKind::PerToken => CudaPositions::PerToken(ids),
-            _ => CudaPositions::StartPerRow(ids),
+            PositionKind::PerToken => CudaPositions::per_token(ids),
+            PositionKind::PerAxis => CudaPositions::per_axis(ids),
+            _ => CudaPositions::start_per_row(ids),
         }
+    }
+}
+
+/// The positions with the case's choice of rows.
+fn with_rows<'a>(
+    positions: CudaPositions<'a>,
+    case: &Case,
+    rows: &'a CudaSlice<u32>,
+) -> CudaPositions<'a> {
+    match case.row_kind {
+        FrequencyRowKind::None => positions,
+        FrequencyRowKind::Call => positions.frequency_row(case.row_ids[0]),
+        FrequencyRowKind::PerSequence => positions.frequency_rows_per_sequence(rows.as_view()),
+        FrequencyRowKind::PerToken => positions.frequency_rows_per_token(rows.as_view()),
     }
 }
 
@@ -174,7 +190,8 @@ fn on_gpu_typed<T: Bits>(cuda: &Cuda, stream: &Arc<CudaStream>, case: &Case) -> 
     let rotator = cuda.rotator(&case.rope).unwrap();
     let plan = rotator.plan(&case.problem()).unwrap();
     let ids = DeviceIds::upload(stream, &case.ids);
-    let positions = ids.positions(case.kind);
+    let rows = upload(stream, &case.row_ids);
+    let positions = with_rows(ids.positions(case.kind), case, &rows);
 
     if let Some(elements) = &case.one_buffer {
         let misalign = case.q.as_ref().map_or(0, |q| q.misalign);
@@ -381,10 +398,10 @@ fn shapes_of_real_models_equal_the_host() {
     for tokens in [1, 7, 256, 2048] {
         let llama = Llama::new(&cuda, tokens, PositionKind::Start);
         let mut buffers = llama.upload(&stream);
-        llama.rotate(&stream, &mut buffers, &CudaPositions::Start(131_000));
+        llama.rotate(&stream, &mut buffers, &CudaPositions::start(131_000));
         let got = download(&stream, &buffers);
         assert!(
-            got == llama.expected(Positions::Start(131_000)),
+            got == llama.expected(Positions::start(131_000)),
             "{tokens} tokens"
         );
     }
@@ -450,9 +467,9 @@ fn two_threads_share_one_rotator_on_two_streams() {
                 for round in 0..20 {
                     let start = thread * 1_000_000 + round;
                     let mut buffers = llama.upload(&stream);
-                    llama.rotate(&stream, &mut buffers, &CudaPositions::Start(start));
+                    llama.rotate(&stream, &mut buffers, &CudaPositions::start(start));
                     let got = download(&stream, &buffers);
-                    assert!(got == llama.expected(Positions::Start(start)));
+                    assert!(got == llama.expected(Positions::start(start)));
                 }
             });
         }
@@ -488,7 +505,14 @@ fn the_raw_entry_equals_the_safe_one() {
         unsafe {
             llama
                 .rotator
-                .rotate_raw(stream.cu_stream(), &llama.plan, both(q), both(k), positions)
+                .rotate_raw(
+                    stream.cu_stream(),
+                    &llama.plan,
+                    both(q),
+                    both(k),
+                    positions,
+                    RowAddresses::None,
+                )
                 .unwrap();
         }
     }
@@ -536,7 +560,7 @@ fn contexts_are_kept_apart() {
             &plan,
             Some(InOut::InPlace(q.as_view_mut())),
             None,
-            &CudaPositions::Start(0),
+            &CudaPositions::start(0),
         )
         .unwrap_err();
     assert!(
@@ -582,7 +606,7 @@ fn a_tensor_past_two_to_the_32_elements() {
             &plan,
             Some(InOut::InPlace(q.as_view_mut())),
             None,
-            &CudaPositions::Start(11),
+            &CudaPositions::start(11),
         )
         .unwrap();
     let got = stream.clone_dtoh(&q.slice(last..)).unwrap();
@@ -596,7 +620,7 @@ fn a_tensor_past_two_to_the_32_elements() {
         &plan,
         Some(InOut::InPlace(&mut expected[..])),
         None,
-        Positions::Start(11 + tokens as i64 - 1),
+        Positions::start(11 + tokens as i64 - 1),
     )
     .unwrap();
     assert_eq!(raw(&got), raw(&expected));

@@ -379,7 +379,7 @@ fn variants_form_the_same_cos_and_sin() {
             x.resize(2 * pairs, 0.0);
             let q = Some(InOut::InPlace(&mut x[..]));
             rotator
-                .rotate(&plan, q, None, Positions::Start(position))
+                .rotate(&plan, q, None, Positions::start(position))
                 .unwrap();
             for pair in 0..pairs {
                 let (cos, sin) = frequencies.cos_sin(pair, position);
@@ -407,7 +407,7 @@ fn rotate_head<T: TestElement>(rope: &Rope, head: &mut [T], position: i64) {
         let plan = rotator.plan(&problem).unwrap();
         let q = Some(InOut::InPlace(&mut after[..]));
         rotator
-            .rotate(&plan, q, None, Positions::Start(position))
+            .rotate(&plan, q, None, Positions::start(position))
             .unwrap();
         if i == 0 {
             head.copy_from_slice(&after);
@@ -493,7 +493,7 @@ fn identity_at_zero<T: TestElement>() {
                 let plan = rotator.plan(&problem).unwrap();
                 let mut x = x.clone();
                 let q = Some(InOut::InPlace(&mut x[..]));
-                rotator.rotate(&plan, q, None, Positions::Start(0)).unwrap();
+                rotator.rotate(&plan, q, None, Positions::start(0)).unwrap();
                 for (i, &value) in all.iter().enumerate() {
                     let expected = if value.is_nan() {
                         T::NAN
@@ -558,7 +558,7 @@ fn nan_is_canonical_in_rotated_dims_only() {
                         };
                         let plan = rotator.plan(&problem).unwrap();
                         rotator
-                            .rotate(&plan, Some(q), None, Positions::Start(3))
+                            .rotate(&plan, Some(q), None, Positions::start(3))
                             .unwrap();
                         for (d, x) in x.iter().enumerate() {
                             let rotated = (2..52).contains(&d);
@@ -641,7 +641,7 @@ fn stores_round_to_nearest_even() {
                     x[at(i).0] = T::nearest(1.0);
                 }
                 let q = Some(InOut::InPlace(&mut x[..]));
-                rotator.rotate(&plan, q, None, Positions::Start(0)).unwrap();
+                rotator.rotate(&plan, q, None, Positions::start(0)).unwrap();
                 for i in 0..pairs {
                     for (got, value) in [(x[at(i).0], values[i]), (x[at(i).1], sin[i])] {
                         // The other product is a zero, whose sign may win over a zero's.
@@ -731,11 +731,11 @@ fn a_plan_carries_its_direction() {
     let mut x = [1.0f32, 0.0];
     let q = Some(InOut::InPlace(&mut x[..]));
     let rotator = Host::new().rotator(&inverse.clone());
-    rotator.rotate(&plan, q, None, Positions::Start(1)).unwrap();
+    rotator.rotate(&plan, q, None, Positions::start(1)).unwrap();
     assert_relative_eq!(x[1], -(1f32.sin()), max_relative = 2e-7);
     let q = Some(InOut::InPlace(&mut x[..]));
     let rotator = Host::new().rotator(&forward);
-    let error = rotator.rotate(&plan, q, None, Positions::Start(1));
+    let error = rotator.rotate(&plan, q, None, Positions::start(1));
     assert_eq!(error, Err(Error::PlanMismatch));
 }
 
@@ -753,7 +753,7 @@ fn the_attention_factor_scales_rotated_dims_only() {
         let plan = rotator.plan(&Problem::new(Dtype::F32).q(layout)).unwrap();
         let mut x = [1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0];
         let q = Some(InOut::InPlace(&mut x[..]));
-        rotator.rotate(&plan, q, None, Positions::Start(0)).unwrap();
+        rotator.rotate(&plan, q, None, Positions::start(0)).unwrap();
         // At position 0 cos is 1 and sin 0, so the factor alone is left; doubling is exact.
         assert_eq!(x, [1.0, 2.0, 6.0, 8.0, 10.0, 12.0, 7.0, 8.0, 9.0]);
     }
@@ -817,7 +817,7 @@ fn empty_problems() {
         let [batch, sequence, ..] = layout.shape();
         let (starts, ids) = (vec![1i32; batch], vec![1i32; batch * sequence]);
         for positions in [
-            Positions::Start(1),
+            Positions::start(1),
             Positions::start_per_row(&starts[..]),
             Positions::per_token(&ids[..]),
         ] {
@@ -832,7 +832,7 @@ fn empty_problems() {
     }
     let plan = rotator.plan(&Problem::new(Dtype::F32)).unwrap();
     rotator
-        .rotate::<f32>(&plan, None, None, Positions::Start(0))
+        .rotate::<f32>(&plan, None, None, Positions::start(0))
         .unwrap();
     // An empty q beside a k that is not.
     let problem = Problem::new(Dtype::F32)
@@ -841,7 +841,7 @@ fn empty_problems() {
     let plan = rotator.plan(&problem).unwrap();
     let (q, k) = (InOut::InPlace(&mut [][..]), InOut::InPlace(&mut x[..]));
     rotator
-        .rotate(&plan, Some(q), Some(k), Positions::Start(2))
+        .rotate(&plan, Some(q), Some(k), Positions::start(2))
         .unwrap();
     assert_abs_diff_eq!(x[0], 2f32.cos() - 2f32.sin(), epsilon = 1e-6);
 }
@@ -919,21 +919,21 @@ fn tokens_outside_a_table() {
     let error = outside(i64::from(u32::MAX), 1, 0);
     assert_eq!(run(OutOfRange::Error, starts), (error, [same; 6]));
 
-    let start = Positions::Start(-2);
+    let start = Positions::start(-2);
     assert_eq!(
         run(OutOfRange::PassThrough, start),
         (Ok(()), [same, same, r1, same, same, r1])
     );
     assert_eq!(
-        run(OutOfRange::Error, Positions::Start(1)),
+        run(OutOfRange::Error, Positions::start(1)),
         (outside(3, 0, 2), [same; 6])
     );
     assert_eq!(
-        run(OutOfRange::Error, Positions::Start(0)),
+        run(OutOfRange::Error, Positions::start(0)),
         (Ok(()), [r1, r2, r3, r1, r2, r3])
     );
     // start + t wraps: after the largest position comes the smallest.
-    let wrapping = Positions::Start(i64::MAX - 1);
+    let wrapping = Positions::start(i64::MAX - 1);
     assert_eq!(
         run(OutOfRange::Clamp, wrapping),
         (Ok(()), [r3, r3, r1, r3, r3, r1])
@@ -969,7 +969,7 @@ fn strides_that_are_vouched_for() {
     let before: Vec<f32> = (0..place.len()).map(|i| i as f32).collect();
     let mut x = before.clone();
     let q = Some(InOut::InPlace(&mut x[..]));
-    rotator.rotate(&plan, q, None, Positions::Start(5)).unwrap();
+    rotator.rotate(&plan, q, None, Positions::start(5)).unwrap();
     let steps = Oracle::from_theta(1e4, 2).steps();
     let angle = |pair: usize, p| Some(Angle::of_step(steps[pair], p, 1.0));
     let mut expected = untouched(&before);
@@ -996,7 +996,7 @@ fn the_device_facade_on_the_host() {
     let (tokens32, tokens64, tokens_u) =
         ([3i32, 1, -4, 1], [1i64 << 40, 2, 3, -4], [7u32, 8, 9, 1]);
     for positions in [
-        Positions::Start(9),
+        Positions::start(9),
         Positions::start_per_row(&i32s[..]),
         Positions::start_per_row(&i64s[..]),
         Positions::start_per_row(&u32s[..]),
@@ -1048,7 +1048,7 @@ fn the_device_facade_on_the_host() {
         .plan(&Problem::new(Dtype::F32).q(layout).one_buffer())
         .unwrap();
     let mut packed = device.upload(&before).unwrap();
-    let start = device.positions(Positions::Start(0)).unwrap();
+    let start = device.positions(Positions::start(0)).unwrap();
     rotator
         .rotate_one_buffer(&plan, &mut packed, &start)
         .unwrap();

@@ -301,7 +301,7 @@ fn the_tour_writes_what_the_crate_computes() {
                 .collect();
             let rope = rope(100_000.0, 64, pairing);
             let layout = Layout::tokens(38, heads, 64);
-            let expected = rotated(&rope, layout, data, Positions::Start(-7));
+            let expected = rotated(&rope, layout, data, Positions::start(-7));
             assert_holds(&output, name, &stored(&[38, heads, 64], &expected));
         }
     }
@@ -359,7 +359,7 @@ fn q_or_k_may_be_absent() {
         let start = ["--start-position", "9000000000", "--pairing", "interleaved"];
         report(&[&["--input", &input, "--output", &output][..], &start].concat());
         let rope = rope(10_000.0, 8, Pairing::Interleaved);
-        let start = Positions::Start(9_000_000_000);
+        let start = Positions::start(9_000_000_000);
         let expected = rotated(&rope, Layout::tokens(3, 2, 8), data, start);
         assert_holds(&output, name, &stored(&shape, &expected));
         let written = std::fs::read(&output).unwrap();
@@ -439,7 +439,7 @@ fn a_config_says_how_to_rotate() {
         report(&args);
         let rope = rope(theta, rotary_dim, Pairing::HalfSplit);
         let layout = Layout::tokens(3, 2, 16);
-        let expected = rotated(&rope, layout, data.clone(), Positions::Start(0));
+        let expected = rotated(&rope, layout, data.clone(), Positions::start(0));
         assert_holds(&output, "q", &stored(&shape, &expected));
     }
 }
@@ -476,7 +476,7 @@ fn odd_contents_are_rotated_all_the_same() {
     ]);
     let rope = rope(10_000.0, 8, Pairing::HalfSplit);
     let layout = Layout::tokens(1, 1, 8);
-    let expected = rotated(&rope, layout, data.to_vec(), Positions::Start(1));
+    let expected = rotated(&rope, layout, data.to_vec(), Positions::start(1));
     assert!(expected[2].is_finite() && expected[3].is_finite());
     assert_holds(&output, "q", &stored(&[1, 1, 8], &expected));
 }
@@ -496,7 +496,7 @@ fn an_output_replaces_what_was_there() {
     ]);
     let rope = rope(10_000.0, 4, Pairing::HalfSplit);
     let layout = Layout::tokens(2, 1, 4);
-    let expected = rotated(&rope, layout, values::<f32>(&shape, 1), Positions::Start(3));
+    let expected = rotated(&rope, layout, values::<f32>(&shape, 1), Positions::start(3));
     assert_holds(&input, "q", &stored(&shape, &expected));
     assert_eq!(folder.names(), ["in"]);
 

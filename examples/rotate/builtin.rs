@@ -107,7 +107,7 @@ struct Tour {
 impl Tour {
     fn rotated(&self, rope: &Rope, start: i64) -> Result<QueriesKeys<f32>> {
         let tensors = self.fixture.tensors(rope.pairing(), "")?;
-        tensors.rotated(&self.device, rope, Positions::Start(start))
+        tensors.rotated(&self.device, rope, Positions::start(start))
     }
 
     fn introduce(&self, report: &mut Report) -> Result<()> {
@@ -153,7 +153,7 @@ impl Tour {
             let in_bf16 = input.map(bf16::from_f32).rotated(
                 &self.device,
                 rope,
-                Positions::Start(self.start),
+                Positions::start(self.start),
             )?;
             table.push([
                 name.to_string(),
@@ -236,7 +236,7 @@ impl Tour {
     }
 
     fn measure(&self, report: &mut Report, options: &Options) -> Result<()> {
-        let positions = Positions::Start(self.start);
+        let positions = Positions::start(self.start);
         let pairing = options.pairing();
         let llama = Rope::new(Frequencies::from_theta(500_000.0, 128)?, pairing);
         let large = speed::measure(options, &self.device, &llama, &llama_sized(), positions)?;

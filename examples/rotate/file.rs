@@ -201,7 +201,7 @@ impl FilePositions {
 
     fn get(&self) -> Positions<'_> {
         match self {
-            Self::Start(start) => Positions::Start(*start),
+            Self::Start(start) => Positions::start(*start),
             Self::I32(ids) => Positions::per_token(&ids[..]),
             Self::I64(ids) => Positions::per_token(&ids[..]),
             Self::U32(ids) => Positions::per_token(&ids[..]),

@@ -115,6 +115,11 @@ impl DoubleDouble {
         series.scale(n / 2).scale(n - n / 2)
     }
 
+    /// The nearest `f64`.
+    pub(crate) fn to_f64(self) -> f64 {
+        self.hi
+    }
+
     /// `round(self * 2^64) mod 2^64`: the value as a fraction of a turn. `|self| <= 2^60`.
     pub(crate) fn to_turn_fraction(self) -> u64 {
         let scaled = self.scale(64);

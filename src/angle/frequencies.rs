@@ -26,7 +26,9 @@ const MAX_INV_FREQ: f64 = 4294967296.0;
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Frequencies {
+    /// `[axes, pairs]`
     steps: Vec<u64>,
+    axes: usize,
     attention_factor: f32,
 }
 
@@ -48,13 +50,13 @@ impl Frequencies {
         }
         let ln_theta = DoubleDouble::ln(theta);
         let dim = DoubleDouble::from(rotary_dim as f64);
-        let steps = (0..rotary_dim / 2)
+        let inv_freq: Vec<_> = (0..rotary_dim / 2)
             .map(|i| {
                 let exponent = DoubleDouble::from(-2.0 * i as f64).div(dim);
-                ln_theta.mul(exponent).exp().mul(INV_TAU).to_turn_fraction()
+                ln_theta.mul(exponent).exp()
             })
             .collect();
-        Self::from_steps(steps)
+        Self::from_extended(&inv_freq)
     }
 
     /// Frequencies in radians per position, one per pair. Negative ones turn the other way.
@@ -66,18 +68,8 @@ impl Frequencies {
     /// [`Error::RotaryDim`] if the slice is empty or longer than 2^27; [`Error::InvFreq`] for a value that is not
     /// finite or above 2^32 in magnitude.
     pub fn from_inv_freq(inv_freq: &[f64]) -> Result<Self, Error> {
-        let steps = inv_freq
-            .iter()
-            .enumerate()
-            .map(|(pair, &value)| {
-                if value.abs() <= MAX_INV_FREQ {
-                    Ok(DoubleDouble::from(value).mul(INV_TAU).to_turn_fraction())
-                } else {
-                    Err(Error::InvFreq { pair, value })
-                }
-            })
-            .collect::<Result<_, _>>()?;
-        Self::from_steps(steps)
+        let inv_freq: Vec<_> = inv_freq.iter().map(|&x| DoubleDouble::from(x)).collect();
+        Self::from_extended(&inv_freq)
     }
 
     /// Frequencies as fractions of a turn per position, in units of `2^-64` turn.
@@ -85,10 +77,78 @@ impl Frequencies {
     /// # Errors
     /// [`Error::RotaryDim`] if the vector is empty or longer than 2^27.
     pub fn from_steps(steps: Vec<u64>) -> Result<Self, Error> {
-        check_rotary_dim(steps.len().saturating_mul(2))?;
+        Self::from_axis_steps(steps, 1)
+    }
+
+    /// Steps for positions on several axes (time, height, width), row-major `[axes, pairs]`. The
+    /// phase of a pair is the sum over all axes of step times position; an axis that does not turn
+    /// a pair has a step of 0 there.
+    ///
+    /// # Errors
+    /// [`Error::AxisSteps`] if the vector does not hold one row of steps per axis;
+    /// [`Error::RotaryDim`] if a row is empty or longer than 2^27.
+    pub fn from_axis_steps(steps: Vec<u64>, axes: usize) -> Result<Self, Error> {
+        if axes == 0 || axes > MAX_AXES || !steps.len().is_multiple_of(axes) {
+            return Err(Error::AxisSteps {
+                steps: steps.len(),
+                axes,
+            });
+        }
+        check_rotary_dim((steps.len() / axes).saturating_mul(2))?;
         Ok(Self {
             steps,
+            axes,
             attention_factor: 1.0,
+        })
+    }
+
+    /// The same frequencies, each pair turning with the position on one of `axes` axes:
+    /// pair `i` on `axis_of_pair[i]`. An axis may have no pairs.
+    ///
+    /// Models that do this: Qwen2-VL and Qwen3-VL (time, height, width), vision towers (height,
+    /// width), video models. Where they form each axis' frequencies apart, give the result of
+    /// [`from_inv_freq`](Self::from_inv_freq) or build the steps yourself.
+    ///
+    /// ```
+    /// use phasor::Frequencies;
+    ///
+    /// # fn main() -> Result<(), phasor::Error> {
+    /// // 4 pairs: the first two turn with the row of a patch, the others with its column.
+    /// let frequencies = Frequencies::from_theta(10_000.0, 8)?.with_axes(2, &[0, 0, 1, 1])?;
+    /// assert_eq!(frequencies.cos_sin_at(1, &[5, 9]), frequencies.cos_sin(1, 5));
+    /// assert_eq!(frequencies.cos_sin_at(2, &[5, 9]), frequencies.cos_sin(2, 9));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::AxisOfPair`] unless there is one entry per pair and each is below `axes`;
+    /// [`Error::AxisSteps`] if `axes` is 0 or above 16, or the frequencies have several axes
+    /// already.
+    pub fn with_axes(self, axes: usize, axis_of_pair: &[usize]) -> Result<Self, Error> {
+        let pairs = self.pairs();
+        if self.axes != 1 || axes == 0 || axes > MAX_AXES {
+            return Err(Error::AxisSteps {
+                steps: self.steps.len(),
+                axes,
+            });
+        }
+        if axis_of_pair.len() != pairs || axis_of_pair.iter().any(|&axis| axis >= axes) {
+            return Err(Error::AxisOfPair {
+                given: axis_of_pair.len(),
+                largest: axis_of_pair.iter().copied().max().unwrap_or(0),
+                pairs,
+                axes,
+            });
+        }
+        let mut steps = vec![0; axes * pairs];
+        for (pair, (&axis, &step)) in axis_of_pair.iter().zip(&self.steps).enumerate() {
+            steps[axis * pairs + pair] = step;
+        }
+        Ok(Self {
+            steps,
+            axes,
+            attention_factor: self.attention_factor,
         })
     }
 
@@ -108,10 +168,16 @@ impl Frequencies {
 
     /// Pairs that rotate in each head: `rotary_dim / 2`.
     pub fn pairs(&self) -> usize {
-        self.steps.len()
+        self.steps.len() / self.axes
     }
 
-    /// One step per pair, in units of `2^-64` turn per position.
+    /// Axes that a position has; 1 for text.
+    pub fn axes(&self) -> usize {
+        self.axes
+    }
+
+    /// Steps in units of `2^-64` turn per position, row-major `[axes, pairs]`: one per pair where
+    /// there is one axis.
     pub fn steps(&self) -> &[u64] {
         &self.steps
     }
@@ -121,25 +187,76 @@ impl Frequencies {
         self.attention_factor
     }
 
-    /// The phase of a pair at a position, in units of `2^-64` turn.
+    /// The phase of a pair, in units of `2^-64` turn, where all axes are at `position`.
     ///
     /// # Panics
     /// If `pair` is not below [`pairs`](Self::pairs), as indexing does.
     pub fn phase(&self, pair: usize, position: i64) -> u64 {
-        self.steps[pair].wrapping_mul(position as u64)
+        self.sum_axes(pair, |_| position)
     }
 
-    /// cos and sin of a pair at a position, the attention factor included: the very values that
-    /// every backend rotates with. For positions within ±2^31 the absolute error is below 2^-23
-    /// without an attention factor; a factor scales it, and adds its own rounding.
+    /// The phase of a pair, in units of `2^-64` turn, at a position per axis.
+    ///
+    /// # Panics
+    /// If `pair` is not below [`pairs`](Self::pairs) or `positions` has fewer than
+    /// [`axes`](Self::axes) entries, as indexing does.
+    pub fn phase_at(&self, pair: usize, positions: &[i64]) -> u64 {
+        self.sum_axes(pair, |axis| positions[axis])
+    }
+
+    fn sum_axes(&self, pair: usize, position: impl Fn(usize) -> i64) -> u64 {
+        let pairs = self.pairs();
+        let axis = |axis: usize| &self.steps[axis * pairs..(axis + 1) * pairs];
+        (0..self.axes).fold(0, |phase: u64, a| {
+            phase.wrapping_add(axis(a)[pair].wrapping_mul(position(a) as u64))
+        })
+    }
+
+    /// cos and sin of a pair where all axes are at `position`, the attention factor included: the
+    /// very values that every backend rotates with. For positions within ±2^31 the absolute error
+    /// is below 2^-23 without an attention factor; a factor scales it, and adds its own rounding.
     ///
     /// # Panics
     /// If `pair` is not below [`pairs`](Self::pairs), as indexing does.
     pub fn cos_sin(&self, pair: usize, position: i64) -> (f32, f32) {
-        let (cos, sin) = phase::cos_sin(self.phase(pair, position));
+        self.scaled(self.phase(pair, position))
+    }
+
+    /// [`cos_sin`](Self::cos_sin) at a position per axis.
+    ///
+    /// # Panics
+    /// As [`phase_at`](Self::phase_at).
+    pub fn cos_sin_at(&self, pair: usize, positions: &[i64]) -> (f32, f32) {
+        self.scaled(self.phase_at(pair, positions))
+    }
+
+    fn scaled(&self, phase: u64) -> (f32, f32) {
+        let (cos, sin) = phase::cos_sin(phase);
         (cos * self.attention_factor, sin * self.attention_factor)
     }
+
+    /// Frequencies in radians per position, with about 106 bits.
+    pub(crate) fn from_extended(inv_freq: &[DoubleDouble]) -> Result<Self, Error> {
+        let steps = inv_freq
+            .iter()
+            .enumerate()
+            .map(|(pair, &value)| {
+                if value.to_f64().abs() <= MAX_INV_FREQ {
+                    Ok(value.mul(INV_TAU).to_turn_fraction())
+                } else {
+                    Err(Error::InvFreq {
+                        pair,
+                        value: value.to_f64(),
+                    })
+                }
+            })
+            .collect::<Result<_, _>>()?;
+        Self::from_steps(steps)
+    }
 }
+
+/// More than any model has; small enough for every count of steps to fit.
+const MAX_AXES: usize = 16;
 
 /// Kernels count dims and bytes of a head in 32 bits.
 const MAX_ROTARY_DIM: usize = 1 << 28;

@@ -1,11 +1,13 @@
-//! Where angles come from: exact frequencies, or a table of cos and sin.
+//! Where angles come from: exact frequencies, rows of them, or a table of cos and sin.
 
 mod double_double;
 mod frequencies;
 pub(crate) mod phase;
+mod rows;
 mod table;
 
 pub use frequencies::Frequencies;
+pub use rows::FrequencyRows;
 pub use table::{CosSinTable, OutOfRange};
 
 /// An angle source.
@@ -14,6 +16,8 @@ pub use table::{CosSinTable, OutOfRange};
 pub enum Angles {
     /// Exact phases, `step * position mod 2^64`, at any position.
     Exact(Frequencies),
+    /// The same, with a row of frequencies for each sequence or token.
+    Rows(FrequencyRows),
     /// Rows of cos and sin that the caller gives.
     Table(CosSinTable),
 }
@@ -23,15 +27,17 @@ impl Angles {
     pub fn pairs(&self) -> usize {
         match self {
             Angles::Exact(frequencies) => frequencies.pairs(),
+            Angles::Rows(rows) => rows.pairs(),
             Angles::Table(table) => table.pairs(),
         }
     }
 
-    /// The factor that multiplies cos and sin; 1 for a table, whose values already hold any.
-    pub fn attention_factor(&self) -> f32 {
+    /// Axes that a position has; 1 for text.
+    pub fn axes(&self) -> usize {
         match self {
-            Angles::Exact(frequencies) => frequencies.attention_factor(),
-            Angles::Table(_) => 1.0,
+            Angles::Exact(frequencies) => frequencies.axes(),
+            Angles::Rows(rows) => rows.axes(),
+            Angles::Table(_) => 1,
         }
     }
 }
@@ -45,5 +51,11 @@ impl From<Frequencies> for Angles {
 impl From<CosSinTable> for Angles {
     fn from(table: CosSinTable) -> Self {
         Angles::Table(table)
+    }
+}
+
+impl From<FrequencyRows> for Angles {
+    fn from(rows: FrequencyRows) -> Self {
+        Angles::Rows(rows)
     }
 }

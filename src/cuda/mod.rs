@@ -29,9 +29,11 @@ use cudarc::driver::{
 pub use image::KernelImage;
 
 use crate::element::{Dtype, Element};
-use crate::launch::{AngleAddresses, PositionAddresses, PositionDtype, TensorAddresses};
+use crate::launch::{
+    AngleAddresses, AngleKind, PositionAddresses, PositionDtype, RowAddresses, TensorAddresses,
+};
 use crate::plan::{InOut, Plan, PlannedTensor, PositionMemory, Problem};
-use crate::positions::PositionKind;
+use crate::positions::PositionsIn;
 use crate::{Angles, Error, Rope, launch};
 use driver::During;
 use image::Kernels;
@@ -143,8 +145,18 @@ impl Cuda {
         let context = self.context();
         let stream = context.default_stream();
         let angles = match rope.angles() {
-            Angles::Exact(frequencies) => DeviceAngles::Exact {
+            Angles::Exact(frequencies) if AngleKind::of(rope.angles()) == AngleKind::Exact => {
+                DeviceAngles::Exact {
+                    steps: upload(&stream, frequencies.steps())?,
+                }
+            }
+            Angles::Exact(frequencies) => DeviceAngles::Rows {
                 steps: upload(&stream, frequencies.steps())?,
+                factors: upload(&stream, &[frequencies.attention_factor()])?,
+            },
+            Angles::Rows(rows) => DeviceAngles::Rows {
+                steps: upload(&stream, rows.steps())?,
+                factors: upload(&stream, rows.attention_factors())?,
             },
             Angles::Table(table) => DeviceAngles::Table {
                 cos: upload(&stream, table.cos())?,
@@ -190,6 +202,10 @@ enum DeviceAngles {
     Exact {
         steps: CudaSlice<u64>,
     },
+    Rows {
+        steps: CudaSlice<u64>,
+        factors: CudaSlice<f32>,
+    },
     Table {
         cos: CudaSlice<f32>,
         sin: CudaSlice<f32>,
@@ -201,6 +217,10 @@ impl DeviceAngles {
         match self {
             DeviceAngles::Exact { steps } => AngleAddresses::Exact {
                 steps: steps.device_ptr(stream).0,
+            },
+            DeviceAngles::Rows { steps, factors } => AngleAddresses::Rows {
+                steps: steps.device_ptr(stream).0,
+                factors: factors.device_ptr(stream).0,
             },
             DeviceAngles::Table { cos, sin } => AngleAddresses::Table {
                 cos: cos.device_ptr(stream).0,
@@ -266,44 +286,9 @@ impl CudaPositionIds<'_> {
     }
 }
 
-/// The positions of one call. Those in device memory may change between replays of a graph.
-#[derive(Debug)]
-pub enum CudaPositions<'a> {
-    /// See [`PositionKind::Start`].
-    Start(i64),
-    /// See [`PositionKind::StartPerRow`].
-    StartPerRow(CudaPositionIds<'a>),
-    /// See [`PositionKind::PerToken`].
-    PerToken(CudaPositionIds<'a>),
-}
-
-impl<'a> CudaPositions<'a> {
-    /// One position per token, `[batch, sequence]`.
-    pub fn per_token(ids: impl Into<CudaPositionIds<'a>>) -> Self {
-        CudaPositions::PerToken(ids.into())
-    }
-
-    /// One start per batch row.
-    pub fn start_per_row(starts: impl Into<CudaPositionIds<'a>>) -> Self {
-        CudaPositions::StartPerRow(starts.into())
-    }
-
-    fn ids(&self) -> Option<&CudaPositionIds<'a>> {
-        match self {
-            CudaPositions::Start(_) => None,
-            CudaPositions::StartPerRow(ids) | CudaPositions::PerToken(ids) => Some(ids),
-        }
-    }
-
-    fn check(&self, plan: &Plan) -> Result<(), Error> {
-        let given = match self {
-            CudaPositions::Start(_) => PositionKind::Start,
-            CudaPositions::StartPerRow(_) => PositionKind::StartPerRow,
-            CudaPositions::PerToken(_) => PositionKind::PerToken,
-        };
-        plan.check_position_count(given, self.ids().map_or(0, CudaPositionIds::len))
-    }
-}
+/// The positions of one call, and its rows of frequencies as `u32`. Those in device memory may change
+/// between replays of a graph.
+pub type CudaPositions<'a> = PositionsIn<CudaPositionIds<'a>, CudaView<'a, u32>>;
 
 /// A tensor of a call in device memory.
 pub type CudaInOut<'a, T> = InOut<CudaView<'a, T>, CudaViewMut<'a, T>>;
@@ -367,8 +352,9 @@ impl CudaRotator {
     /// # Errors
     /// As [`HostRotator::rotate`](crate::HostRotator::rotate), and [`Error::DeviceMismatch`] for a
     /// stream or buffer of another `CudaContext` object, [`Error::DevicePositionsUnchecked`],
-    /// [`Error::DtypeNotLoaded`], [`Error::Driver`]. Positions in device memory are not looked at;
-    /// out of range ones do what the table says.
+    /// [`Error::DtypeNotLoaded`], [`Error::Driver`]. Positions and frequency rows in device memory
+    /// are not looked at: outside a table, a position does what the table says; past the last row
+    /// of frequencies, an index is the last row.
     pub fn rotate<T: Element>(
         &self,
         stream: &CudaStream,
@@ -420,8 +406,8 @@ impl CudaRotator {
     /// The addresses are those of the buffers; the layouts' offsets are added to them.
     ///
     /// # Errors
-    /// [`Error::PlanMismatch`], [`Error::PositionKindMismatch`], [`Error::PositionOutOfRange`],
-    /// [`Error::DevicePositionsUnchecked`], [`Error::DtypeNotLoaded`], [`Error::Driver`].
+    /// [`Error::PlanMismatch`], [`Error::DtypeNotLoaded`], [`Error::Driver`], and those of
+    /// [`Plan::launch`].
     ///
     /// # Safety
     /// `stream` belongs to this rotator's context. From the call until the launch has run (for a
@@ -432,7 +418,7 @@ impl CudaRotator {
     /// - the buffers of the call do not overlap, except those that the plan was made for: windows
     ///   of one buffer, given by the same address;
     /// - no other work writes what is read or touches what is written;
-    /// - `positions` holds as many values as the plan's kind needs, aligned to their size.
+    /// - `positions` and `rows` hold as many values as the plan's kinds need, aligned to their size.
     pub unsafe fn rotate_raw(
         &self,
         stream: CUstream,
@@ -440,12 +426,13 @@ impl CudaRotator {
         q: TensorAddresses,
         k: TensorAddresses,
         positions: PositionAddresses,
+        rows: RowAddresses,
     ) -> Result<(), Error> {
         if !plan.rope.is_same(self.rope()) {
             return Err(Error::PlanMismatch);
         }
         // SAFETY: the caller's.
-        unsafe { self.enqueue(stream, plan, q, k, positions) }
+        unsafe { self.enqueue(stream, plan, [q, k], positions, rows) }
     }
 
     fn loaded(&self, dtype: Dtype) -> Result<&Kernels, Error> {
@@ -466,10 +453,20 @@ impl CudaRotator {
         }
         plan.check_dtype(given)?;
         self.cuda().expect_here("the stream", stream.context())?;
-        if let Some(ids) = positions.ids() {
+        let ids = positions.ids();
+        if let Some(ids) = ids {
             self.cuda().expect_here("positions", ids.context())?;
         }
-        positions.check(plan)
+        plan.check_position_count(positions.kind(), ids.map_or(0, CudaPositionIds::len))?;
+        let rows = positions.frequency_row_ids();
+        if let Some(rows) = rows {
+            self.cuda()
+                .expect_here("frequency rows", rows.stream().context())?;
+        }
+        plan.check_row_count(
+            positions.frequency_row_kind(),
+            rows.map_or(0, DeviceSlice::len),
+        )
     }
 
     fn check_operand<T>(
@@ -505,15 +502,20 @@ impl CudaRotator {
         k: TensorAddresses,
         positions: &CudaPositions<'_>,
     ) -> Result<(), Error> {
-        let (positions, _guard) = match positions {
-            CudaPositions::Start(start) => (PositionAddresses::Start(*start), None),
-            CudaPositions::StartPerRow(ids) | CudaPositions::PerToken(ids) => {
-                let (address, guard) = ids.address(stream);
-                (address, Some(guard))
-            }
-        };
+        let start = PositionAddresses::Start(positions.as_start().unwrap_or_default());
+        let (ids, _ids_guard) = positions.ids().map_or((start, None), |ids| {
+            let (addresses, guard) = ids.address(stream);
+            (addresses, Some(guard))
+        });
+        let row = positions
+            .as_frequency_row()
+            .map_or(RowAddresses::None, RowAddresses::Call);
+        let (rows, _rows_guard) = positions.frequency_row_ids().map_or((row, None), |rows| {
+            let (address, guard) = rows.device_ptr(stream);
+            (RowAddresses::Ids(address), Some(guard))
+        });
         // SAFETY: the caller's.
-        unsafe { self.enqueue(stream.cu_stream(), plan, q, k, positions) }
+        unsafe { self.enqueue(stream.cu_stream(), plan, [q, k], ids, rows) }
     }
 
     /// # Safety
@@ -522,15 +524,16 @@ impl CudaRotator {
         &self,
         stream: CUstream,
         plan: &Plan,
-        q: TensorAddresses,
-        k: TensorAddresses,
+        [q, k]: [TensorAddresses; 2],
         positions: PositionAddresses,
+        rows: RowAddresses,
     ) -> Result<(), Error> {
         let addresses = launch::Addresses {
             q,
             k,
             angles: self.inner.addresses,
             positions,
+            rows,
         };
         let Some(mut launch) = plan.launch(&addresses, self.cuda().inner.multiprocessors)? else {
             return Ok(());

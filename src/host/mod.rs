@@ -106,7 +106,7 @@ pub enum Threads {
 /// let plan = rotator.plan(&Problem::new(Dtype::F32).q(Layout::tokens(1, 1, 4)))?;
 ///
 /// let mut q = [1.0f32, 0.0, 0.0, 1.0];
-/// rotator.rotate(&plan, Some(InOut::InPlace(&mut q[..])), None, Positions::Start(1))?;
+/// rotator.rotate(&plan, Some(InOut::InPlace(&mut q[..])), None, Positions::start(1))?;
 /// // Angles 1 and 10000^(-2/4) = 0.01.
 /// for (x, expected) in q.iter().zip([0.5403023, 0.8414710, -0.0099998, 0.9999500]) {
 ///     assert!((x - expected).abs() < 1e-7);

@@ -6,7 +6,7 @@ use super::{Host, Isa, Pointers, scalar};
 use crate::angle::{Angles, CosSinTable, OutOfRange};
 use crate::element::Element;
 use crate::plan::{Plan, PlannedTensor};
-use crate::positions::Positions;
+use crate::positions::{Positions, Token};
 use crate::rope::Pairing;
 use std::ops::Range;
 
@@ -135,10 +135,11 @@ unsafe fn execute_share<T: Element>(
     share: Share,
 ) {
     let (mut cos, mut sin) = ([0.0; BLOCK], [0.0; BLOCK]);
+    let mut phases = [0; BLOCK];
     let pairs = plan.rope.angles().pairs();
     for token in share.tokens {
         let (b, s) = (token / plan.sequence, token % plan.sequence);
-        let row = Row::at(plan.rope.angles(), positions.at(b, s, plan.sequence));
+        let row = Row::at(plan, positions, plan.token(b, s));
         let heads_of = |planned: &PlannedTensor| {
             split(planned.source.shape()[2], share.head_parts, share.head_part)
         };
@@ -146,7 +147,7 @@ unsafe fn execute_share<T: Element>(
             let Some(row) = &row else { break };
             let block = BLOCK.min(pairs - first);
             let (cos, sin) = (&mut cos[..block], &mut sin[..block]);
-            row.form(isa, first, plan.rope.scales(), cos, sin);
+            row.form(isa, first, &mut phases, cos, sin);
             for (planned, pointers) in [&plan.q, &plan.k].into_iter().zip(&shared.0) {
                 let Some(planned) = planned else { continue };
                 let heads = heads_of(planned);
@@ -208,24 +209,66 @@ unsafe fn execute_share<T: Element>(
 }
 
 /// The angles of one token.
-enum Row<'a> {
-    Exact { steps: &'a [u64], position: i64 },
-    Table { cos: &'a [f32], sin: &'a [f32] },
+struct Row<'a> {
+    source: Source<'a>,
+    /// Factors for cos and sin.
+    scales: (f32, f32),
+}
+
+enum Source<'a> {
+    /// One step per pair.
+    Exact {
+        steps: &'a [u64],
+        position: i64,
+    },
+    /// A step per axis and pair.
+    Axes {
+        steps: &'a [u64],
+        pairs: usize,
+        positions: &'a Positions<'a>,
+        token: Token,
+    },
+    Table {
+        cos: &'a [f32],
+        sin: &'a [f32],
+    },
 }
 
 impl<'a> Row<'a> {
     /// `None` where the token passes through.
-    fn at(angles: &'a Angles, position: i64) -> Option<Self> {
-        match angles {
-            Angles::Exact(frequencies) => Some(Row::Exact {
-                steps: frequencies.steps(),
-                position,
-            }),
-            Angles::Table(table) => Self::in_table(table, position),
-        }
+    fn at(plan: &'a Plan, positions: &'a Positions<'a>, token: Token) -> Option<Self> {
+        let angles = plan.rope.angles();
+        let position = positions.at(0, token);
+        let (steps, factor) = match angles {
+            Angles::Exact(frequencies) => (frequencies.steps(), frequencies.attention_factor()),
+            Angles::Rows(rows) => {
+                let row = match rows.boundary() {
+                    Some(boundary) => usize::from(position >= boundary),
+                    None => positions.frequency_row_at(token) as usize,
+                };
+                (rows.row_steps(row), rows.attention_factors()[row])
+            }
+            Angles::Table(table) => {
+                let source = Self::in_table(table, position)?;
+                let scales = plan.rope.scales(1.0);
+                return Some(Row { source, scales });
+            }
+        };
+        let source = if angles.axes() == 1 {
+            Source::Exact { steps, position }
+        } else {
+            Source::Axes {
+                steps,
+                pairs: angles.pairs(),
+                positions,
+                token,
+            }
+        };
+        let scales = plan.rope.scales(factor);
+        Some(Row { source, scales })
     }
 
-    fn in_table(table: &'a CosSinTable, position: i64) -> Option<Self> {
+    fn in_table(table: &'a CosSinTable, position: i64) -> Option<Source<'a>> {
         // A table has at least one row, and fits in memory.
         let last = table.rows() as i64 - 1;
         let row = position.clamp(0, last);
@@ -234,43 +277,73 @@ impl<'a> Row<'a> {
         }
         let start = row as usize * table.pairs();
         let range = start..start + table.pairs();
-        Some(Row::Table {
+        Some(Source::Table {
             cos: &table.cos()[range.clone()],
             sin: &table.sin()[range],
         })
     }
 
     /// cos and sin of the pairs from `first` on, each times its scale.
-    fn form(&self, isa: Isa, first: usize, scales: (f32, f32), cos: &mut [f32], sin: &mut [f32]) {
+    fn form(
+        &self,
+        isa: Isa,
+        first: usize,
+        phases: &mut [u64; BLOCK],
+        cos: &mut [f32],
+        sin: &mut [f32],
+    ) {
         let range = first..first + cos.len();
-        match *self {
-            Row::Exact { steps, position } => {
-                let steps = &steps[range];
-                match isa {
-                    #[cfg(target_arch = "x86_64")]
-                    // SAFETY: the variant was checked when it was chosen.
-                    Isa::Avx2 => unsafe {
-                        super::avx2::form_exact(steps, position, scales, cos, sin);
-                    },
-                    #[cfg(target_arch = "x86_64")]
-                    // SAFETY: the variant was checked when it was chosen.
-                    Isa::Avx512 => unsafe {
-                        super::avx512::form_exact(steps, position, scales, cos, sin);
-                    },
-                    _ => scalar::form_exact(steps, position, scales, cos, sin),
-                }
+        match self.source {
+            Source::Exact { steps, position } => {
+                form_exact(isa, &steps[range], position, self.scales, cos, sin);
             }
-            Row::Table {
+            Source::Axes {
+                steps,
+                pairs,
+                positions,
+                token,
+            } => {
+                let phases = &mut phases[..cos.len()];
+                phases.fill(0);
+                for (axis, steps) in steps.chunks_exact(pairs).enumerate() {
+                    let position = positions.at(axis, token) as u64;
+                    for (phase, step) in phases.iter_mut().zip(&steps[range.clone()]) {
+                        *phase = phase.wrapping_add(step.wrapping_mul(position));
+                    }
+                }
+                // A phase is a step at position 1.
+                form_exact(isa, phases, 1, self.scales, cos, sin);
+            }
+            Source::Table {
                 cos: cos_row,
                 sin: sin_row,
             } => {
                 for (to, &from) in cos.iter_mut().zip(&cos_row[range.clone()]) {
-                    *to = from * scales.0;
+                    *to = from * self.scales.0;
                 }
                 for (to, &from) in sin.iter_mut().zip(&sin_row[range]) {
-                    *to = from * scales.1;
+                    *to = from * self.scales.1;
                 }
             }
         }
+    }
+}
+
+fn form_exact(
+    isa: Isa,
+    steps: &[u64],
+    position: i64,
+    scales: (f32, f32),
+    cos: &mut [f32],
+    sin: &mut [f32],
+) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the variant was checked when it was chosen.
+        Isa::Avx2 => unsafe { super::avx2::form_exact(steps, position, scales, cos, sin) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the variant was checked when it was chosen.
+        Isa::Avx512 => unsafe { super::avx512::form_exact(steps, position, scales, cos, sin) },
+        _ => scalar::form_exact(steps, position, scales, cos, sin),
     }
 }

@@ -8,7 +8,10 @@ pub const PHASOR_POSITION_I64: u32 = 2;
 pub const PHASOR_POSITION_U32: u32 = 3;
 pub const PHASOR_OUT_OF_RANGE_CLAMP: u32 = 0;
 pub const PHASOR_OUT_OF_RANGE_PASS_THROUGH: u32 = 1;
-pub const PHASOR_LAYOUT_VALUES: u32 = 37;
+pub const PHASOR_ROW_CALL: u32 = 0;
+pub const PHASOR_ROW_IDS: u32 = 1;
+pub const PHASOR_ROW_BY_POSITION: u32 = 2;
+pub const PHASOR_LAYOUT_VALUES: u32 = 49;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct PhasorStrides {
@@ -62,29 +65,37 @@ const _: () = {
 #[derive(Debug, Default, Copy, Clone)]
 pub struct PhasorAngles {
     pub steps: u64,
+    pub factors: u64,
     pub cos: u64,
     pub sin: u64,
     pub rows: u64,
     pub pairs: u32,
+    pub axes: u32,
     pub out_of_range: u32,
     pub cos_scale: f32,
     pub sin_scale: f32,
+    pub reserved: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of PhasorAngles"][::std::mem::size_of::<PhasorAngles>() - 48usize];
+    ["Size of PhasorAngles"][::std::mem::size_of::<PhasorAngles>() - 64usize];
     ["Alignment of PhasorAngles"][::std::mem::align_of::<PhasorAngles>() - 8usize];
     ["Offset of field: PhasorAngles::steps"][::std::mem::offset_of!(PhasorAngles, steps) - 0usize];
-    ["Offset of field: PhasorAngles::cos"][::std::mem::offset_of!(PhasorAngles, cos) - 8usize];
-    ["Offset of field: PhasorAngles::sin"][::std::mem::offset_of!(PhasorAngles, sin) - 16usize];
-    ["Offset of field: PhasorAngles::rows"][::std::mem::offset_of!(PhasorAngles, rows) - 24usize];
-    ["Offset of field: PhasorAngles::pairs"][::std::mem::offset_of!(PhasorAngles, pairs) - 32usize];
+    ["Offset of field: PhasorAngles::factors"]
+        [::std::mem::offset_of!(PhasorAngles, factors) - 8usize];
+    ["Offset of field: PhasorAngles::cos"][::std::mem::offset_of!(PhasorAngles, cos) - 16usize];
+    ["Offset of field: PhasorAngles::sin"][::std::mem::offset_of!(PhasorAngles, sin) - 24usize];
+    ["Offset of field: PhasorAngles::rows"][::std::mem::offset_of!(PhasorAngles, rows) - 32usize];
+    ["Offset of field: PhasorAngles::pairs"][::std::mem::offset_of!(PhasorAngles, pairs) - 40usize];
+    ["Offset of field: PhasorAngles::axes"][::std::mem::offset_of!(PhasorAngles, axes) - 44usize];
     ["Offset of field: PhasorAngles::out_of_range"]
-        [::std::mem::offset_of!(PhasorAngles, out_of_range) - 36usize];
+        [::std::mem::offset_of!(PhasorAngles, out_of_range) - 48usize];
     ["Offset of field: PhasorAngles::cos_scale"]
-        [::std::mem::offset_of!(PhasorAngles, cos_scale) - 40usize];
+        [::std::mem::offset_of!(PhasorAngles, cos_scale) - 52usize];
     ["Offset of field: PhasorAngles::sin_scale"]
-        [::std::mem::offset_of!(PhasorAngles, sin_scale) - 44usize];
+        [::std::mem::offset_of!(PhasorAngles, sin_scale) - 56usize];
+    ["Offset of field: PhasorAngles::reserved"]
+        [::std::mem::offset_of!(PhasorAngles, reserved) - 60usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -92,6 +103,7 @@ pub struct PhasorPositions {
     pub ids: u64,
     pub start: i64,
     pub advance: i64,
+    pub axis_stride: i64,
     pub batch_stride: i64,
     pub sequence_stride: i64,
     pub type_: u32,
@@ -99,7 +111,7 @@ pub struct PhasorPositions {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of PhasorPositions"][::std::mem::size_of::<PhasorPositions>() - 48usize];
+    ["Size of PhasorPositions"][::std::mem::size_of::<PhasorPositions>() - 56usize];
     ["Alignment of PhasorPositions"][::std::mem::align_of::<PhasorPositions>() - 8usize];
     ["Offset of field: PhasorPositions::ids"]
         [::std::mem::offset_of!(PhasorPositions, ids) - 0usize];
@@ -107,14 +119,40 @@ const _: () = {
         [::std::mem::offset_of!(PhasorPositions, start) - 8usize];
     ["Offset of field: PhasorPositions::advance"]
         [::std::mem::offset_of!(PhasorPositions, advance) - 16usize];
+    ["Offset of field: PhasorPositions::axis_stride"]
+        [::std::mem::offset_of!(PhasorPositions, axis_stride) - 24usize];
     ["Offset of field: PhasorPositions::batch_stride"]
-        [::std::mem::offset_of!(PhasorPositions, batch_stride) - 24usize];
+        [::std::mem::offset_of!(PhasorPositions, batch_stride) - 32usize];
     ["Offset of field: PhasorPositions::sequence_stride"]
-        [::std::mem::offset_of!(PhasorPositions, sequence_stride) - 32usize];
+        [::std::mem::offset_of!(PhasorPositions, sequence_stride) - 40usize];
     ["Offset of field: PhasorPositions::type_"]
-        [::std::mem::offset_of!(PhasorPositions, type_) - 40usize];
+        [::std::mem::offset_of!(PhasorPositions, type_) - 48usize];
     ["Offset of field: PhasorPositions::reserved"]
-        [::std::mem::offset_of!(PhasorPositions, reserved) - 44usize];
+        [::std::mem::offset_of!(PhasorPositions, reserved) - 52usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct PhasorRows {
+    pub ids: u64,
+    pub batch_stride: i64,
+    pub sequence_stride: i64,
+    pub boundary: i64,
+    pub type_: u32,
+    pub row: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PhasorRows"][::std::mem::size_of::<PhasorRows>() - 40usize];
+    ["Alignment of PhasorRows"][::std::mem::align_of::<PhasorRows>() - 8usize];
+    ["Offset of field: PhasorRows::ids"][::std::mem::offset_of!(PhasorRows, ids) - 0usize];
+    ["Offset of field: PhasorRows::batch_stride"]
+        [::std::mem::offset_of!(PhasorRows, batch_stride) - 8usize];
+    ["Offset of field: PhasorRows::sequence_stride"]
+        [::std::mem::offset_of!(PhasorRows, sequence_stride) - 16usize];
+    ["Offset of field: PhasorRows::boundary"]
+        [::std::mem::offset_of!(PhasorRows, boundary) - 24usize];
+    ["Offset of field: PhasorRows::type_"][::std::mem::offset_of!(PhasorRows, type_) - 32usize];
+    ["Offset of field: PhasorRows::row"][::std::mem::offset_of!(PhasorRows, row) - 36usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -123,21 +161,24 @@ pub struct PhasorRopeParams {
     pub k: PhasorTensor,
     pub angles: PhasorAngles,
     pub positions: PhasorPositions,
+    pub rows: PhasorRows,
     pub batch: u64,
     pub sequence: u64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of PhasorRopeParams"][::std::mem::size_of::<PhasorRopeParams>() - 272usize];
+    ["Size of PhasorRopeParams"][::std::mem::size_of::<PhasorRopeParams>() - 336usize];
     ["Alignment of PhasorRopeParams"][::std::mem::align_of::<PhasorRopeParams>() - 8usize];
     ["Offset of field: PhasorRopeParams::q"][::std::mem::offset_of!(PhasorRopeParams, q) - 0usize];
     ["Offset of field: PhasorRopeParams::k"][::std::mem::offset_of!(PhasorRopeParams, k) - 80usize];
     ["Offset of field: PhasorRopeParams::angles"]
         [::std::mem::offset_of!(PhasorRopeParams, angles) - 160usize];
     ["Offset of field: PhasorRopeParams::positions"]
-        [::std::mem::offset_of!(PhasorRopeParams, positions) - 208usize];
+        [::std::mem::offset_of!(PhasorRopeParams, positions) - 224usize];
+    ["Offset of field: PhasorRopeParams::rows"]
+        [::std::mem::offset_of!(PhasorRopeParams, rows) - 280usize];
     ["Offset of field: PhasorRopeParams::batch"]
-        [::std::mem::offset_of!(PhasorRopeParams, batch) - 256usize];
+        [::std::mem::offset_of!(PhasorRopeParams, batch) - 320usize];
     ["Offset of field: PhasorRopeParams::sequence"]
-        [::std::mem::offset_of!(PhasorRopeParams, sequence) - 264usize];
+        [::std::mem::offset_of!(PhasorRopeParams, sequence) - 328usize];
 };

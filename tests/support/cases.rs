@@ -257,9 +257,10 @@ impl TestPositions {
             Values::U32(ids) => PositionIds::from(&ids[..]),
         };
         match self.kind {
-            PositionKind::Start => Positions::Start(self.value(0) as i64),
+            PositionKind::Start => Positions::start(self.value(0) as i64),
             PositionKind::StartPerRow => Positions::start_per_row(ids),
             PositionKind::PerToken => Positions::per_token(ids),
+            PositionKind::PerAxis => Positions::per_axis(ids),
         }
     }
 
@@ -276,7 +277,8 @@ impl TestPositions {
         (match self.kind {
             PositionKind::Start => self.value(0) + s as i128,
             PositionKind::StartPerRow => self.value(b) + s as i128,
-            PositionKind::PerToken => self.value(b * self.sequence + s),
+            // The cases are on one axis.
+            PositionKind::PerToken | PositionKind::PerAxis => self.value(b * self.sequence + s),
         }) as i64
     }
 }
@@ -356,13 +358,14 @@ prop_compose! {
     fn positions(batch: usize, sequence: usize)(
         kind in prop::sample::select(vec![
             PositionKind::Start, PositionKind::StartPerRow, PositionKind::PerToken,
+            PositionKind::PerAxis,
         ]),
     )(
         dtype in 0..3,
         values in prop::collection::vec(position(), match kind {
             PositionKind::Start => 1,
             PositionKind::StartPerRow => batch,
-            PositionKind::PerToken => batch * sequence,
+            PositionKind::PerToken | PositionKind::PerAxis => batch * sequence,
         }),
         kind in Just(kind),
     ) -> TestPositions {

@@ -2,10 +2,11 @@
 //! leave the same bits in every buffer, gaps between heads and tokens included.
 
 use phasor::half::{bf16, f16};
-use phasor::launch::Kernel;
+use phasor::launch::{AngleKind, Kernel};
 use phasor::{
-    Angles, CosSinTable, Direction, Dtype, Element, Frequencies, Host, InOut, Isa, Layout,
-    OutOfRange, Pairing, PositionIds, PositionKind, Positions, Problem, Rope, Threads,
+    Angles, CosSinTable, Direction, Dtype, Element, Frequencies, FrequencyRowKind, FrequencyRows,
+    Host, InOut, Isa, Layout, OutOfRange, Pairing, PositionIds, PositionKind, Positions, Problem,
+    Rope, Threads,
 };
 
 /// A small generator (splitmix64), so that a seed is all that a failing case needs.
@@ -149,6 +150,9 @@ pub struct Case {
     pub one_buffer: Option<Elements>,
     pub kind: PositionKind,
     pub ids: Ids,
+    pub row_kind: FrequencyRowKind,
+    /// One for the whole call, or as many as the kind needs.
+    pub row_ids: Vec<u32>,
     /// Shapes the grid.
     pub multiprocessors: u32,
 }
@@ -159,7 +163,9 @@ pub struct Outcome(pub Vec<Elements>);
 
 impl Case {
     pub fn problem(&self) -> Problem {
-        let mut problem = Problem::new(self.dtype).positions(self.kind);
+        let mut problem = Problem::new(self.dtype)
+            .positions(self.kind)
+            .frequency_rows(self.row_kind);
         if let Some(q) = &self.q {
             problem = problem.q(q.layout);
         }
@@ -174,14 +180,22 @@ impl Case {
 
     pub fn positions(&self) -> Positions<'_> {
         let ids = match &self.ids {
-            Ids::None(start) => return Positions::Start(*start),
+            Ids::None(_) => PositionIds::I64(&[]),
             Ids::I32(ids) => PositionIds::I32(ids),
             Ids::I64(ids) => PositionIds::I64(ids),
             Ids::U32(ids) => PositionIds::U32(ids),
         };
-        match self.kind {
-            PositionKind::PerToken => Positions::PerToken(ids),
-            _ => Positions::StartPerRow(ids),
+        let positions = match (self.kind, &self.ids) {
+            (_, Ids::None(start)) => Positions::start(*start),
+            (PositionKind::PerToken, _) => Positions::per_token(ids),
+            (PositionKind::PerAxis, _) => Positions::per_axis(ids),
+            _ => Positions::start_per_row(ids),
+        };
+        match self.row_kind {
+            FrequencyRowKind::None => positions,
+            FrequencyRowKind::Call => positions.frequency_row(self.row_ids[0]),
+            FrequencyRowKind::PerSequence => positions.frequency_rows_per_sequence(&self.row_ids),
+            FrequencyRowKind::PerToken => positions.frequency_rows_per_token(&self.row_ids),
         }
     }
 
@@ -250,7 +264,7 @@ fn operand<T>(buffers: &mut (Vec<T>, Option<Vec<T>>)) -> InOut<&[T], &mut [T]> {
 pub struct Wish {
     pub dtype: Option<Dtype>,
     pub pairing: Option<Pairing>,
-    pub table: Option<bool>,
+    pub angles: Option<AngleKind>,
     pub kind: Option<PositionKind>,
     pub form: Option<Form>,
     /// Shapes, strides and bases that allow 16-byte accesses.
@@ -301,15 +315,25 @@ pub fn random_case(rng: &mut Rng, wish: Wish) -> Case {
     let sequence = rng.pick(&[1, 1, 2, 3, 5, 9, 0]);
     let (q_heads, k_heads) = rng.pick(&[(1, 1), (4, 1), (6, 2), (3, 3), (9, 1), (0, 2), (11, 0)]);
 
-    let rope = random_rope(rng, wish.table, pairing, rotary_dim);
+    let angles = wish.angles.unwrap_or_else(|| {
+        rng.pick(&[
+            AngleKind::Exact,
+            AngleKind::Exact,
+            AngleKind::Rows,
+            AngleKind::Table,
+        ])
+    });
+    let rope = random_rope(rng, angles, pairing, rotary_dim);
     let kind = wish.kind.unwrap_or_else(|| {
         rng.pick(&[
             PositionKind::Start,
             PositionKind::StartPerRow,
             PositionKind::PerToken,
+            PositionKind::PerAxis,
         ])
     });
-    let ids = random_ids(rng, kind, batch, sequence, rope.angles());
+    let ids = random_ids(rng, kind, [batch, sequence], rope.angles());
+    let (row_kind, row_ids) = random_rows(rng, [batch, sequence], rope.angles());
 
     // The rotated dims of k may lie elsewhere than those of q.
     let unit = if aligned { vector } else { 2 };
@@ -352,6 +376,8 @@ pub fn random_case(rng: &mut Rng, wish: Wish) -> Case {
         one_buffer: None,
         kind,
         ids,
+        row_kind,
+        row_ids,
         multiprocessors: rng.pick(&[1, 1, 8, 132]),
     };
     if form == Form::Packed {
@@ -379,27 +405,89 @@ pub fn random_case(rng: &mut Rng, wish: Wish) -> Case {
     case
 }
 
-fn random_rope(rng: &mut Rng, table: Option<bool>, pairing: Pairing, rotary_dim: usize) -> Rope {
+fn random_rope(rng: &mut Rng, angles: AngleKind, pairing: Pairing, rotary_dim: usize) -> Rope {
     let pairs = rotary_dim / 2;
-    let rope = if table.unwrap_or_else(|| rng.chance(40)) {
-        let rows = 1 + rng.below(12);
-        let values = |rng: &mut Rng| random_elements(rng, Dtype::F32, rows * pairs);
-        let (cos, sin) = (typed(&values(rng)), typed(&values(rng)));
-        let choice = rng.pick(&[OutOfRange::Clamp, OutOfRange::PassThrough]);
-        let table = CosSinTable::new(cos, sin, pairs).unwrap();
-        Rope::new(table.with_out_of_range(choice), pairing)
-    } else {
-        let frequencies = if rng.chance(50) {
-            let theta = rng.pick(&[1e2, 1e4, 5e5, 1e9]);
-            Frequencies::from_theta(theta, rotary_dim).unwrap()
-        } else {
-            // Steps that no theta gives: every bit of the product matters.
-            Frequencies::from_steps((0..pairs).map(|_| rng.next()).collect()).unwrap()
-        };
-        let factor = rng.pick(&[1.0, 1.0, 1.0, 0.737, 1.4]);
-        Rope::new(frequencies.with_attention_factor(factor).unwrap(), pairing)
+    let rope = match angles {
+        AngleKind::Exact => Rope::new(random_frequencies(rng, rotary_dim), pairing),
+        AngleKind::Rows => Rope::new(random_frequency_rows(rng, rotary_dim), pairing),
+        AngleKind::Table => {
+            let rows = 1 + rng.below(12);
+            let values = |rng: &mut Rng| random_elements(rng, Dtype::F32, rows * pairs);
+            let (cos, sin) = (typed(&values(rng)), typed(&values(rng)));
+            let choice = rng.pick(&[OutOfRange::Clamp, OutOfRange::PassThrough]);
+            let table = CosSinTable::new(cos, sin, pairs).unwrap();
+            Rope::new(table.with_out_of_range(choice), pairing)
+        }
     };
     rope.with_direction(rng.pick(&[Direction::Forward, Direction::Forward, Direction::Inverse]))
+}
+
+fn random_frequencies(rng: &mut Rng, rotary_dim: usize) -> Frequencies {
+    let frequencies = if rng.chance(50) {
+        let theta = rng.pick(&[1e2, 1e4, 5e5, 1e9]);
+        Frequencies::from_theta(theta, rotary_dim).unwrap()
+    } else {
+        // Steps that no theta gives: every bit of the product matters.
+        Frequencies::from_steps((0..rotary_dim / 2).map(|_| rng.next()).collect()).unwrap()
+    };
+    let factor = rng.pick(&[1.0, 1.0, 1.0, 0.737, 1.4]);
+    frequencies.with_attention_factor(factor).unwrap()
+}
+
+/// One row on several axes, rows that the call chooses from, or two that positions choose from.
+fn random_frequency_rows(rng: &mut Rng, rotary_dim: usize) -> Angles {
+    let pairs = rotary_dim / 2;
+    let on_axes = |rng: &mut Rng, axes: usize| {
+        let frequencies = random_frequencies(rng, rotary_dim);
+        if rng.chance(50) {
+            let axis_of_pair: Vec<_> = (0..pairs).map(|_| rng.below(axes)).collect();
+            frequencies.with_axes(axes, &axis_of_pair).unwrap()
+        } else {
+            // Every axis turns every pair.
+            let steps = (0..axes * pairs).map(|_| rng.next()).collect();
+            let factor = frequencies.attention_factor();
+            let frequencies = Frequencies::from_axis_steps(steps, axes).unwrap();
+            frequencies.with_attention_factor(factor).unwrap()
+        }
+    };
+    match rng.below(4) {
+        0 => {
+            let axes = 2 + rng.below(3);
+            on_axes(rng, axes).into()
+        }
+        1 => {
+            let rows = [on_axes(rng, 1), on_axes(rng, 1)];
+            let boundary = random_position(rng, &Angles::Exact(rows[0].clone()));
+            let rows = FrequencyRows::new(&rows).unwrap();
+            rows.by_position(boundary).unwrap().into()
+        }
+        _ => {
+            let axes = 1 + rng.below(3);
+            let rows: Vec<_> = (0..1 + rng.below(4)).map(|_| on_axes(rng, axes)).collect();
+            FrequencyRows::new(&rows).unwrap().into()
+        }
+    }
+}
+
+/// How a call chooses rows, and its indices.
+fn random_rows(
+    rng: &mut Rng,
+    [batch, sequence]: [usize; 2],
+    angles: &Angles,
+) -> (FrequencyRowKind, Vec<u32>) {
+    let Angles::Rows(rows) = angles else {
+        return (FrequencyRowKind::None, Vec::new());
+    };
+    if rows.boundary().is_some() {
+        return (FrequencyRowKind::None, Vec::new());
+    }
+    let (kind, count) = rng.pick(&[
+        (FrequencyRowKind::Call, 1),
+        (FrequencyRowKind::PerSequence, batch),
+        (FrequencyRowKind::PerToken, batch * sequence),
+    ]);
+    let ids = (0..count).map(|_| rng.below(rows.rows()) as u32);
+    (kind, ids.collect())
 }
 
 fn random_position(rng: &mut Rng, angles: &Angles) -> i64 {
@@ -407,6 +495,12 @@ fn random_position(rng: &mut Rng, angles: &Angles) -> i64 {
         && rng.chance(70)
     {
         return rng.below(table.rows() + 2) as i64 - 1;
+    }
+    if let Angles::Rows(rows) = angles
+        && let Some(boundary) = rows.boundary()
+        && rng.chance(70)
+    {
+        return boundary.wrapping_add(rng.below(5) as i64 - 2);
     }
     match rng.below(6) {
         0 => rng.below(5000) as i64,
@@ -421,14 +515,14 @@ fn random_position(rng: &mut Rng, angles: &Angles) -> i64 {
 fn random_ids(
     rng: &mut Rng,
     kind: PositionKind,
-    batch: usize,
-    sequence: usize,
+    [batch, sequence]: [usize; 2],
     angles: &Angles,
 ) -> Ids {
     let count = match kind {
         PositionKind::Start => return Ids::None(random_position(rng, angles)),
         PositionKind::StartPerRow => batch,
         PositionKind::PerToken => batch * sequence,
+        PositionKind::PerAxis => angles.axes() * batch * sequence,
     };
     let ids: Vec<i64> = (0..count).map(|_| random_position(rng, angles)).collect();
     match rng.below(3) {
@@ -598,19 +692,30 @@ fn phases_case(
         .iter()
         .map(|&phase| frequencies.cos_sin(0, phase as i64))
         .collect();
-    let (rope, ids): (_, Vec<i64>) = if kernel.table {
-        let rows = |pick: fn(&(f32, f32)) -> f32| {
-            let values = angles.iter().map(pick);
-            values.flat_map(|x| vec![x; pairs]).collect()
-        };
-        let table = CosSinTable::new(rows(|a| a.0), rows(|a| a.1), pairs).unwrap();
-        let table = table.with_out_of_range(OutOfRange::Clamp);
-        let ids = (0..phases.len() as i64).collect();
-        (Rope::new(table, kernel.pairing), ids)
-    } else {
-        let ids = phases.iter().map(|&phase| phase as i64).collect();
-        (Rope::new(frequencies, kernel.pairing), ids)
+    let mut ids: Vec<_> = phases.iter().map(|&phase| phase as i64).collect();
+    let source: Angles = match kernel.angles {
+        AngleKind::Exact => frequencies.into(),
+        AngleKind::Rows => {
+            // A phase in two parts, one per axis.
+            let part = |phase: &u64| (phase >> 7) as i64;
+            let rest = phases
+                .iter()
+                .map(|phase| (*phase as i64).wrapping_sub(part(phase)));
+            ids = phases.iter().map(part).chain(rest).collect();
+            let both = Frequencies::from_axis_steps(vec![1; 2 * pairs], 2).unwrap();
+            both.with_attention_factor(factor).unwrap().into()
+        }
+        AngleKind::Table => {
+            let rows = |pick: fn(&(f32, f32)) -> f32| {
+                let values = angles.iter().map(pick);
+                values.flat_map(|x| vec![x; pairs]).collect()
+            };
+            ids = (0..phases.len() as i64).collect();
+            let table = CosSinTable::new(rows(|a| a.0), rows(|a| a.1), pairs).unwrap();
+            table.with_out_of_range(OutOfRange::Clamp).into()
+        }
     };
+    let rope = Rope::new(source, kernel.pairing);
     let layout = Layout::tokens(phases.len(), HEADS, 2 * pairs);
     let mut source = Vec::new();
     for (token, &(cos, sin)) in angles.iter().enumerate() {
@@ -638,8 +743,10 @@ fn phases_case(
         q: Some(tensor),
         k: None,
         one_buffer: None,
-        kind: PositionKind::PerToken,
+        kind: PositionKind::PerAxis,
         ids: Ids::I64(ids),
+        row_kind: FrequencyRowKind::None,
+        row_ids: Vec::new(),
         multiprocessors: 1,
     }
 }

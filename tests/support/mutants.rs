@@ -4,7 +4,7 @@
 //! with them, never by their numbers, so that the rules outlive a new compiler.
 
 use phasor::Pairing;
-use phasor::launch::Kernel;
+use phasor::launch::{AngleKind, Kernel};
 use phasor::params::{PhasorAngles, PhasorRopeParams, PhasorTensor};
 use std::collections::{HashMap, HashSet};
 use std::mem::offset_of;
@@ -261,6 +261,7 @@ struct Code<'a> {
     parameters: HashMap<&'a str, i64>,
     /// The only instruction that writes a register, by index.
     writers: HashMap<&'a str, usize>,
+    /// The registers that each cos and each sin is multiplied with.
     cos_scale: &'a str,
     sin_scale: &'a str,
 }
@@ -304,7 +305,15 @@ impl<'a> Code<'a> {
             let found = parameters.iter().find(of_scale);
             found.map_or("", |(register, _)| *register)
         };
-        let (cos_scale, sin_scale) = (scale(COS_SCALE), scale(COS_SCALE + 4));
+        let (mut cos_scale, mut sin_scale) = (scale(COS_SCALE), scale(COS_SCALE + 4));
+        // Where each row has a factor, sin's is the product of that and the parameter.
+        if cos_scale.is_empty()
+            && let Some(product) = insts
+                .iter()
+                .find(|i| i.op == "mul.rn.f32" && i.args[2] == sin_scale)
+        {
+            (cos_scale, sin_scale) = (product.args[1], product.args[0]);
+        }
         Code {
             insts,
             parameters,
@@ -469,7 +478,11 @@ fn values(kernel: Kernel, code: &Code, inst: &Inst, add: &mut impl FnMut(Kind, S
             (true, Pairing::HalfSplit) => 16 / kernel.dtype.size(),
             (true, Pairing::Interleaved) => 8 / kernel.dtype.size(),
         };
-        let bytes = chunk * if kernel.table { 4 } else { 8 };
+        let bytes = chunk
+            * match kernel.angles {
+                AngleKind::Exact | AngleKind::Rows => 8,
+                AngleKind::Table => 4,
+            };
         let at = args[1].trim_matches(['[', ']']);
         let now = format!(
             "{{ .reg .b32 %lane; .reg .b64 %back; mov.u32 %lane, %tid.x; \
@@ -484,10 +497,10 @@ fn values(kernel: Kernel, code: &Code, inst: &Inst, add: &mut impl FnMut(Kind, S
 /// its register is written for each of the three types.
 fn is_angle_load(kernel: Kernel, code: &Code, inst: &Inst) -> bool {
     inst.is_constant_load()
-        && match (kernel.table, kernel.wide) {
-            (true, _) => inst.op.ends_with(".f32"),
-            (false, true) => inst.op.ends_with(".v2.u64"),
-            (false, false) => inst.op.ends_with(".u64") && code.writers.contains_key(inst.args[0]),
+        && match (kernel.angles, kernel.wide) {
+            (AngleKind::Table, _) => inst.op.ends_with(".f32"),
+            (_, true) => inst.op.ends_with(".v2.u64"),
+            (_, false) => inst.op.ends_with(".u64") && code.writers.contains_key(inst.args[0]),
         }
 }
 

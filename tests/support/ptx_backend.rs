@@ -3,10 +3,11 @@
 use crate::kernel_cases::{Case, Elements, Ids, Outcome, TensorCase, bytes, from_bytes};
 use crate::ptx::{Fault, Launch, Memory, Module, Stats, run};
 use phasor::launch::{
-    Addresses, AngleAddresses, PositionAddresses, PositionDtype, TensorAddresses,
+    Addresses, AngleAddresses, AngleKind, PositionAddresses, PositionDtype, RowAddresses,
+    TensorAddresses,
 };
 use phasor::params::PHASOR_LAYOUT_VALUES;
-use phasor::{Angles, Dtype, InOut, Layout, Plan, PositionMemory, Problem};
+use phasor::{Angles, Dtype, FrequencyRowKind, InOut, Layout, Plan, PositionMemory, Problem};
 use std::collections::HashMap;
 
 /// The three kernel modules of one target.
@@ -138,7 +139,9 @@ impl Image {
     pub fn run_spread(&self, case: &Case, q: Layout, k: Layout) -> Result<Outcome, Fault> {
         let mut memory = Memory::new();
         let size = case.dtype.size();
-        let mut problem = Problem::new(case.dtype).positions(case.kind);
+        let mut problem = Problem::new(case.dtype)
+            .positions(case.kind)
+            .frequency_rows(case.row_kind);
         let mut moved = Vec::new();
         for (tensor, layout) in case.tensors().zip([q, k]) {
             let InOut::InPlace(near) = tensor.layout else {
@@ -191,24 +194,7 @@ impl Image {
             memory.set_read_only(address);
             address
         };
-        let floats = |x: &[f32]| x.iter().flat_map(|x| x.to_le_bytes()).collect();
-        let angles = match case.rope.angles() {
-            Angles::Exact(frequencies) => AngleAddresses::Exact {
-                steps: constant(
-                    "steps",
-                    frequencies
-                        .steps()
-                        .iter()
-                        .flat_map(|s| s.to_le_bytes())
-                        .collect(),
-                ),
-            },
-            Angles::Table(table) => AngleAddresses::Table {
-                cos: constant("cos", floats(table.cos())),
-                sin: constant("sin", floats(table.sin())),
-            },
-            other => panic!("{other:?} is not covered"),
-        };
+        let angles = constant_angles(case.rope.angles(), &mut constant);
         let ids = |address, dtype| PositionAddresses::Ids { address, dtype };
         let positions = match &case.ids {
             Ids::None(start) => PositionAddresses::Start(*start),
@@ -225,11 +211,20 @@ impl Image {
                 PositionDtype::U32,
             ),
         };
+        let rows = match case.row_kind {
+            FrequencyRowKind::None => RowAddresses::None,
+            FrequencyRowKind::Call => RowAddresses::Call(case.row_ids[0]),
+            _ => RowAddresses::Ids(constant(
+                "rows",
+                case.row_ids.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            )),
+        };
         let addresses = Addresses {
             q,
             k,
             angles,
             positions,
+            rows,
         };
         let Some(launch) = plan.launch(&addresses, case.multiprocessors).unwrap() else {
             return Ok((None, Stats::default()));
@@ -242,6 +237,35 @@ impl Image {
             &Launch::new(&name, launch.grid, launch.block, params),
         )?;
         Ok((Some(name), stats))
+    }
+}
+
+/// Puts an angle source in memory, as the CUDA backend does.
+pub fn constant_angles(
+    angles: &Angles,
+    constant: &mut impl FnMut(&'static str, Vec<u8>) -> u64,
+) -> AngleAddresses {
+    let floats = |x: &[f32]| x.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let words = |x: &[u64]| x.iter().flat_map(|x| x.to_le_bytes()).collect();
+    match angles {
+        Angles::Exact(frequencies) if AngleKind::of(angles) == AngleKind::Exact => {
+            AngleAddresses::Exact {
+                steps: constant("steps", words(frequencies.steps())),
+            }
+        }
+        Angles::Exact(frequencies) => AngleAddresses::Rows {
+            steps: constant("steps", words(frequencies.steps())),
+            factors: constant("factors", floats(&[frequencies.attention_factor()])),
+        },
+        Angles::Rows(rows) => AngleAddresses::Rows {
+            steps: constant("steps", words(rows.steps())),
+            factors: constant("factors", floats(rows.attention_factors())),
+        },
+        Angles::Table(table) => AngleAddresses::Table {
+            cos: constant("cos", floats(table.cos())),
+            sin: constant("sin", floats(table.sin())),
+        },
+        other => panic!("{other:?} is not covered"),
     }
 }
 

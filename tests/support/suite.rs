@@ -6,13 +6,14 @@ use crate::kernel_cases::{
     from_bytes, random_case, random_elements, sharp_case, ties_case,
 };
 use crate::ptx::{Error, Fault, Launch, Memory, Module, run};
-use crate::ptx_backend::{COMPUTE_80, Image, Run};
+use crate::ptx_backend::{COMPUTE_80, Image, Run, constant_angles};
 use phasor::launch::{
-    Addresses, AngleAddresses, Kernel, PositionAddresses, PositionDtype, TensorAddresses,
+    Addresses, AngleAddresses, AngleKind, Kernel, PositionAddresses, PositionDtype, RowAddresses,
+    TensorAddresses,
 };
 use phasor::{
-    Angles, CosSinTable, Dtype, Frequencies, InOut, Isa, Layout, OutOfRange, Plan, PositionKind,
-    PositionMemory, Problem, Rope,
+    Angles, CosSinTable, Dtype, Frequencies, FrequencyRowKind, FrequencyRows, InOut, Isa, Layout,
+    OutOfRange, Plan, PositionKind, PositionMemory, Problem, Rope,
 };
 use std::collections::HashMap;
 
@@ -112,10 +113,14 @@ impl Check {
 }
 
 /// Names of the checks, and what they are.
-pub const CHECKS: [(&str, &str); 5] = [
+pub const CHECKS: [(&str, &str); 6] = [
     (
         "random",
         "every kind of position with every form of call, four random cases of each",
+    ),
+    (
+        "kinds",
+        "positions of each type at both ends of it; each way to choose a row of steps",
     ),
     (
         "far",
@@ -138,11 +143,19 @@ pub const CHECKS: [(&str, &str); 5] = [
 /// All checks of a kernel.
 pub fn checks(kernel: Kernel) -> Vec<Check> {
     let mut checks = random_checks(kernel);
+    for case in kinds_cases(kernel) {
+        let how = How::Planned(once(&case));
+        checks.push(Check::new("kinds", kernel, case, how));
+    }
     for in_place in [true, false] {
         for (heads, shape) in FAR {
             let case = far_case(kernel, in_place, heads);
             checks.push(Check::new("far", kernel, case, How::Far(shape)));
         }
+    }
+    if kernel.angles == AngleKind::Rows {
+        let case = by_position(far_case(kernel, true, [5, 5]));
+        checks.push(Check::new("far", kernel, case, How::Far(None)));
     }
     // Four rows of threads, so that each of the four heads a thread holds at once sees each kind
     // of elements.
@@ -164,15 +177,22 @@ fn random_checks(kernel: Kernel) -> Vec<Check> {
     let mut rng = Rng(kernel.index() as u64);
     let mut checks = Vec::new();
     for form in [Form::InPlace, Form::OutOfPlace, Form::Packed] {
-        for kind in [
+        let kinds = [
             PositionKind::Start,
             PositionKind::StartPerRow,
             PositionKind::PerToken,
-        ] {
+            PositionKind::PerAxis,
+        ];
+        // On one axis, a position per axis is one per token.
+        let kinds = match kernel.angles {
+            AngleKind::Rows => &kinds[..],
+            AngleKind::Exact | AngleKind::Table => &kinds[..3],
+        };
+        for &kind in kinds {
             let wish = Wish {
                 dtype: Some(kernel.dtype),
                 pairing: Some(kernel.pairing),
-                table: Some(kernel.table),
+                angles: Some(kernel.angles),
                 kind: Some(kind),
                 form: Some(form),
                 aligned: Some(kernel.wide),
@@ -281,24 +301,34 @@ fn far_case(kernel: Kernel, in_place: bool, heads: [usize; 2]) -> Case {
         (1, [18, 21], [4, 6], 5)
     };
     let mut rng = Rng(9);
-    let rope = if kernel.table {
-        // Ordinary numbers: scaling them by powers of two loses nothing.
-        let mut values = || {
-            let value = |_| (rng.next() as i64 as f64 / (1u64 << 62) as f64) as f32;
-            (0..ROWS as usize * pairs).map(value).collect()
-        };
-        let table = CosSinTable::new(values(), values(), pairs).unwrap();
-        // A clamped row is read where a passed-through one is not: each in one of the two cases.
-        let choice = if in_place {
-            OutOfRange::Clamp
-        } else {
-            OutOfRange::PassThrough
-        };
-        Rope::new(table.with_out_of_range(choice), kernel.pairing)
-    } else {
-        let steps = (0..pairs).map(|_| rng.next()).collect();
-        Rope::new(Frequencies::from_steps(steps).unwrap(), kernel.pairing)
+    let mut steps = |count| (0..count).map(|_| rng.next()).collect::<Vec<_>>();
+    let angles: Angles = match kernel.angles {
+        AngleKind::Exact => Frequencies::from_steps(steps(pairs)).unwrap().into(),
+        AngleKind::Rows => {
+            let rows = [1.0, 0.5, 0.75, 1.25].map(|factor| {
+                let row = Frequencies::from_axis_steps(steps(AXES * pairs), AXES).unwrap();
+                row.with_attention_factor(factor).unwrap()
+            });
+            FrequencyRows::new(&rows).unwrap().into()
+        }
+        AngleKind::Table => {
+            // Ordinary numbers: scaling them by powers of two loses nothing.
+            let mut values = || {
+                let value = |_| (rng.next() as i64 as f64 / (1u64 << 62) as f64) as f32;
+                (0..ROWS as usize * pairs).map(value).collect()
+            };
+            let table = CosSinTable::new(values(), values(), pairs).unwrap();
+            // A clamped row is read where a passed-through one is not: each in one of the two
+            // cases.
+            let choice = if in_place {
+                OutOfRange::Clamp
+            } else {
+                OutOfRange::PassThrough
+            };
+            table.with_out_of_range(choice).into()
+        }
     };
+    let rope = Rope::new(angles, kernel.pairing);
     let mut tensor = |n: usize| {
         let layout = Layout::bshd(BATCH, SEQUENCE, heads[n], unit * head_dims[n])
             .with_rotary_offset(unit * offsets[n]);
@@ -322,15 +352,91 @@ fn far_case(kernel: Kernel, in_place: bool, heads: [usize; 2]) -> Case {
         q: Some(q),
         k: Some(k),
         one_buffer: None,
-        kind: PositionKind::PerToken,
-        // All rows of a table and one on each side.
-        ids: Ids::I64(vec![-1, 0, 1, 2, 3, 4]),
+        kind: match kernel.angles {
+            AngleKind::Rows => PositionKind::PerAxis,
+            AngleKind::Exact | AngleKind::Table => PositionKind::PerToken,
+        },
+        // All rows of a table and one on each side; where there are two axes, the other's too.
+        ids: Ids::I64(match kernel.angles {
+            AngleKind::Rows => vec![-1, 0, 1, 2, 3, 4, 11, 1 << 40, -13, 14, 15, i64::MIN],
+            AngleKind::Exact | AngleKind::Table => vec![-1, 0, 1, 2, 3, 4],
+        }),
+        row_kind: match kernel.angles {
+            AngleKind::Rows => FrequencyRowKind::PerToken,
+            AngleKind::Exact | AngleKind::Table => FrequencyRowKind::None,
+        },
+        row_ids: vec![3, 1, 0, 2, 3, 3],
         multiprocessors: 1,
     }
 }
 
-/// Rows of the tables of [`far_case`].
+/// The same heads where positions choose between two rows on one axis.
+fn by_position(case: Case) -> Case {
+    let Angles::Rows(rows) = case.rope.angles() else {
+        panic!("rows only")
+    };
+    let pairs = rows.pairs();
+    let rows = [0, 1].map(|row| {
+        let row = rows.row(row).unwrap();
+        let steps = row.steps()[..pairs].to_vec();
+        let factor = row.attention_factor();
+        let row = Frequencies::from_steps(steps).unwrap();
+        row.with_attention_factor(factor).unwrap()
+    });
+    let rows = FrequencyRows::new(&rows).unwrap().by_position(2).unwrap();
+    Case {
+        rope: Rope::new(rows, case.rope.pairing()),
+        kind: PositionKind::PerToken,
+        ids: Ids::I64(vec![-1, 0, 1, 2, 3, 1 << 40]),
+        row_kind: FrequencyRowKind::None,
+        row_ids: Vec::new(),
+        ..case
+    }
+}
+
+/// Positions of each type at both ends of it, and each way to choose a row of steps.
+fn kinds_cases(kernel: Kernel) -> Vec<Case> {
+    let mut cases: Vec<_> = [
+        Ids::I32(vec![-1, 1, i32::MIN, 2, i32::MAX, 0]),
+        Ids::U32(vec![u32::MAX, 1, 1 << 31, 2, 3, 0]),
+        Ids::I64(vec![-1, 1, i64::MIN, 2, i64::MAX, 0]),
+    ]
+    .into_iter()
+    .map(|ids| Case {
+        kind: PositionKind::PerToken,
+        ids,
+        ..far_case(kernel, true, [2, 1])
+    })
+    .collect();
+    if kernel.angles == AngleKind::Rows {
+        let by_each: Vec<_> = cases
+            .iter()
+            .map(|case| Case {
+                ids: case.ids.clone(),
+                ..by_position(case.clone())
+            })
+            .collect();
+        let plain = cases[0].clone();
+        let choices = [
+            (FrequencyRowKind::Call, vec![2]),
+            (FrequencyRowKind::PerSequence, vec![3, 1]),
+            (FrequencyRowKind::PerToken, vec![0, 1, 2, 3, 2, 1]),
+        ];
+        cases.extend(choices.map(|(row_kind, row_ids)| Case {
+            row_kind,
+            row_ids,
+            ..plain.clone()
+        }));
+        cases.extend(by_each);
+    }
+    cases
+}
+
+/// Axes and rows of the rotations of [`far_case`], and rows of its tables.
+const AXES: usize = 2;
 const ROWS: i64 = 4;
+/// Rows between two rows of steps, where they are spread; four of these are the most an index holds.
+const STEP_ROW_SPREAD: u32 = 30;
 /// Rows between two rows of a table, where it is spread.
 const ROW_SPREAD: u32 = 31;
 
@@ -368,7 +474,9 @@ fn by_hand(
         }
         (layout, address)
     };
-    let mut problem = Problem::new(case.dtype).positions(case.kind);
+    let mut problem = Problem::new(case.dtype)
+        .positions(case.kind)
+        .frequency_rows(case.row_kind);
     let mut addresses = [TensorAddresses::default(); 2];
     let mut written = Vec::new();
     for (n, tensor) in [&case.q, &case.k].into_iter().enumerate() {
@@ -407,37 +515,40 @@ fn by_hand(
     let plan = Plan::new(&case.rope, &problem, PositionMemory::Device).unwrap();
     let scales = if spread { [0.5, 0.25] } else { [1.0; 2] };
     let (angles, row_spread) = match case.rope.angles() {
-        Angles::Exact(frequencies) => {
-            let steps = frequencies.steps().iter().flat_map(|s| s.to_le_bytes());
-            let steps = memory.add("steps", steps.collect(), 0);
-            memory.set_read_only(steps);
-            (AngleAddresses::Exact { steps }, 0)
-        }
-        Angles::Table(table) => {
-            let row_spread = if spread { ROW_SPREAD } else { 0 };
+        Angles::Table(table) if spread => {
             let row = table.pairs() * 4;
             let mut values = |name, values: &[f32], factor: f32| {
-                let length = ((table.rows() as u64 - 1) << row_spread) * row as u64 + row as u64;
-                let address = memory.add_sparse(name, length, 0);
-                for (n, values) in values.chunks(table.pairs()).enumerate() {
-                    let values = values.iter().flat_map(|x| (x / factor).to_le_bytes());
-                    let values: Vec<u8> = values.collect();
-                    memory.write(address + (((n * row) as u64) << row_spread), &values);
-                }
-                memory.set_read_only(address);
-                address
+                let values: Vec<f32> = values.iter().map(|x| x / factor).collect();
+                spread_rows(&mut memory, name, ROW_SPREAD, row, &floats(&values))
             };
             let cos = values("cos", table.cos(), scales[0]);
             let sin = values("sin", table.sin(), scales[1]);
-            (AngleAddresses::Table { cos, sin }, row_spread)
+            (AngleAddresses::Table { cos, sin }, ROW_SPREAD)
         }
-        other => panic!("{other:?} is not covered"),
+        // Positions choose row 0 or 1: these stay next to each other.
+        Angles::Rows(rows) if spread && rows.boundary().is_none() => {
+            let row = rows.axes() * rows.pairs() * 8;
+            let steps: Vec<u8> = rows.steps().iter().flat_map(|s| s.to_le_bytes()).collect();
+            let steps = spread_rows(&mut memory, "steps", STEP_ROW_SPREAD, row, &steps);
+            let factors = floats(rows.attention_factors());
+            let factors = spread_rows(&mut memory, "factors", STEP_ROW_SPREAD, 4, &factors);
+            (AngleAddresses::Rows { steps, factors }, 0)
+        }
+        angles => {
+            let mut constant = |name, bytes| {
+                let address = memory.add(name, bytes, 0);
+                memory.set_read_only(address);
+                address
+            };
+            (constant_angles(angles, &mut constant), 0)
+        }
     };
 
     let Ids::I64(positions) = &case.ids else {
         panic!("64-bit positions only")
     };
-    let sequence = positions.len() / if spread { BATCH } else { 1 };
+    let tokens = positions.len() / case.rope.angles().axes();
+    let sequence = tokens / if spread { BATCH } else { 1 };
     // A position is start + s * advance + id: each of the three takes its share.
     let (id_stride, start, advance) = if spread {
         (1 << 33, -77 << 40, (3 << 33) + 1)
@@ -448,10 +559,32 @@ fn by_hand(
     let ids = memory.add_sparse("ids", length, 0);
     for (n, position) in positions.iter().enumerate() {
         let s = (n % sequence) as i64;
-        let id = spread_position(*position, row_spread) - start - s * advance;
+        let id = spread_position(*position, row_spread)
+            .wrapping_sub(start)
+            .wrapping_sub(s * advance);
         memory.write(ids + n as u64 * id_stride, &id.to_le_bytes());
     }
     memory.set_read_only(ids);
+
+    let rows = if case.row_kind == FrequencyRowKind::None {
+        RowAddresses::None
+    } else {
+        let address = memory.add_sparse("rows", id_stride * tokens as u64, 0);
+        // The last token's index is past the last row, which it stands for.
+        let last = case.row_ids.len() - 1;
+        for (n, &row) in case.row_ids.iter().enumerate() {
+            let row = match (spread, n == last) {
+                (true, false) => row << STEP_ROW_SPREAD,
+                (true, true) => (row << STEP_ROW_SPREAD) + 1,
+                (false, false) => row,
+                (false, true) => u32::MAX,
+            };
+            let stride = if spread { id_stride } else { 4 };
+            memory.write(address + n as u64 * stride, &row.to_le_bytes());
+        }
+        memory.set_read_only(address);
+        RowAddresses::Ids(address)
+    };
 
     let mut launch = plan
         .launch(
@@ -463,6 +596,7 @@ fn by_hand(
                     address: ids,
                     dtype: PositionDtype::I64,
                 },
+                rows,
             },
             case.multiprocessors,
         )
@@ -475,10 +609,20 @@ fn by_hand(
         params.positions.advance = advance;
         params.positions.sequence_stride = id_stride as i64;
         params.positions.batch_stride = (id_stride * sequence as u64) as i64;
-        if check.kernel.table {
-            params.angles.rows = (spread_position(ROWS - 1, row_spread) + 1) as u64;
-            params.angles.cos_scale *= scales[0];
-            params.angles.sin_scale *= scales[1];
+        params.positions.axis_stride = (id_stride * tokens as u64) as i64;
+        params.rows.sequence_stride = params.positions.sequence_stride;
+        params.rows.batch_stride = params.positions.batch_stride;
+        match check.kernel.angles {
+            AngleKind::Exact => {}
+            AngleKind::Rows if case.row_kind == FrequencyRowKind::None => {}
+            AngleKind::Rows => {
+                params.angles.rows = ((ROWS as u64 - 1) << STEP_ROW_SPREAD) + 1;
+            }
+            AngleKind::Table => {
+                params.angles.rows = (spread_position(ROWS - 1, row_spread) + 1) as u64;
+                params.angles.cos_scale *= scales[0];
+                params.angles.sin_scale *= scales[1];
+            }
         }
     }
     let (grid, block) = shape.unwrap_or((launch.grid, launch.block));
@@ -510,6 +654,28 @@ fn by_hand(
     Ok((Outcome(outcome), once == loaded))
 }
 
+fn floats(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+/// Rows of `row` bytes each, `2^spread` rows apart.
+fn spread_rows(
+    memory: &mut Memory,
+    name: &'static str,
+    spread: u32,
+    row: usize,
+    bytes: &[u8],
+) -> u64 {
+    let at = |n: usize| (n * row) as u64;
+    let rows = bytes.len() / row;
+    let address = memory.add_sparse(name, (at(rows - 1) << spread) + row as u64, 0);
+    for (n, bytes) in bytes.chunks(row).enumerate() {
+        memory.write(address + (at(n) << spread), bytes);
+    }
+    memory.set_read_only(address);
+    address
+}
+
 /// Where a position lies once the table's rows are apart: in range or next to it, as before.
 fn spread_position(position: i64, row_spread: u32) -> i64 {
     match position {
@@ -533,9 +699,9 @@ fn angle_bytes(case: &Case, positions: &[i64], rows: u64) -> u64 {
             let inside = |p: &&i64| (0..table.rows() as i64).contains(*p);
             positions.iter().filter(inside).count()
         }
-        _ => positions.len(),
+        angles => positions.len() / angles.axes(),
     };
     // A step takes as many bytes as a cosine and a sine.
-    let bytes = case.rope.angles().pairs() * 8;
+    let bytes = case.rope.angles().axes() * case.rope.angles().pairs() * 8;
     rows.min(heads as u64) * (tokens * bytes) as u64
 }

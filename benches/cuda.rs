@@ -60,17 +60,25 @@ fn rotations<T: Element>(criterion: &mut Criterion, context: &Arc<CudaContext>, 
         .map(|_| (random(lengths[0]), random(lengths[1])))
         .collect();
 
-    for pairing in [Pairing::HalfSplit, Pairing::Interleaved] {
-        let frequencies = Frequencies::from_theta(5e5, HEAD_DIM).expect("a valid theta");
-        let rotator = cuda
-            .rotator(&Rope::new(frequencies, pairing))
-            .expect("room on the device");
+    let frequencies = Frequencies::from_theta(5e5, HEAD_DIM).expect("a valid theta");
+    let axis_of_pair: Vec<_> = (0..HEAD_DIM / 2).map(|pair| pair % 3).collect();
+    let on_axes = frequencies.clone().with_axes(3, &axis_of_pair);
+    let on_axes = on_axes.expect("an axis for each pair");
+    for (name, rope) in [
+        (
+            "half_split",
+            Rope::new(frequencies.clone(), Pairing::HalfSplit),
+        ),
+        ("interleaved", Rope::new(frequencies, Pairing::Interleaved)),
+        ("half_split, 3 axes", Rope::new(on_axes, Pairing::HalfSplit)),
+    ] {
+        let rotator = cuda.rotator(&rope).expect("room on the device");
         let problem = Problem::new(dtype)
             .q(Layout::tokens(tokens, Q_HEADS, HEAD_DIM))
             .k(Layout::tokens(tokens, K_HEADS, HEAD_DIM));
         let plan = rotator.plan(&problem).expect("a valid problem");
         group.throughput(Throughput::Bytes(plan.bytes()));
-        group.bench_function(format!("{dtype} {}", pairing.name()), |bencher| {
+        group.bench_function(format!("{dtype} {name}"), |bencher| {
             bencher.iter_custom(|iterations| {
                 device_time(context, &stream, iterations, |n| {
                     let (q, k) = &mut buffers[n % copies];

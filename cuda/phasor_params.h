@@ -31,7 +31,7 @@ typedef unsigned long long uint64_t;
 #define PHASOR_ROW_BY_POSITION 2u
 
 // Values that the kernel phasor_params_layout reports.
-#define PHASOR_LAYOUT_VALUES 49u
+#define PHASOR_LAYOUT_VALUES 55u
 
 typedef struct PhasorStrides {
     int64_t batch;
@@ -97,12 +97,22 @@ typedef struct PhasorRows {
     uint32_t row;
 } PhasorRows;
 
+// Which two dims form a pair, in what is read and in what is written: dims from one pair to the next,
+// and from a pair's first dim to its second. The kernels for one pairing do not read this.
+typedef struct PhasorPairing {
+    uint32_t source_step;
+    uint32_t source_gap;
+    uint32_t destination_step;
+    uint32_t destination_gap;
+} PhasorPairing;
+
 typedef struct PhasorRopeParams {
     PhasorTensor q;
     PhasorTensor k;
     PhasorAngles angles;
     PhasorPositions positions;
     PhasorRows rows;
+    PhasorPairing pairing;
     uint64_t batch;
     uint64_t sequence;
 } PhasorRopeParams;

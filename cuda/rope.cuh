@@ -1,5 +1,6 @@
 // The rotation kernel. Element type, pairing, angle source and access width are separate template
-// parameters; everything else (shapes, strides, positions, in or out of place) is data.
+// parameters; everything else (shapes, strides, positions, in or out of place) is data. Where
+// accesses are narrow, so is the pairing.
 //
 // A block is (lanes, rows, tokens): a lane owns one chunk of pairs of every head it visits, rows
 // visit different heads, the grid is (tokens, heads, batch). The angles of a lane's chunk are
@@ -57,19 +58,24 @@ struct Narrow {
     static __device__ __forceinline__ Storage pack(const float* x) { return Element::narrow(x[0]); }
 };
 
-// A pairing says where the two places of chunk `c` start (in elements from the first rotated dim),
-// which pairs they hold, and which two of the loaded values are pair `j`.
+// Where the two places of a chunk start, in elements from the first rotated dim.
+struct Places {
+    uint32_t first;
+    uint32_t second;
+};
+
+// A pairing says where the two places of chunk `c` are in what is read and in what is written, which
+// pairs they hold, and which two of the loaded values are pair `j`.
 struct HalfSplit {
     template <uint32_t kPairs>
-    static __device__ __forceinline__ uint32_t first(uint32_t c, uint32_t) {
-        return c * kPairs;
+    static __device__ __forceinline__ Places source(const PhasorRopeParams& p, uint32_t c) {
+        return {c * kPairs, p.angles.pairs + c * kPairs};
     }
     template <uint32_t kPairs>
-    static __device__ __forceinline__ uint32_t second(uint32_t c, uint32_t pairs) {
-        return pairs + c * kPairs;
+    static __device__ __forceinline__ Places destination(const PhasorRopeParams& p, uint32_t c) {
+        return source<kPairs>(p, c);
     }
-    // Pair of local index j. Where a chunk has more than one, j is even: pairs j and j + 1 are
-    // formed together.
+    // Pair of local index j, which is even: pairs j and j + 1 are formed together.
     template <uint32_t kPairs>
     static __device__ __forceinline__ uint32_t pair(uint32_t c, uint32_t, uint32_t j) {
         return c * kPairs + j;
@@ -86,24 +92,20 @@ struct HalfSplit {
 };
 
 struct Interleaved {
-    // The two places lie half the rotated window apart where they are wide, so that neighbouring lanes access
-    // neighbouring 16 bytes; a narrow chunk is the two neighbours themselves.
+    // The two places lie half the rotated window apart, so that neighbouring lanes access
+    // neighbouring 16 bytes.
     template <uint32_t kPairs>
-    static __device__ __forceinline__ uint32_t first(uint32_t c, uint32_t) {
-        return kPairs == 1 ? 2 * c : c * kPairs;
+    static __device__ __forceinline__ Places source(const PhasorRopeParams& p, uint32_t c) {
+        return {c * kPairs, p.angles.pairs + c * kPairs};
     }
     template <uint32_t kPairs>
-    static __device__ __forceinline__ uint32_t second(uint32_t c, uint32_t pairs) {
-        return kPairs == 1 ? 2 * c + 1 : pairs + c * kPairs;
+    static __device__ __forceinline__ Places destination(const PhasorRopeParams& p, uint32_t c) {
+        return source<kPairs>(p, c);
     }
     template <uint32_t kPairs>
     static __device__ __forceinline__ uint32_t pair(uint32_t c, uint32_t pairs, uint32_t j) {
-        if constexpr (kPairs == 1) {
-            return c;
-        } else {
-            constexpr uint32_t kHalf = kPairs / 2;
-            return j < kHalf ? c * kHalf + j : (pairs + c * kPairs) / 2 + j - kHalf;
-        }
+        constexpr uint32_t kHalf = kPairs / 2;
+        return j < kHalf ? c * kHalf + j : (pairs + c * kPairs) / 2 + j - kHalf;
     }
     template <uint32_t kPairs>
     static constexpr __device__ uint32_t a(uint32_t j) {
@@ -112,6 +114,33 @@ struct Interleaved {
     template <uint32_t kPairs>
     static constexpr __device__ uint32_t b(uint32_t j) {
         return 2 * j + 1;
+    }
+};
+
+// Any pairing, also another in what is written than in what is read: one pair at a time.
+struct AnyPairing {
+    template <uint32_t kPairs>
+    static __device__ __forceinline__ Places source(const PhasorRopeParams& p, uint32_t c) {
+        const uint32_t first = c * p.pairing.source_step;
+        return {first, first + p.pairing.source_gap};
+    }
+    template <uint32_t kPairs>
+    static __device__ __forceinline__ Places destination(const PhasorRopeParams& p, uint32_t c) {
+        const uint32_t first = c * p.pairing.destination_step;
+        return {first, first + p.pairing.destination_gap};
+    }
+    template <uint32_t kPairs>
+    static __device__ __forceinline__ uint32_t pair(uint32_t c, uint32_t, uint32_t) {
+        static_assert(kPairs == 1, "one pair at a time");
+        return c;
+    }
+    template <uint32_t kPairs>
+    static constexpr __device__ uint32_t a(uint32_t) {
+        return 0;
+    }
+    template <uint32_t kPairs>
+    static constexpr __device__ uint32_t b(uint32_t) {
+        return 1;
     }
 };
 
@@ -216,8 +245,8 @@ __device__ __forceinline__ void rope(const PhasorRopeParams& p) {
             const bool rotates = at.rotates(p.angles);
 
             for (uint32_t c = threadIdx.x; c < chunks; c += blockDim.x) {
-                const uint32_t first = Pairing::template first<kPairs>(c, pairs) * Element::kBytes;
-                const uint32_t second = Pairing::template second<kPairs>(c, pairs) * Element::kBytes;
+                const Places from = Pairing::template source<kPairs>(p, c);
+                const Places to = Pairing::template destination<kPairs>(p, c);
 
                 ChunkAngles<kPairs> angles;
                 bool formed = false;
@@ -241,8 +270,8 @@ __device__ __forceinline__ void rope(const PhasorRopeParams& p) {
                             in_head +
                             (is_q ? rows.q_destination + i * p.q.destination_strides.head
                                   : rows.k_destination + i * p.k.destination_strides.head);
-                        fragment[u].first = Access::load(source + first);
-                        fragment[u].second = Access::load(source + second);
+                        fragment[u].first = Access::load(source + from.first * Element::kBytes);
+                        fragment[u].second = Access::load(source + from.second * Element::kBytes);
                     }
                     // After the first loads have been issued, so that they hide the arithmetic.
                     if (rotates && !formed) {
@@ -253,8 +282,10 @@ __device__ __forceinline__ void rope(const PhasorRopeParams& p) {
                     for (uint32_t u = 0; u < kHeads; ++u) {
                         if (h0 + u * head_step >= heads) break;
                         if (rotates) fragment[u].template rotate<Pairing>(angles);
-                        Access::store(destination[u] + first, fragment[u].first);
-                        Access::store(destination[u] + second, fragment[u].second);
+                        Access::store(destination[u] + to.first * Element::kBytes,
+                                      fragment[u].first);
+                        Access::store(destination[u] + to.second * Element::kBytes,
+                                      fragment[u].second);
                     }
                 }
             }
@@ -271,7 +302,8 @@ __device__ __forceinline__ void rope(const PhasorRopeParams& p) {
 
 } // namespace phasor
 
-// The entry points of one element type: rope_<pairing>_<dtype>[_rows|_table][_narrow].
+// The entry points of one element type: rope_<pairing>_<dtype>[_rows|_table], and
+// rope_<dtype>[_rows|_table]_narrow for any pairing.
 #define PHASOR_ROPE_KERNEL(name, element, pairing, angles, width)                              \
     extern "C" __global__ void                                                                 \
     __launch_bounds__(256, phasor::width<phasor::element>::kMinBlocks)                         \
@@ -279,15 +311,12 @@ __device__ __forceinline__ void rope(const PhasorRopeParams& p) {
         phasor::rope<phasor::element, phasor::pairing, phasor::angles, phasor::width>(params); \
     }
 
-#define PHASOR_ROPE_KERNEL_WIDTHS(name, element, pairing, angles)   \
-    PHASOR_ROPE_KERNEL(name, element, pairing, angles, Wide)        \
-    PHASOR_ROPE_KERNEL(name##_narrow, element, pairing, angles, Narrow)
+#define PHASOR_ROPE_KERNEL_PAIRINGS(dtype, suffix, element, angles)                                   \
+    PHASOR_ROPE_KERNEL(rope_half_split_##dtype##suffix, element, HalfSplit, angles, Wide)     \
+    PHASOR_ROPE_KERNEL(rope_interleaved_##dtype##suffix, element, Interleaved, angles, Wide)  \
+    PHASOR_ROPE_KERNEL(rope_##dtype##suffix##_narrow, element, AnyPairing, angles, Narrow)
 
-#define PHASOR_ROPE_KERNEL_ANGLES(name, element, pairing)                  \
-    PHASOR_ROPE_KERNEL_WIDTHS(name, element, pairing, ExactAngles)         \
-    PHASOR_ROPE_KERNEL_WIDTHS(name##_rows, element, pairing, RowAngles)    \
-    PHASOR_ROPE_KERNEL_WIDTHS(name##_table, element, pairing, TableAngles)
-
-#define PHASOR_ROPE_KERNELS(dtype, element)                                       \
-    PHASOR_ROPE_KERNEL_ANGLES(rope_half_split_##dtype, element, HalfSplit)        \
-    PHASOR_ROPE_KERNEL_ANGLES(rope_interleaved_##dtype, element, Interleaved)
+#define PHASOR_ROPE_KERNELS(dtype, element)                          \
+    PHASOR_ROPE_KERNEL_PAIRINGS(dtype, , element, ExactAngles)       \
+    PHASOR_ROPE_KERNEL_PAIRINGS(dtype, _rows, element, RowAngles)    \
+    PHASOR_ROPE_KERNEL_PAIRINGS(dtype, _table, element, TableAngles)

@@ -300,6 +300,31 @@ pub enum Error {
          OutOfRange::Clamp or PassThrough, or use a start position"
     )]
     DevicePositionsUnchecked,
+    /// A rotation that puts pairs elsewhere than it found them is planned in place.
+    #[error(
+        "{tensor}: the rotation writes pairs elsewhere than it reads them, which cannot be done in \
+         place: plan it out of place"
+    )]
+    OutputPairingInPlace {
+        /// The tensor.
+        tensor: TensorName,
+    },
+    /// A rotation that puts pairs elsewhere than it found them has a table that passes tokens
+    /// through.
+    #[error(
+        "the rotation writes pairs elsewhere than it reads them, so that no token passes through: \
+         give the table OutOfRange::Error or Clamp"
+    )]
+    OutputPairingPassThrough,
+    /// The angles of two positions do not add up to that of their sum.
+    #[error(
+        "rotated keys cannot be moved to other positions with {what}: rotate the original keys \
+         again, or use Frequencies"
+    )]
+    Shift {
+        /// The angle source.
+        what: &'static str,
+    },
     /// The plan was made for another rotation: other angles (the same object, not equal values),
     /// pairing or direction. Rotators of one [`Rope`](crate::Rope) and its clones share plans.
     #[error("the plan was made for another rotation: make it with this rotator's plan()")]

@@ -7,12 +7,12 @@ use crate::layout::Layout;
 use crate::params::{
     PHASOR_OUT_OF_RANGE_CLAMP, PHASOR_OUT_OF_RANGE_PASS_THROUGH, PHASOR_POSITION_I32,
     PHASOR_POSITION_I64, PHASOR_POSITION_NONE, PHASOR_POSITION_U32, PHASOR_ROW_BY_POSITION,
-    PHASOR_ROW_CALL, PHASOR_ROW_IDS, PhasorAngles, PhasorPositions, PhasorRopeParams, PhasorRows,
-    PhasorStrides, PhasorTensor,
+    PHASOR_ROW_CALL, PHASOR_ROW_IDS, PhasorAngles, PhasorPairing, PhasorPositions,
+    PhasorRopeParams, PhasorRows, PhasorStrides, PhasorTensor,
 };
 use crate::plan::{Plan, PlannedTensor};
 use crate::positions::{FrequencyRowKind, PositionKind, Positions};
-use crate::rope::Pairing;
+use crate::rope::{Pairing, Rope};
 use crate::{Angles, Error, OutOfRange};
 
 /// What a kernel forms its angles from.
@@ -48,53 +48,76 @@ impl AngleKind {
     }
 }
 
+/// How a kernel accesses q and k.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// 16 bytes at a time, for one pairing.
+    Wide(Pairing),
+    /// One element at a time, for any pairing, also one that differs in what is written.
+    Narrow,
+}
+
 /// One entry point of the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Kernel {
     /// Element type; each has a module of its own.
     pub dtype: Dtype,
-    /// Which dims form a pair.
-    pub pairing: Pairing,
+    /// How it accesses q and k.
+    pub access: Access,
     /// What angles are formed from.
     pub angles: AngleKind,
-    /// 16-byte accesses; otherwise one element at a time.
-    pub wide: bool,
 }
 
 impl Kernel {
     /// Kernels of one element type.
-    pub const PER_DTYPE: usize = 2 * 2 * AngleKind::ALL.len();
+    pub const PER_DTYPE: usize = Self::ACCESSES.len() * AngleKind::ALL.len();
+
+    const ACCESSES: [Access; 3] = [
+        Access::Wide(Pairing::HalfSplit),
+        Access::Wide(Pairing::Interleaved),
+        Access::Narrow,
+    ];
 
     /// All kernels of an element type, in the order of [`index`](Self::index).
     pub fn all(dtype: Dtype) -> [Kernel; Self::PER_DTYPE] {
         std::array::from_fn(|index| Kernel {
             dtype,
-            pairing: if index < Self::PER_DTYPE / 2 {
-                Pairing::HalfSplit
-            } else {
-                Pairing::Interleaved
-            },
-            angles: AngleKind::ALL[index / 2 % AngleKind::ALL.len()],
-            wide: index.is_multiple_of(2),
+            access: Self::ACCESSES[index / AngleKind::ALL.len()],
+            angles: AngleKind::ALL[index % AngleKind::ALL.len()],
         })
     }
 
     /// Its place among the kernels of its element type.
     pub fn index(self) -> usize {
-        usize::from(self.pairing == Pairing::Interleaved) * Self::PER_DTYPE / 2
-            + self.angles as usize * 2
-            + usize::from(!self.wide)
+        let access = match self.access {
+            Access::Wide(Pairing::HalfSplit) => 0,
+            Access::Wide(Pairing::Interleaved) => 1,
+            Access::Narrow => 2,
+        };
+        access * AngleKind::ALL.len() + self.angles as usize
     }
 
-    /// The entry's name: `rope_<pairing>_<dtype>[_rows|_table][_narrow]`.
+    /// Whether it accesses 16 bytes at a time.
+    pub fn is_wide(self) -> bool {
+        self.pairing().is_some()
+    }
+
+    /// The pairing, if it serves only one.
+    pub fn pairing(self) -> Option<Pairing> {
+        match self.access {
+            Access::Wide(pairing) => Some(pairing),
+            Access::Narrow => None,
+        }
+    }
+
+    /// The entry's name: `rope_<pairing>_<dtype>[_rows|_table]`, or
+    /// `rope_<dtype>[_rows|_table]_narrow`.
     pub fn name(self) -> String {
-        format!(
-            "rope_{}_{}{}{}",
-            self.pairing.name(),
-            self.dtype.name(),
-            self.angles.suffix(),
-            if self.wide { "" } else { "_narrow" },
-        )
+        let (dtype, angles) = (self.dtype.name(), self.angles.suffix());
+        match self.access {
+            Access::Wide(pairing) => format!("rope_{}_{dtype}{angles}", pairing.name()),
+            Access::Narrow => format!("rope_{dtype}{angles}_narrow"),
+        }
     }
 }
 
@@ -262,9 +285,12 @@ impl Plan {
         let wide = self.is_wide(&q, &k, &addresses.angles);
         let kernel = Kernel {
             dtype: self.dtype,
-            pairing: self.rope.pairing(),
+            access: if wide {
+                Access::Wide(self.rope.pairing())
+            } else {
+                Access::Narrow
+            },
             angles: AngleKind::of(self.rope.angles()),
-            wide,
         };
         let pairs_per_lane = if wide {
             16 / self.dtype.size() as u32
@@ -288,14 +314,15 @@ impl Plan {
                 angles,
                 positions,
                 rows,
+                pairing: pairing_params(&self.rope),
                 batch,
                 sequence,
             },
         }))
     }
 
-    /// 16-byte accesses need every address they form to be a multiple of 16 bytes, and chunks
-    /// that do not straddle an edge of the rotated window.
+    /// 16-byte accesses need every address they form to be a multiple of 16 bytes, chunks that do not
+    /// straddle an edge of the rotated window, and one pairing.
     fn is_wide(&self, q: &PhasorTensor, k: &PhasorTensor, angles: &AngleAddresses) -> bool {
         let per_access = 16 / self.dtype.size();
         let aligned = |tensor: &PhasorTensor| {
@@ -315,7 +342,8 @@ impl Plan {
             }
             AngleAddresses::Table { cos, sin } => (cos | sin).is_multiple_of(8),
         };
-        self.rope.angles().pairs().is_multiple_of(per_access)
+        self.rope.pairing() == self.rope.output_pairing()
+            && self.rope.angles().pairs().is_multiple_of(per_access)
             && aligned(q)
             && aligned(k)
             && angles_aligned
@@ -484,6 +512,21 @@ impl Plan {
             _ => return Err(Error::PlanMismatch),
         }
         Ok(params)
+    }
+}
+
+fn pairing_params(rope: &Rope) -> PhasorPairing {
+    let steps = |pairing| match pairing {
+        Pairing::HalfSplit => (1, rope.angles().pairs() as u32),
+        Pairing::Interleaved => (2, 1),
+    };
+    let (source_step, source_gap) = steps(rope.pairing());
+    let (destination_step, destination_gap) = steps(rope.output_pairing());
+    PhasorPairing {
+        source_step,
+        source_gap,
+        destination_step,
+        destination_gap,
     }
 }
 

@@ -15,7 +15,7 @@
 //!
 //! [`Frequencies`] (on one axis of positions or several), [`FrequencyRows`] (for sequences whose
 //! frequencies depend on their length) or a [`CosSinTable`] make a [`Rope`], with a [`Pairing`].
-//! [`Layout`]s make a [`Problem`], and a rotator
+//! [`config`] makes them from a model's own files. [`Layout`]s make a [`Problem`], and a rotator
 //! turns it into a checked [`Plan`] that serves any number of calls.
 //! [`Host`] and `cuda::Cuda` are the backends; [`Device`] picks one of them. [`launch`] and
 //! [`params`] are for those who launch the kernels by other means: a plan as plain data.
@@ -57,12 +57,14 @@
 //!
 //! # Features
 //!
-//! `cuda` (default): the CUDA backend. `rayon` (default): threads for the host backend. `bindgen`:
-//! regenerates the kernels' parameter bindings at build time.
+//! `cuda` (default): the CUDA backend. `rayon` (default): threads for the host backend. `hf-config`
+//! (default): reads Hugging Face configs. `bindgen`: regenerates the kernels' parameter bindings at
+//! build time.
 
 #![warn(missing_docs, unsafe_op_in_unsafe_fn)]
 
 mod angle;
+pub mod config;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod device;

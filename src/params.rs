@@ -30,12 +30,14 @@ const _: () = {
     assert!(size_of::<PhasorAngles>() == 5 * 8 + 6 * 4);
     assert!(size_of::<PhasorPositions>() == 6 * 8 + 2 * 4);
     assert!(size_of::<PhasorRows>() == 4 * 8 + 2 * 4);
+    assert!(size_of::<PhasorPairing>() == 4 * 4);
     assert!(
         size_of::<PhasorRopeParams>()
             == 2 * size_of::<PhasorTensor>()
                 + size_of::<PhasorAngles>()
                 + size_of::<PhasorPositions>()
                 + size_of::<PhasorRows>()
+                + size_of::<PhasorPairing>()
                 + 2 * 8
     );
 };

@@ -238,7 +238,8 @@ impl Plan {
     /// # Errors
     /// [`Error::RotaryWindow`], [`Error::ShapeMismatch`], [`Error::RotaryOffsetMismatch`],
     /// [`Error::LayoutTooLarge`], [`Error::SelfOverlap`], [`Error::Overlap`],
-    /// [`Error::OverlapUnknown`], [`Error::FrequencyRows`] if rows are to be chosen where there are
+    /// [`Error::OverlapUnknown`], [`Error::OutputPairingInPlace`],
+    /// [`Error::OutputPairingPassThrough`], [`Error::FrequencyRows`] if rows are to be chosen where there are
     /// none or the other way round, and [`Error::DevicePositionsUnchecked`] for a table with [`OutOfRange::Error`] whose positions
     /// the host cannot see.
     pub fn new(rope: &Rope, problem: &Problem, memory: PositionMemory) -> Result<Self, Error> {
@@ -272,6 +273,9 @@ impl Plan {
             return Err(Error::DevicePositionsUnchecked);
         }
         check_row_kind(rope.angles(), problem.frequency_rows)?;
+        if rope.pairing() != rope.output_pairing() {
+            check_output_pairing(rope.angles(), [&q, &k])?;
+        }
         let [batch, sequence, ..] = q.or(k).map_or([0; 4], |tensor| tensor.source.shape());
         Ok(Self {
             rope: rope.clone(),
@@ -582,6 +586,24 @@ fn check_row_kind(angles: &Angles, kind: FrequencyRowKind) -> Result<(), Error> 
             what: "the rotation has none that a call could choose among: leave out \
                    Problem::frequency_rows",
         }),
+    }
+}
+
+/// Each pair has one place to be read from and another to be written to.
+fn check_output_pairing(
+    angles: &Angles,
+    tensors: [&Option<PlannedTensor>; 2],
+) -> Result<(), Error> {
+    if let Some(tensor) = tensors.into_iter().flatten().find(|tensor| tensor.in_place) {
+        return Err(Error::OutputPairingInPlace {
+            tensor: tensor.name,
+        });
+    }
+    match angles {
+        Angles::Table(table) if table.out_of_range() == OutOfRange::PassThrough => {
+            Err(Error::OutputPairingPassThrough)
+        }
+        _ => Ok(()),
     }
 }
 

@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use crate::Error;
 use crate::angle::Angles;
 
 /// Which two dims of the rotated window `x[0..rotary_dim]` form a pair.
@@ -23,6 +24,13 @@ impl Pairing {
     }
 }
 
+/// The pairings of what is read and of what is written.
+#[derive(Clone, Copy)]
+pub(crate) struct Pairings {
+    pub(crate) source: Pairing,
+    pub(crate) destination: Pairing,
+}
+
 /// Which way to turn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Direction {
@@ -44,6 +52,7 @@ pub enum Direction {
 pub struct Rope {
     angles: Arc<Angles>,
     pairing: Pairing,
+    output_pairing: Pairing,
     direction: Direction,
 }
 
@@ -54,8 +63,78 @@ impl Rope {
         Self {
             angles: Arc::new(angles.into()),
             pairing,
+            output_pairing: pairing,
             direction: Direction::Forward,
         }
+    }
+
+    /// The same rotation, with the rotated pairs put where another pairing has them: pair `i` is
+    /// read from its place in [`pairing`](Self::pairing) and written to its place in this one. Only
+    /// out of place. (Hugging Face transformers does this for DeepSeek-V3 and its relatives:
+    /// interleaved in, half-split out.)
+    pub fn with_output_pairing(mut self, pairing: Pairing) -> Self {
+        self.output_pairing = pairing;
+        self
+    }
+
+    /// The backward pass: the transposed map, which takes the gradient of what this rotation writes
+    /// to the gradient of what it reads. It turns the other way, with the same attention factor,
+    /// and from the output pairing to the pairing.
+    pub fn backward(&self) -> Self {
+        Self {
+            angles: self.angles.clone(),
+            pairing: self.output_pairing,
+            output_pairing: self.pairing,
+            direction: match self.direction {
+                Direction::Forward => Direction::Inverse,
+                Direction::Inverse => Direction::Forward,
+            },
+        }
+    }
+
+    /// A rotation that moves what this one has rotated to other positions, in one pass (context
+    /// shift of cached keys): applied at `position = new - old`, positive or negative, it turns the
+    /// rest of the way. The attention factor is in the keys already and is not applied again; the
+    /// result is off by one more rounding than a rotation of the original keys. With rows of
+    /// frequencies each sequence has to keep its row.
+    ///
+    /// ```
+    /// use phasor::{Frequencies, Pairing, Rope};
+    ///
+    /// # fn main() -> Result<(), phasor::Error> {
+    /// let frequencies = Frequencies::from_theta(10_000.0, 64)?.with_attention_factor(1.2)?;
+    /// let rope = Rope::new(frequencies, Pairing::HalfSplit);
+    /// let shift = rope.shift()?; // rotate cached keys with Positions::start_per_row(&[-512; 8]) ...
+    /// # let _ = shift;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Shift`] where angles do not add up: for a table, and for rows that positions choose.
+    pub fn shift(&self) -> Result<Self, Error> {
+        let angles = match &*self.angles {
+            Angles::Exact(frequencies) => frequencies.without_attention_factor().into(),
+            Angles::Rows(rows) if rows.boundary().is_none() => {
+                rows.without_attention_factors().into()
+            }
+            Angles::Rows(_) => {
+                return Err(Error::Shift {
+                    what: "rows that positions choose",
+                });
+            }
+            Angles::Table(_) => {
+                return Err(Error::Shift {
+                    what: "a table of cos and sin",
+                });
+            }
+        };
+        Ok(Self {
+            angles: Arc::new(angles),
+            pairing: self.output_pairing,
+            output_pairing: self.output_pairing,
+            direction: self.direction,
+        })
     }
 
     /// The same rotation in the given direction.
@@ -74,6 +153,11 @@ impl Rope {
         self.pairing
     }
 
+    /// Which dims form a pair in what is written; [`pairing`](Self::pairing) unless set.
+    pub fn output_pairing(&self) -> Pairing {
+        self.output_pairing
+    }
+
     /// Which way it turns.
     pub fn direction(&self) -> Direction {
         self.direction
@@ -84,10 +168,19 @@ impl Rope {
         2 * self.angles.pairs()
     }
 
+    /// The pairings of what is read and of what is written.
+    pub(crate) fn pairings(&self) -> Pairings {
+        Pairings {
+            source: self.pairing,
+            destination: self.output_pairing,
+        }
+    }
+
     /// Whether both turn alike by one angle source (the same object, not equal values).
     pub(crate) fn is_same(&self, other: &Rope) -> bool {
         Arc::ptr_eq(&self.angles, &other.angles)
             && self.pairing == other.pairing
+            && self.output_pairing == other.output_pairing
             && self.direction == other.direction
     }
 

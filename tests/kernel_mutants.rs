@@ -356,7 +356,7 @@ const INTRODUCTION: &str = "\
 Written by `scripts/kernel-mutants --write`; CI runs `scripts/kernel-mutants`, which fails where a
 fault goes unnoticed or this page is out of date.
 
-A mutant is a kernel's PTX with one fault, at each place where the kind of fault applies: in the 36
+A mutant is a kernel's PTX with one fault, at each place where the kind of fault applies: in the 27
 kernels for compute_80, and in those for compute_75 whose code differs. The checks are those of
 `tests/support/suite.rs`, which `tests/kernels.rs` holds every kernel to. A mutant is caught where
 the interpreter stops at a fault, where the result differs from the host backend's in any bit, or

@@ -9,7 +9,7 @@ use safetensors::SafeTensors;
 use super::options::Options;
 use super::report::{Report, small, thousands};
 use super::scores::{difference, largest, rotate_by_f32_angles, scores};
-use super::tensors::{QueriesKeys, Stored, Tensor};
+use super::tensors::{QueriesKeys, Rotation, Stored, Tensor};
 use super::{Failure, Result, output, speed};
 
 /// q and k of one layer for one sentence, before and after transformers rotated them, in both
@@ -107,7 +107,8 @@ struct Tour {
 impl Tour {
     fn rotated(&self, rope: &Rope, start: i64) -> Result<QueriesKeys<f32>> {
         let tensors = self.fixture.tensors(rope.pairing(), "")?;
-        tensors.rotated(&self.device, rope, Positions::start(start))
+        let rotation = Rotation::leading(rope, Positions::start(start));
+        tensors.rotated(&self.device, &rotation)
     }
 
     fn introduce(&self, report: &mut Report) -> Result<()> {
@@ -150,11 +151,8 @@ impl Tour {
         ] {
             let input = self.fixture.tensors(rope.pairing(), "")?;
             let expected = self.fixture.tensors(rope.pairing(), "_rotated")?;
-            let in_bf16 = input.map(bf16::from_f32).rotated(
-                &self.device,
-                rope,
-                Positions::start(self.start),
-            )?;
+            let rotation = Rotation::leading(rope, Positions::start(self.start));
+            let in_bf16 = input.map(bf16::from_f32).rotated(&self.device, &rotation)?;
             table.push([
                 name.to_string(),
                 small(apart(&self.rotated(rope, self.start)?, &expected)),
@@ -239,10 +237,12 @@ impl Tour {
         let positions = Positions::start(self.start);
         let pairing = options.pairing();
         let llama = Rope::new(Frequencies::from_theta(500_000.0, 128)?, pairing);
-        let large = speed::measure(options, &self.device, &llama, &llama_sized(), positions)?;
+        let rotation = Rotation::leading(&llama, positions);
+        let large = speed::measure(options, &self.device, &llama_sized(), &rotation)?;
         let sentence = self.fixture.tensors(pairing, "")?;
         let rope = self.fixture.rope(pairing)?;
-        let small = speed::measure(options, &self.device, &rope, &sentence, positions)?;
+        let rotation = Rotation::leading(&rope, positions);
+        let small = speed::measure(options, &self.device, &sentence, &rotation)?;
         let name = format!(
             "{} tokens of Llama 3 8B, bf16",
             thousands(LLAMA_TOKENS as u64)

@@ -2,15 +2,16 @@
 
 use std::path::Path;
 
+use phasor::config::{RopeConfig, row_for_call};
 use phasor::half::{bf16, f16};
-use phasor::{Device, Frequencies, Positions, Rope};
+use phasor::{Angles, Device, FrequencyRows, Positions, Rope};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype as FileDtype, SafeTensors};
 
-use super::config::Config;
-use super::options::Options;
+use super::config;
+use super::options::{Options, RowsBy};
 use super::report::{Report, thousands};
-use super::tensors::{QueriesKeys, Stored, Tensor};
+use super::tensors::{QueriesKeys, Rotation, Stored, Tensor};
 use super::{Failure, Result, fail, output, speed};
 
 pub fn rotate(options: &Options, path: &Path) -> Result<String> {
@@ -32,13 +33,17 @@ pub fn rotate(options: &Options, path: &Path) -> Result<String> {
             )));
         }
     };
-    let config = options.config.as_deref().map(Config::read).transpose()?;
+    let config = options
+        .config
+        .as_deref()
+        .map(|path| config::read(path, options.layer_type.as_deref()))
+        .transpose()?;
     rotate(options, config, &file).map_err(|Failure(reason)| in_file(&reason))
 }
 
 fn rotate_as<T: Stored>(
     options: &Options,
-    config: Option<Config>,
+    config: Option<RopeConfig>,
     file: &SafeTensors<'_>,
 ) -> Result<String> {
     let tensors = QueriesKeys {
@@ -53,23 +58,37 @@ fn rotate_as<T: Stored>(
             tensors.shapes()
         ));
     }
-    let (rope, rotation) = rope(options, config, &tensors)?;
-    let positions = FilePositions::read(options, file, &tensors)?;
+    let head_dim = head_dim(&tensors)?;
+    let (config, text) = settle(options, config, head_dim, &tensors)?;
+    let axes = config.axes().map_or(1, |axes| axes.axes());
+    let positions = FilePositions::read(options, file, &tensors, axes)?;
+    let lengths = positions.lengths(&tensors);
+    let (rope, rows) = rope_and_rows(options, &config, &lengths)?;
     let device = Device::from_name(options.device(), &[T::DTYPE])?;
 
-    let rotated = tensors.rotated(&device, &rope, positions.get())?;
+    let rotation = Rotation {
+        rope: &rope,
+        rotary_offset: config.rotary_offset(),
+        positions: rows.choose(positions.get()),
+    };
+    let rotated = tensors.rotated(&device, &rotation)?;
     let measured = if tensors.is_empty() {
         None
     } else {
-        let row = speed::measure(options, &device, &rope, &tensors, positions.get())?;
-        Some(row)
+        Some(speed::measure(options, &device, &tensors, &rotation)?)
     };
 
     let mut report = Report::default();
     report.heading("Rotary position embedding of the tensors in a file");
     report.field("tensors", &format!("{}, {}", tensors.shapes(), T::DTYPE));
-    report.field("rotation", &rotation);
+    report.field("rotation", &text);
+    if options.config.is_some() {
+        report.field("score scale", &config.score_scale().to_string());
+    }
     report.field("positions", &positions.describe());
+    if let Some(text) = rows.describe(&lengths) {
+        report.field("frequencies", &text);
+    }
     report.field("device", &device.to_string());
     report.field("because", device.reason());
     match measured {
@@ -91,64 +110,116 @@ fn rotate_as<T: Stored>(
     Ok(report.finish())
 }
 
-/// Frequencies take time and memory even where no token needs them, and an empty tensor may have
-/// any shape.
-const MAX_HEAD_DIM: usize = 1 << 16;
-
-/// The rotation, and a description that says what was assumed.
-fn rope<T: Stored>(
-    options: &Options,
-    config: Option<Config>,
-    tensors: &QueriesKeys<T>,
-) -> Result<(Rope, String)> {
-    let has_config = config.is_some();
-    let config = config.unwrap_or_default();
+/// Dims of a head, of q and k alike.
+fn head_dim<T: Stored>(tensors: &QueriesKeys<T>) -> Result<usize> {
     let mut head_dims = tensors.named().map(|(_, t)| t.layout().shape()[3]);
     let head_dim = head_dims.next().unwrap_or(0);
     if head_dims.any(|other| other != head_dim) {
         return fail(format!("{}: the heads differ in size", tensors.shapes()));
     }
-    if head_dim > MAX_HEAD_DIM {
+    Ok(head_dim)
+}
+
+/// The rotation in full, and in words that say what was assumed.
+fn settle<T: Stored>(
+    options: &Options,
+    config: Option<RopeConfig>,
+    head_dim: usize,
+    tensors: &QueriesKeys<T>,
+) -> Result<(RopeConfig, String)> {
+    let Some(config) = config else {
+        let pairing = options.pairing();
+        let config = RopeConfig::new(10_000.0, head_dim)
+            .map_err(|error| Failure(format!("{}: {error}", tensors.shapes())))?;
+        let text = format!(
+            "{}, all {head_dim} dims of a head, theta 10000.0 (the default; there is no --config)",
+            pairing.name().replace('_', "-")
+        );
+        // An odd head_dim is refused here.
+        let config = config.with_rotary_dim(head_dim)?;
+        return Ok((config.with_pairing(pairing), text));
+    };
+    if config.head_dim() != head_dim {
         return fail(format!(
-            "{}: heads have more than {MAX_HEAD_DIM} dims",
-            tensors.shapes()
+            "{}: the config has heads of {}",
+            tensors.shapes(),
+            config.head_dim()
         ));
     }
-    if let Some(expected) = config.head_dim
-        && expected != head_dim
-    {
-        return fail(format!(
-            "{}: the config has heads of {expected}",
-            tensors.shapes()
-        ));
+    let pairing = options.chosen_pairing().unwrap_or(config.pairing());
+    let text = config::describe(&config, pairing);
+    Ok((config.with_pairing(pairing), text))
+}
+
+/// The rotation, and which of its rows of frequencies each sequence uses. `lengths` are those of
+/// the sequences, one per batch row.
+fn rope_and_rows(options: &Options, config: &RopeConfig, lengths: &[u64]) -> Result<(Rope, Rows)> {
+    if !config.depends_on_length() {
+        return Ok((config.rope()?, Rows::One));
     }
-    let (theta, theta_from) = match config.theta {
-        Some(theta) => (theta, ""),
-        None if has_config => (10_000.0, " (the default; the config has no rope_theta)"),
-        None => (10_000.0, " (the default; there is no --config)"),
+    if options.rows_by() == RowsBy::Position {
+        return Ok((config.rope_by_position()?, Rows::ByPosition));
+    }
+    let rope = config.rope_for_lengths(lengths)?;
+    let Angles::Rows(rows) = rope.angles() else {
+        return Ok((rope, Rows::One));
     };
-    let rotary_dim = match config.rotary_factor {
-        // Rounded down, as transformers does.
-        Some(factor) => (head_dim as f64 * factor) as usize,
-        None => head_dim,
-    };
-    let frequencies = Frequencies::from_theta(theta, rotary_dim)?;
-    let dims = if rotary_dim == head_dim {
-        format!("all {head_dim} dims of a head")
-    } else {
-        format!("the first {rotary_dim} of {head_dim} dims of a head")
-    };
-    let pairing = options.pairing();
-    let rotation = format!(
-        "{}, {dims}, theta {theta:?}{theta_from}",
-        pairing.name().replace('_', "-")
-    );
-    Ok((Rope::new(frequencies, pairing), rotation))
+    let chosen = Rows::of_lengths(options.rows_by(), rows, lengths)?;
+    Ok((rope, chosen))
+}
+
+/// Which rows of frequencies a call uses.
+enum Rows {
+    One,
+    ByPosition,
+    Call(u32),
+    PerSequence(Vec<u32>),
+}
+
+impl Rows {
+    fn of_lengths(by: RowsBy, rows: &FrequencyRows, lengths: &[u64]) -> Result<Self> {
+        if by == RowsBy::Call || lengths.is_empty() {
+            let longest = lengths.iter().copied().max().unwrap_or(0);
+            let largest = i64::try_from(longest).unwrap_or(i64::MAX) - 1;
+            return Ok(Rows::Call(row_for_call(rows, largest)?));
+        }
+        let of_length = |&length: &u64| rows.row_for_length(length);
+        let chosen = lengths.iter().map(of_length).collect::<Result<_, _>>()?;
+        Ok(Rows::PerSequence(chosen))
+    }
+
+    fn choose<'a>(&'a self, positions: Positions<'a>) -> Positions<'a> {
+        match self {
+            Rows::One | Rows::ByPosition => positions,
+            Rows::Call(row) => positions.frequency_row(*row),
+            Rows::PerSequence(rows) => positions.frequency_rows_per_sequence(rows),
+        }
+    }
+
+    fn describe(&self, lengths: &[u64]) -> Option<String> {
+        let range = || range(&lengths.iter().map(|&n| i128::from(n)).collect::<Vec<_>>());
+        match self {
+            Rows::One => None,
+            Rows::ByPosition => Some("by the position of each token".to_string()),
+            Rows::Call(_) => Some(format!(
+                "by the longest sequence of the call, for all; lengths {}",
+                range()
+            )),
+            Rows::PerSequence(_) => Some(format!(
+                "by the length of each sequence; lengths {}",
+                range()
+            )),
+        }
+    }
 }
 
 /// Positions as the file or the command line gives them.
 enum FilePositions {
     Start(i64),
+    Ids { ids: Ids, axes: usize },
+}
+
+enum Ids {
     I32(Vec<i32>),
     I64(Vec<i64>),
     U32(Vec<u32>),
@@ -159,6 +230,7 @@ impl FilePositions {
         options: &Options,
         file: &SafeTensors<'_>,
         tensors: &QueriesKeys<T>,
+        axes: usize,
     ) -> Result<Self> {
         let Ok(view) = file.tensor("position_ids") else {
             return Ok(Self::Start(options.start_position.unwrap_or(0)));
@@ -170,13 +242,23 @@ impl FilePositions {
             return Ok(Self::Start(0));
         };
         let [batch, sequence, ..] = tensor.layout().shape();
-        let rows = match *view.shape() {
-            [n] if n == sequence => 1,
-            [rows, n] if n == sequence && (rows == batch || rows == 1) => rows,
+        // How many values there are beside those of a sequence, and whether one per axis.
+        let (given, per_axis) = match *view.shape() {
+            [n] if n == sequence => (1, false),
+            [a, n] if axes > 1 && a == axes && n == sequence => (a, true),
+            [a, rows, n] if axes > 1 && a == axes && n == sequence && rows == batch => {
+                (a * rows, true)
+            }
+            [rows, n] if n == sequence && (rows == batch || rows == 1) => (rows, false),
             _ => {
+                let per_axis = if axes > 1 {
+                    format!(", [{axes}, {sequence}] or [{axes}, {batch}, {sequence}]")
+                } else {
+                    String::new()
+                };
                 return fail(format!(
                     "position_ids has shape {:?}, which does not go with {}: it must be \
-                     [{sequence}] or [{batch}, {sequence}]",
+                     [{sequence}] or [{batch}, {sequence}]{per_axis}",
                     view.shape(),
                     tensors.shapes()
                 ));
@@ -186,37 +268,97 @@ impl FilePositions {
             // Nothing has a position; the shape alone may ask for more copies than memory holds.
             return Ok(Self::Start(0));
         }
-        let copies = batch / rows;
-        Ok(match view.dtype() {
-            FileDtype::I32 => Self::I32(ids(&view, i32::from_le_bytes).repeat(copies)),
-            FileDtype::I64 => Self::I64(ids(&view, i64::from_le_bytes).repeat(copies)),
-            FileDtype::U32 => Self::U32(ids(&view, u32::from_le_bytes).repeat(copies)),
+        let axes = if per_axis { axes } else { 1 };
+        // Positions of one sequence are those of every batch row.
+        let copies = axes * batch / given;
+        let ids = match view.dtype() {
+            FileDtype::I32 => Ids::I32(spread(&ids(&view, i32::from_le_bytes), sequence, copies)),
+            FileDtype::I64 => Ids::I64(spread(&ids(&view, i64::from_le_bytes), sequence, copies)),
+            FileDtype::U32 => Ids::U32(spread(&ids(&view, u32::from_le_bytes), sequence, copies)),
             other => {
                 return fail(format!(
                     "position_ids is {other}: it must be I32, I64 or U32"
                 ));
             }
-        })
+        };
+        Ok(Self::Ids { ids, axes })
     }
 
     fn get(&self) -> Positions<'_> {
-        match self {
-            Self::Start(start) => Positions::start(*start),
-            Self::I32(ids) => Positions::per_token(&ids[..]),
-            Self::I64(ids) => Positions::per_token(&ids[..]),
-            Self::U32(ids) => Positions::per_token(&ids[..]),
+        let Self::Ids { ids, axes } = self else {
+            return Positions::start(self.first());
+        };
+        let ids: phasor::PositionIds<'_> = match ids {
+            Ids::I32(ids) => ids[..].into(),
+            Ids::I64(ids) => ids[..].into(),
+            Ids::U32(ids) => ids[..].into(),
+        };
+        if *axes == 1 {
+            Positions::per_token(ids)
+        } else {
+            Positions::per_axis(ids)
         }
     }
 
-    fn describe(&self) -> String {
-        let (dtype, range) = match self {
-            Self::Start(start) => return format!("from {} on", thousands(*start)),
-            Self::I32(ids) => ("i32", range(ids)),
-            Self::I64(ids) => ("i64", range(ids)),
-            Self::U32(ids) => ("u32", range(ids)),
-        };
-        format!("position_ids of the file, {dtype}, {range}")
+    fn first(&self) -> i64 {
+        match self {
+            Self::Start(start) => *start,
+            Self::Ids { .. } => 0,
+        }
     }
+
+    /// Tokens of each sequence, those before its first one here included: one past its largest
+    /// position. None where nothing rotates.
+    fn lengths<T: Stored>(&self, tensors: &QueriesKeys<T>) -> Vec<u64> {
+        let shape = tensors.named().next().map(|(_, t)| t.layout().shape());
+        let [batch, sequence, ..] = shape.unwrap_or_default();
+        if tensors.is_empty() {
+            return Vec::new();
+        }
+        let length = |largest: i128| u64::try_from(largest + 1).unwrap_or(0);
+        let Self::Ids { ids, axes } = self else {
+            return vec![length(i128::from(self.first()) + sequence as i128 - 1); batch];
+        };
+        let of_row = |row: usize| {
+            let sequences = (0..*axes).map(|axis| (axis * batch + row) * sequence);
+            let largest = sequences.filter_map(|start| ids.largest(start..start + sequence));
+            length(largest.max().unwrap_or(-1))
+        };
+        (0..batch).map(of_row).collect()
+    }
+
+    fn describe(&self) -> String {
+        let (ids, axes) = match self {
+            Self::Start(start) => return format!("from {} on", thousands(*start)),
+            Self::Ids { ids, axes } => (ids, axes),
+        };
+        let (dtype, range) = match ids {
+            Ids::I32(ids) => ("i32", range(ids)),
+            Ids::I64(ids) => ("i64", range(ids)),
+            Ids::U32(ids) => ("u32", range(ids)),
+        };
+        let on_axes = match axes {
+            1 => String::new(),
+            axes => format!(" on {axes} axes"),
+        };
+        format!("position_ids of the file{on_axes}, {dtype}, {range}")
+    }
+}
+
+impl Ids {
+    fn largest(&self, range: std::ops::Range<usize>) -> Option<i128> {
+        match self {
+            Ids::I32(ids) => ids[range].iter().max().map(|&id| id.into()),
+            Ids::I64(ids) => ids[range].iter().max().map(|&id| id.into()),
+            Ids::U32(ids) => ids[range].iter().max().map(|&id| id.into()),
+        }
+    }
+}
+
+/// Each run of `sequence` values, `copies` times.
+fn spread<T: Copy>(ids: &[T], sequence: usize, copies: usize) -> Vec<T> {
+    let runs = ids.chunks(sequence.max(1));
+    runs.flat_map(|run| run.repeat(copies)).collect()
 }
 
 fn ids<T, const N: usize>(view: &TensorView<'_>, from_le: fn([u8; N]) -> T) -> Vec<T> {

@@ -37,6 +37,12 @@ fn fail<T>(message: impl Into<String>) -> Result<T> {
     Err(Failure(message.into()))
 }
 
+impl From<phasor::config::ConfigError> for Failure {
+    fn from(error: phasor::config::ConfigError) -> Self {
+        Self(error.to_string())
+    }
+}
+
 impl From<phasor::Error> for Failure {
     fn from(error: phasor::Error) -> Self {
         Self(error.to_string())

@@ -20,14 +20,22 @@ which it carries along, and compares them with what transformers computes.
                              both: f32, f16 or bf16, [tokens, heads, head_dim]
                              or [batch, sequence, heads, head_dim]. An optional
                              tensor position_ids (i32, i64 or u32), [sequence]
-                             or [batch, sequence], says where the tokens are.
-  --config CONFIG.json       with --input: the model's Hugging Face config, read
-                             for rope_theta (10000 if absent), head_dim or
-                             hidden_size / num_attention_heads,
-                             partial_rotary_factor, and rope_parameters or
-                             rope_scaling, whose type has to be \"default\"
+                             or [batch, sequence], says where the tokens are; for
+                             models of images and video also [axes, sequence] or
+                             [axes, batch, sequence].
+  --config CONFIG.json       with --input: the model's Hugging Face config, which
+                             says all about the rotation: theta, dims, scaling,
+                             pairing, axes
+  --layer-type NAME          with --config: which layers' rotation, where a model
+                             has several (such as sliding_attention)
+  --rows-by WHAT             with --config, where frequencies depend on the length
+                             (LongRoPE, dynamic NTK): sequence (default; each has
+                             its own), call (all have those of the longest, as
+                             transformers does), or position (LongRoPE: each token
+                             has its own, as MAX does)
   --output FILE.safetensors  write the rotated q and k
-  --pairing PAIRING          half-split (default) or interleaved
+  --pairing PAIRING          half-split (default) or interleaved; with --config,
+                             the config's unless given
   --start-position N         position of the first token (default 0); may be
                              negative. Not with position_ids in the file.
   --device DEVICE            auto (default), host, cuda or cuda:N
@@ -44,10 +52,20 @@ pub enum Request {
     Rotate(Options),
 }
 
+/// What chooses the frequencies, where they depend on the length of a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowsBy {
+    Sequence,
+    Call,
+    Position,
+}
+
 #[derive(Debug, Default)]
 pub struct Options {
     pub input: Option<PathBuf>,
     pub config: Option<PathBuf>,
+    pub layer_type: Option<String>,
+    rows_by: Option<RowsBy>,
     pub output: Option<PathBuf>,
     device: Option<String>,
     pairing: Option<Pairing>,
@@ -71,6 +89,23 @@ impl Options {
                 "--input" => set(&mut options.input, &name, value()?.into())?,
                 "--config" => set(&mut options.config, &name, value()?.into())?,
                 "--output" => set(&mut options.output, &name, value()?.into())?,
+                "--layer-type" => {
+                    let name_of_type = value()?.to_string_lossy().into_owned();
+                    set(&mut options.layer_type, &name, name_of_type)?;
+                }
+                "--rows-by" => {
+                    let rows_by = match &*value()?.to_string_lossy() {
+                        "sequence" => RowsBy::Sequence,
+                        "call" => RowsBy::Call,
+                        "position" => RowsBy::Position,
+                        other => {
+                            return fail(format!(
+                                "--rows-by is {other:?}: use sequence, call or position"
+                            ));
+                        }
+                    };
+                    set(&mut options.rows_by, &name, rows_by)?;
+                }
                 "--device" => {
                     let device = value()?.to_string_lossy().into_owned();
                     set(&mut options.device, &name, device)?;
@@ -105,6 +140,15 @@ impl Options {
         if options.config.is_some() && options.input.is_none() {
             return fail("--config needs --input: the built-in tensors come with their theta");
         }
+        if options.config.is_none() {
+            let given = [
+                ("--layer-type", options.layer_type.is_some()),
+                ("--rows-by", options.rows_by.is_some()),
+            ];
+            if let Some((name, _)) = given.iter().find(|(_, given)| *given) {
+                return fail(format!("{name} needs --config"));
+            }
+        }
         Ok(Request::Rotate(options))
     }
 
@@ -114,6 +158,15 @@ impl Options {
 
     pub fn pairing(&self) -> Pairing {
         self.pairing.unwrap_or(Pairing::HalfSplit)
+    }
+
+    /// The pairing if one was asked for.
+    pub fn chosen_pairing(&self) -> Option<Pairing> {
+        self.pairing
+    }
+
+    pub fn rows_by(&self) -> RowsBy {
+        self.rows_by.unwrap_or(RowsBy::Sequence)
     }
 
     pub fn repeat(&self) -> u16 {

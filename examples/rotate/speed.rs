@@ -3,12 +3,12 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use phasor::{Device, InOut, Positions, Rope};
+use phasor::{Device, InOut};
 
 use super::Result;
 use super::options::Options;
 use super::report::{Report, thousands};
-use super::tensors::{QueriesKeys, Stored, Tensor};
+use super::tensors::{QueriesKeys, Rotation, Stored, Tensor};
 
 /// Bytes read and written per second.
 pub struct Speed {
@@ -20,15 +20,14 @@ pub struct Speed {
 pub fn measure<T: Stored>(
     options: &Options,
     device: &Device,
-    rope: &Rope,
     tensors: &QueriesKeys<T>,
-    positions: Positions<'_>,
+    rotation: &Rotation<'_>,
 ) -> Result<Speed> {
-    let rotator = device.rotator(rope)?;
-    let in_place = rotator.plan(&tensors.problem(positions.kind(), InOut::InPlace))?;
+    let rotator = device.rotator(rotation.rope)?;
+    let in_place = rotator.plan(&tensors.problem(rotation, InOut::InPlace))?;
     let elsewhere = |layout| (layout, layout).into();
-    let out_of_place = rotator.plan(&tensors.problem(positions.kind(), elsewhere))?;
-    let positions = device.positions(positions)?;
+    let out_of_place = rotator.plan(&tensors.problem(rotation, elsewhere))?;
+    let positions = device.positions(rotation.positions)?;
 
     let upload = |tensor: &Tensor<T>| device.upload(&tensor.data);
     let source_q = tensors.q.as_ref().map(upload).transpose()?;

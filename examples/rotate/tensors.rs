@@ -1,7 +1,7 @@
 //! q and k, from a file to a device and back.
 
 use phasor::half::{bf16, f16};
-use phasor::{Device, Element, InOut, Layout, PositionKind, Positions, Problem, Rope};
+use phasor::{Device, Element, InOut, Layout, Positions, Problem, Rope};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype as FileDtype, SafeTensors};
 
@@ -76,6 +76,26 @@ impl<T: Stored> Tensor<T> {
     }
 }
 
+/// How tensors are to be rotated.
+#[derive(Clone, Copy)]
+pub struct Rotation<'a> {
+    pub rope: &'a Rope,
+    /// The first dim of a head that rotates.
+    pub rotary_offset: usize,
+    pub positions: Positions<'a>,
+}
+
+impl<'a> Rotation<'a> {
+    /// From the first dim of each head on.
+    pub fn leading(rope: &'a Rope, positions: Positions<'a>) -> Self {
+        Self {
+            rope,
+            rotary_offset: 0,
+            positions,
+        }
+    }
+}
+
 /// The tensors of one rotation. At least one is there.
 #[derive(Clone, Debug)]
 pub struct QueriesKeys<T> {
@@ -121,22 +141,29 @@ impl<T: Stored> QueriesKeys<T> {
     }
 
     /// What a plan is made from; `place` says where the result goes.
-    pub fn problem(&self, positions: PositionKind, place: fn(Layout) -> InOut<Layout>) -> Problem {
-        let mut problem = Problem::new(T::DTYPE).positions(positions);
+    pub fn problem(&self, rotation: &Rotation<'_>, place: fn(Layout) -> InOut<Layout>) -> Problem {
+        let positions = &rotation.positions;
+        let mut problem = Problem::new(T::DTYPE)
+            .positions(positions.kind())
+            .frequency_rows(positions.frequency_row_kind());
+        let layout = |tensor: &Tensor<T>| {
+            let layout = tensor.layout();
+            place(layout.with_rotary_offset(rotation.rotary_offset))
+        };
         if let Some(q) = &self.q {
-            problem = problem.q(place(q.layout()));
+            problem = problem.q(layout(q));
         }
         if let Some(k) = &self.k {
-            problem = problem.k(place(k.layout()));
+            problem = problem.k(layout(k));
         }
         problem
     }
 
     /// Rotates a copy on `device`.
-    pub fn rotated(&self, device: &Device, rope: &Rope, positions: Positions<'_>) -> Result<Self> {
-        let rotator = device.rotator(rope)?;
-        let plan = rotator.plan(&self.problem(positions.kind(), InOut::InPlace))?;
-        let positions = device.positions(positions)?;
+    pub fn rotated(&self, device: &Device, rotation: &Rotation<'_>) -> Result<Self> {
+        let rotator = device.rotator(rotation.rope)?;
+        let plan = rotator.plan(&self.problem(rotation, InOut::InPlace))?;
+        let positions = device.positions(rotation.positions)?;
 
         let upload = |tensor: &Tensor<T>| device.upload(&tensor.data);
         let mut q = self.q.as_ref().map(upload).transpose()?;

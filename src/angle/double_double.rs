@@ -15,9 +15,13 @@ pub(crate) struct DoubleDouble {
 pub(crate) const INV_TAU: DoubleDouble =
     DoubleDouble::new(0.15915494309189535, -9.839338337591243e-18);
 const LN_2: DoubleDouble = DoubleDouble::new(std::f64::consts::LN_2, 2.3190468138462996e-17);
-const ONE: DoubleDouble = DoubleDouble::new(1.0, 0.0);
 
 impl DoubleDouble {
+    pub(crate) const ZERO: Self = Self::new(0.0, 0.0);
+    pub(crate) const ONE: Self = Self::new(1.0, 0.0);
+    /// 2π
+    pub(crate) const TAU: Self = Self::new(std::f64::consts::TAU, 2.4492935982947064e-16);
+
     const fn new(hi: f64, lo: f64) -> Self {
         Self { hi, lo }
     }
@@ -46,8 +50,46 @@ impl DoubleDouble {
         Self::quick_sum(s.hi, s.lo + t.lo)
     }
 
+    pub(crate) fn sub(self, other: Self) -> Self {
+        self.add(other.negate())
+    }
+
     fn negate(self) -> Self {
         Self::new(-self.hi, -self.lo)
+    }
+
+    pub(crate) fn min(self, other: Self) -> Self {
+        if self <= other { self } else { other }
+    }
+
+    pub(crate) fn max(self, other: Self) -> Self {
+        if self >= other { self } else { other }
+    }
+
+    /// The largest whole number that is not above.
+    pub(crate) fn floor(self) -> Self {
+        let whole = self.hi.floor();
+        // Where the high part is whole itself, the low part decides.
+        if whole == self.hi {
+            Self::sum(whole, self.lo.floor())
+        } else {
+            Self::from(whole)
+        }
+    }
+
+    /// The smallest whole number that is not below.
+    pub(crate) fn ceil(self) -> Self {
+        self.negate().floor().negate()
+    }
+
+    /// The square root of a number that is not negative.
+    pub(crate) fn sqrt(self) -> Self {
+        let root = self.hi.sqrt();
+        if root == 0.0 {
+            return Self::ZERO;
+        }
+        let rest = self.sub(Self::product(root, root));
+        Self::quick_sum(root, rest.hi / (2.0 * root))
     }
 
     pub(crate) fn mul(self, other: Self) -> Self {
@@ -90,11 +132,28 @@ impl DoubleDouble {
         // |z| <= 0.1716: 24 terms leave less than 2^-120.
         let mut series = Self::from(0.0);
         for k in (0..24).rev() {
-            let term = ONE.div(Self::from(f64::from(2 * k + 1)));
+            let term = Self::ONE.div(Self::from(f64::from(2 * k + 1)));
             series = series.mul(square).add(term);
         }
         let exponent = Self::from(f64::from(exponent - subnormal_shift));
         series.mul(z).scale(1).add(exponent.mul(LN_2))
+    }
+
+    /// Natural logarithm of a positive, finite number.
+    pub(crate) fn ln_extended(self) -> Self {
+        // ln(hi + lo) = ln(hi) + ln(1 + lo / hi), and (lo / hi)^2 is below 2^-106.
+        Self::ln(self.hi).add(Self::from(self.lo / self.hi))
+    }
+
+    /// `e^self` as a frequency: zero where it is far below what a phase step can hold, and a number
+    /// above every limit where it is far above.
+    pub(crate) fn exp_saturating(self) -> Self {
+        const LIMIT: f64 = 100.0;
+        if self.hi < -LIMIT {
+            Self::ZERO
+        } else {
+            self.min(Self::from(LIMIT)).exp()
+        }
     }
 
     /// `e^self`, for results that are normal numbers.
@@ -103,9 +162,9 @@ impl DoubleDouble {
         let rest = self.add(LN_2.mul(Self::from(n)).negate());
         // e^r = (e^(r / 256))^256; |r / 256| < 0.0014, and 12 terms leave less than 2^-140.
         let r = rest.scale(-8);
-        let mut series = ONE;
+        let mut series = Self::ONE;
         for k in (1..=12).rev() {
-            series = series.mul(r).div(Self::from(f64::from(k))).add(ONE);
+            series = series.mul(r).div(Self::from(f64::from(k))).add(Self::ONE);
         }
         for _ in 0..8 {
             series = series.mul(series);
@@ -120,6 +179,23 @@ impl DoubleDouble {
         self.hi
     }
 
+    /// The nearest `f32`, rounded once from the exact sum: rounding to `f64` first could land on a
+    /// tie that the low part decides.
+    pub(crate) fn to_f32(self) -> f32 {
+        let nearest = self.hi as f32;
+        let rest = self.hi - f64::from(nearest);
+        let neighbour = if rest > 0.0 {
+            nearest.next_up()
+        } else if rest < 0.0 {
+            nearest.next_down()
+        } else {
+            return nearest;
+        };
+        let half = (f64::from(neighbour) - f64::from(nearest)) / 2.0;
+        let beyond_tie = rest == half && self.lo != 0.0 && (self.lo > 0.0) == (rest > 0.0);
+        if beyond_tie { neighbour } else { nearest }
+    }
+
     /// `round(self * 2^64) mod 2^64`: the value as a fraction of a turn. `|self| <= 2^60`.
     pub(crate) fn to_turn_fraction(self) -> u64 {
         let scaled = self.scale(64);
@@ -132,6 +208,23 @@ impl DoubleDouble {
 impl From<f64> for DoubleDouble {
     fn from(x: f64) -> Self {
         Self::new(x, 0.0)
+    }
+}
+
+impl From<u64> for DoubleDouble {
+    /// Exact.
+    fn from(n: u64) -> Self {
+        let (high, low) = (n >> 32, n & 0xffff_ffff);
+        Self::quick_sum(high as f64 * 4294967296.0, low as f64)
+    }
+}
+
+impl PartialOrd for DoubleDouble {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        match self.hi.partial_cmp(&other.hi)? {
+            std::cmp::Ordering::Equal => self.lo.partial_cmp(&other.lo),
+            unequal => Some(unequal),
+        }
     }
 }
 

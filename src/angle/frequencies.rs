@@ -166,6 +166,14 @@ impl Frequencies {
         Ok(self)
     }
 
+    /// The same frequencies with a factor of 1.
+    pub(crate) fn without_attention_factor(&self) -> Self {
+        Self {
+            attention_factor: 1.0,
+            ..self.clone()
+        }
+    }
+
     /// Pairs that rotate in each head: `rotary_dim / 2`.
     pub fn pairs(&self) -> usize {
         self.steps.len() / self.axes

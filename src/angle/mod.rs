@@ -6,6 +6,7 @@ pub(crate) mod phase;
 mod rows;
 mod table;
 
+pub(crate) use double_double::DoubleDouble;
 pub use frequencies::Frequencies;
 pub use rows::FrequencyRows;
 pub use table::{CosSinTable, OutOfRange};

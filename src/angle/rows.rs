@@ -141,6 +141,14 @@ impl FrequencyRows {
         self.boundary
     }
 
+    /// The same rows with factors of 1.
+    pub(crate) fn without_attention_factors(&self) -> Self {
+        Self {
+            attention_factors: vec![1.0; self.rows()],
+            ..self.clone()
+        }
+    }
+
     /// Steps of a row, `[axes, pairs]`.
     pub(crate) fn row_steps(&self, row: usize) -> &[u64] {
         let len = self.axes * self.pairs();

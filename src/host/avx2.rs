@@ -10,7 +10,7 @@ use super::run::HeadRun;
 use super::scalar;
 use crate::angle::phase;
 use crate::element::Element;
-use crate::rope::Pairing;
+use crate::rope::{Pairing, Pairings};
 
 /// Pairs in a vector.
 const LANES: usize = 8;
@@ -47,7 +47,7 @@ pub trait Lanes: Sized {
 /// The run's pointers are valid for its heads; the processor has AVX2, FMA and F16C.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn rotate_heads<T: Element>(
-    pairing: Pairing,
+    pairings: Pairings,
     run: &HeadRun<T>,
     cos: &[f32],
     sin: &[f32],
@@ -57,7 +57,7 @@ pub(super) unsafe fn rotate_heads<T: Element>(
         unsafe {
             let source = run.source.add(h * run.source_stride);
             let destination = run.destination.add(h * run.destination_stride);
-            rotate_rest(pairing, run, (source, destination), 0, cos, sin);
+            rotate_rest(pairings, run, (source, destination), 0, cos, sin);
         }
     }
 }
@@ -70,7 +70,7 @@ pub(super) unsafe fn rotate_heads<T: Element>(
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn rotate_rest<T: Element>(
-    pairing: Pairing,
+    pairings: Pairings,
     run: &HeadRun<T>,
     (source, destination): (*const T, *mut T),
     mut from: usize,
@@ -83,26 +83,27 @@ pub(super) unsafe fn rotate_rest<T: Element>(
         while from + LANES <= cos.len() {
             let cos = _mm256_loadu_ps(cos.as_ptr().add(from));
             let sin = _mm256_loadu_ps(sin.as_ptr().add(from));
-            let (a, b) = scalar::members(pairing, run.first + from, run.pairs);
-            match pairing {
+            let pair = run.first + from;
+            let (a, b) = scalar::members(pairings.source, pair, run.pairs);
+            let (x, y) = match pairings.source {
+                Pairing::HalfSplit => (
+                    <T as Lanes>::load(source.add(a)),
+                    <T as Lanes>::load(source.add(b)),
+                ),
+                Pairing::Interleaved => <T as Lanes>::load_pairs(source.add(a)),
+            };
+            let (x, y) = rotate(x, y, cos, sin);
+            let (a, b) = scalar::members(pairings.destination, pair, run.pairs);
+            match pairings.destination {
                 Pairing::HalfSplit => {
-                    let (x, y) = (
-                        <T as Lanes>::load(source.add(a)),
-                        <T as Lanes>::load(source.add(b)),
-                    );
-                    let (x, y) = rotate(x, y, cos, sin);
                     <T as Lanes>::store(destination.add(a), x);
                     <T as Lanes>::store(destination.add(b), y);
                 }
-                Pairing::Interleaved => {
-                    let (x, y) = <T as Lanes>::load_pairs(source.add(a));
-                    let (x, y) = rotate(x, y, cos, sin);
-                    <T as Lanes>::store_pairs(destination.add(a), x, y);
-                }
+                Pairing::Interleaved => <T as Lanes>::store_pairs(destination.add(a), x, y),
             }
             from += LANES;
         }
-        scalar::rotate_rest(pairing, run, (source, destination), from, cos, sin);
+        scalar::rotate_rest(pairings, run, (source, destination), from, cos, sin);
     }
 }
 

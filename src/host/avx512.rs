@@ -13,7 +13,7 @@ use super::run::HeadRun;
 use super::scalar;
 use crate::angle::phase;
 use crate::element::Element;
-use crate::rope::Pairing;
+use crate::rope::{Pairing, Pairings};
 
 /// Pairs in a vector.
 const LANES: usize = 16;
@@ -49,7 +49,7 @@ pub trait Lanes: Sized {
 /// The run's pointers are valid for its heads; the processor has what this variant needs.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 pub(super) unsafe fn rotate_heads<T: Element>(
-    pairing: Pairing,
+    pairings: Pairings,
     run: &HeadRun<T>,
     cos: &[f32],
     sin: &[f32],
@@ -64,26 +64,27 @@ pub(super) unsafe fn rotate_heads<T: Element>(
             for v in 0..vectors {
                 let cos = _mm512_loadu_ps(cos.as_ptr().add(v * LANES));
                 let sin = _mm512_loadu_ps(sin.as_ptr().add(v * LANES));
-                let (a, b) = scalar::members(pairing, run.first + v * LANES, run.pairs);
-                match pairing {
+                let pair = run.first + v * LANES;
+                let (a, b) = scalar::members(pairings.source, pair, run.pairs);
+                let (x, y) = match pairings.source {
+                    Pairing::HalfSplit => (
+                        <T as Lanes>::load(source.add(a)),
+                        <T as Lanes>::load(source.add(b)),
+                    ),
+                    Pairing::Interleaved => <T as Lanes>::load_pairs(source.add(a)),
+                };
+                let (x, y) = rotate(x, y, cos, sin);
+                let (a, b) = scalar::members(pairings.destination, pair, run.pairs);
+                match pairings.destination {
                     Pairing::HalfSplit => {
-                        let (x, y) = (
-                            <T as Lanes>::load(source.add(a)),
-                            <T as Lanes>::load(source.add(b)),
-                        );
-                        let (x, y) = rotate(x, y, cos, sin);
                         <T as Lanes>::store(destination.add(a), x);
                         <T as Lanes>::store(destination.add(b), y);
                     }
-                    Pairing::Interleaved => {
-                        let (x, y) = <T as Lanes>::load_pairs(source.add(a));
-                        let (x, y) = rotate(x, y, cos, sin);
-                        <T as Lanes>::store_pairs(destination.add(a), x, y);
-                    }
+                    Pairing::Interleaved => <T as Lanes>::store_pairs(destination.add(a), x, y),
                 }
             }
             let rest = vectors * LANES;
-            avx2::rotate_rest(pairing, run, (source, destination), rest, cos, sin);
+            avx2::rotate_rest(pairings, run, (source, destination), rest, cos, sin);
         }
     }
 }

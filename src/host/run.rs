@@ -7,7 +7,7 @@ use crate::angle::{Angles, CosSinTable, OutOfRange};
 use crate::element::Element;
 use crate::plan::{Plan, PlannedTensor};
 use crate::positions::{Positions, Token};
-use crate::rope::Pairing;
+use crate::rope::Pairings;
 use std::ops::Range;
 
 /// Pairs whose cos and sin are formed at a time; they stay in the first-level cache.
@@ -38,7 +38,7 @@ pub(super) struct HeadRun<T> {
 /// pairs, and the variant can run here.
 unsafe fn rotate_heads<T: Element>(
     isa: Isa,
-    pairing: Pairing,
+    pairings: Pairings,
     run: &HeadRun<T>,
     cos: &[f32],
     sin: &[f32],
@@ -47,10 +47,10 @@ unsafe fn rotate_heads<T: Element>(
     unsafe {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => super::avx2::rotate_heads(pairing, run, cos, sin),
+            Isa::Avx2 => super::avx2::rotate_heads(pairings, run, cos, sin),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => super::avx512::rotate_heads(pairing, run, cos, sin),
-            _ => scalar::rotate_heads(pairing, run, cos, sin),
+            Isa::Avx512 => super::avx512::rotate_heads(pairings, run, cos, sin),
+            _ => scalar::rotate_heads(pairings, run, cos, sin),
         }
     }
 }
@@ -173,7 +173,7 @@ unsafe fn execute_share<T: Element>(
                     }
                 };
                 // SAFETY: as above; the variant was checked when it was chosen.
-                unsafe { rotate_heads(isa, plan.rope.pairing(), &run, cos, sin) };
+                unsafe { rotate_heads(isa, plan.rope.pairings(), &run, cos, sin) };
             }
         }
         for (planned, pointers) in [&plan.q, &plan.k].into_iter().zip(&shared.0) {

@@ -3,7 +3,7 @@
 use super::run::HeadRun;
 use crate::angle::phase;
 use crate::element::Element;
-use crate::rope::Pairing;
+use crate::rope::{Pairing, Pairings};
 
 /// cos and sin at one position, each times its scale.
 #[inline(always)]
@@ -42,7 +42,7 @@ pub(super) fn members(pairing: Pairing, pair: usize, pairs: usize) -> (usize, us
 /// `source` and `destination` start the rotated window of a head of the run.
 #[inline(always)]
 pub(super) unsafe fn rotate_rest<T: Element>(
-    pairing: Pairing,
+    pairings: Pairings,
     run: &HeadRun<T>,
     (source, destination): (*const T, *mut T),
     from: usize,
@@ -50,13 +50,14 @@ pub(super) unsafe fn rotate_rest<T: Element>(
     sin: &[f32],
 ) {
     for j in from..cos.len() {
-        let (a, b) = members(pairing, run.first + j, run.pairs);
-        // SAFETY: both members are inside the rotated window.
+        let (a, b) = members(pairings.source, run.first + j, run.pairs);
+        let (to_a, to_b) = members(pairings.destination, run.first + j, run.pairs);
+        // SAFETY: the members are inside the rotated window.
         unsafe {
             let (x, y) = ((*source.add(a)).widen(), (*source.add(b)).widen());
             let (x, y) = rotate_pair(x, y, cos[j], sin[j]);
-            *destination.add(a) = T::narrow(x);
-            *destination.add(b) = T::narrow(y);
+            *destination.add(to_a) = T::narrow(x);
+            *destination.add(to_b) = T::narrow(y);
         }
     }
 }
@@ -66,7 +67,7 @@ pub(super) unsafe fn rotate_rest<T: Element>(
 /// # Safety
 /// The run's pointers are valid for its heads.
 pub(super) unsafe fn rotate_heads<T: Element>(
-    pairing: Pairing,
+    pairings: Pairings,
     run: &HeadRun<T>,
     cos: &[f32],
     sin: &[f32],
@@ -76,7 +77,7 @@ pub(super) unsafe fn rotate_heads<T: Element>(
         unsafe {
             let source = run.source.add(h * run.source_stride);
             let destination = run.destination.add(h * run.destination_stride);
-            rotate_rest(pairing, run, (source, destination), 0, cos, sin);
+            rotate_rest(pairings, run, (source, destination), 0, cos, sin);
         }
     }
 }

@@ -11,7 +11,7 @@ pub const PHASOR_OUT_OF_RANGE_PASS_THROUGH: u32 = 1;
 pub const PHASOR_ROW_CALL: u32 = 0;
 pub const PHASOR_ROW_IDS: u32 = 1;
 pub const PHASOR_ROW_BY_POSITION: u32 = 2;
-pub const PHASOR_LAYOUT_VALUES: u32 = 49;
+pub const PHASOR_LAYOUT_VALUES: u32 = 55;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct PhasorStrides {
@@ -156,18 +156,40 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
+pub struct PhasorPairing {
+    pub source_step: u32,
+    pub source_gap: u32,
+    pub destination_step: u32,
+    pub destination_gap: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PhasorPairing"][::std::mem::size_of::<PhasorPairing>() - 16usize];
+    ["Alignment of PhasorPairing"][::std::mem::align_of::<PhasorPairing>() - 4usize];
+    ["Offset of field: PhasorPairing::source_step"]
+        [::std::mem::offset_of!(PhasorPairing, source_step) - 0usize];
+    ["Offset of field: PhasorPairing::source_gap"]
+        [::std::mem::offset_of!(PhasorPairing, source_gap) - 4usize];
+    ["Offset of field: PhasorPairing::destination_step"]
+        [::std::mem::offset_of!(PhasorPairing, destination_step) - 8usize];
+    ["Offset of field: PhasorPairing::destination_gap"]
+        [::std::mem::offset_of!(PhasorPairing, destination_gap) - 12usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
 pub struct PhasorRopeParams {
     pub q: PhasorTensor,
     pub k: PhasorTensor,
     pub angles: PhasorAngles,
     pub positions: PhasorPositions,
     pub rows: PhasorRows,
+    pub pairing: PhasorPairing,
     pub batch: u64,
     pub sequence: u64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of PhasorRopeParams"][::std::mem::size_of::<PhasorRopeParams>() - 336usize];
+    ["Size of PhasorRopeParams"][::std::mem::size_of::<PhasorRopeParams>() - 352usize];
     ["Alignment of PhasorRopeParams"][::std::mem::align_of::<PhasorRopeParams>() - 8usize];
     ["Offset of field: PhasorRopeParams::q"][::std::mem::offset_of!(PhasorRopeParams, q) - 0usize];
     ["Offset of field: PhasorRopeParams::k"][::std::mem::offset_of!(PhasorRopeParams, k) - 80usize];
@@ -177,8 +199,10 @@ const _: () = {
         [::std::mem::offset_of!(PhasorRopeParams, positions) - 224usize];
     ["Offset of field: PhasorRopeParams::rows"]
         [::std::mem::offset_of!(PhasorRopeParams, rows) - 280usize];
+    ["Offset of field: PhasorRopeParams::pairing"]
+        [::std::mem::offset_of!(PhasorRopeParams, pairing) - 320usize];
     ["Offset of field: PhasorRopeParams::batch"]
-        [::std::mem::offset_of!(PhasorRopeParams, batch) - 320usize];
+        [::std::mem::offset_of!(PhasorRopeParams, batch) - 336usize];
     ["Offset of field: PhasorRopeParams::sequence"]
-        [::std::mem::offset_of!(PhasorRopeParams, sequence) - 328usize];
+        [::std::mem::offset_of!(PhasorRopeParams, sequence) - 344usize];
 };

@@ -323,7 +323,19 @@ pub fn random_case(rng: &mut Rng, wish: Wish) -> Case {
             AngleKind::Table,
         ])
     });
-    let rope = random_rope(rng, angles, pairing, rotary_dim);
+    let mut rope = random_rope(rng, angles, pairing, rotary_dim);
+    // Only one element at a time can another pairing be written than is read.
+    let table = match rope.angles() {
+        Angles::Table(table) => Some(table.out_of_range()),
+        _ => None,
+    };
+    if form == Form::OutOfPlace
+        && wish.aligned != Some(true)
+        && table != Some(OutOfRange::PassThrough)
+    {
+        let other = rng.pick(&[Pairing::HalfSplit, Pairing::Interleaved]);
+        rope = rope.with_output_pairing(other);
+    }
     let kind = wish.kind.unwrap_or_else(|| {
         rng.pick(&[
             PositionKind::Start,
@@ -680,7 +692,7 @@ fn phases_case(
     elements: impl Fn(usize, f32, f32) -> [[u32; 2]; 4],
 ) -> Case {
     const HEADS: usize = 16;
-    let pairs = if kernel.wide {
+    let pairs = if kernel.is_wide() {
         32 / kernel.dtype.size()
     } else {
         3
@@ -715,14 +727,15 @@ fn phases_case(
             table.with_out_of_range(OutOfRange::Clamp).into()
         }
     };
-    let rope = Rope::new(source, kernel.pairing);
+    let pairing = kernel.pairing().unwrap_or(Pairing::HalfSplit);
+    let rope = Rope::new(source, pairing);
     let layout = Layout::tokens(phases.len(), HEADS, 2 * pairs);
     let mut source = Vec::new();
     for (token, &(cos, sin)) in angles.iter().enumerate() {
         let kinds = elements(token, cos, sin);
         for head in 0..HEADS {
             let [a, b] = kinds[head % 4];
-            match kernel.pairing {
+            match pairing {
                 Pairing::HalfSplit => {
                     source.extend(std::iter::repeat_n(a, pairs));
                     source.extend(std::iter::repeat_n(b, pairs));

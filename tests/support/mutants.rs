@@ -473,10 +473,10 @@ fn values(kernel: Kernel, code: &Code, inst: &Inst, add: &mut impl FnMut(Kind, S
     }
     if is_angle_load(kernel, code, inst) {
         // Bytes of steps or table that one chunk of pairs takes.
-        let chunk = match (kernel.wide, kernel.pairing) {
-            (false, _) => 1,
-            (true, Pairing::HalfSplit) => 16 / kernel.dtype.size(),
-            (true, Pairing::Interleaved) => 8 / kernel.dtype.size(),
+        let chunk = match kernel.pairing() {
+            None => 1,
+            Some(Pairing::HalfSplit) => 16 / kernel.dtype.size(),
+            Some(Pairing::Interleaved) => 8 / kernel.dtype.size(),
         };
         let bytes = chunk
             * match kernel.angles {
@@ -497,7 +497,7 @@ fn values(kernel: Kernel, code: &Code, inst: &Inst, add: &mut impl FnMut(Kind, S
 /// its register is written for each of the three types.
 fn is_angle_load(kernel: Kernel, code: &Code, inst: &Inst) -> bool {
     inst.is_constant_load()
-        && match (kernel.angles, kernel.wide) {
+        && match (kernel.angles, kernel.is_wide()) {
             (AngleKind::Table, _) => inst.op.ends_with(".f32"),
             (_, true) => inst.op.ends_with(".v2.u64"),
             (_, false) => inst.op.ends_with(".u64") && code.writers.contains_key(inst.args[0]),

@@ -13,7 +13,7 @@ use phasor::launch::{
 };
 use phasor::{
     Angles, CosSinTable, Dtype, Frequencies, FrequencyRowKind, FrequencyRows, InOut, Isa, Layout,
-    OutOfRange, Plan, PositionKind, PositionMemory, Problem, Rope,
+    OutOfRange, Pairing, Plan, PositionKind, PositionMemory, Problem, Rope,
 };
 use std::collections::HashMap;
 
@@ -98,7 +98,7 @@ impl Check {
     }
 
     fn accesses_are_of_one_width(&self, run: &Run) -> bool {
-        let width = if self.kernel.wide {
+        let width = if self.kernel.is_wide() {
             16
         } else {
             self.kernel.dtype.size()
@@ -191,11 +191,11 @@ fn random_checks(kernel: Kernel) -> Vec<Check> {
         for &kind in kinds {
             let wish = Wish {
                 dtype: Some(kernel.dtype),
-                pairing: Some(kernel.pairing),
+                pairing: kernel.pairing(),
                 angles: Some(kernel.angles),
                 kind: Some(kind),
                 form: Some(form),
-                aligned: Some(kernel.wide),
+                aligned: Some(kernel.is_wide()),
                 head_dim: None,
             };
             let mut found = 0;
@@ -295,7 +295,7 @@ const SEQUENCE: usize = 3;
 /// Two chunks of pairs a head, and dims to copy on both sides: not as many for q as for k.
 fn far_case(kernel: Kernel, in_place: bool, heads: [usize; 2]) -> Case {
     let vector = 16 / kernel.dtype.size();
-    let (unit, head_dims, offsets, pairs) = if kernel.wide {
+    let (unit, head_dims, offsets, pairs) = if kernel.is_wide() {
         (vector, [7, 8], [1, 2], 2 * vector)
     } else {
         (1, [18, 21], [4, 6], 5)
@@ -328,7 +328,19 @@ fn far_case(kernel: Kernel, in_place: bool, heads: [usize; 2]) -> Case {
             table.with_out_of_range(choice).into()
         }
     };
-    let rope = Rope::new(angles, kernel.pairing);
+    // Any pairing, and out of place any two.
+    let pairing = kernel.pairing().unwrap_or(if heads[0] % 2 == 0 {
+        Pairing::Interleaved
+    } else {
+        Pairing::HalfSplit
+    });
+    let mut rope = Rope::new(angles, pairing);
+    if !kernel.is_wide() && !in_place && kernel.angles != AngleKind::Table {
+        rope = rope.with_output_pairing(match pairing {
+            Pairing::HalfSplit => Pairing::Interleaved,
+            Pairing::Interleaved => Pairing::HalfSplit,
+        });
+    }
     let mut tensor = |n: usize| {
         let layout = Layout::bshd(BATCH, SEQUENCE, heads[n], unit * head_dims[n])
             .with_rotary_offset(unit * offsets[n]);
@@ -464,7 +476,7 @@ fn by_hand(
     let place = |memory: &mut Memory, name, near: Layout, which, elements: Option<&Elements>| {
         let layout = if spread { far(near, which) } else { near };
         let length = (layout.required_len().unwrap() * size) as u64;
-        let misalign = if check.kernel.wide { 0 } else { size };
+        let misalign = if check.kernel.is_wide() { 0 } else { size };
         let address = memory.add_sparse(name, length, misalign);
         if let Some(elements) = elements {
             for (from, to) in heads(near).into_iter().zip(heads(layout)) {
@@ -631,7 +643,7 @@ fn by_hand(
     let stats = run(module, &mut memory, &launch)?;
     let once = angle_bytes(case, positions, u64::from(grid[1] * block[1]));
     let loaded = ["steps", "cos", "sin"].map(|name| stats.buffer(name));
-    let loaded = loaded.into_iter().flatten().map(|t| t.loaded_bytes()).sum();
+    let loaded: u64 = loaded.into_iter().flatten().map(|t| t.loaded_bytes()).sum();
 
     let mut outcome = Vec::new();
     for (tensor, near, to, address) in written {

@@ -1,0 +1,94 @@
+"""What onnx-rope.py and the scripts interfaces-*.py share: seeds, bytes of files, --check."""
+
+import argparse
+import json
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+GOLDENS = Path(__file__).resolve().parents[2] / "tests/goldens"
+MAX_FILE = 24 * 1024
+MAX_FOLDER = 400 * 1024
+# uint16 holds the bits of bf16, which numpy does not know.
+NAMES = {
+    "float32": "F32",
+    "float16": "F16",
+    "uint16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+}
+
+
+def seeded(name):
+    """Random numbers that depend on the case's name only."""
+    return np.random.default_rng(zlib.crc32(name.encode()))
+
+
+def to_bf16(x):
+    """f32 as the bits of bf16, to nearest, ties to even; no NaN comes by here."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def from_bf16(bits):
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def golden(name, tensors, *, peer, case, made_by):
+    """safetensors bytes, in an order that depends on nothing but the names."""
+    metadata = {
+        "peer": peer,
+        "case": json.dumps({"name": name} | case),
+        "made_by": f"scripts/goldens/{made_by}",
+    }
+    header, data = {"__metadata__": metadata}, b""
+    # Wide types first keeps every tensor aligned.
+    for key, array in sorted(tensors.items(), key=lambda t: (-t[1].itemsize, t[0])):
+        start = len(data)
+        data += np.ascontiguousarray(array).tobytes()
+        header[key] = {
+            "dtype": NAMES[array.dtype.name],
+            "shape": array.shape,
+            "data_offsets": [start, len(data)],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def listing(entries):
+    """The bytes of a JSON list with one entry a line."""
+    return ("[\n" + ",\n".join(json.dumps(entry) for entry in entries) + "\n]\n").encode()
+
+
+def run(description, folder, prefix, compute):
+    """Write what compute() returns, {file's name: bytes}, or compare it with --check.
+
+    The script owns the files of `folder` whose names begin with `prefix`.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--output", type=Path, default=GOLDENS / folder, help="where to write")
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    args = parser.parse_args()
+
+    files = compute()
+    args.output.mkdir(parents=True, exist_ok=True)
+    differ = []
+    for name, data in files.items():
+        if len(data) > MAX_FILE:
+            sys.exit(f"error: {name} takes {len(data)} bytes")
+        path = args.output / name
+        if not args.check:
+            path.write_bytes(data)
+        elif not path.exists() or path.read_bytes() != data:
+            differ.append(name)
+    stale = {path.name for path in args.output.glob(f"{prefix}*")} - files.keys()
+    if differ or stale:
+        sys.exit(f"error: differ: {differ}, made by no case: {sorted(stale)}")
+    whole = sum(path.stat().st_size for path in args.output.iterdir())
+    if whole > MAX_FOLDER:
+        sys.exit(f"error: {args.output.name} takes {whole} bytes")
+    total = sum(map(len, files.values()))
+    print(f"{len(files)} files, {total} bytes: {'the same' if args.check else 'written'}")

@@ -1,0 +1,176 @@
+/// What is wrong with a config, and what to change about it. Keys are named with their path, as in
+/// `rope_scaling.factor`; values that are long are cut.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The text is not JSON.
+    #[error("the config is not valid JSON: {reason}")]
+    NotJson {
+        /// What the parser says, with line and column.
+        reason: String,
+    },
+    /// A value is of the wrong kind or outside what has a meaning.
+    #[error("{key} is {value}: it must be {expected}")]
+    Invalid {
+        /// The key, with its path.
+        key: String,
+        /// The value, shortened.
+        value: String,
+        /// What it must be.
+        expected: String,
+    },
+    /// A key that is needed is absent (or null), and the model's family documents no default.
+    #[error("{key} is missing: {remedy}")]
+    Missing {
+        /// The key, with its path.
+        key: String,
+        /// What to add, or what would do instead.
+        remedy: String,
+    },
+    /// Two keys contradict each other.
+    #[error("{first} is {first_value}, but {second} is {second_value}: {remedy}")]
+    Conflict {
+        /// One key, with its path.
+        first: String,
+        /// Its value, shortened.
+        first_value: String,
+        /// The other.
+        second: String,
+        /// Its value, shortened.
+        second_value: String,
+        /// Which of them to change.
+        remedy: String,
+    },
+    /// The type of RoPE scaling is not known.
+    #[error("{key} is {value}: the known types of RoPE are {known}")]
+    UnknownRopeType {
+        /// The key, with its path.
+        key: String,
+        /// The type.
+        value: String,
+        /// Those that are known.
+        known: &'static str,
+    },
+    /// A GGUF file is of an architecture whose pairing is not known.
+    #[error(
+        "general.architecture is {architecture}: its pairing is not known here; build a RopeConfig \
+         with RopeConfig::new and with_pairing"
+    )]
+    UnknownArchitecture {
+        /// The architecture.
+        architecture: String,
+    },
+    /// The model does not rotate queries and keys, or not in this kind of layer.
+    #[error("{what} does not rotate queries and keys")]
+    NoRotation {
+        /// The model or kind of layer.
+        what: String,
+    },
+    /// The model rotates in a way that pairs and frequencies do not describe.
+    #[error("{what} is not supported: {why}")]
+    Unsupported {
+        /// The model or key.
+        what: String,
+        /// What is special about it.
+        why: String,
+    },
+    /// Kinds of layers rotate differently, so there is no single rotation.
+    #[error(
+        "the layers rotate in different ways ({}): ask with rope_for or rope_of_layer",
+        layer_types.join(", ")
+    )]
+    SeveralKinds {
+        /// The kinds of layers.
+        layer_types: Vec<String>,
+    },
+    /// No layer of the model is of this kind.
+    #[error("no layer type {layer_type:?}: the model has {}", known.join(", "))]
+    UnknownLayerType {
+        /// The kind asked for.
+        layer_type: String,
+        /// The kinds there are.
+        known: Vec<String>,
+    },
+    /// The model has fewer layers.
+    #[error("layer {index} of {layers}: layers are numbered from 0")]
+    NoSuchLayer {
+        /// The layer asked for.
+        index: usize,
+        /// Layers there are.
+        layers: u64,
+    },
+    /// The frequencies depend on the length of the sequence.
+    #[error(
+        "the frequencies of {scaling} depend on the length of the sequence: use rope_for_lengths, \
+         rope_for_length or frequencies_for_length"
+    )]
+    DependsOnLength {
+        /// The type of scaling.
+        scaling: &'static str,
+    },
+    /// The rest of the crate refuses what the config asks for.
+    #[error(transparent)]
+    Rope(#[from] crate::Error),
+}
+
+impl ConfigError {
+    pub(super) fn invalid(
+        key: impl Into<String>,
+        value: impl std::fmt::Display,
+        expected: impl Into<String>,
+    ) -> Self {
+        ConfigError::Invalid {
+            key: key.into(),
+            value: shortened(&value.to_string()),
+            expected: expected.into(),
+        }
+    }
+
+    pub(super) fn missing(key: impl Into<String>, remedy: impl Into<String>) -> Self {
+        ConfigError::Missing {
+            key: key.into(),
+            remedy: remedy.into(),
+        }
+    }
+
+    /// The same error under the name that a config has for the value.
+    pub(super) fn renamed(self, from: &str, to: &str) -> Self {
+        match self {
+            ConfigError::Invalid {
+                key,
+                value,
+                expected,
+            } if key == from => ConfigError::Invalid {
+                key: to.to_string(),
+                value,
+                expected,
+            },
+            other => other,
+        }
+    }
+
+    /// The same error about a key inside `section`.
+    pub(super) fn within(self, section: &str) -> Self {
+        match self {
+            ConfigError::Invalid {
+                key,
+                value,
+                expected,
+            } if !section.is_empty() => ConfigError::Invalid {
+                key: format!("{section}.{key}"),
+                value,
+                expected,
+            },
+            other => other,
+        }
+    }
+}
+
+/// Text cut to what fits a message.
+pub(super) fn shortened(text: &str) -> String {
+    const MOST: usize = 60;
+    match text.char_indices().nth(MOST) {
+        None => text.to_string(),
+        Some((end, _)) => format!("{}...", &text[..end]),
+    }
+}

@@ -1,0 +1,436 @@
+//! What Hugging Face transformers 5.23 knows about each family of models, as data: pairing, names
+//! of keys, defaults of keys that are absent, layers that do not rotate, and the score scale.
+//! `tests/config_goldens.rs` holds it to what transformers was seen to do.
+
+use super::pairing::OutputOrder;
+use super::scaling::{Llama3Scaling, Scaling, YarnScaling};
+use crate::{Direction, Pairing};
+
+pub(super) struct Family {
+    pub model_types: &'static [&'static str],
+    pub pairing: Pairing,
+    pub output_order: OutputOrder,
+    pub direction: Direction,
+    /// theta where the config does not give it.
+    pub theta: Option<f64>,
+    /// Keys of the config for theta, the first one present counts.
+    pub theta_keys: &'static [&'static str],
+    /// Whether those count where the config has no RoPE parameters beside them.
+    pub lone_theta: bool,
+    /// The part of a head that rotates where the config does not give it.
+    pub partial: f64,
+    pub partial_keys: &'static [&'static str],
+    /// Whether plain RoPE heeds that part; scaled RoPE always does.
+    pub plain_heeds_partial: bool,
+    /// Whether the rotated dims are the last ones of a head.
+    pub trailing: bool,
+    pub head_dim: HeadDim,
+    /// Keys for the dims of all heads together; divided by the number of heads.
+    pub hidden_keys: &'static [&'static str],
+    /// Kinds of layers with defaults of their own; empty for one kind.
+    pub kinds: &'static [Kind],
+    /// Whether kinds are not types of layers: layers with a sliding window are then of the first,
+    /// all others of the second.
+    pub kinds_by_window: bool,
+    /// Which kind a layer is where `layer_types` is absent.
+    pub pattern: Pattern,
+    pub nope: Nope,
+    pub axes: DefaultAxes,
+    pub score: Score,
+    /// What stands in for RoPE parameters that are absent altogether.
+    pub scaling: Scaling,
+}
+
+/// A kind of layer and its defaults.
+pub(super) struct Kind {
+    pub layer_type: &'static str,
+    pub theta: f64,
+    pub theta_keys: &'static [&'static str],
+    pub partial: f64,
+    pub proportional: bool,
+    /// Whether an old config's `rope_scaling` is about it.
+    pub scaled: bool,
+    /// Whether YaRN leaves cos and sin as they are unless an attention factor is given.
+    pub unit_attention: bool,
+    /// Key and default of a head_dim of its own.
+    pub head_dim: Option<(&'static str, usize)>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum HeadDim {
+    /// `head_dim`, else dims of all heads over the number of heads; the number stands in where the
+    /// config has none of these keys.
+    Derived(usize),
+    /// `head_dim`, else the number, whatever the hidden size.
+    Fixed(usize),
+    /// The key, else the number.
+    Key(&'static str, usize),
+    /// Multi-head latent attention: `qk_rope_head_dim`, beside `qk_nope_head_dim` dims that do not
+    /// rotate; with defaults.
+    Latent { rope: usize, nope: usize },
+    /// Derived as above, of which `rotary_dim` dims rotate; with its default.
+    RotaryDim(usize),
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Pattern {
+    /// `layer_types` must say.
+    Listed,
+    /// `"full_attention"` for the last of every so many layers, and otherwise
+    /// `"sliding_attention"`; the key may give another number.
+    LastOf(&'static str, u64),
+    /// As `LastOf`, and the very last layer.
+    LastOfAndLast(&'static str, u64),
+    /// `"full_attention"` for the first of every so many layers.
+    FirstOf(&'static str, u64),
+    /// As `LastOf`, and the very first layer.
+    LastOfAndFirst(u64),
+    /// All layers are of one type.
+    All(&'static str),
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Nope {
+    Never,
+    /// Layers of full attention.
+    FullAttention,
+    /// Layers of full attention, if there is a sliding window.
+    FullAttentionBesideWindow,
+    /// By `no_rope_layers` (0 for no rotation), else every `no_rope_layer_interval`-th.
+    Interval,
+    /// Everywhere, unless the key has the value.
+    Unless(&'static str, Switch),
+    /// Everywhere, if the key is true.
+    If(&'static str),
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Switch {
+    True,
+    Text(&'static str),
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum DefaultAxes {
+    None,
+    MropeSections([usize; 3]),
+    MropeInterleaved([usize; 3]),
+    Ernie([usize; 3]),
+    VisionHalves,
+    Pixtral,
+    /// Time, height and width with a third of the head each, in whole pairs.
+    VisionThirds,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Score {
+    /// `head_dim^(-1/2)`
+    HeadDim,
+    /// `(head_dim / 2)^(-1/2)`
+    HalfHeadDim,
+    /// 1: q and k are normalised or scaled elsewhere.
+    One,
+    /// `query_pre_attn_scalar^(-1/2)`, with its default.
+    QueryPreAttnScalar(f64),
+    /// `attention_multiplier`, with its default, which is `head_dim^(-1/2)` if none.
+    AttentionMultiplier(Option<f64>),
+    /// `(qk_nope_head_dim + qk_rope_head_dim)^(-1/2)`, times the square of YaRN's
+    /// `0.1 mscale_all_dim ln(factor) + 1`.
+    Latent,
+}
+
+const fn llama3(factor: f64, low: f64, high: f64, original: u64) -> Scaling {
+    Scaling::Llama3(Llama3Scaling::new(factor, low, high, original))
+}
+
+const GPT_OSS_YARN: Scaling = Scaling::Yarn(YarnScaling {
+    truncate: false,
+    ..YarnScaling::new(32.0, 4096)
+});
+
+/// YaRN that leaves cos and sin as they are.
+const fn mistral_yarn(factor: f64, original: u64) -> Scaling {
+    Scaling::Yarn(YarnScaling {
+        mscale: Some(1.0),
+        mscale_all_dim: Some(1.0),
+        ..YarnScaling::new(factor, original)
+    })
+}
+
+use DefaultAxes::{MropeInterleaved, MropeSections, VisionHalves};
+use HeadDim::{Derived, Fixed, Key, Latent, RotaryDim};
+use Pairing::{HalfSplit, Interleaved};
+use Pattern::{FirstOf, LastOf, LastOfAndFirst, LastOfAndLast, Listed};
+
+/// Most models: pairs of halves, one kind of layer.
+const HALF: Family = Family {
+    model_types: &[],
+    pairing: HalfSplit,
+    output_order: OutputOrder::AsInput,
+    direction: Direction::Forward,
+    theta: Some(10_000.0),
+    theta_keys: &["rope_theta"],
+    lone_theta: true,
+    partial: 1.0,
+    partial_keys: &["partial_rotary_factor"],
+    plain_heeds_partial: false,
+    trailing: false,
+    head_dim: Derived(0),
+    hidden_keys: &["hidden_size", "d_model", "n_embd"],
+    kinds: &[],
+    kinds_by_window: false,
+    pattern: Listed,
+    nope: Nope::Never,
+    axes: DefaultAxes::None,
+    score: Score::HeadDim,
+    scaling: Scaling::None,
+};
+
+/// Only some dims of a head rotate, as a part that the config gives.
+const PARTIAL: Family = Family {
+    plain_heeds_partial: true,
+    ..HALF
+};
+
+const INTERLEAVED: Family = Family {
+    pairing: Interleaved,
+    ..HALF
+};
+
+/// DeepSeek-V3 and its relatives.
+const LATENT: Family = Family {
+    pairing: Interleaved,
+    output_order: OutputOrder::HalfSplit,
+    head_dim: Latent {
+        rope: 64,
+        nope: 128,
+    },
+    score: Score::Latent,
+    ..HALF
+};
+
+/// Towers of patches with a row and a column. (`hidden_size` is the width of what comes out where
+/// there is an `embed_dim` too.)
+const VISION: Family = Family {
+    axes: VisionHalves,
+    hidden_keys: &["embed_dim", "hidden_size"],
+    ..HALF
+};
+
+const SLIDING: Kind = Kind {
+    layer_type: "sliding_attention",
+    theta: 10_000.0,
+    theta_keys: &["rope_local_base_freq"],
+    partial: 1.0,
+    proportional: false,
+    scaled: false,
+    unit_attention: false,
+    head_dim: None,
+};
+
+const FULL: Kind = Kind {
+    layer_type: "full_attention",
+    theta: 1_000_000.0,
+    theta_keys: &["rope_theta"],
+    scaled: true,
+    ..SLIDING
+};
+
+/// Its tables for each kind of layer are all that counts.
+const GEMMA4_SLIDING: Kind = Kind {
+    theta_keys: &[],
+    ..SLIDING
+};
+
+const GEMMA4_FULL: Kind = Kind {
+    theta_keys: &[],
+    scaled: false,
+    partial: 0.25,
+    proportional: true,
+    head_dim: Some(("global_head_dim", 512)),
+    ..FULL
+};
+
+/// A model whose `model_type` is absent or not in the table: only what the config says.
+pub(super) static UNKNOWN: Family = Family {
+    theta: None,
+    ..PARTIAL
+};
+
+/// One line per family: those with the same rules share it.
+#[rustfmt::skip]
+pub(super) static FAMILIES: &[Family] = &[
+    // Half-split, the whole head.
+    Family { model_types: &["llama", "mistral", "qwen2", "olmo", "olmo2", "hunyuan_v1_dense", "hunyuan_v1_moe", "aria_text", "chameleon", "deepseek_ocr2_text", "deepseek_ocr2_encoder", "idefics", "doge", "jais2", "ministral", "moshi", "starcoder2", "unlimited_ocr_text", "voxtral_realtime_text", "qwen2_moe", "olmoe", "falcon_h1", "olmo_hybrid"], head_dim: Derived(128), ..HALF },
+    // (With modelling code of their own, beside their weights.)
+    Family { model_types: &["internlm2", "minicpm", "deepseek", "xverse", "orion"], ..HALF },
+    Family { model_types: &["diffllama", "esmc", "eurobert", "gradium_phonon_tts", "kyutai_speech_to_text", "lasr_encoder", "mimi", "mimi_encoder", "mimi_decoder", "pocket_tts", "pocket_tts_audio_tokenizer", "pocket_tts_audio_tokenizer_encoder", "pocket_tts_audio_tokenizer_decoder", "qwen3_moe"], head_dim: Derived(64), ..HALF },
+    Family { model_types: &["dots1"], head_dim: Derived(144), ..HALF },
+    Family { model_types: &["arcee"], head_dim: Derived(80), ..HALF },
+    Family { model_types: &["timesfm2_5"], head_dim: Fixed(80), ..HALF },
+    Family { model_types: &["qwen3", "hrm_text", "internlm3", "iquestcoder", "seed_oss", "qwen3_omni_moe_talker_code_predictor"], head_dim: Fixed(128), ..HALF },
+    Family { model_types: &["neucodec", "xcodec2", "qwen2_5_omni_dit", "voxtral_realtime_encoder"], head_dim: Fixed(64), ..HALF },
+    Family { model_types: &["gemma"], head_dim: Fixed(256), ..HALF },
+    Family { model_types: &["gemma2", "vaultgemma", "t5_gemma_module"], head_dim: Fixed(256), score: Score::QueryPreAttnScalar(256.0), ..HALF },
+    Family { model_types: &["mixtral", "minimax", "phimoe", "emu3_text_model"], theta: Some(1e6), head_dim: Derived(128), ..HALF },
+    Family { model_types: &["lfm2"], theta: Some(1e6), head_dim: Derived(80), ..HALF },
+    Family { model_types: &["lfm2_moe"], theta: Some(1e6), head_dim: Derived(64), ..HALF },
+    Family { model_types: &["bitnet", "evolla", "flex_olmo", "mllama_text_model"], theta: Some(5e5), head_dim: Derived(128), ..HALF },
+    Family { model_types: &["csm"], theta: Some(5e5), head_dim: Derived(64), ..HALF },
+    Family { model_types: &["csm_depth_decoder_model"], theta: Some(5e5), head_dim: Derived(128), ..HALF },
+    Family { model_types: &["hy_v3"], theta: Some(11_158_840.0), head_dim: Fixed(128), ..HALF },
+    Family { model_types: &["gte"], theta: Some(160_000.0), head_dim: Derived(64), ..HALF },
+    Family { model_types: &["jina_embeddings_v3"], theta: Some(20_000.0), head_dim: Derived(64), ..HALF },
+    Family { model_types: &["nomic_bert"], theta: Some(1000.0), head_dim: Fixed(64), ..HALF },
+    Family { model_types: &["apertus"], lone_theta: false, theta: Some(12e6), head_dim: Derived(128), scaling: llama3(8.0, 1.0, 4.0, 8192), ..HALF },
+    Family { model_types: &["cwm"], lone_theta: false, theta: Some(1e6), head_dim: Fixed(128), scaling: llama3(16.0, 1.0, 4.0, 8192), ..HALF },
+    Family { model_types: &["higgs_audio_v2"], lone_theta: false, theta: Some(5e5), head_dim: Fixed(128), scaling: llama3(32.0, 0.125, 0.5, 1024), ..HALF },
+    Family { model_types: &["gpt_oss"], theta: Some(150_000.0), head_dim: Fixed(64), scaling: GPT_OSS_YARN, ..HALF },
+    Family { model_types: &["ministral3"], lone_theta: false, theta: Some(1e6), head_dim: Fixed(128), scaling: mistral_yarn(16.0, 16_384), ..HALF },
+    Family { model_types: &["dbrx"], theta_keys: &["rope_theta", "attn_config.rope_theta"], head_dim: Derived(128), ..HALF },
+    Family { model_types: &["jetmoe"], head_dim: Key("kv_channels", 128), ..HALF },
+    Family { model_types: &["granite", "granitemoe", "granitemoeshared", "granite4_vision_text", "granite_swa", "granitemoe_swa"], head_dim: Derived(128), score: Score::AttentionMultiplier(Some(1.0)), ..HALF },
+    Family { model_types: &["granite_docling_text"], head_dim: Derived(64), score: Score::AttentionMultiplier(Some(0.015625)), ..HALF },
+    Family { model_types: &["granitemoehybrid"], head_dim: Derived(128), score: Score::AttentionMultiplier(Some(1.0)), nope: Nope::Unless("position_embedding_type", Switch::Text("rope")), ..HALF },
+    Family { model_types: &["hyperclovax"], head_dim: Derived(128), score: Score::AttentionMultiplier(None), ..HALF },
+    Family { model_types: &["falcon"], head_dim: Derived(64), nope: Nope::If("alibi"), ..HALF },
+    Family { model_types: &["esm"], head_dim: Derived(64), nope: Nope::Unless("position_embedding_type", Switch::Text("rotary")), ..HALF },
+    Family { model_types: &["zamba2"], head_dim: Key("attention_head_dim", 160), score: Score::HalfHeadDim, nope: Nope::Unless("use_mem_rope", Switch::True), ..HALF },
+    Family { model_types: &["dia_encoder", "dia_decoder"], head_dim: Fixed(128), score: Score::One, ..HALF },
+    // The other way round.
+    Family { model_types: &["nanochat"], head_dim: Derived(128), direction: Direction::Inverse, ..HALF },
+    // Half-split, part of the head.
+    Family { model_types: &["phi3", "phi4_multimodal"], head_dim: Derived(96), ..PARTIAL },
+    Family { model_types: &["phi", "persimmon"], partial: 0.5, head_dim: Derived(64), ..PARTIAL },
+    Family { model_types: &["fuyu"], theta: Some(25_000.0), partial: 0.5, head_dim: Derived(64), ..PARTIAL },
+    Family { model_types: &["stablelm"], partial: 0.25, head_dim: Derived(80), ..PARTIAL },
+    Family { model_types: &["nemotron"], partial: 0.5, head_dim: Derived(128), ..PARTIAL },
+    Family { model_types: &["bamba"], partial: 0.5, partial_keys: &[], head_dim: Derived(128), ..PARTIAL },
+    Family { model_types: &["glm4_moe"], partial: 0.5, head_dim: Derived(0), ..PARTIAL },
+    Family { model_types: &["recurrent_gemma"], partial: 0.5, head_dim: Derived(256), ..PARTIAL },
+    Family { model_types: &["qwen3_next"], partial: 0.25, head_dim: Fixed(256), ..PARTIAL },
+    Family { model_types: &["solar_open"], theta: Some(1e6), head_dim: Fixed(128), ..PARTIAL },
+    Family { model_types: &["minimax_m2", "minimax_m3_vl_text"], theta: Some(5e6), head_dim: Fixed(128), ..PARTIAL },
+    Family { model_types: &["glmasr_encoder", "dots3_note_audio_encoder"], partial: 0.5, head_dim: Derived(64), ..PARTIAL },
+    Family { model_types: &["nemotron3_5_transcribe_asr_audio"], partial: 0.5, head_dim: Derived(128), ..PARTIAL },
+    Family { model_types: &["nemotron3_5_transcribe_word_timestamp"], partial: 0.5, head_dim: Derived(80), ..PARTIAL },
+    Family { model_types: &["nemotron3_diarization_audio"], head_dim: Derived(64), ..PARTIAL },
+    Family { model_types: &["gpt_neox"], theta_keys: &["rotary_emb_base"], partial: 0.25, partial_keys: &["rotary_pct"], head_dim: Derived(96), ..PARTIAL },
+    Family { model_types: &["gpt_neox_japanese"], theta_keys: &["rotary_emb_base"], partial_keys: &["rotary_pct"], head_dim: Derived(80), ..PARTIAL },
+    // Interleaved.
+    Family { model_types: &["gptj", "codegen"], head_dim: RotaryDim(64), ..INTERLEAVED },
+    // (With modelling code of its own; `rope_ratio` multiplies theta.)
+    Family { model_types: &["chatglm"], partial: 0.5, plain_heeds_partial: true, head_dim: Key("kv_channels", 128), ..INTERLEAVED },
+    Family { model_types: &["glm", "glm4"], partial: 0.5, plain_heeds_partial: true, head_dim: Fixed(128), ..INTERLEAVED },
+    Family { model_types: &["cohere"], theta: Some(5e5), head_dim: Derived(128), ..INTERLEAVED },
+    Family { model_types: &["cohere2"], head_dim: Derived(128), pattern: LastOf("sliding_window_pattern", 4), nope: Nope::FullAttention, ..INTERLEAVED },
+    Family { model_types: &["cohere2_moe"], head_dim: Fixed(128), nope: Nope::FullAttention, ..INTERLEAVED },
+    Family { model_types: &["ernie4_5"], theta: Some(5e5), head_dim: Fixed(128), ..INTERLEAVED },
+    Family { model_types: &["ernie4_5_moe"], theta: Some(5e5), head_dim: Derived(128), ..INTERLEAVED },
+    Family { model_types: &["helium"], theta: Some(1e5), head_dim: Fixed(128), ..INTERLEAVED },
+    Family { model_types: &["llama4_text", "llama4"], theta: Some(5e5), head_dim: Fixed(128), nope: Nope::Interval, ..INTERLEAVED },
+    Family { model_types: &["moonshine"], partial: 0.9, plain_heeds_partial: true, head_dim: Derived(36), ..INTERLEAVED },
+    Family { model_types: &["moonshine_streaming"], lone_theta: false, partial: 0.8, plain_heeds_partial: true, head_dim: Derived(40), ..INTERLEAVED },
+    Family { model_types: &["openai_privacy_filter"], theta: Some(150_000.0), head_dim: Fixed(64), scaling: GPT_OSS_YARN, ..INTERLEAVED },
+    Family { model_types: &["pe_audio_encoder", "pe_audio_video_encoder", "pe_video_encoder"], theta: Some(20_000.0), head_dim: Fixed(128), ..INTERLEAVED },
+    Family { model_types: &["blt_global_transformer"], theta: Some(5e5), head_dim: Derived(128), ..INTERLEAVED },
+    Family { model_types: &["blt_local_encoder", "blt_local_decoder"], theta: Some(5e5), head_dim: Derived(64), ..INTERLEAVED },
+    Family { model_types: &["blt_patcher"], head_dim: Derived(64), ..INTERLEAVED },
+    Family { model_types: &["deepseek_v2"], output_order: OutputOrder::AsInput, ..LATENT },
+    Family { model_types: &["deepseek_v4"], trailing: true, partial: 0.125, plain_heeds_partial: true, head_dim: Fixed(512), kinds: &[
+        Kind { layer_type: "main", theta_keys: &["rope_theta"], partial: 0.125, ..SLIDING },
+        Kind { layer_type: "compress", theta: 160_000.0, theta_keys: &["compress_rope_theta"], partial: 0.125, unit_attention: true, ..FULL }], kinds_by_window: true, ..INTERLEAVED },
+    // Interleaved in, half-split out.
+    Family { model_types: &["deepseek_v3", "axk1", "youtu", "deepseek_v32", "kimi_k2"], ..LATENT },
+    Family { model_types: &["axk2"], head_dim: Latent { rope: 32, nope: 64 }, ..LATENT },
+    Family { model_types: &["bailing_hybrid"], theta: Some(6e6), ..LATENT },
+    Family { model_types: &["glm4_moe_lite", "glm_moe_dsa"], head_dim: Latent { rope: 64, nope: 192 }, ..LATENT },
+    Family { model_types: &["longcat_flash"], theta: Some(1e7), ..LATENT },
+    Family { model_types: &["mistral4"], lone_theta: false, head_dim: Latent { rope: 64, nope: 64 }, scaling: mistral_yarn(128.0, 8192), ..LATENT },
+    // Latent attention with pairs of halves.
+    Family { model_types: &["minicpm3"], pairing: HalfSplit, output_order: OutputOrder::AsInput, head_dim: Latent { rope: 32, nope: 64 }, ..LATENT },
+    Family { model_types: &["hy_v4"], pairing: HalfSplit, output_order: OutputOrder::AsInput, head_dim: Latent { rope: 64, nope: 192 }, ..LATENT },
+    // Layers that do not rotate.
+    Family { model_types: &["smollm3"], theta: Some(2e6), head_dim: Derived(128), nope: Nope::Interval, ..HALF },
+    Family { model_types: &["exaone4"], head_dim: Derived(128), pattern: LastOf("sliding_window_pattern", 4), nope: Nope::FullAttentionBesideWindow, ..HALF },
+    Family { model_types: &["exaone_moe"], head_dim: Derived(128), pattern: LastOf("sliding_window_pattern", 4), nope: Nope::FullAttentionBesideWindow, ..HALF },
+    Family { model_types: &["kolibri1"], head_dim: Fixed(128), pattern: LastOf("", 5), nope: Nope::FullAttentionBesideWindow, ..HALF },
+    Family { model_types: &["afmoe"], head_dim: Fixed(128), pattern: LastOf("global_attn_every_n_layers", 4), nope: Nope::FullAttention, ..HALF },
+    Family { model_types: &["flint"], head_dim: Fixed(128), nope: Nope::FullAttention, ..HALF },
+    Family { model_types: &["beam"], head_dim: Fixed(128), pattern: LastOfAndLast("", 6), nope: Nope::FullAttention, ..HALF },
+    Family { model_types: &["muse_glimmer_text"], head_dim: Fixed(128), ..HALF },
+    Family { model_types: &["muse_spark_text"], theta: Some(5e5), head_dim: Fixed(64), ..HALF },
+    Family { model_types: &["muse_glimmer_assistant"], theta: Some(5e5), head_dim: Fixed(128), ..HALF },
+    // Kinds of layers that rotate differently.
+    Family { model_types: &["gemma3_text", "gemma3", "t5gemma2_text", "t5gemma2_decoder"], head_dim: Fixed(256), kinds: &[SLIDING, FULL], pattern: LastOf("sliding_window_pattern", 6), score: Score::QueryPreAttnScalar(256.0), ..HALF },
+    Family { model_types: &["gemma3n_text", "gemma3n"], head_dim: Fixed(256), kinds: &[SLIDING, FULL], pattern: LastOf("", 5), score: Score::One, ..HALF },
+    Family { model_types: &["gemma4_text", "gemma4_unified_text", "diffusion_gemma_text"], head_dim: Fixed(256), kinds: &[GEMMA4_SLIDING, GEMMA4_FULL], pattern: LastOfAndLast("sliding_window_pattern", 6), score: Score::One, ..HALF },
+    Family { model_types: &["embedding_gemma2_text"], head_dim: Fixed(256), kinds: &[GEMMA4_SLIDING, Kind { partial: 1.0, proportional: false, ..GEMMA4_FULL }], pattern: LastOfAndLast("sliding_window_pattern", 6), score: Score::One, ..HALF },
+    Family { model_types: &["modernbert", "modernbert-decoder"], head_dim: Derived(64), kinds: &[
+        Kind { theta_keys: &["local_rope_theta"], scaled: true, ..SLIDING },
+        Kind { theta: 160_000.0, theta_keys: &["global_rope_theta"], ..FULL }], pattern: FirstOf("global_attn_every_n_layers", 3), ..HALF },
+    Family { model_types: &["ultrabert"], head_dim: Derived(128), kinds: &[SLIDING, Kind { theta: 2_560_000.0, ..FULL }], pattern: LastOf("", 3), ..HALF },
+    Family { model_types: &["olmo3"], head_dim: Derived(128), kinds: &[
+        Kind { theta: 5e5, theta_keys: &[], ..SLIDING },
+        Kind { theta: 5e5, ..FULL }], pattern: LastOf("", 4), ..HALF },
+    Family { model_types: &["laguna"], head_dim: Fixed(128), plain_heeds_partial: true, kinds: &[
+        Kind { theta: 5e5, theta_keys: &[], partial: 0.5, scaled: false, ..FULL },
+        Kind { theta_keys: &[], ..SLIDING }], pattern: Pattern::All("full_attention"), ..HALF },
+    Family { model_types: &["mellum"], head_dim: Fixed(128), plain_heeds_partial: true, kinds: &[
+        Kind { theta: 5e5, theta_keys: &[], scaled: false, ..FULL },
+        Kind { theta_keys: &[], ..SLIDING }], pattern: Pattern::All("full_attention"), ..HALF },
+    Family { model_types: &["mimo_v2_flash"], head_dim: Fixed(192), plain_heeds_partial: true, kinds: &[
+        Kind { theta: 5e6, theta_keys: &[], partial: 0.334, scaled: false, ..FULL },
+        Kind { theta_keys: &[], partial: 0.334, ..SLIDING }], pattern: LastOfAndFirst(6), ..HALF },
+    Family { model_types: &["zaya"], head_dim: Fixed(128), plain_heeds_partial: true, kinds: &[
+        Kind { layer_type: "hybrid", theta: 5e6, partial: 0.5, theta_keys: &[], scaled: false, ..FULL },
+        Kind { layer_type: "hybrid_sliding", partial: 0.5, theta_keys: &[], ..SLIDING }], pattern: Pattern::All("hybrid"), ..HALF },
+    Family { model_types: &["lfm3"], head_dim: Fixed(128), kinds: &[
+        Kind { theta_keys: &[], ..SLIDING },
+        Kind { theta_keys: &[], partial: 0.5, proportional: true, scaled: false, ..FULL }], ..HALF },
+    // Text with images: time, height, width.
+    Family { model_types: &["qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text", "qwen2_5_omni_text"], theta: Some(1e6), head_dim: Derived(128), axes: MropeSections([16, 24, 24]), ..HALF },
+    Family { model_types: &["qwen2_5_omni_talker"], theta: Some(1e6), head_dim: Fixed(128), axes: MropeSections([16, 24, 24]), ..HALF },
+    Family { model_types: &["paddleocr_vl_text", "paddleocr_vl"], theta: Some(5e5), head_dim: Fixed(128), axes: MropeSections([16, 24, 24]), ..HALF },
+    Family { model_types: &["glm4v_text", "glm_ocr_text"], plain_heeds_partial: true, head_dim: Derived(128), axes: MropeSections([8, 12, 12]), ..INTERLEAVED },
+    Family { model_types: &["glm4v_moe_text"], partial: 0.5, head_dim: Derived(128), axes: MropeSections([8, 12, 12]), ..PARTIAL },
+    Family { model_types: &["glm_image_text"], head_dim: Derived(128), axes: MropeSections([8, 12, 12]), ..PARTIAL },
+    Family { model_types: &["qwen3_vl_text", "qwen3_vl"], theta: Some(5e5), head_dim: Fixed(128), axes: MropeInterleaved([24, 20, 20]), ..HALF },
+    Family { model_types: &["qwen3_vl_moe_text", "qwen3_vl_moe"], theta: Some(5e5), head_dim: Derived(128), axes: MropeInterleaved([24, 20, 20]), ..HALF },
+    Family { model_types: &["qwen3_omni_moe_text"], theta: Some(1e6), head_dim: Derived(0), axes: MropeInterleaved([24, 20, 20]), ..HALF },
+    Family { model_types: &["qwen3_omni_moe_talker_text"], head_dim: Derived(64), axes: MropeInterleaved([24, 20, 20]), ..HALF },
+    Family { model_types: &["cosmos3_edge_text"], lone_theta: false, theta: Some(1e8), head_dim: Fixed(128), axes: MropeInterleaved([24, 20, 20]), ..HALF },
+    Family { model_types: &["qwen3_5_text", "qwen3_5_moe_text", "qwen3_5", "qwen3_5_moe"], partial: 0.25, head_dim: Fixed(256), axes: MropeInterleaved([11, 11, 10]), ..PARTIAL },
+    Family { model_types: &["ernie4_5_vl_moe_text", "ernie4_5_vl_moe"], theta: Some(5e5), head_dim: Derived(128), axes: DefaultAxes::Ernie([22, 22, 20]), ..INTERLEAVED },
+    // Vision towers: row, column.
+    Family { model_types: &["qwen2_vl_vision"], ..VISION },
+    Family { model_types: &["qwen2_5_vl_vision", "qwen2_5_omni_vision_encoder", "exaone4_5_vision", "qwen3_vl_vision", "qwen3_vl_moe_vision", "qwen3_omni_moe_vision_encoder", "qwen3_5_vision", "qwen3_5_moe_vision", "qwen4_exp_vision", "glm4v_vision", "glm4v_moe_vision", "glm_ocr_vision", "glm5_next_vision", "paddleocr_vl_vision", "ernie4_5_vl_moe_vision", "mlcd_vision_model", "mlcd", "video_llama_3_vision", "muse_glimmer_vision", "muse_spark_vision", "cohere_compass_vision"], hidden_keys: &["hidden_size", "embed_dim"], ..VISION },
+    Family { model_types: &["lfm3_vl_vision"], theta: Some(1e6), hidden_keys: &["hidden_size"], ..VISION },
+    Family { model_types: &["pixtral"], axes: DefaultAxes::Pixtral, hidden_keys: &["hidden_size"], ..VISION },
+    Family { model_types: &["minimax_m3_vl_vision"], axes: DefaultAxes::VisionThirds, hidden_keys: &["hidden_size"], ..VISION },
+];
+
+/// Models that rotate in ways which pairs and frequencies do not describe, and how.
+#[rustfmt::skip]
+pub(super) static UNSUPPORTED: &[(&[&str], &str)] = &[
+    (&["dinov3_vit", "eomt_dinov3", "sapiens2"], "angles grow with the fraction of the image's height and width, not with an index"),
+    (&["sam2_video", "sam3_tracker_video", "sam3_vit_model", "edgetam_video", "inkling2_vision", "step3p5_vision", "kimi_k25_vision", "efficientloftr", "lightglue", "llama4_vision_model", "vjepa2"], "its axes share a head in an order of their own"),
+    (&["gemma4_vision"], "each half of a head is rotated by itself: plan two rotations, with rotary offsets"),
+    (&["neomme", "musicflamingo", "cohere_compass_text", "cohere_compass", "dots3_note_text", "dots3_note_vision_encoder", "step3p5", "qwen4_exp_text", "esmfold2", "molmo2_text"], "layers of different shape or axes of their own are not described here"),
+    (&["hunyuan_vl", "hunyuan_vl_text"], "the two dims of a pair may turn with different axes"),
+    (&["mistral_large4", "mistral_large4_text"], "its frequencies are multiplied by a learned vector, which the config does not hold"),
+    (&["roformer", "clvp_encoder", "seamless_m4t", "wav2vec2-bert", "wav2vec2-conformer"], "its table is formed by hand in its modelling code"),
+];
+
+/// Families of models without RoPE that users may well try.
+#[rustfmt::skip]
+pub(super) static WITHOUT_ROPE: &[&str] = &[
+    "gpt2", "opt", "bloom", "mpt", "bert", "roberta", "xlm-roberta", "distilbert", "albert", "electra", "deberta", "deberta-v2", "t5", "mt5", "umt5", "bart", "mbart", "whisper", "clip", "siglip", "vit", "gpt_neo", "gpt_bigcode", "biogpt", "xglm", "mamba", "mamba2", "falcon_mamba", "rwkv", "jamba", "zamba", "nemotron_h", "kimi_linear", "glm5_next_text", "granite_speech",
+];
+
+/// The family of a `model_type`.
+pub(super) fn family(model_type: &str) -> Option<&'static Family> {
+    FAMILIES
+        .iter()
+        .find(|family| family.model_types.contains(&model_type))
+}

@@ -1,0 +1,222 @@
+//! Reads a Hugging Face `config.json`, of old and new spelling.
+
+mod layers;
+mod parameters;
+mod section;
+
+use serde_json::Value;
+
+use self::section::Section;
+use super::families::{self, DefaultAxes, Family};
+use super::model::ModelConfig;
+use super::{ConfigError, RopeConfig};
+
+/// Where multimodal configs keep their language model.
+const NESTED: [&str; 5] = [
+    "text_config",
+    "llm_config",
+    "language_config",
+    "thinker_config",
+    "language_model_config",
+];
+
+impl ModelConfig {
+    /// Reads a Hugging Face `config.json`.
+    ///
+    /// theta, head_dim, the part of a head that rotates, RoPE scaling, kinds of layers and layers
+    /// that do not rotate are read under every name that Hugging Face transformers 5.23 reads them
+    /// by: `rope_scaling` and `rope_parameters` (`rope_scaling` wins unless it is empty), `type` and
+    /// `rope_type` (the latter wins), `rotary_pct`, `rotary_emb_base`, `rope_local_base_freq`, tables
+    /// per kind of layer, configs inside `text_config` and the like. Where a key is absent (or
+    /// null), the default of the model's family holds. A key twice in one object counts as its
+    /// last occurrence.
+    ///
+    /// # Errors
+    /// A [`ConfigError`] that names the key and what to change.
+    pub fn from_hf_config(json: &str) -> Result<Self, ConfigError> {
+        let value: Value = serde_json::from_str(json).map_err(|error| ConfigError::NotJson {
+            reason: error.to_string(),
+        })?;
+        let Value::Object(keys) = &value else {
+            return Err(ConfigError::invalid(
+                "the config",
+                kind_of(&value),
+                "a JSON object, as in a model's config.json",
+            ));
+        };
+        let root = Section::root(keys);
+        let vision = vision(&root)?;
+        let text = text(root)?;
+        let (kinds, layers) = layers::read(&text)?;
+        Ok(ModelConfig {
+            model_type: text.model_type.map(str::to_string),
+            kinds,
+            layers,
+            vision,
+        })
+    }
+}
+
+impl RopeConfig {
+    /// Reads a Hugging Face `config.json` of a model whose layers all rotate alike:
+    /// [`ModelConfig::from_hf_config`] and [`ModelConfig::rope`] in one.
+    ///
+    /// ```
+    /// use phasor::config::RopeConfig;
+    ///
+    /// # fn main() -> Result<(), phasor::config::ConfigError> {
+    /// let config = RopeConfig::from_hf_config(
+    ///     r#"{"model_type": "gpt_neox", "hidden_size": 6144, "num_attention_heads": 64,
+    ///         "rotary_pct": 0.25, "rotary_emb_base": 10000}"#,
+    /// )?;
+    /// assert_eq!((config.head_dim(), config.rotary_dim()), (96, 24));
+    /// assert_eq!(config.pairing_rule().to_string(), "rule of model_type \"gpt_neox\"");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As those two.
+    pub fn from_hf_config(json: &str) -> Result<Self, ConfigError> {
+        Ok(ModelConfig::from_hf_config(json)?.rope()?.clone())
+    }
+}
+
+/// The part of a config that describes one model, and its family.
+struct Model<'a> {
+    section: Section<'a>,
+    model_type: Option<&'a str>,
+    family: &'static Family,
+    /// The name that the table has for it; `None` where the family is not known.
+    known_as: Option<&'static str>,
+}
+
+impl<'a> Model<'a> {
+    /// Looks the family up by the first name that the table has.
+    fn new(
+        section: Section<'a>,
+        model_type: Option<&'a str>,
+        names: &[String],
+    ) -> Result<Self, ConfigError> {
+        for name in names {
+            check_supported(name)?;
+            if let Some((family, known_as)) = lookup(name) {
+                return Ok(Self {
+                    section,
+                    model_type,
+                    family,
+                    known_as: Some(known_as),
+                });
+            }
+        }
+        Ok(Self {
+            section,
+            model_type,
+            family: &families::UNKNOWN,
+            known_as: None,
+        })
+    }
+
+    /// What to call it in messages.
+    fn name(&self) -> String {
+        match self.model_type {
+            Some(name) => format!("model_type {name:?}"),
+            None => "this model".to_string(),
+        }
+    }
+}
+
+fn lookup(name: &str) -> Option<(&'static Family, &'static str)> {
+    let family = families::family(name)?;
+    let known_as = family.model_types.iter().find(|known| **known == name)?;
+    Some((family, known_as))
+}
+
+fn check_supported(name: &str) -> Result<(), ConfigError> {
+    if families::WITHOUT_ROPE.contains(&name) {
+        return Err(ConfigError::NoRotation {
+            what: format!("model_type {name:?}"),
+        });
+    }
+    match families::UNSUPPORTED
+        .iter()
+        .find(|(names, _)| names.contains(&name))
+    {
+        None => Ok(()),
+        Some((_, why)) => Err(ConfigError::Unsupported {
+            what: format!("model_type {name:?}"),
+            why: (*why).to_string(),
+        }),
+    }
+}
+
+/// The language model of a config.
+fn text<'a>(root: Section<'a>) -> Result<Model<'a>, ConfigError> {
+    let (mut section, mut outer) = (root, None);
+    loop {
+        let mut inner = None;
+        for key in NESTED {
+            inner = inner.or(section.section(key)?.filter(|inner| !inner.is_empty()));
+        }
+        let own = section.text("model_type")?;
+        let Some(inner) = inner else {
+            // A part that does not name itself is of the whole's kind.
+            let names = match (own, outer) {
+                (Some(own), _) => vec![own.to_string()],
+                (None, Some(outer)) => vec![format!("{outer}_text"), format!("{outer}")],
+                (None, None) => Vec::new(),
+            };
+            return Model::new(section, own.or(outer), &names);
+        };
+        outer = own.or(outer);
+        section = inner;
+    }
+}
+
+/// The vision tower of a config, where it rotates in a known way.
+fn vision(root: &Section<'_>) -> Result<Option<Result<RopeConfig, ConfigError>>, ConfigError> {
+    let mut sections = vec![root.clone()];
+    sections.extend(root.section("thinker_config")?);
+    for section in sections {
+        let Some(vision) = section.section("vision_config")? else {
+            continue;
+        };
+        let outer = section.text("model_type")?;
+        let own = vision.text("model_type")?;
+        let names = [
+            own.map(|own| format!("{own}_vision")),
+            own.map(str::to_string),
+            outer.map(|outer| format!("{outer}_vision")),
+        ];
+        let known = names
+            .into_iter()
+            .flatten()
+            .find(|name| lookup(name).is_some_and(|(family, _)| is_vision(family)));
+        if let Some(name) = known {
+            let read = Model::new(vision, own, &[name]).and_then(|model| {
+                let rope = parameters::read_flat(&model)?;
+                rope.check_all()
+            });
+            return Ok(Some(read));
+        }
+    }
+    Ok(None)
+}
+
+fn is_vision(family: &Family) -> bool {
+    matches!(
+        family.axes,
+        DefaultAxes::VisionHalves | DefaultAxes::Pixtral | DefaultAxes::VisionThirds
+    )
+}
+
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}

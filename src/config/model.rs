@@ -1,0 +1,148 @@
+use super::{ConfigError, RopeConfig};
+
+/// How a model rotates, kind of layer by kind of layer.
+///
+/// ```
+/// # #[cfg(feature = "hf-config")]
+/// # fn main() -> Result<(), phasor::config::ConfigError> {
+/// use phasor::config::ModelConfig;
+///
+/// // Gemma 3: every sixth layer attends to everything, with a larger theta.
+/// let model = ModelConfig::from_hf_config(
+///     r#"{"model_type": "gemma3_text", "head_dim": 256, "num_hidden_layers": 26,
+///         "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0}"#,
+/// )?;
+/// assert_eq!(model.layer_types(), ["sliding_attention", "full_attention"]);
+/// assert_eq!(model.rope_for("sliding_attention")?.theta(), 10_000.0);
+/// assert_eq!(model.rope_of_layer(5)?.unwrap().theta(), 1_000_000.0);
+/// assert!(model.rope().is_err()); // there is not only one
+/// # Ok(())
+/// # }
+/// # #[cfg(not(feature = "hf-config"))]
+/// # fn main() {}
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    pub(super) model_type: Option<String>,
+    /// Kinds of layers that rotate.
+    pub(super) kinds: Vec<(String, RopeConfig)>,
+    pub(super) layers: Layers,
+    pub(super) vision: Option<Result<RopeConfig, ConfigError>>,
+}
+
+/// Which kind each layer is.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Layers {
+    /// How many there are, where the config says so.
+    pub count: Option<u64>,
+    pub rule: LayerRule,
+}
+
+/// `None` stands for a layer that does not rotate, a number for an index into the kinds.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum LayerRule {
+    /// All layers are alike.
+    All(usize),
+    /// One entry per layer.
+    Listed(Vec<Option<usize>>),
+    /// The config names kinds, but not which layer is of which.
+    Unknown,
+}
+
+impl ModelConfig {
+    /// The config's `model_type`, of its text model where it has several, or a GGUF file's
+    /// `general.architecture`.
+    pub fn model_type(&self) -> Option<&str> {
+        self.model_type.as_deref()
+    }
+
+    /// The rotation, where all layers that rotate do so alike.
+    ///
+    /// # Errors
+    /// [`ConfigError::SeveralKinds`] if they do not.
+    pub fn rope(&self) -> Result<&RopeConfig, ConfigError> {
+        match self.kinds.split_first() {
+            Some(((_, first), others)) if others.iter().all(|(_, kind)| kind == first) => Ok(first),
+            Some(_) => Err(ConfigError::SeveralKinds {
+                layer_types: self.names(),
+            }),
+            None => Err(self.no_rotation()),
+        }
+    }
+
+    /// The kinds of layers that rotate.
+    pub fn layer_types(&self) -> Vec<&str> {
+        self.kinds.iter().map(|(name, _)| name.as_str()).collect()
+    }
+
+    /// The rotation of one kind of layer, by a name from [`layer_types`](Self::layer_types).
+    ///
+    /// # Errors
+    /// [`ConfigError::UnknownLayerType`] if no layer of that kind rotates.
+    pub fn rope_for(&self, layer_type: &str) -> Result<&RopeConfig, ConfigError> {
+        let found = self.kinds.iter().find(|(name, _)| name == layer_type);
+        match found {
+            Some((_, kind)) => Ok(kind),
+            None => Err(ConfigError::UnknownLayerType {
+                layer_type: super::error::shortened(layer_type),
+                known: self.names(),
+            }),
+        }
+    }
+
+    /// The rotation of a layer, counted from 0; `None` for one that does not rotate, be it
+    /// attention without positions (SmolLM3, Llama 4, Command R7B) or no attention at all.
+    ///
+    /// # Errors
+    /// [`ConfigError::NoSuchLayer`] if the model has fewer layers; [`ConfigError::Missing`] if the
+    /// config does not say of which kind a layer is.
+    pub fn rope_of_layer(&self, index: usize) -> Result<Option<&RopeConfig>, ConfigError> {
+        let number = index as u64;
+        if let Some(layers) = self.layers.count
+            && number >= layers
+        {
+            return Err(ConfigError::NoSuchLayer { index, layers });
+        }
+        let kind = match &self.layers.rule {
+            LayerRule::All(kind) => Some(*kind),
+            LayerRule::Listed(kinds) => *kinds.get(index).ok_or(ConfigError::NoSuchLayer {
+                index,
+                layers: kinds.len() as u64,
+            })?,
+            LayerRule::Unknown => {
+                return Err(ConfigError::missing(
+                    "layer_types",
+                    "list the kind of each layer, or ask with rope_for",
+                ));
+            }
+        };
+        Ok(kind
+            .and_then(|kind| self.kinds.get(kind))
+            .map(|(_, kind)| kind))
+    }
+
+    /// The rotation of the vision tower, where the config has one that rotates in a known way.
+    ///
+    /// # Errors
+    /// What is wrong with that part of the config.
+    pub fn vision(&self) -> Result<Option<&RopeConfig>, ConfigError> {
+        match &self.vision {
+            None => Ok(None),
+            Some(Ok(vision)) => Ok(Some(vision)),
+            Some(Err(error)) => Err(error.clone()),
+        }
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.kinds.iter().map(|(name, _)| name.clone()).collect()
+    }
+
+    fn no_rotation(&self) -> ConfigError {
+        ConfigError::NoRotation {
+            what: match &self.model_type {
+                Some(name) => format!("model_type {name:?}, as it is configured here,"),
+                None => "this model".to_string(),
+            },
+        }
+    }
+}

@@ -154,6 +154,43 @@ fn every_type_is_read() {
         config.frequencies_for_length(1).unwrap().attention_factor(),
         1.190_238_1
     );
+    // Its relatives mean what they say.
+    let phi = json!({"model_type": "phi", "head_dim": 64, "rope_scaling":
+        {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 2048}});
+    assert_eq!(rope(phi).scaling().name(), "YaRN");
+}
+
+/// The length of training beside the table, in it, and by the family's default.
+#[test]
+fn where_the_original_length_comes_from() {
+    let original = |config: Value, layer_type: Option<&str>| {
+        let model = ModelConfig::from_hf_config(&config.to_string()).unwrap();
+        let config = match layer_type {
+            Some(layer_type) => model.rope_for(layer_type).unwrap(),
+            None => model.rope().unwrap(),
+        };
+        match config.scaling() {
+            Scaling::Llama3(llama3) => llama3.original_max_position_embeddings,
+            Scaling::LongRope(long_rope) => long_rope.original_max_position_embeddings,
+            other => panic!("{other:?}"),
+        }
+    };
+    // It counts for a family's default table too.
+    let apertus = json!({"model_type": "apertus", "head_dim": 128,
+        "original_max_position_embeddings": 4096});
+    assert_eq!(original(apertus, None), 4096);
+    // Phi-3 has a default that stands before the table's.
+    let ones = vec![1.0; 48];
+    let phi3 = json!({"model_type": "phi3", "head_dim": 96, "max_position_embeddings": 131072,
+        "rope_scaling": {"type": "longrope", "short_factor": ones, "long_factor": ones,
+            "original_max_position_embeddings": 8192}});
+    assert_eq!(original(phi3, None), 4096);
+    // A table that is about one kind of layer is not touched by the key beside it.
+    let olmo3 = json!({"model_type": "olmo3", "head_dim": 128, "num_hidden_layers": 4,
+        "max_position_embeddings": 65536, "original_max_position_embeddings": 2048,
+        "rope_scaling": {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0}});
+    assert_eq!(original(olmo3, Some("full_attention")), 65536);
 }
 
 #[test]
@@ -1098,6 +1135,17 @@ fn gguf_scaling() {
     assert_eq!(deepseek.frequencies().unwrap().attention_factor(), 1.0);
     assert!((deepseek.score_scale() / (mscale * mscale / 192f64.sqrt()) - 1.0).abs() < 1e-15);
 
+    // DeepSeek-V2-Lite: mscale and mscale_all_dim are 0.707.
+    let lite = Gguf::new("deepseek2")
+        .count("attention.key_length", 192)
+        .count("rope.dimension_count", 64)
+        .text("rope.scaling.type", "yarn")
+        .number("rope.scaling.factor", 40.0)
+        .number("rope.scaling.yarn_log_multiplier", f64::from(0.0707f32))
+        .count("rope.scaling.original_context_length", 4096)
+        .rope();
+    assert_eq!(lite.frequencies().unwrap().attention_factor(), 1.0);
+
     let long = Gguf::new("phi3")
         .count("rope.scaling.original_context_length", 4096)
         .number("rope.scaling.attn_factor", f64::from(1.190_238_1f32))
@@ -1145,6 +1193,7 @@ fn gguf_layers() {
         .array("attention.sliding_window_pattern", &[1, 0])
         .count("attention.key_length", 512)
         .count("attention.key_length_swa", 256)
+        .tensor("rope_freqs.weight", vec![1.0; 256])
         .read()
         .unwrap();
     assert_eq!(given.rope_of_layer(0).unwrap().unwrap().head_dim(), 256);

@@ -161,7 +161,10 @@ fn case(bytes: &[u8]) -> Option<Case> {
     let source = &mut Source(bytes);
     let pairing = source.pick(&[Pairing::HalfSplit, Pairing::Interleaved]);
     let direction = source.pick(&[Direction::Forward, Direction::Inverse]);
-    let rope = Rope::new(angles(source)?, pairing).with_direction(direction);
+    let output_pairing = source.pick(&[pairing, pairing, Pairing::HalfSplit]);
+    let rope = Rope::new(angles(source)?, pairing)
+        .with_output_pairing(output_pairing)
+        .with_direction(direction);
     let dtype = source.pick(&Dtype::ALL);
     let kind = source.pick(&[
         PositionKind::Start,
@@ -279,7 +282,7 @@ fn case(bytes: &[u8]) -> Option<Case> {
 #[test]
 fn raw_bytes_reach_every_kind_of_call() {
     let mut rng = kernel_cases::Rng(1);
-    let cases: Vec<Case> = (0..20_000)
+    let cases: Vec<Case> = (0..60_000)
         .filter_map(|_| {
             let bytes: Vec<u8> = (0..rng.below(600)).map(|_| rng.next() as u8).collect();
             case(&bytes)
@@ -297,6 +300,7 @@ fn raw_bytes_reach_every_kind_of_call() {
     assert!(count(&|case| matches!(case.rope.angles(), Angles::Table(_))) > 50);
     assert!(count(&|case| matches!(case.rope.angles(), Angles::Rows(_)) && !refuses(case)) > 50);
     assert!(count(&|case| case.rope.angles().axes() > 1) > 50);
+    assert!(count(&|case| case.rope.pairing() != case.rope.output_pairing()) > 50);
 }
 
 /// A table that refuses positions, and rows that an index is past, do so before anything is written;

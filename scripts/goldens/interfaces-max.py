@@ -165,19 +165,19 @@ def compute_all():
     def forward(*values):
         given, made = iter(values), []
         for name, (case, build, _) in chosen.items():
-            object = build()
+            rotary = build()
             case["compute_scale"] = [
-                [scale, object.compute_scale(scale)] for scale in (None, 0.25)
+                [scale, rotary.compute_scale(scale)] for scale in (None, 0.25)
             ]
             results = {}
             if name in inputs:
                 x = ops.cast(next(given).tensor, DType[case["x_dtype"]])
-                results["rotated"] = object(
+                results["rotated"] = rotary(
                     x, start_pos=as_dim(case["start_pos"]), seq_len=as_dim(case["seq_len"])
                 )
             else:
-                results["freqs_cis_base"] = object.freqs_cis_base()
-                results["freqs_cis"] = object.freqs_cis
+                results["freqs_cis_base"] = rotary.freqs_cis_base()
+                results["freqs_cis"] = rotary.freqs_cis
             outputs.extend((name, key) for key in results)
             # numpy knows no bf16; f32 holds it exactly.
             made.extend(ops.cast(value, DType.float32) for value in results.values())
@@ -220,11 +220,11 @@ def refusals():
         "end_beyond_the_table": call(start_pos=62),
         "start_pos_negative": call(start_pos=-1),
         "deepseek_table_without_params": without_params(
-            "freqs_cis_base()", lambda object: object.freqs_cis_base()
+            "freqs_cis_base()", lambda rotary: rotary.freqs_cis_base()
         ),
         "deepseek_scale_without_params": without_params(
             "compute_scale(None)",
-            lambda object: ops.constant(object.compute_scale(None), DType.float32, HOST),
+            lambda rotary: ops.constant(rotary.compute_scale(None), DType.float32, HOST),
         ),
     }
     entries = []

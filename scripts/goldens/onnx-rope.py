@@ -46,7 +46,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import TensorProto, helper
+from onnx import helper
 from onnx.backend.test.case import node as backend
 from onnx.reference import ReferenceEvaluator
 

@@ -231,3 +231,37 @@ impl PartialOrd for DoubleDouble {
 fn power_of_two(n: i32) -> f64 {
     f64::from_bits(((1023 + n) as u64) << 52)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::DoubleDouble;
+
+    #[test]
+    fn the_low_part_decides_ties() {
+        let tie = 1.0 + 2f64.powi(-24);
+        for (low, expected) in [(0.0, 1.0), (-1e-30, 1.0), (1e-30, 1.0 + f32::EPSILON)] {
+            assert_eq!(DoubleDouble::new(tie, low).to_f32(), expected, "{low}");
+        }
+        let tie = tie + 2f64.powi(-23);
+        for (low, steps) in [(0.0, 2.0), (-1e-30, 1.0), (1e-30, 2.0)] {
+            let expected = 1.0 + steps * f32::EPSILON;
+            assert_eq!(DoubleDouble::new(tie, low).to_f32(), expected, "{low}");
+        }
+        for (low, floor, ceil) in [(0.0, 3.0, 3.0), (-1e-20, 2.0, 3.0), (1e-20, 3.0, 4.0)] {
+            let near = DoubleDouble::new(3.0, low);
+            assert_eq!((near.floor().to_f64(), near.ceil().to_f64()), (floor, ceil));
+        }
+    }
+
+    #[test]
+    fn integers_roots_and_order() {
+        let largest = DoubleDouble::from(u64::MAX);
+        assert_eq!(largest, DoubleDouble::new(2f64.powi(64), -1.0));
+        let two = DoubleDouble::from(2.0);
+        let off = two.sqrt().mul(two.sqrt()).sub(two).to_f64();
+        assert!(off.abs() < 1e-30, "{off}");
+        assert_eq!(DoubleDouble::ZERO.sqrt(), DoubleDouble::ZERO);
+        let above = DoubleDouble::new(2.0, 1e-20);
+        assert!(two < above && above.max(two) == above && above.min(two) == two);
+    }
+}

@@ -309,14 +309,13 @@ fn rope_type<'a>(model: &Model<'a>, source: &Source<'a>) -> Result<Option<&'a st
     let Some(name) = name else {
         return Ok(None);
     };
-    let phi3 = model.known_as.is_some_and(|name| name.starts_with("phi"));
     match name {
         "linear" | "dynamic" | "ntk_alpha" | "llama3" | "longrope" | "proportional" => {
             Ok(Some(name))
         }
         "su" => Ok(Some("longrope")),
         // Early Phi-3 configs say yarn and mean LongRoPE.
-        "yarn" if phi3 => Ok(Some("longrope")),
+        "yarn" if is_phi3(model) => Ok(Some("longrope")),
         "yarn" => Ok(Some("yarn")),
         "default" | "mrope" => Ok(None),
         "axial" if is_vision(model.family) => Ok(None),
@@ -336,7 +335,7 @@ fn scaling(
 ) -> Result<Scaling, ConfigError> {
     let section = &model.section;
     let Some(table) = &source.table else {
-        return Ok(default_scaling(model, source, partial));
+        return default_scaling(model, source, partial);
     };
     let Some(rope_type) = rope_type else {
         return Ok(Scaling::None);
@@ -360,10 +359,10 @@ fn scaling(
     let original = || -> Result<u64, ConfigError> {
         let key = "original_max_position_embeddings";
         // In a table for all layers, the key beside the table wins.
-        let beside = if source.nested {
+        let beside = if source.nested || source.kind.is_some() {
             None
         } else {
-            section.tokens(key)?
+            section.tokens(key)?.or(is_phi3(model).then_some(4096))
         };
         match beside {
             Some(tokens) => Ok(tokens),
@@ -459,20 +458,40 @@ fn scaling(
     })
 }
 
+/// Families whose RoPE is plain or LongRoPE, with `original_max_position_embeddings` beside the
+/// table or by default.
+fn is_phi3(model: &Model<'_>) -> bool {
+    let names = ["phi3", "phi4_multimodal"];
+    model.known_as.is_some_and(|name| names.contains(&name))
+}
+
 /// HunYuan's `alpha`; 0 counts as absent.
 fn alpha(table: &Section<'_>) -> Result<Option<f64>, ConfigError> {
     Ok(table.number("alpha")?.filter(|&alpha| alpha != 0.0))
 }
 
 /// What holds where a config has no table of RoPE parameters.
-fn default_scaling(model: &Model<'_>, source: &Source<'_>, partial: Option<f64>) -> Scaling {
+fn default_scaling(
+    model: &Model<'_>,
+    source: &Source<'_>,
+    partial: Option<f64>,
+) -> Result<Scaling, ConfigError> {
     if source.kind.is_some_and(|kind| kind.proportional) {
-        return Scaling::Proportional(ProportionalScaling {
+        return Ok(Scaling::Proportional(ProportionalScaling {
             rotated: partial.unwrap_or(1.0),
             factor: 1.0,
-        });
+        }));
     }
-    model.family.scaling.clone()
+    let mut scaling = model.family.scaling.clone();
+    // A family's default table heeds the key beside it, as a given table does.
+    if let Some(tokens) = model.section.tokens("original_max_position_embeddings")? {
+        match &mut scaling {
+            Scaling::Llama3(llama3) => llama3.original_max_position_embeddings = tokens,
+            Scaling::Yarn(yarn) => yarn.original_max_position_embeddings = tokens,
+            _ => {}
+        }
+    }
+    Ok(scaling)
 }
 
 fn with_pairing(model: &Model<'_>, config: RopeConfig) -> Result<RopeConfig, ConfigError> {

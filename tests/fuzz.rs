@@ -138,7 +138,7 @@ fn angles(source: &mut Source<'_>) -> Option<Angles> {
 fn on_axes(source: &mut Source<'_>, rotary_dim: usize) -> Option<Frequencies> {
     let axes = 1 + source.size(3);
     let pairs = rotary_dim / 2;
-    if axes > 8 || source.byte() % 2 == 0 {
+    if axes > 8 || source.byte().is_multiple_of(2) {
         let axis_of_pair: Vec<_> = (0..pairs).map(|_| source.size(3)).collect();
         let frequencies = Frequencies::from_theta(source.float(), rotary_dim).ok()?;
         return frequencies.with_axes(axes, &axis_of_pair).ok();

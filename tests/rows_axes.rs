@@ -387,7 +387,7 @@ fn calls_that_choose_rows_in_another_way_than_the_plan() {
         let plan = with_rows.plan(&problem.frequency_rows(planned)).unwrap();
         assert_eq!(plan.frequency_row_kind(), planned);
         let call = |positions| {
-            let mut x = vec![1.0f32; 32];
+            let mut x = [1.0f32; 32];
             let q = Some(InOut::InPlace(&mut x[..]));
             let result = with_rows.rotate(&plan, q, None, positions);
             assert!(result.is_ok() || x == [1.0; 32], "a failed call wrote");
@@ -431,7 +431,7 @@ fn positions_per_axis_are_counted() {
     let plan = rotator.plan(&problem).unwrap();
     let ids = [1i64; 13];
     for n in 0..ids.len() {
-        let mut x = vec![1.0f32; 32];
+        let mut x = [1.0f32; 32];
         let q = Some(InOut::InPlace(&mut x[..]));
         let result = rotator.rotate(&plan, q, None, Positions::per_axis(&ids[..n]));
         if n == 12 {

@@ -329,7 +329,7 @@ fn far_case(kernel: Kernel, in_place: bool, heads: [usize; 2]) -> Case {
         }
     };
     // Any pairing, and out of place any two.
-    let pairing = kernel.pairing().unwrap_or(if heads[0] % 2 == 0 {
+    let pairing = kernel.pairing().unwrap_or(if heads[0].is_multiple_of(2) {
         Pairing::Interleaved
     } else {
         Pairing::HalfSplit

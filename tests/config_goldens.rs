@@ -764,3 +764,34 @@ fn max_chooses_by_position() {
         );
     }
 }
+
+/// diffusers forms Wan's angles in f64, so cos and sin differ by rounding alone: 2^-24 and what ours
+/// are off by.
+#[test]
+fn wan_agrees() {
+    let goldens = goldens("diffusers");
+    let [golden] = &goldens[..] else {
+        panic!("one file")
+    };
+    let mut worst = 0.0f64;
+    for head_dim in [128, 96] {
+        let frequencies = Axes::wan(head_dim).frequencies(10_000.0, head_dim).unwrap();
+        let (_, ids) = golden.i64s(&format!("head_{head_dim}.position_ids"));
+        let (shape, cos) = golden.f32s(&format!("head_{head_dim}.cos"));
+        let (_, sin) = golden.f32s(&format!("head_{head_dim}.sin"));
+        let &[tokens, pairs] = &shape[..] else {
+            panic!("two dims")
+        };
+        assert_eq!(frequencies.pairs(), pairs);
+        for token in 0..tokens {
+            let position = [0, 1, 2].map(|axis| ids[axis * tokens + token]);
+            for pair in 0..pairs {
+                let (c, s) = frequencies.cos_sin_at(pair, &position);
+                let apart = |ours: f32, peer: f32| f64::from((ours - peer).abs());
+                worst = worst.max(apart(c, cos[token * pairs + pair]));
+                worst = worst.max(apart(s, sin[token * pairs + pair]));
+            }
+        }
+    }
+    assert!(worst > 0.0 && worst < 1.5e-7, "{worst}");
+}

@@ -48,7 +48,7 @@ import transformers
 
 # The shared file is beside this one; no cache folder is left there.
 sys.dont_write_bytecode = True
-from interfaces_files import golden, run, seeded
+from golden_files import golden, run, seeded
 
 PEER = (
     f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]} (CPU)"

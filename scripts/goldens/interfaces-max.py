@@ -45,7 +45,7 @@ from max.nn import rotary_embedding as rope
 
 # The shared file is beside this one; no cache folder is left there.
 sys.dont_write_bytecode = True
-from interfaces_files import from_bf16, golden, listing, run, seeded, to_bf16
+from golden_files import from_bf16, golden, listing, run, seeded, to_bf16
 
 PEER = f"Modular MAX {version('max')} (CPU)"
 HOST = DeviceRef.CPU()

@@ -35,7 +35,7 @@ import numpy as np
 
 # The shared file is beside this one; no cache folder is left there.
 sys.dont_write_bytecode = True
-from interfaces_files import golden, listing, run, seeded
+from golden_files import golden, listing, run, seeded
 
 PEER = f"mlx {mx.__version__} (CPU)"
 TYPES = {

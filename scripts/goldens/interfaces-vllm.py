@@ -43,7 +43,7 @@ import torch
 
 # The shared file is beside this one; no cache folder is left there.
 sys.dont_write_bytecode = True
-from interfaces_files import golden, listing, run, seeded
+from golden_files import golden, listing, run, seeded
 
 PEER = f"the formula of vLLM 0.33.0 in torch {torch.__version__.split('+')[0]} (CPU)"
 TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}

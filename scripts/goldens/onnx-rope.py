@@ -52,7 +52,7 @@ from onnx.reference import ReferenceEvaluator
 
 # The shared file is beside this one; no cache folder is left there.
 sys.dont_write_bytecode = True
-from interfaces_files import golden, listing, run, seeded
+from golden_files import golden, listing, run, seeded
 
 REFERENCE = f"onnx {onnx.__version__} (reference evaluator)"
 RUNTIME = f"onnxruntime {onnxruntime.__version__} (CPU)"

@@ -83,7 +83,7 @@ pub enum Axes {
     PixtralHalves,
     /// Video models such as Wan: so many dims (not pairs) of the head by time, height and width,
     /// each part with frequencies `theta^(-2i / its dims)` of its own. Positions are `[time,
-    /// height, width]`. See [`Axes::wan`].
+    /// height, width]`. See [`Axes::wan`], which is held to diffusers.
     ///
     /// ```
     /// # use phasor::config::Axes;

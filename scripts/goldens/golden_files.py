@@ -1,4 +1,4 @@
-"""What onnx-rope.py and the scripts interfaces-*.py share: seeds, bytes of files, --check."""
+"""What most scripts here share: seeds, the bytes of files, --check."""
 
 import argparse
 import json

@@ -180,8 +180,8 @@ fn every_seeded_fault_is_caught() {
         None => {
             let some = [
                 "rope_half_split_f32",
-                "rope_interleaved_f16_table_narrow",
-                "rope_half_split_bf16_table_narrow, compute_75",
+                "rope_f16_rows_narrow",
+                "rope_interleaved_bf16_table, compute_75",
             ];
             targets.retain(|target| some.contains(&target.name.as_str()));
             let seeded = seed_all(&targets, some_mutants);

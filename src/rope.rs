@@ -26,7 +26,7 @@ impl Pairing {
 
 /// The pairings of what is read and of what is written.
 #[derive(Clone, Copy)]
-pub(crate) struct Pairings {
+pub struct Pairings {
     pub(crate) source: Pairing,
     pub(crate) destination: Pairing,
 }

@@ -54,44 +54,64 @@ pub(super) unsafe fn rotate_heads<T: Element>(
     cos: &[f32],
     sin: &[f32],
 ) {
-    let vectors = cos.len() / LANES;
     for h in 0..run.heads {
-        // SAFETY: the caller vouches for every head of the run; whole vectors of pairs are read
-        // and written inside the rotated window.
+        // SAFETY: the caller vouches for every head of the run.
         unsafe {
             let source = run.source.add(h * run.source_stride);
             let destination = run.destination.add(h * run.destination_stride);
-            for v in 0..vectors {
-                let cos = _mm512_loadu_ps(cos.as_ptr().add(v * LANES));
-                let sin = _mm512_loadu_ps(sin.as_ptr().add(v * LANES));
-                let pair = run.first + v * LANES;
-                let (a, b) = scalar::members(pairings.source, pair, run.pairs);
-                let (x, y) = match pairings.source {
-                    Pairing::HalfSplit => (
-                        <T as Lanes>::load(source.add(a)),
-                        <T as Lanes>::load(source.add(b)),
-                    ),
-                    Pairing::Interleaved => <T as Lanes>::load_pairs(source.add(a)),
-                };
-                let (x, y) = rotate(x, y, cos, sin);
-                let (a, b) = scalar::members(pairings.destination, pair, run.pairs);
-                match pairings.destination {
-                    Pairing::HalfSplit => {
-                        <T as Lanes>::store(destination.add(a), x);
-                        <T as Lanes>::store(destination.add(b), y);
-                    }
-                    Pairing::Interleaved => <T as Lanes>::store_pairs(destination.add(a), x, y),
-                }
-            }
-            let rest = vectors * LANES;
-            avx2::rotate_rest(pairings, run, (source, destination), rest, cos, sin);
+            rotate_rest(pairings, run, (source, destination), 0, cos, sin);
         }
+    }
+}
+
+/// Pairs `from..` of the run's block, in one head.
+///
+/// # Safety
+/// `source` and `destination` start the rotated window of a head of the run; the processor has what
+/// this variant needs.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub(super) unsafe fn rotate_rest<T: Element>(
+    pairings: Pairings,
+    run: &HeadRun<T>,
+    (source, destination): (*const T, *mut T),
+    mut from: usize,
+    cos: &[f32],
+    sin: &[f32],
+) {
+    // SAFETY: whole vectors of pairs are read and written inside the rotated window; cos and sin
+    // are as long as the block.
+    unsafe {
+        while from + LANES <= cos.len() {
+            let cos = _mm512_loadu_ps(cos.as_ptr().add(from));
+            let sin = _mm512_loadu_ps(sin.as_ptr().add(from));
+            let pair = run.first + from;
+            let (a, b) = scalar::members(pairings.source, pair, run.pairs);
+            let (x, y) = match pairings.source {
+                Pairing::HalfSplit => (
+                    <T as Lanes>::load(source.add(a)),
+                    <T as Lanes>::load(source.add(b)),
+                ),
+                Pairing::Interleaved => <T as Lanes>::load_pairs(source.add(a)),
+            };
+            let (x, y) = rotate(x, y, cos, sin);
+            let (a, b) = scalar::members(pairings.destination, pair, run.pairs);
+            match pairings.destination {
+                Pairing::HalfSplit => {
+                    <T as Lanes>::store(destination.add(a), x);
+                    <T as Lanes>::store(destination.add(b), y);
+                }
+                Pairing::Interleaved => <T as Lanes>::store_pairs(destination.add(a), x, y),
+            }
+            from += LANES;
+        }
+        avx2::rotate_rest(pairings, run, (source, destination), from, cos, sin);
     }
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn rotate(a: __m512, b: __m512, cos: __m512, sin: __m512) -> (__m512, __m512) {
+pub(super) fn rotate(a: __m512, b: __m512, cos: __m512, sin: __m512) -> (__m512, __m512) {
     (
         _mm512_fmsub_ps(a, cos, _mm512_mul_ps(b, sin)),
         _mm512_fmadd_ps(a, sin, _mm512_mul_ps(b, cos)),
@@ -289,7 +309,7 @@ impl Lanes for f16 {
 /// The rounded value in the upper half of each 32-bit lane; the lower half is anything.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn round_to_upper(x: __m512) -> __m512i {
+pub(super) fn round_to_upper(x: __m512) -> __m512i {
     let bits = _mm512_castps_si512(x);
     let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
     let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);

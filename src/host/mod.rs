@@ -5,6 +5,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512bf16;
 mod run;
 mod scalar;
 
@@ -16,8 +18,10 @@ use crate::{Error, Rope};
 /// What an element type must offer to the vector variants of this target.
 #[cfg(target_arch = "x86_64")]
 mod vector {
-    pub trait VectorElement: super::avx2::Lanes + super::avx512::Lanes {}
-    impl<T: super::avx2::Lanes + super::avx512::Lanes> VectorElement for T {}
+    use super::{avx2, avx512, avx512bf16};
+
+    pub trait VectorElement: avx2::Lanes + avx512::Lanes + avx512bf16::Converts {}
+    impl<T: avx2::Lanes + avx512::Lanes + avx512bf16::Converts> VectorElement for T {}
 }
 #[cfg(not(target_arch = "x86_64"))]
 mod vector {
@@ -37,11 +41,13 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL, beside what AVX2's variant needs.
     Avx512,
+    /// x86-64 with AVX-512 BF16, beside what AVX-512's variant needs. Differs for bf16 only.
+    Avx512Bf16,
 }
 
 impl Isa {
     /// All variants, slowest first.
-    pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
 
     /// Whether this processor can run it.
     pub fn is_available(self) -> bool {
@@ -61,8 +67,12 @@ impl Isa {
                     && std::arch::is_x86_feature_detected!("avx512dq")
                     && std::arch::is_x86_feature_detected!("avx512vl")
             }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => {
+                Isa::Avx512.is_available() && std::arch::is_x86_feature_detected!("avx512bf16")
+            }
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512 => false,
+            Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 => false,
         }
     }
 
@@ -74,12 +84,13 @@ impl Isa {
             .unwrap_or(Isa::Scalar)
     }
 
-    /// `scalar`, `avx2` or `avx512`.
+    /// `scalar`, `avx2`, `avx512` or `avx512bf16`.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Bf16 => "avx512bf16",
         }
     }
 }

@@ -11,14 +11,14 @@ use crate::rope::Pairings;
 use std::ops::Range;
 
 /// Pairs whose cos and sin are formed at a time; they stay in the first-level cache.
-pub(super) const BLOCK: usize = 512;
+pub(super) const BLOCK: usize = 128;
 
 /// Bytes below which a call stays on the calling thread: less than waking another costs.
 #[cfg(feature = "rayon")]
 const BYTES_WORTH_A_THREAD: u64 = 256 * 1024;
 
 /// The heads of one token that share cos and sin, from pair `first` on.
-pub(super) struct HeadRun<T> {
+pub struct HeadRun<T> {
     /// First rotated dim of the first head.
     pub(super) source: *const T,
     pub(super) destination: *mut T,
@@ -50,6 +50,10 @@ unsafe fn rotate_heads<T: Element>(
             Isa::Avx2 => super::avx2::rotate_heads(pairings, run, cos, sin),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => super::avx512::rotate_heads(pairings, run, cos, sin),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => {
+                <T as super::avx512bf16::Converts>::rotate_heads(pairings, run, cos, sin)
+            }
             _ => scalar::rotate_heads(pairings, run, cos, sin),
         }
     }
@@ -343,7 +347,9 @@ fn form_exact(
         Isa::Avx2 => unsafe { super::avx2::form_exact(steps, position, scales, cos, sin) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the variant was checked when it was chosen.
-        Isa::Avx512 => unsafe { super::avx512::form_exact(steps, position, scales, cos, sin) },
+        Isa::Avx512 | Isa::Avx512Bf16 => unsafe {
+            super::avx512::form_exact(steps, position, scales, cos, sin);
+        },
         _ => scalar::form_exact(steps, position, scales, cos, sin),
     }
 }

@@ -300,13 +300,19 @@ __device__ __forceinline__ void rope(const PhasorRopeParams& p) {
     }
 }
 
+// Blocks that a multiprocessor must hold, with what the angle source needs.
+template <class Access, class Angles>
+constexpr uint32_t kMinBlocks = Access::kMinBlocks;
+template <class Access>
+constexpr uint32_t kMinBlocks<Access, RowAngles> = 2;
+
 } // namespace phasor
 
 // The entry points of one element type: rope_<pairing>_<dtype>[_rows|_table], and
 // rope_<dtype>[_rows|_table]_narrow for any pairing.
 #define PHASOR_ROPE_KERNEL(name, element, pairing, angles, width)                              \
     extern "C" __global__ void                                                                 \
-    __launch_bounds__(256, phasor::width<phasor::element>::kMinBlocks)                         \
+    __launch_bounds__(256, phasor::kMinBlocks<phasor::width<phasor::element>, phasor::angles>) \
         name(const __grid_constant__ PhasorRopeParams params) {                                \
         phasor::rope<phasor::element, phasor::pairing, phasor::angles, phasor::width>(params); \
     }

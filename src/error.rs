@@ -85,8 +85,9 @@ pub enum Error {
     },
     /// No row serves sequences of a length.
     #[error(
-        "no row of frequencies serves a sequence of {length} tokens (the longest that one does: \
-         {longest:?}): make rows for longer sequences, with FrequencyRows::with_lengths"
+        "no row of frequencies serves a sequence of {length} tokens ({}): make rows for longer \
+         sequences, with FrequencyRows::with_lengths",
+        longest.map_or("the rows have no lengths".into(), |n| format!("the last one serves {n}"))
     )]
     NoRowForLength {
         /// The length.

@@ -375,6 +375,7 @@ impl Plan {
                 params.advance = 1;
                 (1, 0)
             }
+            (PositionAddresses::Ids { .. }, PositionKind::PerRow) => (1, 0),
             (PositionAddresses::Ids { .. }, PositionKind::PerToken | PositionKind::PerAxis) => {
                 (self.sequence, 1)
             }

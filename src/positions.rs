@@ -6,6 +6,9 @@ pub enum PositionKind {
     Start,
     /// A start per batch row, `[batch]`: token `s` of row `b` is at `start[b] + s`.
     StartPerRow,
+    /// A position per batch row, `[batch]`, that all tokens of the row share: what
+    /// [`Rope::shift`](crate::Rope::shift) moves the keys of each sequence by.
+    PerRow,
     /// A position per token, `[batch, sequence]`, contiguous.
     PerToken,
     /// A position per axis and token, `[axes, batch, sequence]`, contiguous. With the other kinds
@@ -18,9 +21,10 @@ impl PositionKind {
     pub(crate) fn expected_len(self, axes: usize, batch: usize, sequence: usize) -> usize {
         match self {
             PositionKind::Start => 0,
-            PositionKind::StartPerRow => batch,
-            PositionKind::PerToken => batch * sequence,
-            PositionKind::PerAxis => axes * batch * sequence,
+            PositionKind::StartPerRow | PositionKind::PerRow => batch,
+            PositionKind::PerToken => batch.saturating_mul(sequence),
+            // A plan without elements may have any shape.
+            PositionKind::PerAxis => axes.saturating_mul(batch).saturating_mul(sequence),
         }
     }
 }
@@ -30,6 +34,7 @@ impl std::fmt::Display for PositionKind {
         f.write_str(match self {
             PositionKind::Start => "one start",
             PositionKind::StartPerRow => "one start per batch row",
+            PositionKind::PerRow => "one position per batch row",
             PositionKind::PerToken => "one position per token",
             PositionKind::PerAxis => "one position per axis and token",
         })
@@ -59,7 +64,7 @@ impl FrequencyRowKind {
         match self {
             FrequencyRowKind::None | FrequencyRowKind::Call => 0,
             FrequencyRowKind::PerSequence => batch,
-            FrequencyRowKind::PerToken => batch * sequence,
+            FrequencyRowKind::PerToken => batch.saturating_mul(sequence),
         }
     }
 }
@@ -128,6 +133,24 @@ impl<'a> From<&'a [u32]> for PositionIds<'a> {
     }
 }
 
+impl<'a, T> From<&'a Vec<T>> for PositionIds<'a>
+where
+    PositionIds<'a>: From<&'a [T]>,
+{
+    fn from(ids: &'a Vec<T>) -> Self {
+        ids[..].into()
+    }
+}
+
+impl<'a, T, const N: usize> From<&'a [T; N]> for PositionIds<'a>
+where
+    PositionIds<'a>: From<&'a [T]>,
+{
+    fn from(ids: &'a [T; N]) -> Self {
+        ids[..].into()
+    }
+}
+
 /// Where the tokens of a call are: their positions and, where the rotation has
 /// [`FrequencyRows`](crate::FrequencyRows) to choose from, their rows. `I` is where position values
 /// are, `R` where row indices are: see [`Positions`] for host memory,
@@ -144,7 +167,7 @@ pub struct PositionsIn<I, R> {
 /// use phasor::Positions;
 ///
 /// let starts = [0i64, 40_000];
-/// let positions = Positions::start_per_row(&starts[..]).frequency_rows_per_sequence(&[0, 1]);
+/// let positions = Positions::start_per_row(&starts).frequency_rows_per_sequence(&[0, 1]);
 /// # let _ = positions;
 /// ```
 pub type Positions<'a> = PositionsIn<PositionIds<'a>, &'a [u32]>;
@@ -178,6 +201,11 @@ impl<I, R> PositionsIn<I, R> {
     /// One start per batch row; see [`PositionKind::StartPerRow`].
     pub fn start_per_row(starts: impl Into<I>) -> Self {
         Self::new(Values::Ids(PositionKind::StartPerRow, starts.into()))
+    }
+
+    /// One position per batch row, `[batch]`, for all its tokens; see [`PositionKind::PerRow`].
+    pub fn per_row(ids: impl Into<I>) -> Self {
+        Self::new(Values::Ids(PositionKind::PerRow, ids.into()))
     }
 
     /// One position per token, `[batch, sequence]`; see [`PositionKind::PerToken`].
@@ -284,6 +312,7 @@ impl Positions<'_> {
         match &self.values {
             Values::Start(start) => start.wrapping_add(s as i64),
             Values::Ids(PositionKind::StartPerRow, starts) => starts.get(b).wrapping_add(s as i64),
+            Values::Ids(PositionKind::PerRow, ids) => ids.get(b),
             Values::Ids(PositionKind::PerAxis, ids) => {
                 ids.get(axis * token.batch * token.sequence + token.index())
             }

@@ -93,19 +93,28 @@ impl Rope {
     }
 
     /// A rotation that moves what this one has rotated to other positions, in one pass (context
-    /// shift of cached keys): applied at `position = new - old`, positive or negative, it turns the
+    /// shift of cached keys): at `position = new - old`, positive or negative and the same for all tokens of a
+    /// sequence ([`PositionKind::PerRow`](crate::PositionKind::PerRow)), it turns the
     /// rest of the way. The attention factor is in the keys already and is not applied again; the
     /// result is off by one more rounding than a rotation of the original keys. With rows of
     /// frequencies each sequence has to keep its row.
     ///
     /// ```
-    /// use phasor::{Frequencies, Pairing, Rope};
+    /// use phasor::{
+    ///     Dtype, Frequencies, Host, InOut, Layout, Pairing, PositionKind, Positions, Problem, Rope,
+    /// };
     ///
     /// # fn main() -> Result<(), phasor::Error> {
     /// let frequencies = Frequencies::from_theta(10_000.0, 64)?.with_attention_factor(1.2)?;
     /// let rope = Rope::new(frequencies, Pairing::HalfSplit);
-    /// let shift = rope.shift()?; // rotate cached keys with Positions::start_per_row(&[-512; 8]) ...
-    /// # let _ = shift;
+    /// // Two sequences with 100 cached keys each: the first drops 512 tokens before them.
+    /// let shift = Host::new().rotator(&rope.shift()?);
+    /// let layout = Layout::bshd(2, 100, 8, 64);
+    /// let problem = Problem::new(Dtype::F32).k(layout).positions(PositionKind::PerRow);
+    /// let plan = shift.plan(&problem)?;
+    /// let mut keys = vec![1.0f32; 2 * 100 * 8 * 64];
+    /// let by = Positions::per_row(&[-512, 0]);
+    /// shift.rotate(&plan, None, Some(InOut::InPlace(&mut keys[..])), by)?;
     /// # Ok(())
     /// # }
     /// ```

@@ -563,7 +563,7 @@ fn elements_of_another_type() {
 
 #[test]
 fn positions_of_another_kind_or_number() {
-    use PositionKind::{PerAxis, PerToken, Start, StartPerRow};
+    use PositionKind::{PerAxis, PerRow, PerToken, Start, StartPerRow};
     let rotator = rotator(8);
     let layout = Layout::bshd(2, 3, 1, 8);
     let ids = [1i64; 9];
@@ -572,10 +572,12 @@ fn positions_of_another_kind_or_number() {
         StartPerRow => Positions::start_per_row(&ids[..n]),
         PerToken => Positions::per_token(&ids[..n]),
         PerAxis => Positions::per_axis(&ids[..n]),
+        PerRow => Positions::per_row(&ids[..n]),
     };
     for (planned, expected, phrase) in [
         (Start, 0, "positions as one start,"),
         (StartPerRow, 2, "one start per batch row"),
+        (PerRow, 2, "one position per batch row"),
         (PerToken, 6, "one position per token"),
         (PerAxis, 6, "one position per axis and token"),
     ] {
@@ -583,7 +585,7 @@ fn positions_of_another_kind_or_number() {
         assert_eq!(plan.position_kind(), planned);
         let call = |positions| call(&rotator, &plan, Some(48), None, positions);
         assert_eq!(call(given(planned, expected)), Ok(()));
-        for other in [Start, StartPerRow, PerToken, PerAxis] {
+        for other in [Start, StartPerRow, PerRow, PerToken, PerAxis] {
             if other != planned {
                 let error = fails(call(given(other, expected)), &[phrase, "the call gives"]);
                 assert_eq!(
@@ -874,7 +876,7 @@ proptest! {
         dtype in prop::sample::select(Dtype::ALL.to_vec()),
         kind in prop::sample::select(vec![
             PositionKind::Start, PositionKind::StartPerRow, PositionKind::PerToken,
-            PositionKind::PerAxis,
+            PositionKind::PerAxis, PositionKind::PerRow,
         ]),
         (one_buffer, disjoint, same_shape) in any::<(bool, bool, bool)>(),
         start in any::<i64>(),

@@ -171,6 +171,7 @@ fn case(bytes: &[u8]) -> Option<Case> {
         PositionKind::StartPerRow,
         PositionKind::PerToken,
         PositionKind::PerAxis,
+        PositionKind::PerRow,
     ]);
     let row_kind = match rope.angles() {
         Angles::Rows(_) => source.pick(&[
@@ -244,7 +245,7 @@ fn case(bytes: &[u8]) -> Option<Case> {
     }
     let count = match kind {
         PositionKind::Start => 0,
-        PositionKind::StartPerRow => batch,
+        PositionKind::StartPerRow | PositionKind::PerRow => batch,
         PositionKind::PerToken => batch * sequence,
         PositionKind::PerAxis => rope.angles().axes() * batch * sequence,
     };

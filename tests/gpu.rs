@@ -125,6 +125,7 @@ impl DeviceIds {
             DeviceIds::U32(ids) => ids.into(),
         };
         match kind {
+            PositionKind::PerRow => CudaPositions::per_row(ids),
             PositionKind::PerToken => CudaPositions::per_token(ids),
             PositionKind::PerAxis => CudaPositions::per_axis(ids),
             _ => CudaPositions::start_per_row(ids),

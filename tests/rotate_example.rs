@@ -890,6 +890,28 @@ fn bad_tensors_are_refused() {
 }
 
 #[test]
+fn rows_that_could_be_axes_or_sequences_are_refused() {
+    let folder = Folder::new();
+    let config = folder.write(
+        "config",
+        r#"{"model_type": "qwen2_vl", "hidden_size": 32, "num_attention_heads": 2,
+            "rope_theta": 1e4, "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}"#,
+    );
+    let input = |shape: &[usize]| {
+        let ids = stored(shape, &vec![1i64; shape.iter().product()]);
+        folder.tensors("in", &[("q", ones(&[3, 2, 1, 16])), ("position_ids", ids)])
+    };
+    for shape in [&[2][..], &[1, 2], &[3, 3, 2]] {
+        let input = input(shape);
+        report(&["--input", &input, "--config", &config]);
+    }
+    refused(
+        ["--input", &input(&[3, 2]), "--config", &config],
+        &["axes or batch rows", "give [3, 3, 2]"],
+    );
+}
+
+#[test]
 fn bad_configs_are_refused() {
     let folder = Folder::new();
     let input = folder.tensors("in", &[("q", ones(&[3, 2, 16]))]);
@@ -1043,6 +1065,8 @@ fn binary() -> PathBuf {
         };
         let features = [
             ("cuda", cfg!(feature = "cuda")),
+            // The example needs it.
+            ("hf-config", true),
             ("rayon", cfg!(feature = "rayon")),
         ];
         let features = features

@@ -36,7 +36,7 @@ prop_compose! {
         by_position in any::<bool>(),
         kind in prop::sample::select(vec![
             PositionKind::Start, PositionKind::StartPerRow, PositionKind::PerToken,
-            PositionKind::PerAxis,
+            PositionKind::PerAxis, PositionKind::PerRow,
         ]),
         row_kind in prop::sample::select(vec![
             FrequencyRowKind::Call, FrequencyRowKind::PerSequence, FrequencyRowKind::PerToken,
@@ -53,7 +53,7 @@ prop_compose! {
         let [batch, sequence, _] = shape;
         let count = match kind {
             PositionKind::Start => 1,
-            PositionKind::StartPerRow => batch,
+            PositionKind::StartPerRow | PositionKind::PerRow => batch,
             PositionKind::PerToken => batch * sequence,
             PositionKind::PerAxis => axes * batch * sequence,
         };
@@ -105,6 +105,7 @@ impl Call {
         let positions = match self.kind {
             PositionKind::Start => Positions::start(ids[0]),
             PositionKind::StartPerRow => Positions::start_per_row(ids),
+            PositionKind::PerRow => Positions::per_row(ids),
             PositionKind::PerToken => Positions::per_token(ids),
             PositionKind::PerAxis => Positions::per_axis(ids),
         };
@@ -129,6 +130,7 @@ impl Call {
         match self.kind {
             PositionKind::Start => self.positions[0].wrapping_add(s as i64),
             PositionKind::StartPerRow => self.positions[b].wrapping_add(s as i64),
+            PositionKind::PerRow => self.positions[b],
             PositionKind::PerToken => self.positions[token],
             PositionKind::PerAxis => self.positions[axis * batch * sequence + token],
         }
@@ -214,6 +216,18 @@ fn rotated(rotator: &HostRotator, problem: &Problem, positions: Positions<'_>) -
     let q = Some(InOut::InPlace(&mut x[..]));
     rotator.rotate(&plan, q, None, positions).unwrap();
     x
+}
+
+/// The product of axes and shape is not formed where it would not fit.
+#[test]
+fn a_huge_shape_without_elements_has_no_positions_to_overflow() {
+    let on_axes = theta(8).with_axes(16, &[0, 1, 2, 15]).unwrap();
+    let rotator = Host::new().rotator(&Rope::new(on_axes, Pairing::HalfSplit));
+    let huge = Layout::bshd(1 << 30, 1 << 30, 0, 8);
+    let plan = rotator.plan(&f32s(huge).positions(PositionKind::PerAxis)).unwrap();
+    let q = Some(InOut::InPlace(&mut [0.0f32; 0][..]));
+    let error = rotator.rotate(&plan, q, None, Positions::per_axis(&[0i64; 4]));
+    assert!(matches!(error, Err(Error::PositionsLength { .. })));
 }
 
 /// Text in a model of images: where all axes agree, they are one.

@@ -4,6 +4,7 @@
 //! Needs `ptxas` and `nvdisasm` (and `cuobjdump`, where the build made a fatbin) in PATH; without
 //! them the tests say so and pass, unless `PHASOR_REQUIRE_CUDA_TOOLS=1`.
 
+use phasor::launch::Kernel;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -153,7 +154,7 @@ fn prebuilt_ptx_assembles_without_spills() {
                 .lines()
                 .filter(|line| line.contains("bytes stack frame"))
                 .collect();
-            assert_eq!(frames.len(), 8, "{context}: {report}");
+            assert_eq!(frames.len(), Kernel::PER_DTYPE, "{context}: {report}");
             for frame in frames {
                 assert_eq!(
                     frame.trim(),
@@ -163,7 +164,7 @@ fn prebuilt_ptx_assembles_without_spills() {
             }
             let sass = run(Command::new("nvdisasm").arg("-c").arg(&cubin));
             let functions = functions(&sass, ".section\t.text.");
-            assert_eq!(functions.len(), 8, "{context}");
+            assert_eq!(functions.len(), Kernel::PER_DTYPE, "{context}");
             for (name, body) in functions {
                 check_accesses(&context, &name, &body);
             }
@@ -183,7 +184,7 @@ fn fatbins_hold_code_without_local_memory() {
         let usage = run(Command::new("cuobjdump").arg("-res-usage").arg(&fatbin));
         let lines: Vec<_> = usage.lines().filter(|line| line.contains("REG:")).collect();
         assert!(
-            !lines.is_empty() && lines.len().is_multiple_of(8),
+            !lines.is_empty() && lines.len().is_multiple_of(Kernel::PER_DTYPE),
             "{usage}"
         );
         for line in lines {

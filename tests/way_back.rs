@@ -146,12 +146,10 @@ proptest! {
         let mut moved = keys.clone();
         let rotator = Host::new().rotator(&rope.shift()?);
         let plan = rotator.plan(
-            &Problem::new(Dtype::F32).k(layout).positions(PositionKind::PerToken),
+            &Problem::new(Dtype::F32).k(layout).positions(PositionKind::PerRow),
         )?;
-        let by = [shift; 2];
-        rotator.rotate(
-            &plan, None, Some(InOut::InPlace(&mut moved[..])), Positions::per_token(&by[..]),
-        )?;
+        let by = Positions::per_row(std::slice::from_ref(&shift));
+        rotator.rotate(&plan, None, Some(InOut::InPlace(&mut moved[..])), by)?;
         let expected = rotated(Host::new(), &rope, layout, &x, start.wrapping_add(shift))?;
         for (moved, expected) in moved.iter().zip(&expected) {
             prop_assert!((moved - expected).abs() < 3e-6, "{moved} {expected}");

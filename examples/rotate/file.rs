@@ -245,6 +245,13 @@ impl FilePositions {
         // How many values there are beside those of a sequence, and whether one per axis.
         let (given, per_axis) = match *view.shape() {
             [n] if n == sequence => (1, false),
+            [a, n] if axes > 1 && a == axes && a == batch && n == sequence => {
+                return fail(format!(
+                    "position_ids has shape {:?}, whose rows could be axes or batch rows: give \
+                     [{axes}, {batch}, {sequence}]",
+                    view.shape()
+                ));
+            }
             [a, n] if axes > 1 && a == axes && n == sequence => (a, true),
             [a, rows, n] if axes > 1 && a == axes && n == sequence && rows == batch => {
                 (a * rows, true)

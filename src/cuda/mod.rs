@@ -415,8 +415,8 @@ impl CudaRotator {
     /// - this rotator lives;
     /// - every buffer reaches as far as its layout and is aligned to its element; of a tensor in
     ///   place only `destination` is used;
-    /// - the buffers of the call do not overlap, except those that the plan was made for: windows
-    ///   of one buffer, given by the same address;
+    /// - the buffers of the call, positions and rows included, do not overlap, except those that the
+    ///   plan was made for: windows of one buffer, given by the same address;
     /// - no other work writes what is read or touches what is written;
     /// - `positions` and `rows` hold as many values as the plan's kinds need, aligned to their size.
     pub unsafe fn rotate_raw(

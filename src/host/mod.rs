@@ -209,7 +209,7 @@ pub type HostInOut<'a, T> = InOut<&'a [T], &'a mut [T]>;
 ///
 /// let mut qkv = vec![bf16::ONE; 5 * 12 * 128];
 /// let starts = [17i64, 4096, 3, 131_072, 1_000_000];
-/// rotator.rotate_one_buffer(&plan, &mut qkv, Positions::start_per_row(&starts[..]))?;
+/// rotator.rotate_one_buffer(&plan, &mut qkv, Positions::start_per_row(&starts))?;
 /// # Ok(())
 /// # }
 /// ```
@@ -237,8 +237,10 @@ impl HostRotator {
     ///
     /// # Errors
     /// [`Error::PlanMismatch`], [`Error::DtypeMismatch`], [`Error::OperandMismatch`],
-    /// [`Error::BufferTooShort`], [`Error::PositionKindMismatch`], [`Error::PositionsLength`], and
-    /// [`Error::PositionOutOfRange`] for a table that asks for it.
+    /// [`Error::BufferTooShort`], [`Error::PositionKindMismatch`], [`Error::PositionsLength`],
+    /// [`Error::FrequencyRowMismatch`], [`Error::FrequencyRowsLength`],
+    /// [`Error::FrequencyRowOutOfRange`], and [`Error::PositionOutOfRange`] for a table that asks for
+    /// it.
     pub fn rotate<T: Element>(
         &self,
         plan: &Plan,

@@ -259,6 +259,7 @@ impl TestPositions {
         match self.kind {
             PositionKind::Start => Positions::start(self.value(0) as i64),
             PositionKind::StartPerRow => Positions::start_per_row(ids),
+            PositionKind::PerRow => Positions::per_row(ids),
             PositionKind::PerToken => Positions::per_token(ids),
             PositionKind::PerAxis => Positions::per_axis(ids),
         }
@@ -277,6 +278,7 @@ impl TestPositions {
         (match self.kind {
             PositionKind::Start => self.value(0) + s as i128,
             PositionKind::StartPerRow => self.value(b) + s as i128,
+            PositionKind::PerRow => self.value(b),
             // The cases are on one axis.
             PositionKind::PerToken | PositionKind::PerAxis => self.value(b * self.sequence + s),
         }) as i64
@@ -358,13 +360,13 @@ prop_compose! {
     fn positions(batch: usize, sequence: usize)(
         kind in prop::sample::select(vec![
             PositionKind::Start, PositionKind::StartPerRow, PositionKind::PerToken,
-            PositionKind::PerAxis,
+            PositionKind::PerAxis, PositionKind::PerRow,
         ]),
     )(
         dtype in 0..3,
         values in prop::collection::vec(position(), match kind {
             PositionKind::Start => 1,
-            PositionKind::StartPerRow => batch,
+            PositionKind::StartPerRow | PositionKind::PerRow => batch,
             PositionKind::PerToken | PositionKind::PerAxis => batch * sequence,
         }),
         kind in Just(kind),

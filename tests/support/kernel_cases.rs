@@ -187,6 +187,7 @@ impl Case {
         };
         let positions = match (self.kind, &self.ids) {
             (_, Ids::None(start)) => Positions::start(*start),
+            (PositionKind::PerRow, _) => Positions::per_row(ids),
             (PositionKind::PerToken, _) => Positions::per_token(ids),
             (PositionKind::PerAxis, _) => Positions::per_axis(ids),
             _ => Positions::start_per_row(ids),
@@ -342,6 +343,7 @@ pub fn random_case(rng: &mut Rng, wish: Wish) -> Case {
             PositionKind::StartPerRow,
             PositionKind::PerToken,
             PositionKind::PerAxis,
+            PositionKind::PerRow,
         ])
     });
     let ids = random_ids(rng, kind, [batch, sequence], rope.angles());
@@ -532,7 +534,7 @@ fn random_ids(
 ) -> Ids {
     let count = match kind {
         PositionKind::Start => return Ids::None(random_position(rng, angles)),
-        PositionKind::StartPerRow => batch,
+        PositionKind::StartPerRow | PositionKind::PerRow => batch,
         PositionKind::PerToken => batch * sequence,
         PositionKind::PerAxis => angles.axes() * batch * sequence,
     };

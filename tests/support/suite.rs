@@ -180,13 +180,14 @@ fn random_checks(kernel: Kernel) -> Vec<Check> {
         let kinds = [
             PositionKind::Start,
             PositionKind::StartPerRow,
+            PositionKind::PerRow,
             PositionKind::PerToken,
             PositionKind::PerAxis,
         ];
         // On one axis, a position per axis is one per token.
         let kinds = match kernel.angles {
             AngleKind::Rows => &kinds[..],
-            AngleKind::Exact | AngleKind::Table => &kinds[..3],
+            AngleKind::Exact | AngleKind::Table => &kinds[..4],
         };
         for &kind in kinds {
             let wish = Wish {

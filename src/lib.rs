@@ -15,7 +15,8 @@
 //!
 //! [`Frequencies`] (on one axis of positions or several), [`FrequencyRows`] (for sequences whose
 //! frequencies depend on their length) or a [`CosSinTable`] make a [`Rope`], with a [`Pairing`].
-//! [`config`] makes them from a model's own files. [`Layout`]s make a [`Problem`], and a rotator
+//! [`config`] makes them from a model's own files; [`interfaces`] has the calls of MLX, MAX, ONNX, vLLM
+//! and Hugging Face, for those who come from there. [`Layout`]s make a [`Problem`], and a rotator
 //! turns it into a checked [`Plan`] that serves any number of calls.
 //! [`Host`] and `cuda::Cuda` are the backends; [`Device`] picks one of them. [`launch`] and
 //! [`params`] are for those who launch the kernels by other means: a plan as plain data.
@@ -71,6 +72,7 @@ mod device;
 mod element;
 mod error;
 mod host;
+pub mod interfaces;
 pub mod launch;
 mod layout;
 pub mod params;

@@ -1,0 +1,1904 @@
+//! The interfaces of other systems: against what those systems computed (the files in
+//! `tests/goldens`), against the plain calls bit for bit, and what they refuse.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use phasor::config::{LinearScaling, LongRopeScaling, RopeConfig, Scaling};
+use phasor::half::{bf16, f16};
+use phasor::interfaces::hugging_face::{CosSin, Form, FreqsCis};
+use phasor::interfaces::onnx::{self, com_microsoft};
+use phasor::interfaces::{Array, InterfaceError, Tensor, max, mlx, tables, vllm};
+use phasor::{
+    CosSinTable, Device, Direction, Dtype, Element, Error, Frequencies, Host, InOut, Layout,
+    Pairing, PositionIds, Positions, Problem, Rope,
+};
+use proptest::prelude::*;
+use safetensors::{Dtype as FileDtype, SafeTensors};
+use serde_json::Value;
+
+// ---- files ----
+
+struct Golden {
+    name: String,
+    case: Value,
+    results: Value,
+    bytes: Vec<u8>,
+}
+
+/// An element type as files hold it.
+trait Stored: Element {
+    const FILE: FileDtype;
+    fn read(bytes: &[u8]) -> Self;
+    fn bits(self) -> u32;
+    /// Neighbours differ by 1.
+    fn order(self) -> i64 {
+        let sign = 1i64 << (8 * size_of::<Self>() - 1);
+        let bits = i64::from(self.bits());
+        if bits & sign == 0 { bits } else { sign - bits }
+    }
+}
+
+impl Stored for f32 {
+    const FILE: FileDtype = FileDtype::F32;
+    fn read(bytes: &[u8]) -> Self {
+        f32::from_le_bytes(bytes.try_into().unwrap())
+    }
+    fn bits(self) -> u32 {
+        self.to_bits()
+    }
+}
+
+impl Stored for f16 {
+    const FILE: FileDtype = FileDtype::F16;
+    fn read(bytes: &[u8]) -> Self {
+        f16::from_le_bytes(bytes.try_into().unwrap())
+    }
+    fn bits(self) -> u32 {
+        self.to_bits().into()
+    }
+}
+
+impl Stored for bf16 {
+    const FILE: FileDtype = FileDtype::BF16;
+    fn read(bytes: &[u8]) -> Self {
+        bf16::from_le_bytes(bytes.try_into().unwrap())
+    }
+    fn bits(self) -> u32 {
+        self.to_bits().into()
+    }
+}
+
+/// A tensor of a file.
+#[derive(Clone)]
+struct Data<T> {
+    shape: Vec<usize>,
+    values: Vec<T>,
+}
+
+impl<T: Element> Data<T> {
+    fn array(&self) -> Array<'_, T> {
+        Array::new(&self.values, &self.shape)
+    }
+}
+
+impl Golden {
+    fn read(path: &Path) -> Self {
+        let bytes = std::fs::read(path).unwrap();
+        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+        let metadata = header.metadata().clone().unwrap_or_default();
+        let json = |key| metadata.get(key).map_or("null", String::as_str);
+        Self {
+            name: path.file_stem().unwrap().to_str().unwrap().to_string(),
+            case: serde_json::from_str(json("case")).unwrap(),
+            results: serde_json::from_str(json("results")).unwrap(),
+            bytes,
+        }
+    }
+
+    fn tensors(&self) -> SafeTensors<'_> {
+        SafeTensors::deserialize(&self.bytes).unwrap()
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.tensors().tensor(name).is_ok()
+    }
+
+    fn raw<T>(&self, name: &str, dtype: FileDtype, read: impl Fn(&[u8]) -> T) -> Data<T> {
+        let tensors = self.tensors();
+        let tensor = tensors.tensor(name).unwrap();
+        assert_eq!(tensor.dtype(), dtype, "{}: {name}", self.name);
+        let size = tensor.data().len() / tensor.shape().iter().product::<usize>().max(1);
+        Data {
+            shape: tensor.shape().to_vec(),
+            values: tensor.data().chunks_exact(size.max(1)).map(read).collect(),
+        }
+    }
+
+    fn get<T: Stored>(&self, name: &str) -> Data<T> {
+        self.raw(name, T::FILE, T::read)
+    }
+
+    fn integers(&self, name: &str) -> Data<i64> {
+        self.raw(name, FileDtype::I64, |bytes| {
+            i64::from_le_bytes(bytes.try_into().unwrap())
+        })
+    }
+
+    fn dtype_of(&self, name: &str) -> FileDtype {
+        self.tensors().tensor(name).unwrap().dtype()
+    }
+
+    fn usize(&self, key: &str) -> usize {
+        self.case[key].as_u64().unwrap() as usize
+    }
+}
+
+fn folder(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/goldens")
+        .join(name)
+}
+
+/// The files of a folder whose names begin with `prefix`; there are some.
+fn goldens(name: &str, prefix: &str) -> Vec<Golden> {
+    let mut paths: Vec<_> = std::fs::read_dir(folder(name))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
+        .filter(|path| {
+            let file = path.file_name().unwrap().to_str().unwrap();
+            file.starts_with(prefix)
+        })
+        .collect();
+    paths.sort();
+    assert!(!paths.is_empty(), "no goldens {name}/{prefix}*");
+    paths.iter().map(|path| Golden::read(path)).collect()
+}
+
+fn refused(name: &str, file: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(folder(name).join(file)).unwrap();
+    let list: Vec<Value> = serde_json::from_str(&text).unwrap();
+    assert!(!list.is_empty());
+    list
+}
+
+// ---- harness ----
+
+fn host() -> Device {
+    Device::host()
+}
+
+fn bits<T: Stored>(values: &[T]) -> Vec<u32> {
+    values.iter().map(|value| value.bits()).collect()
+}
+
+/// What a call makes of a tensor: the same bits from slices and buffers, in and out of place.
+fn rotated<T: Stored>(
+    x: &Data<T>,
+    call: impl Fn(Tensor<'_, T>) -> Result<(), InterfaceError>,
+) -> Result<Vec<T>, InterfaceError> {
+    let mut in_place = x.values.clone();
+    call(Tensor::new(&mut in_place, &x.shape))?;
+    let mut buffer = host().upload(&x.values)?;
+    call(Tensor::new(&mut buffer, &x.shape))?;
+    assert_eq!(bits(&in_place), bits(&buffer.to_vec()?));
+    assert_eq!(bits(&in_place), bits(&rotated_apart(x, call)?));
+    Ok(in_place)
+}
+
+/// The same for a call that has to be out of place.
+fn rotated_apart<T: Stored>(
+    x: &Data<T>,
+    call: impl Fn(Tensor<'_, T>) -> Result<(), InterfaceError>,
+) -> Result<Vec<T>, InterfaceError> {
+    let device = host();
+    let mut slice = vec![T::narrow(7.0); x.values.len()];
+    call(Tensor::new((&x.values[..], &mut slice[..]), &x.shape))?;
+    let source = device.upload(&x.values)?;
+    let mut buffer = device.upload(&vec![T::narrow(7.0); x.values.len()])?;
+    call(Tensor::new((&source, &mut buffer), &x.shape))?;
+    assert_eq!(bits(&slice), bits(&buffer.to_vec()?));
+    Ok(slice)
+}
+
+/// Largest differences, by what is compared.
+#[derive(Default, Debug)]
+struct Worst(BTreeMap<String, (f64, String)>);
+
+impl Worst {
+    fn see(&mut self, key: impl Into<String>, difference: f64, golden: &Golden) {
+        let entry = self.0.entry(key.into()).or_default();
+        if difference > entry.0 || entry.1.is_empty() {
+            *entry = (difference, golden.name.clone());
+        }
+    }
+
+    /// Everything that was seen has a bound, and keeps it.
+    fn check(&self, bounds: &[(&str, f64)]) {
+        let bounds: BTreeMap<_, _> = bounds.iter().copied().collect();
+        let seen: Vec<_> = self.0.keys().map(String::as_str).collect();
+        let bounded: Vec<_> = bounds.keys().copied().collect();
+        assert_eq!(seen, bounded, "{self:#?}");
+        for (key, (worst, _)) in &self.0 {
+            assert!(*worst <= bounds[key.as_str()], "{key}: {self:#?}");
+        }
+    }
+}
+
+/// The largest difference; NaN and infinities must be at the same places.
+fn difference<T: Stored>(ours: &[T], theirs: &[T], what: &str) -> f64 {
+    assert_eq!(ours.len(), theirs.len(), "{what}");
+    let mut worst = 0f64;
+    for (i, (a, b)) in ours.iter().zip(theirs).enumerate() {
+        let (a, b) = (f64::from(a.widen()), f64::from(b.widen()));
+        if a.is_nan() || b.is_nan() || a.is_infinite() || b.is_infinite() {
+            assert!(
+                (a.is_nan() && b.is_nan()) || a == b,
+                "{what}: {a} against {b} at {i}"
+            );
+        } else {
+            worst = worst.max((a - b).abs());
+        }
+    }
+    worst
+}
+
+fn file_dtype(dtype: FileDtype) -> Dtype {
+    match dtype {
+        FileDtype::F32 => Dtype::F32,
+        FileDtype::F16 => Dtype::F16,
+        FileDtype::BF16 => Dtype::Bf16,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The tests below take the files of this folder by the beginnings of their names.
+#[test]
+fn every_golden_is_of_an_interface() {
+    let prefixes = ["hf_", "max_", "mlx_", "vllm_"];
+    for golden in goldens("interfaces", "") {
+        let known = prefixes
+            .iter()
+            .any(|prefix| golden.name.starts_with(prefix));
+        assert!(known, "{}", golden.name);
+    }
+}
+
+// ---- MLX ----
+
+fn mlx_rope(case: &Value, freqs: Option<&[f32]>) -> Result<mlx::Rope, InterfaceError> {
+    let spectrum = match freqs {
+        Some(freqs) => mlx::Spectrum::Freqs(freqs),
+        None => mlx::Spectrum::Base(case["base"].as_f64().unwrap()),
+    };
+    let dims = case["dims"].as_u64().unwrap() as usize;
+    let traditional = case["traditional"].as_bool().unwrap();
+    let scale = case["scale"].as_f64().unwrap_or(1.0);
+    mlx::Rope::new(&host(), dims, traditional, spectrum, scale)
+}
+
+/// MLX's goldens in both folders: `x` and `rotated` by `mx.fast.rope`.
+fn mlx_case<T: Stored>(golden: &Golden, worst: &mut Worst) {
+    let case = &golden.case;
+    let freqs = golden
+        .has("freqs")
+        .then(|| golden.get::<f32>("freqs").values);
+    let rope = mlx_rope(case, freqs.as_deref()).unwrap();
+    let offset: Vec<i64> = if golden.has("offset") {
+        golden.integers("offset").values
+    } else {
+        match &case["offset"] {
+            Value::Array(list) => list.iter().map(|n| n.as_i64().unwrap()).collect(),
+            number => vec![number.as_i64().unwrap()],
+        }
+    };
+    let x = golden.get::<T>("x");
+    let tokens = x.shape[x.shape.len() - 2] as f64;
+    let ours = rotated(&x, |a| rope.call(a, &offset[..])).unwrap();
+    let theirs = golden.get::<T>("rotated").values;
+
+    // An integer and an array of it are the same.
+    if let [offset] = offset[..] {
+        let again = rotated(&x, |a| rope.call(a, offset)).unwrap();
+        assert_eq!(bits(&ours), bits(&again), "{}", golden.name);
+    }
+    // MLX rounds the angle, which grows with the position, and its own position to f32.
+    let scale = case["scale"].as_f64().unwrap_or(1.0).abs();
+    let farthest = offset
+        .iter()
+        .map(|&offset| (offset.unsigned_abs() as f64 + tokens) * scale)
+        .fold(0.0, f64::max);
+    let far = farthest > 16_000_000.0;
+    let mut see = |what: &str, ours: &[T], theirs: &[T]| {
+        let difference = difference(ours, theirs, &golden.name);
+        let units = difference / (1.0 + farthest) * 16_777_216.0;
+        match T::DTYPE {
+            // Its positions have wrapped or been rounded there.
+            _ if far => worst.see(format!("{what}, far"), 1.0 / difference, golden),
+            Dtype::F32 => worst.see(format!("{what}, f32, units of 2^-24"), units, golden),
+            dtype => {
+                let angle = (1.0 + farthest) / 16_777_216.0;
+                worst.see(format!("{what}, {dtype}"), difference - angle, golden);
+            }
+        }
+    };
+    see("rotated", &ours, &theirs);
+    if golden.has("gradient") {
+        let cotangent = golden.get::<T>("cotangent");
+        let backward = rope.backward().unwrap();
+        let ours = rotated(&cotangent, |a| backward.call(a, &offset[..])).unwrap();
+        see("gradient", &ours, &golden.get::<T>("gradient").values);
+    }
+}
+
+#[test]
+fn mlx_agrees() {
+    let mut worst = Worst::default();
+    let mut by_mlx_lm = 0;
+    for golden in goldens("interfaces", "mlx_")
+        .iter()
+        .chain(&goldens("mlx", ""))
+    {
+        let via = golden.case["via"].as_str().unwrap_or("mx.fast.rope");
+        // mlx-lm's modules call mx.fast.rope with periods of their own; the configs' tests follow
+        // them from the config.
+        if via != "mx.fast.rope" {
+            by_mlx_lm += 1;
+            continue;
+        }
+        match file_dtype(golden.dtype_of("x")) {
+            Dtype::F32 => mlx_case::<f32>(golden, &mut worst),
+            Dtype::F16 => mlx_case::<f16>(golden, &mut worst),
+            Dtype::Bf16 => mlx_case::<bf16>(golden, &mut worst),
+        }
+    }
+    assert!(by_mlx_lm < goldens("mlx", "").len());
+    // Inputs are normally distributed. Measured: f32 2.3 units; a 16-bit type an ulp of the largest
+    // results, as MLX rounds every operation there.
+    worst.check(&[
+        ("gradient, bf16", 1.6e-2),
+        ("gradient, f16", 2e-3),
+        ("gradient, f32, units of 2^-24", 1.5),
+        ("rotated, bf16", 1.6e-2),
+        ("rotated, f16", 2e-3),
+        ("rotated, f32, units of 2^-24", 3.0),
+        // The reciprocal: off by more than 1.
+        ("rotated, far", 1.0),
+    ]);
+}
+
+// ---- MAX ----
+
+fn max_arguments(case: &Value) -> max::Arguments {
+    let whole = |key: &str| case[key].as_u64().map(|n| n as usize);
+    max::Arguments {
+        head_dim: whole("head_dim"),
+        interleaved: case["interleaved"].as_bool().unwrap_or(true),
+        ..max::Arguments::new(
+            whole("dim").unwrap(),
+            whole("n_heads").unwrap(),
+            case["theta"].as_f64().unwrap(),
+            whole("max_seq_len").unwrap(),
+        )
+    }
+}
+
+/// The class of a case; `None` for classes of models with several axes, which have no interface.
+fn max_class(case: &Value) -> Option<Result<max::RotaryEmbedding, InterfaceError>> {
+    let (device, arguments) = (host(), max_arguments(case));
+    let params = &case["scaling_params"];
+    let number = |key: &str| params[key].as_f64().unwrap();
+    let tokens = |key: &str| params[key].as_u64().unwrap();
+    let list = |key: &str| -> Vec<f64> {
+        let list = params[key].as_array().unwrap();
+        list.iter().map(|n| n.as_f64().unwrap()).collect()
+    };
+    let embedding = match case["class"].as_str().unwrap() {
+        "RotaryEmbedding" => max::RotaryEmbedding::new(&device, &arguments),
+        "Llama3RotaryEmbedding" if params.is_null() => {
+            max::RotaryEmbedding::llama3(&device, &arguments, None)
+        }
+        "Llama3RotaryEmbedding" if number("low_freq_factor") == 1e38 => {
+            max::RotaryEmbedding::linear(&device, &arguments, number("factor"))
+        }
+        "Llama3RotaryEmbedding" => {
+            let params = max::Llama3RopeScalingParams {
+                factor: number("factor"),
+                low_freq_factor: number("low_freq_factor"),
+                high_freq_factor: number("high_freq_factor"),
+                orig_max_position: tokens("orig_max_position"),
+            };
+            max::RotaryEmbedding::llama3(&device, &arguments, Some(&params))
+        }
+        "DynamicRotaryEmbedding" => max::RotaryEmbedding::dynamic(&device, &arguments),
+        "YarnRotaryEmbedding" => {
+            let params = max::YarnScalingParams {
+                factor: number("factor"),
+                beta_fast: number("beta_fast"),
+                beta_slow: number("beta_slow"),
+                original_max_position_embeddings: tokens("original_max_position_embeddings"),
+                truncate: params["truncate"].as_bool().unwrap(),
+            };
+            max::RotaryEmbedding::yarn(&device, &arguments, &params)
+        }
+        "DeepseekYarnRotaryEmbedding" => {
+            let params = max::DeepseekYarnRopeScalingParams {
+                scaling_factor: number("scaling_factor"),
+                original_max_position_embeddings: tokens("original_max_position_embeddings"),
+                beta_fast: number("beta_fast"),
+                beta_slow: number("beta_slow"),
+                mscale: number("mscale"),
+                mscale_all_dim: number("mscale_all_dim"),
+            };
+            max::RotaryEmbedding::deepseek_yarn(&device, &arguments, &params)
+        }
+        "LongRoPERotaryEmbedding" => {
+            let params = max::LongRoPEScalingParams {
+                short_factor: list("short_factor"),
+                long_factor: list("long_factor"),
+                original_max_position: tokens("original_max_position"),
+                max_position_embeddings: tokens("max_position_embeddings"),
+            };
+            max::RotaryEmbedding::longrope(&device, &arguments, &params)
+        }
+        _ => return None,
+    };
+    Some(embedding)
+}
+
+fn max_call<T: Stored>(golden: &Golden, x: &str, y: &str, start: i64, worst: &mut Worst) {
+    let embedding = max_class(&golden.case).unwrap().unwrap();
+    let (x, theirs) = (golden.get::<T>(x), golden.get::<T>(y).values);
+    let ours = rotated(&x, |x| embedding.call(x, start)).unwrap();
+    let difference = difference(&ours, &theirs, &golden.name);
+    worst.see(format!("call, {}", T::DTYPE), difference, golden);
+}
+
+fn max_calls(golden: &Golden, x: &str, y: &str, worst: &mut Worst) {
+    let start = golden.case["start_pos"].as_i64().unwrap_or(0);
+    match file_dtype(golden.dtype_of(x)) {
+        Dtype::F32 => max_call::<f32>(golden, x, y, start, worst),
+        Dtype::F16 => max_call::<f16>(golden, x, y, start, worst),
+        Dtype::Bf16 => max_call::<bf16>(golden, x, y, start, worst),
+    }
+}
+
+/// Differences of a row of a table, per position, in units of 2^-24: MAX rounds frequency and angle.
+fn see_row(golden: &Golden, position: usize, ours: &[f32], theirs: &[f32], worst: &mut Worst) {
+    let difference = difference(ours, theirs, &golden.name);
+    let units = difference / (1.0 + position as f64) * 16_777_216.0;
+    let key = if position == 0 { "row 0" } else { "row" };
+    let class = golden.case["class"].as_str().unwrap();
+    worst.see(format!("{key}, {class}, units of 2^-24"), units, golden);
+}
+
+#[test]
+fn max_agrees() {
+    let mut worst = Worst::default();
+    for golden in &goldens("interfaces", "max_") {
+        let embedding = max_class(&golden.case).unwrap().unwrap();
+        for pair in golden.case["compute_scale"].as_array().unwrap() {
+            let ours = embedding.compute_scale(pair[0].as_f64());
+            let theirs = pair[1].as_f64().unwrap();
+            worst.see("compute_scale", (ours / theirs - 1.0).abs(), golden);
+        }
+        if golden.has("x") {
+            max_calls(golden, "x", "rotated", &mut worst);
+            continue;
+        }
+        let theirs = golden.get::<f32>("freqs_cis_base");
+        let ours = embedding.freqs_cis_base().unwrap();
+        let (rows, width) = (theirs.shape[0], theirs.shape[1] * 2);
+        assert_eq!(embedding.rows(), rows, "{}", golden.name);
+        assert_eq!(ours.len(), rows * width, "{}", golden.name);
+        for (row, (ours, theirs)) in ours
+            .chunks_exact(width)
+            .zip(theirs.values.chunks_exact(width))
+            .enumerate()
+        {
+            see_row(golden, row, ours, theirs, &mut worst);
+        }
+    }
+    let mut without_interface = 0;
+    for golden in &goldens("max", "") {
+        // Cases of several axes record none.
+        let one_axis = golden.results["rows_of_the_table"].is_number();
+        let Some(embedding) = one_axis.then(|| max_class(&golden.case)).flatten() else {
+            without_interface += 1;
+            continue;
+        };
+        let mut embedding = embedding.unwrap();
+        if let Some(growth) = golden.case["maybe_update_freqs"].as_str() {
+            assert_eq!(growth, "position_ids of shape [5000]");
+            embedding.maybe_update_freqs(5000);
+        }
+        let scale = embedding.compute_scale(golden.case["user_scale"].as_f64());
+        let theirs = golden.results["compute_scale"].as_f64().unwrap();
+        worst.see("compute_scale", (scale / theirs - 1.0).abs(), golden);
+        let rows = golden.results["rows_of_the_table"].as_u64().unwrap() as usize;
+        assert_eq!(embedding.rows(), rows, "{}", golden.name);
+
+        let table = embedding.freqs_cis_base().unwrap();
+        assert_eq!(table, embedding.freqs_cis().unwrap());
+        let (cos, sin) = (golden.get::<f32>("cos"), golden.get::<f32>("sin"));
+        let pairs = cos.shape[1];
+        let positions = golden.raw("position_ids", FileDtype::I32, |bytes| {
+            i32::from_le_bytes(bytes.try_into().unwrap()) as usize
+        });
+        for (i, &position) in positions.values.iter().enumerate() {
+            let row = &table[position * 2 * pairs..][..2 * pairs];
+            let theirs: Vec<f32> = (0..pairs)
+                .flat_map(|pair| [cos.values[i * pairs + pair], sin.values[i * pairs + pair]])
+                .collect();
+            see_row(golden, position, row, &theirs, &mut worst);
+        }
+        if golden.has("x_call") {
+            max_calls(golden, "x_call", "rotated_call", &mut worst);
+        }
+    }
+    assert!(without_interface < goldens("max", "").len());
+    // Measured: an ulp of the largest results in 16-bit types, where MAX rounds up to every operation;
+    // a unit in tables (the angle is rounded twice).
+    worst.check(&[
+        ("call, bf16", 1.6e-2),
+        ("call, f16", 2e-3),
+        ("call, f32", 4e-6),
+        ("compute_scale", 1e-15),
+        ("row 0, DeepseekYarnRotaryEmbedding, units of 2^-24", 0.5),
+        ("row 0, DynamicRotaryEmbedding, units of 2^-24", 0.0),
+        ("row 0, Llama3RotaryEmbedding, units of 2^-24", 0.0),
+        ("row 0, LongRoPERotaryEmbedding, units of 2^-24", 0.0),
+        ("row 0, RotaryEmbedding, units of 2^-24", 0.0),
+        ("row 0, YarnRotaryEmbedding, units of 2^-24", 0.5),
+        ("row, DeepseekYarnRotaryEmbedding, units of 2^-24", 1.5),
+        ("row, DynamicRotaryEmbedding, units of 2^-24", 1.5),
+        ("row, Llama3RotaryEmbedding, units of 2^-24", 1.5),
+        ("row, LongRoPERotaryEmbedding, units of 2^-24", 1.5),
+        ("row, RotaryEmbedding, units of 2^-24", 1.5),
+        ("row, YarnRotaryEmbedding, units of 2^-24", 1.5),
+    ]);
+}
+
+// ---- ONNX ----
+
+fn attributes(case: &Value) -> onnx::Attributes {
+    let attribute = |key: &str| case["attributes"][key].as_u64().unwrap_or(0) as usize;
+    onnx::Attributes {
+        interleaved: attribute("interleaved") == 1,
+        num_heads: attribute("num_heads"),
+        rotary_embedding_dim: attribute("rotary_embedding_dim"),
+    }
+}
+
+fn onnx_call<T: Stored>(
+    case: &Value,
+    x: &Data<T>,
+    cos: &Data<T>,
+    sin: &Data<T>,
+    ids: Option<&Data<i64>>,
+) -> Result<Vec<T>, InterfaceError> {
+    let (device, cos, sin) = (host(), cos.array(), sin.array());
+    let ids = ids.map(|ids| Array::new(&ids.values[..], &ids.shape));
+    if case["domain"] == "com.microsoft" {
+        let node = com_microsoft::RotaryEmbedding::new(&device, cos, sin, attributes(case))?;
+        rotated(x, |x| node.call(x, ids.unwrap()))
+    } else {
+        let node = onnx::RotaryEmbedding::new(&device, cos, sin, attributes(case))?;
+        rotated(x, |x| node.call(x, ids))
+    }
+}
+
+fn onnx_case<T: Stored>(golden: &Golden, worst: &mut Worst) {
+    let ids = golden
+        .has("position_ids")
+        .then(|| golden.integers("position_ids"));
+    let (cos, sin) = (golden.get("cos_cache"), golden.get("sin_cache"));
+    let ours = onnx_call::<T>(&golden.case, &golden.get("X"), &cos, &sin, ids.as_ref()).unwrap();
+    for peer in ["expected", "reference", "onnxruntime"] {
+        if golden.has(peer) {
+            let theirs = golden.get::<T>(peer).values;
+            let difference = difference(&ours, &theirs, &golden.name);
+            worst.see(format!("{peer}, {}", T::DTYPE), difference, golden);
+        }
+    }
+}
+
+#[test]
+fn onnx_agrees() {
+    let mut worst = Worst::default();
+    for golden in &goldens("onnx", "") {
+        match file_dtype(golden.dtype_of("X")) {
+            Dtype::F32 => onnx_case::<f32>(golden, &mut worst),
+            Dtype::F16 => onnx_case::<f16>(golden, &mut worst),
+            Dtype::Bf16 => onnx_case::<bf16>(golden, &mut worst),
+        }
+    }
+    // ONNX Runtime's f16 is f32 inside and one rounding: the same bits. The reference rounds every
+    // operation.
+    worst.check(&[
+        ("expected, f32", 2.5e-7),
+        ("onnxruntime, f16", 0.0),
+        ("onnxruntime, f32", 2.5e-7),
+        ("reference, bf16", 1.6e-2),
+        ("reference, f16", 2e-3),
+        ("reference, f32", 2.5e-7),
+    ]);
+}
+
+// ---- vLLM ----
+
+fn vllm_case<T: Stored, C: Stored>(golden: &Golden, worst: &mut Worst) {
+    let case = &golden.case;
+    let cache = golden.get::<C>("cos_sin_cache");
+    let positions = golden.integers("positions").values;
+    let all = case["cache_rows"] == "all";
+    // Files with the rows of their positions only have them in that order.
+    let rows: Vec<i64> = (0..positions.len() as i64).collect();
+    let head_size = golden.usize("head_size");
+    let neox = case["is_neox_style"].as_bool().unwrap();
+    let given = vllm::RotaryEmbedding::from_cache(&host(), head_size, cache.array(), neox).unwrap();
+    let exact = vllm::RotaryEmbedding::new(
+        &host(),
+        head_size,
+        golden.usize("rotary_dim"),
+        golden.usize("max_position"),
+        case["base"].as_f64().unwrap(),
+        neox,
+    )
+    .unwrap();
+    let ids = if all { &positions } else { &rows };
+    let farthest = positions.iter().copied().max().unwrap_or(0) as f64;
+    let cache_dtype = C::DTYPE;
+    let (query, key) = (golden.get::<T>("query"), golden.get::<T>("key"));
+
+    // Both at once are the same as each alone.
+    let (mut q, mut k) = (query.values.clone(), key.values.clone());
+    let (q_tensor, k_tensor) = (
+        Tensor::new(&mut q, &query.shape),
+        Tensor::new(&mut k, &key.shape),
+    );
+    given.forward(ids, q_tensor, Some(k_tensor)).unwrap();
+
+    for (name, x, both) in [("query", &query, &q), ("key", &key, &k)] {
+        let ours = rotated(x, |x| given.forward(ids, x, None)).unwrap();
+        assert_eq!(bits(&ours), bits(both), "{}", golden.name);
+        let theirs = golden.get::<T>(&format!("{name}_rotated")).values;
+        let of_exact = rotated(x, |x| exact.forward(&positions, x, None)).unwrap();
+        let native = difference(&ours, &theirs, &golden.name);
+        worst.see(format!("native, {}", T::DTYPE), native, golden);
+        let exact = difference(&of_exact, &theirs, &golden.name);
+        if T::DTYPE == Dtype::F32 {
+            let units = exact / (1.0 + farthest) * 16_777_216.0;
+            worst.see("exact, f32, units of 2^-24", units, golden);
+        } else {
+            let angle = 4.0 * (1.0 + farthest) / 16_777_216.0;
+            worst.see(format!("exact, {}", T::DTYPE), exact - angle, golden);
+        }
+        // Its CUDA kernel: f32 inside, one rounding, from a cache of the query's type.
+        let in_f32 = format!("{name}_rotated_f32");
+        if golden.has(&in_f32) && cache_dtype == T::DTYPE {
+            let theirs = golden.get::<T>(&in_f32).values;
+            assert_eq!(bits(&ours), bits(&theirs), "{}", golden.name);
+        }
+    }
+}
+
+#[test]
+fn vllm_agrees() {
+    let mut worst = Worst::default();
+    for golden in &goldens("interfaces", "vllm_") {
+        let (dtype, cache) = (golden.dtype_of("query"), golden.dtype_of("cos_sin_cache"));
+        match (file_dtype(dtype), file_dtype(cache)) {
+            (Dtype::F32, Dtype::F32) => vllm_case::<f32, f32>(golden, &mut worst),
+            (Dtype::F16, Dtype::F16) => vllm_case::<f16, f16>(golden, &mut worst),
+            (Dtype::Bf16, Dtype::Bf16) => vllm_case::<bf16, bf16>(golden, &mut worst),
+            (Dtype::Bf16, Dtype::F32) => vllm_case::<bf16, f32>(golden, &mut worst),
+            other => panic!("{}: {other:?}", golden.name),
+        }
+    }
+    // The native code rounds every operation.
+    worst.check(&[
+        ("exact, bf16", 1.6e-2),
+        ("exact, f16", 2e-3),
+        ("exact, f32, units of 2^-24", 1.0),
+        ("native, bf16", 1.6e-2),
+        ("native, f16", 2e-3),
+        ("native, f32", 5e-7),
+    ]);
+}
+
+// ---- Hugging Face ----
+
+enum Table {
+    CosSin(CosSin),
+    FreqsCis(FreqsCis),
+}
+
+impl Table {
+    fn apply<T: Element>(
+        &self,
+        q: Tensor<'_, T>,
+        k: Option<Tensor<'_, T>>,
+        unsqueeze_dim: usize,
+    ) -> Result<(), InterfaceError> {
+        match self {
+            Table::CosSin(table) => table.apply(q, k, unsqueeze_dim),
+            Table::FreqsCis(table) => table.apply_rotary_emb(q, k, unsqueeze_dim),
+        }
+    }
+
+    fn backward(&self) -> Self {
+        match self {
+            Table::CosSin(table) => Table::CosSin(table.backward().unwrap()),
+            Table::FreqsCis(table) => Table::FreqsCis(table.backward().unwrap()),
+        }
+    }
+}
+
+fn hf_case<T: Stored, C: Stored>(golden: &Golden, worst: &mut Worst) {
+    let case = &golden.case;
+    let family = case["config"]["model_type"].as_str().unwrap();
+    let apply = case["apply"].as_str().unwrap();
+    let halves_out = apply == "apply_rotary_pos_emb_interleave";
+    let table = if golden.has("freqs_cis") {
+        let freqs_cis = golden.get::<f32>("freqs_cis");
+        Table::FreqsCis(FreqsCis::new(&host(), freqs_cis.array()).unwrap())
+    } else {
+        let form = match family {
+            "glm" => Form::Interleaved,
+            "cohere" => Form::RepeatInterleave,
+            _ if halves_out => Form::InterleavedToHalfSplit,
+            _ => Form::RotateHalf,
+        };
+        let (cos, sin) = (golden.get::<C>("cos"), golden.get::<C>("sin"));
+        Table::CosSin(CosSin::new(&host(), cos.array(), sin.array(), form).unwrap())
+    };
+    let unsqueeze_dim = if case["layout"] == "bhsd" { 1 } else { 2 };
+    // "f32 inside, one rounding": the same bits. The others round every operation.
+    let one_rounding = matches!(family, "cohere" | "olmo" | "deepseek_v2" | "llama4_text");
+    let mut see = |what: &str, ours: &[T], theirs: &[T]| {
+        let difference = difference(ours, theirs, &golden.name);
+        let rule = match (T::DTYPE, one_rounding) {
+            (Dtype::F32, _) | (_, false) => "every operation rounds",
+            (_, true) => "one rounding",
+        };
+        worst.see(format!("{what}, {}, {rule}", T::DTYPE), difference, golden);
+    };
+    let (q, k) = (golden.get::<T>("q"), golden.get::<T>("k"));
+    let (mut both_q, mut both_k) = (q.values.clone(), k.values.clone());
+    let q_tensor = Tensor::new((&q.values[..], &mut both_q[..]), &q.shape);
+    let k_tensor = Tensor::new((&k.values[..], &mut both_k[..]), &k.shape);
+    table
+        .apply(q_tensor, Some(k_tensor), unsqueeze_dim)
+        .unwrap();
+    let one = |table: &Table, x: &Data<T>| {
+        let call = |x: Tensor<'_, T>| table.apply(x, None, unsqueeze_dim);
+        if halves_out {
+            rotated_apart(x, call).unwrap()
+        } else {
+            rotated(x, call).unwrap()
+        }
+    };
+    for (name, x, both) in [("q", &q, &both_q), ("k", &k, &both_k)] {
+        let ours = one(&table, x);
+        assert_eq!(bits(&ours), bits(both), "{}", golden.name);
+        let theirs = golden.get::<T>(&format!("{name}_rotated"));
+        see("rotated", &ours, &theirs.values);
+        if golden.has(&format!("{name}_gradient")) {
+            let cotangent = golden.get::<T>(&format!("{name}_cotangent"));
+            let ours = one(&table.backward(), &cotangent);
+            let theirs = golden.get::<T>(&format!("{name}_gradient"));
+            see("gradient", &ours, &theirs.values);
+        }
+    }
+    if halves_out {
+        let mut x = q.values.clone();
+        let error = table.apply(Tensor::new(&mut x, &q.shape), None, unsqueeze_dim);
+        assert!(error.unwrap_err().to_string().contains("out of place"));
+    }
+}
+
+#[test]
+fn hugging_face_agrees() {
+    let mut worst = Worst::default();
+    for golden in &goldens("interfaces", "hf_") {
+        let table = if golden.has("cos") {
+            "cos"
+        } else {
+            "freqs_cis"
+        };
+        let (dtype, table) = (golden.dtype_of("q"), golden.dtype_of(table));
+        match (file_dtype(dtype), file_dtype(table)) {
+            (Dtype::F32, Dtype::F32) => hf_case::<f32, f32>(golden, &mut worst),
+            (Dtype::F16, Dtype::F16) => hf_case::<f16, f16>(golden, &mut worst),
+            (Dtype::F16, Dtype::F32) => hf_case::<f16, f32>(golden, &mut worst),
+            (Dtype::Bf16, Dtype::Bf16) => hf_case::<bf16, bf16>(golden, &mut worst),
+            (Dtype::Bf16, Dtype::F32) => hf_case::<bf16, f32>(golden, &mut worst),
+            other => panic!("{}: {other:?}", golden.name),
+        }
+    }
+    worst.check(&[
+        ("gradient, bf16, every operation rounds", 1.6e-2),
+        ("gradient, bf16, one rounding", 0.0),
+        ("gradient, f16, every operation rounds", 2e-3),
+        ("gradient, f32, every operation rounds", 2.5e-7),
+        ("rotated, bf16, every operation rounds", 1.6e-2),
+        ("rotated, bf16, one rounding", 0.0),
+        ("rotated, f16, every operation rounds", 2e-3),
+        ("rotated, f16, one rounding", 0.0),
+        ("rotated, f32, every operation rounds", 2.5e-7),
+    ]);
+}
+
+// ---- tables with the peers' own roundings ----
+
+/// How far a table is from the peer's, and in how many of a row's values it differs at all.
+fn see_table<T: Stored>(
+    key: &str,
+    golden: &Golden,
+    ours: &CosSinTable,
+    positions: &[usize],
+    theirs: [&[T]; 2],
+    worst: &mut Worst,
+) {
+    let pairs = ours.pairs();
+    for (ours, theirs) in [ours.cos(), ours.sin()].into_iter().zip(theirs) {
+        for (row, &position) in positions.iter().enumerate() {
+            let ours = &ours[position * pairs..][..pairs];
+            let theirs = &theirs[row * pairs..][..pairs];
+            let differ = ours
+                .iter()
+                .zip(theirs)
+                .filter(|(a, b)| **a != b.widen())
+                .count();
+            let ulps = ours
+                .iter()
+                .zip(theirs)
+                .map(|(&a, &b)| T::narrow(a).order().abs_diff(b.order()))
+                .max();
+            // Where errors of the angle dominate, values near 0 are many ulps off.
+            if !key.starts_with("mlx,") && key != "llama_cpp" {
+                worst.see(format!("{key}, ulps"), ulps.unwrap() as f64, golden);
+            }
+            let theirs: Vec<f32> = theirs.iter().map(|x| x.widen()).collect();
+            let difference = difference(ours, &theirs, &golden.name);
+            worst.see(format!("{key}, absolute"), difference, golden);
+            worst.see(
+                format!("{key}, part of a row"),
+                differ as f64 / pairs as f64,
+                golden,
+            );
+        }
+    }
+}
+
+/// The halves (or every other column) of rows of `dim`.
+fn columns<T: Copy>(data: &Data<T>, interleaved: bool) -> Vec<T> {
+    let dim = *data.shape.last().unwrap();
+    let column = |pair| if interleaved { 2 * pair } else { pair };
+    data.values
+        .chunks_exact(dim)
+        .flat_map(|row| (0..dim / 2).map(move |pair| row[column(pair)]))
+        .collect()
+}
+
+fn hf_tables<T: Stored>(golden: &Golden, worst: &mut Worst) {
+    let Data {
+        values: inv_freq, ..
+    } = golden.get::<f32>("inv_freq");
+    let rope = &golden.case["config"]["rope_parameters"];
+    if rope["rope_type"] == "default" {
+        let ours = tables::inv_freq(10_000.0, 2 * inv_freq.len());
+        let ulps = |(a, b): (&f32, &f32)| (a.to_bits() as i64 - b.to_bits() as i64).abs();
+        let largest = ours.iter().zip(&inv_freq).map(ulps).max().unwrap();
+        worst.see("inv_freq, ulps", largest as f64, golden);
+    }
+    let (cos, sin) = (golden.get::<T>("cos"), golden.get::<T>("sin"));
+    let positions: Vec<_> = golden.integers("position_ids").values;
+    let positions: Vec<_> = positions.iter().map(|&p| p as usize).collect();
+    let Some(&last) = positions.iter().max() else {
+        return;
+    };
+    let interleaved = golden.case["config"]["model_type"] == "cohere";
+    let (cos, sin) = (columns(&cos, interleaved), columns(&sin, interleaved));
+    // cos of position 0 is the attention scaling itself, rounded to the type.
+    let scaling = match rope["rope_type"].as_str() {
+        Some("yarn") => 0.1 * rope["factor"].as_f64().unwrap().ln() + 1.0,
+        _ => 1.0,
+    };
+    let dtype = T::DTYPE;
+    let ours = tables::hugging_face(&inv_freq, scaling as f32, last + 1, dtype).unwrap();
+    let key = format!("hugging_face, {dtype}");
+    see_table(&key, golden, &ours, &positions, [&cos, &sin], worst);
+}
+
+#[test]
+fn tables_agree_with_their_peers() {
+    let mut worst = Worst::default();
+    for golden in &goldens("interfaces", "hf_") {
+        let cast = golden.case["cast_module"] == true;
+        if !golden.has("cos") || cast {
+            continue;
+        }
+        match file_dtype(golden.dtype_of("cos")) {
+            Dtype::F32 => hf_tables::<f32>(golden, &mut worst),
+            Dtype::F16 => hf_tables::<f16>(golden, &mut worst),
+            Dtype::Bf16 => hf_tables::<bf16>(golden, &mut worst),
+        }
+    }
+    for golden in &goldens("interfaces", "vllm_") {
+        match file_dtype(golden.dtype_of("cos_sin_cache")) {
+            Dtype::F32 => vllm_tables::<f32>(golden, &mut worst),
+            Dtype::F16 => vllm_tables::<f16>(golden, &mut worst),
+            Dtype::Bf16 => vllm_tables::<bf16>(golden, &mut worst),
+        }
+    }
+    for golden in &goldens("max", "default_") {
+        let head_dim = golden.usize("dim") / golden.usize("n_heads");
+        let theta = golden.case["theta"].as_f64().unwrap();
+        let ours = tables::max(theta, head_dim, 2 * golden.usize("max_seq_len"), Dtype::F32);
+        i32_rows("max", golden, &ours.unwrap(), &mut worst);
+    }
+    for golden in &goldens("mlx", "") {
+        if golden.case["via"] != "mx.fast.rope" {
+            continue;
+        }
+        match file_dtype(golden.dtype_of("cos")) {
+            Dtype::F32 => mlx_tables::<f32>(golden, &mut worst),
+            Dtype::F16 => mlx_tables::<f16>(golden, &mut worst),
+            Dtype::Bf16 => mlx_tables::<bf16>(golden, &mut worst),
+        }
+    }
+    for golden in &goldens("ggml", "n") {
+        let number = |key: &str| golden.case[key].as_f64().unwrap() as f32;
+        // YaRN and attn_factor are not formed here; tables have no negative positions.
+        let other = number("ext_factor") != 0.0 || number("attn_factor") != 1.0;
+        if other || golden.name.contains("negative") || golden.name.contains("longrope") {
+            continue;
+        }
+        let factors = golden
+            .has("freq_factors")
+            .then(|| golden.get::<f32>("freq_factors").values);
+        let ours = tables::llama_cpp(
+            number("freq_base"),
+            golden.usize("n_dims"),
+            number("freq_scale"),
+            factors.as_deref(),
+            100_001,
+        );
+        i32_rows("llama_cpp", golden, &ours.unwrap(), &mut worst);
+    }
+    // Measured with glibc on x86-64, as noted: 5.96e-8 is an ulp of the larger values. Most are 0; the bounds leave room for another platform's cos
+    // and powers. Exact angles are off by 9.8e-3 (llama.cpp), 5.2e-3 (MLX) and 4e-4 (MAX).
+    worst.check(&[
+        ("hugging_face, bf16, absolute", 4e-3),      // 0
+        ("hugging_face, bf16, part of a row", 0.15), // 0
+        ("hugging_face, bf16, ulps", 1.0),           // 0
+        ("hugging_face, f16, absolute", 5e-4),       // 0
+        ("hugging_face, f16, part of a row", 0.15),  // 0
+        ("hugging_face, f16, ulps", 1.0),            // 0
+        ("hugging_face, f32, absolute", 1.2e-7),     // 5.96e-8
+        ("hugging_face, f32, part of a row", 0.5),   // 0.25
+        ("hugging_face, f32, ulps", 2.0),            // 1
+        ("inv_freq, ulps", 1.0),                     // 0
+        ("llama_cpp, absolute", 1e-3),               // 0
+        ("llama_cpp, part of a row", 0.5),           // 0
+        ("max, absolute", 1.2e-7),                   // 0
+        ("max, part of a row", 0.5),                 // 0
+        ("max, ulps", 2.0),                          // 0
+        ("mlx, bf16, absolute", 4e-3),               // 3.9e-3
+        ("mlx, bf16, part of a row", 0.1),           // 0.063
+        ("mlx, f16, absolute", 2e-3),                // 2.0e-3
+        ("mlx, f16, part of a row", 0.1),            // 0.047
+        ("mlx, f32, absolute", 2.5e-3),              // 1.9e-3
+        ("mlx, f32, part of a row", 0.5),            // 0.375
+        ("mlx_freqs, bf16, absolute", 4e-3),         // 0
+        ("mlx_freqs, bf16, part of a row", 0.1),     // 0
+        ("mlx_freqs, bf16, ulps", 1.0),              // 0
+        ("mlx_freqs, f32, absolute", 1.2e-7),        // 5.96e-8
+        ("mlx_freqs, f32, part of a row", 0.5),      // 0.19
+        ("mlx_freqs, f32, ulps", 2.0),               // 1
+        ("vllm, bf16, absolute", 4e-3),              // 0
+        ("vllm, bf16, part of a row", 0.15),         // 0
+        ("vllm, bf16, ulps", 1.0),                   // 0
+        ("vllm, f16, absolute", 5e-4),               // 0
+        ("vllm, f16, part of a row", 0.15),          // 0
+        ("vllm, f16, ulps", 1.0),                    // 0
+        ("vllm, f32, absolute", 1.2e-7),             // 5.96e-8
+        ("vllm, f32, part of a row", 0.5),           // 0.33
+        ("vllm, f32, ulps", 2.0),                    // 1
+    ]);
+}
+
+fn vllm_tables<T: Stored>(golden: &Golden, worst: &mut Worst) {
+    let cache = golden.get::<T>("cos_sin_cache");
+    let pairs = cache.shape[1] / 2;
+    let positions: Vec<usize> = if golden.case["cache_rows"] == "all" {
+        (0..cache.shape[0]).collect()
+    } else {
+        golden
+            .integers("positions")
+            .values
+            .iter()
+            .map(|&p| p as usize)
+            .collect()
+    };
+    let half = |first: usize| -> Vec<T> {
+        let of_row = |row: &[T]| row[first..first + pairs].to_vec();
+        cache
+            .values
+            .chunks_exact(2 * pairs)
+            .flat_map(of_row)
+            .collect()
+    };
+    let base = golden.case["base"].as_f64().unwrap() as f32;
+    let rows = golden.usize("max_position");
+    let ours = tables::vllm(base, 2 * pairs, rows, T::DTYPE).unwrap();
+    let key = format!("vllm, {}", T::DTYPE);
+    see_table(
+        &key,
+        golden,
+        &ours,
+        &positions,
+        [&half(0), &half(pairs)],
+        worst,
+    );
+}
+
+fn mlx_tables<T: Stored>(golden: &Golden, worst: &mut Worst) {
+    let (cos, sin) = (golden.get::<T>("cos").values, golden.get::<T>("sin").values);
+    let positions = golden.raw("position_ids", FileDtype::I32, |bytes| {
+        i32::from_le_bytes(bytes.try_into().unwrap())
+    });
+    let Ok(positions) = positions
+        .values
+        .into_iter()
+        .map(usize::try_from)
+        .collect::<Result<Vec<_>, _>>()
+    else {
+        return;
+    };
+    let scale = golden.case["scale"].as_f64().unwrap_or(1.0) as f32;
+    let (rows, dtype) = (positions.iter().max().unwrap() + 1, T::DTYPE);
+    let ours = if golden.has("freqs") {
+        tables::mlx_freqs(&golden.get::<f32>("freqs").values, scale, rows, dtype)
+    } else {
+        let base = golden.case["base"].as_f64().unwrap() as f32;
+        tables::mlx(base, golden.usize("dims"), scale, rows, dtype)
+    };
+    let key = if golden.has("freqs") {
+        "mlx_freqs"
+    } else {
+        "mlx"
+    };
+    let key = format!("{key}, {dtype}");
+    see_table(
+        &key,
+        golden,
+        &ours.unwrap(),
+        &positions,
+        [&cos, &sin],
+        worst,
+    );
+}
+
+fn i32_rows(key: &str, golden: &Golden, ours: &CosSinTable, worst: &mut Worst) {
+    let (cos, sin) = (
+        golden.get::<f32>("cos").values,
+        golden.get::<f32>("sin").values,
+    );
+    let positions = golden.raw("position_ids", FileDtype::I32, |bytes| {
+        i32::from_le_bytes(bytes.try_into().unwrap()) as usize
+    });
+    see_table(key, golden, ours, &positions.values, [&cos, &sin], worst);
+}
+
+// ---- what is refused ----
+
+fn usizes(value: &Value) -> Vec<usize> {
+    let list = value.as_array().unwrap();
+    list.iter().map(|n| n.as_u64().unwrap() as usize).collect()
+}
+
+fn zeros(shape: &[usize]) -> Data<f32> {
+    Data {
+        shape: shape.to_vec(),
+        values: vec![0.0; shape.iter().product()],
+    }
+}
+
+/// The call is refused, and the message names the argument.
+fn names<T>(argument: &str, result: Result<T, InterfaceError>, what: &str) {
+    let Err(error) = result else {
+        panic!("{what} was taken");
+    };
+    let message = error.to_string();
+    assert!(message.contains(argument), "{what}: {message}");
+}
+
+#[test]
+fn mlx_refuses_what_mlx_refuses() {
+    for case in refused("interfaces", "mlx_refused.json") {
+        let name = case["name"].as_str().unwrap();
+        let argument = match name {
+            // The types leave no way to write these down.
+            "base_and_freqs"
+            | "neither_base_nor_freqs"
+            | "dims_negative"
+            | "dims_not_an_integer"
+            | "x_i32"
+            | "offset_float"
+            | "offset_array_of_floats"
+            | "offset_of_rank_2"
+            | "freqs_of_rank_2" => continue,
+            "rank_1" | "rank_2" | "dims_above_the_width" => "a has the shape",
+            _ if name.starts_with("dims") => "dims",
+            _ if name.starts_with("offset") => "offset",
+            _ if name.starts_with("freqs") => "freqs",
+            other => panic!("{other}"),
+        };
+        let list: Option<Vec<f32>> = case["freqs"]
+            .as_array()
+            .map(|list| list.iter().map(|n| n.as_f64().unwrap() as f32).collect());
+        let x = zeros(&usizes(&case["x_shape"]));
+        let call = || {
+            let rope = mlx_rope(&case, list.as_deref())?;
+            match &case["offset"] {
+                Value::Array(list) => {
+                    let offset: Vec<i64> = list.iter().map(|n| n.as_i64().unwrap()).collect();
+                    rotated(&x, |a| rope.call(a, &offset[..]))
+                }
+                offset => rotated(&x, |a| rope.call(a, offset.as_i64().unwrap())),
+            }
+        };
+        names(argument, call(), name);
+    }
+}
+
+#[test]
+fn mlx_takes_offsets_of_any_integer_type() {
+    let rope = mlx::Rope::new(&host(), 4, true, mlx::Spectrum::Base(1e4), 1.0).unwrap();
+    let x: Data<f32> = Data {
+        shape: vec![2, 1, 1, 4],
+        values: elements(8, 3),
+    };
+    let at = |offset: mlx::Offset<'_>| bits(&rotated(&x, |a| rope.call(a, offset)).unwrap());
+    let expected = at(mlx::Offset::Int(7));
+    assert_ne!(expected, at(mlx::Offset::Int(0)));
+    for offset in [
+        mlx::Offset::from(7i32),
+        mlx::Offset::from(7i64),
+        mlx::Offset::from(&[7i32][..]),
+        mlx::Offset::from(&[7i64][..]),
+        mlx::Offset::from(&[7u32][..]),
+        mlx::Offset::from(&[7i32, 7][..]),
+        mlx::Offset::from(&[7i64, 7][..]),
+        mlx::Offset::from(&[7u32, 7][..]),
+        mlx::Offset::from(PositionIds::U32(&[7])),
+    ] {
+        assert_eq!(at(offset), expected, "{offset:?}");
+    }
+}
+
+#[test]
+fn mlx_refuses_what_has_no_meaning() {
+    use mlx::Spectrum::{Base, Freqs};
+    let new = |spectrum, scale| mlx::Rope::new(&host(), 4, false, spectrum, scale);
+    names("freqs[1] is NaN", new(Freqs(&[1.0, f32::NAN]), 1.0), "NaN");
+    names("freqs[0] is 0", new(Freqs(&[0.0, 1.0]), 1.0), "0");
+    for base in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        names("base", new(Base(base), 1.0), "base");
+    }
+    for scale in [f64::NAN, f64::INFINITY] {
+        names("scale", new(Base(1e4), scale), "scale");
+    }
+    names("inv_freq[0]", new(Base(1e4), 1e300), "fast pairs");
+    names("inv_freq[0]", new(Freqs(&[1e-30, 1.0]), 1.0), "fast pairs");
+    let huge = mlx::Rope::new(&host(), 1 << 20, false, Base(1e4), 1.0);
+    names("dims is 1048576", huge, "huge dims");
+    let rope = new(Base(1e4), 1.0).unwrap();
+    let mut x = [0.0f32; 7];
+    let call = rope.call(Tensor::new(&mut x, &[1, 2, 4]), 0);
+    names(
+        "a has the shape [1, 2, 4], but its memory holds 7",
+        call,
+        "length",
+    );
+    let call = rope.call(Tensor::new(&mut x, &[usize::MAX, 2, usize::MAX, 4]), 0);
+    names("memory holds 7", call, "overflow");
+    let mut nothing: [f32; 0] = [];
+    let shape = [0, usize::MAX, usize::MAX, 4];
+    names(
+        "too large",
+        rope.call(Tensor::new(&mut nothing, &shape), 0),
+        "heads",
+    );
+    rope.call(Tensor::new(&mut nothing, &[0, 8, usize::MAX, 4]), i64::MAX)
+        .unwrap();
+}
+
+#[test]
+fn max_refuses_what_max_refuses() {
+    for case in refused("interfaces", "max_refused.json") {
+        let name = case["name"].as_str().unwrap();
+        // Parameters are not optional here.
+        if name.starts_with("deepseek") {
+            continue;
+        }
+        let call = || {
+            let embedding = max_class(&case).unwrap()?;
+            let start = case["start_pos"].as_i64().unwrap();
+            rotated(&zeros(&usizes(&case["x_shape"])), |x| {
+                embedding.call(x, start)
+            })
+        };
+        let argument = match name {
+            "x_odd" | "x_odd_half" => "head_dim is 31",
+            "start_pos_negative" => "start_pos: position -1 (token 0)",
+            "end_beyond_the_table" => "start_pos: position 64 (token 2)",
+            "start_pos_beyond_the_table" => "start_pos: position 64 (token 0)",
+            _ => "x has the shape",
+        };
+        names(argument, call(), name);
+    }
+    // MAX counts from the end of the table here, as a Python slice does.
+    let embedding = max::RotaryEmbedding::new(&host(), &max::Arguments::new(64, 2, 1e4, 32));
+    let x = zeros(&[1, 3, 2, 32]);
+    let call = rotated(&x, |x| embedding.as_ref().unwrap().call(x, -5));
+    names("start_pos: position -5", call, "negative start_pos");
+}
+
+#[test]
+fn max_refuses_what_has_no_meaning() {
+    let arguments = max::Arguments::new(64, 2, 1e4, 32);
+    let new = |arguments| max::RotaryEmbedding::new(&host(), &arguments);
+    names(
+        "n_heads",
+        new(max::Arguments {
+            n_heads: 0,
+            ..arguments
+        }),
+        "no heads",
+    );
+    names(
+        "head_dim",
+        new(max::Arguments {
+            dim: 0,
+            ..arguments
+        }),
+        "no dims",
+    );
+    names(
+        "rope_theta",
+        new(max::Arguments {
+            theta: f64::NAN,
+            ..arguments
+        }),
+        "theta",
+    );
+    let endless = new(max::Arguments {
+        max_seq_len: usize::MAX,
+        ..arguments
+    })
+    .unwrap();
+    names("max_seq_len", endless.freqs_cis_base(), "endless table");
+    let given = new(max::Arguments {
+        n_heads: 0,
+        head_dim: Some(32),
+        ..arguments
+    })
+    .unwrap();
+    assert_eq!(given.rope().rotary_dim(), 32);
+    names(
+        "factor",
+        max::RotaryEmbedding::linear(&host(), &arguments, 0.0),
+        "linear",
+    );
+    let params = max::LongRoPEScalingParams {
+        short_factor: vec![1.0; 16],
+        long_factor: vec![2.0; 15],
+        original_max_position: 20,
+        max_position_embeddings: 32,
+    };
+    let longrope = |params: &_| max::RotaryEmbedding::longrope(&host(), &arguments, params);
+    names("long_factor", longrope(&params), "too few factors");
+    let params = max::LongRoPEScalingParams {
+        long_factor: vec![2.0; 16],
+        original_max_position: 1,
+        ..params
+    };
+    names("original_max_position", longrope(&params), "logarithm of 1");
+    let params = max::DeepseekYarnRopeScalingParams {
+        scaling_factor: f64::INFINITY,
+        original_max_position_embeddings: 64,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        mscale: 1.0,
+        mscale_all_dim: 1.0,
+    };
+    let deepseek = |params: &_| max::RotaryEmbedding::deepseek_yarn(&host(), &arguments, params);
+    names("factor", deepseek(&params), "infinite factor");
+    let params = max::DeepseekYarnRopeScalingParams {
+        scaling_factor: 4.0,
+        mscale: f64::NAN,
+        ..params
+    };
+    names("attention_factor", deepseek(&params), "mscale");
+}
+
+#[test]
+fn onnx_refuses_what_onnx_runtime_refuses() {
+    let mut taken = Vec::new();
+    for case in refused("onnx", "refused.json") {
+        let name = case["name"].as_str().unwrap();
+        // The types leave no way to write these down.
+        if name.ends_with("_i32") || name.ends_with("_negative") && name.contains("dim") {
+            continue;
+        }
+        let shape = |key: &str| usizes(&case["shapes"][key]);
+        fn flat(value: &Value, into: &mut Vec<i64>) {
+            match value {
+                Value::Array(list) => list.iter().for_each(|value| flat(value, into)),
+                value => into.extend(value.as_i64()),
+            }
+        }
+        let ids = case["shapes"]["position_ids"].is_array().then(|| {
+            let mut values = Vec::new();
+            flat(&case["position_ids"], &mut values);
+            Data {
+                shape: shape("position_ids"),
+                values,
+            }
+        });
+        let (cos, sin) = (zeros(&shape("cos_cache")), zeros(&shape("sin_cache")));
+        let call = onnx_call(&case, &zeros(&shape("X")), &cos, &sin, ids.as_ref());
+        match call {
+            Ok(_) => taken.push(name.to_string()),
+            Err(error) => {
+                let arguments = [
+                    "X",
+                    "input",
+                    "cos_cache",
+                    "sin_cache",
+                    "position_ids",
+                    "num_heads",
+                ];
+                let message = error.to_string();
+                assert!(
+                    arguments.iter().any(|a| message.contains(a)),
+                    "{name}: {message}"
+                );
+            }
+        }
+    }
+    // Its positions are in the caches: is_packed_batching would make ONNX Runtime take it.
+    assert_eq!(taken, ["ms_more_tokens_than_rows"]);
+}
+
+#[test]
+fn onnx_passes_positions_outside_the_caches_through_if_told() {
+    let (cos, sin) = (vec![0.6f32; 12 * 2], vec![0.8f32; 12 * 2]);
+    let (cos, sin) = (Array::new(&cos, &[12, 2]), Array::new(&sin, &[12, 2]));
+    let x = Data {
+        shape: vec![1, 1, 4, 4],
+        values: (0..16).map(|i| i as f32 - 7.5).collect::<Vec<f32>>(),
+    };
+    let attributes = onnx::Attributes::default();
+    let node = onnx::RotaryEmbedding::new(&host(), cos, sin, attributes).unwrap();
+    let ids = Array::new(&[-1, 11, 12, i64::MAX], &[1, 4]);
+    names(
+        "position_ids: position -1 (token 0)",
+        rotated(&x, |x| node.call(x, Some(ids))),
+        "outside",
+    );
+    let node = node.pass_through_out_of_range();
+    let y = rotated(&x, |x| node.call(x, Some(ids))).unwrap();
+    for (token, inside) in [false, true, false, false].into_iter().enumerate() {
+        let range = 4 * token..4 * token + 4;
+        assert_eq!(y[range.clone()] == x.values[range], !inside, "{token}");
+    }
+    let node = com_microsoft::RotaryEmbedding::new(&host(), cos, sin, attributes).unwrap();
+    let start = Array::new(&[10], &[1]);
+    names(
+        "position_ids: position 12 (token 2)",
+        rotated(&x, |x| node.call(x, start)),
+        "offset",
+    );
+    let node = node.pass_through_out_of_range();
+    let y = rotated(&x, |x| node.call(x, start)).unwrap();
+    assert_ne!(y[4..8], x.values[4..8]);
+    assert_eq!(y[8..], x.values[8..]);
+}
+
+#[test]
+fn vllm_refuses_what_vllm_refuses() {
+    for case in refused("interfaces", "vllm_refused.json") {
+        let name = case["name"].as_str().unwrap();
+        let number = |key: &str| case[key].as_u64().unwrap() as usize;
+        let (head_size, rotary_dim) = (number("head_size"), number("rotary_dim"));
+        let max_position = number("max_position");
+        let positions = case["positions"].as_array().unwrap();
+        let positions: Vec<i64> = positions.iter().map(|n| n.as_i64().unwrap()).collect();
+        let query = zeros(&[positions.len(), 2 * head_size]);
+        let cache = zeros(&[max_position, rotary_dim]);
+        let exact =
+            vllm::RotaryEmbedding::new(&host(), head_size, rotary_dim, max_position, 1e4, true);
+        let given = vllm::RotaryEmbedding::from_cache(&host(), head_size, cache.array(), true);
+        let argument = if name.starts_with("position") {
+            "positions"
+        } else {
+            "rotary_dim"
+        };
+        for embedding in [exact, given] {
+            let call = || {
+                let embedding = embedding?;
+                rotated(&query, |x| embedding.forward(&positions, x, None))
+            };
+            names(argument, call(), name);
+        }
+    }
+    let embedding = vllm::RotaryEmbedding::new(&host(), 4, 4, 16, 1e4, true).unwrap();
+    let call = |shape: &[usize]| rotated(&zeros(shape), |x| embedding.forward(&[0, 1], x, None));
+    names("query", call(&[3, 8]), "tokens");
+    names("query", call(&[2, 6]), "width");
+    names("query", call(&[2, 2, 3]), "head_size");
+    names("query", call(&[8]), "rank");
+    assert!(call(&[2, 2, 4]).is_ok());
+    let none = vllm::RotaryEmbedding::new(&host(), 0, 0, 16, 1e4, true);
+    names("rotary_dim", none, "no dims");
+}
+
+#[test]
+fn hugging_face_refuses_tables_of_another_form() {
+    let mut values = vec![0.5f32; 2 * 3 * 8];
+    values[8 + 6] = 0.25; // batch 0, token 1, column 6
+    let shape = [2, 3, 8];
+    let (table, plain) = (Array::new(&values, &shape), vec![0.5f32; 2 * 3 * 8]);
+    let plain = Array::new(&plain, &shape);
+    let new = |cos, sin, form| CosSin::new(&host(), cos, sin, form);
+    let halves = new(plain, table, Form::RotateHalf);
+    names(
+        "sin: row 1 has 0.5 in column 2 and 0.25 in column 6",
+        halves,
+        "halves",
+    );
+    let repeated = new(table, plain, Form::RepeatInterleave);
+    names(
+        "cos: row 1 has 0.25 in column 6 and 0.5 in column 7",
+        repeated,
+        "columns",
+    );
+    names(
+        "cos",
+        new(Array::new(&[1.0; 3], &[1, 3]), plain, Form::RotateHalf),
+        "odd",
+    );
+    names(
+        "cos",
+        new(Array::new(&[1.0; 4], &[4]), plain, Form::RotateHalf),
+        "rank",
+    );
+    names(
+        "sin",
+        new(plain, Array::new(&[1.0; 8], &[1, 8]), Form::RotateHalf),
+        "shapes",
+    );
+    names(
+        "sin",
+        new(plain, Array::new(&[1.0; 8], &shape), Form::RotateHalf),
+        "length",
+    );
+    names("freqs_cis", FreqsCis::new(&host(), plain), "no parts");
+
+    let table = new(plain, plain, Form::RotateHalf).unwrap();
+    let apply = |shape: &[usize], dim| rotated(&zeros(shape), |q| table.apply(q, None, dim));
+    names("unsqueeze_dim", apply(&[2, 1, 3, 8], 3), "unsqueeze_dim");
+    names(
+        "q has the shape [3, 1, 3, 8]: it must be [2, heads, 3,",
+        apply(&[3, 1, 3, 8], 1),
+        "batch",
+    );
+    names("q", apply(&[2, 1, 4, 8], 1), "sequence");
+    names("q", apply(&[2, 1, 3, 6], 1), "dims");
+    names("q", apply(&[2, 3, 8], 1), "rank");
+    assert!(apply(&[2, 3, 1, 10], 2).is_ok());
+}
+
+/// However large the axes beside the empty one are, and whatever the table.
+#[test]
+fn calls_without_elements_return_empty() {
+    let none: Data<f32> = Data {
+        shape: vec![1 << 50, 3, 0, 8],
+        values: Vec::new(),
+    };
+    let shape = [1 << 50, 0, 8];
+    let table: Array<'_, f16> = Array::new(&[], &shape);
+    let embedding = CosSin::new(&host(), table, table, Form::RotateHalf).unwrap();
+    assert!(
+        rotated(&none, |q| embedding.apply(q, None, 1))
+            .unwrap()
+            .is_empty()
+    );
+    let shape = [1 << 50, 0, 4];
+    let cache: Array<'_, f16> = Array::new(&[], &shape);
+    let attributes = onnx::Attributes::default();
+    let node = onnx::RotaryEmbedding::new(&host(), cache, cache, attributes).unwrap();
+    assert!(rotated(&none, |x| node.call(x, None)).unwrap().is_empty());
+
+    let shape = [0, usize::MAX];
+    let wide: Array<'_, f16> = Array::new(&[], &shape);
+    names(
+        "rotary_dim",
+        onnx::RotaryEmbedding::new(&host(), wide, wide, attributes),
+        "wide",
+    );
+
+    let no_rows: Array<'_, f32> = Array::new(&[], &[0, 8]);
+    let embedding = vllm::RotaryEmbedding::from_cache(&host(), 8, no_rows, true).unwrap();
+    let none: Data<bf16> = Data {
+        shape: vec![0, 24],
+        values: Vec::new(),
+    };
+    assert!(
+        rotated(&none, |q| embedding.forward(&[], q, None))
+            .unwrap()
+            .is_empty()
+    );
+    let one: Data<bf16> = Data {
+        shape: vec![1, 8],
+        values: vec![bf16::ONE; 8],
+    };
+    names(
+        "positions",
+        rotated(&one, |q| embedding.forward(&[0], q, None)),
+        "no rows",
+    );
+}
+
+#[test]
+fn tensors_of_a_call_are_in_one_memory() {
+    let embedding = vllm::RotaryEmbedding::new(&host(), 4, 4, 16, 1e4, true).unwrap();
+    let (mut slice, mut buffer) = ([1.0f32; 4], host().upload(&[1.0f32; 4]).unwrap());
+    let (query, key) = (
+        Tensor::new(&mut slice, &[1, 4]),
+        Tensor::new(&mut buffer, &[1, 4]),
+    );
+    let call = embedding.forward(&[3], query, Some(key));
+    assert_eq!(call, Err(InterfaceError::MixedMemory { argument: "key" }));
+    let (query, key) = (
+        Tensor::new(&mut buffer, &[1, 4]),
+        Tensor::new(&mut slice, &[1, 4]),
+    );
+    let call = embedding.forward(&[3], query, Some(key));
+    assert_eq!(call, Err(InterfaceError::MixedMemory { argument: "key" }));
+    assert_eq!((slice, buffer.to_vec().unwrap()), ([1.0; 4], vec![1.0; 4]));
+}
+
+#[test]
+fn tables_are_refused_where_they_do_not_fit() {
+    let inv_freq = tables::inv_freq(1e4, 8);
+    let endless = tables::hugging_face(&inv_freq, 1.0, usize::MAX, Dtype::F32);
+    names("rows", endless, "endless table");
+    let without = tables::hugging_face(&[], 1.0, 3, Dtype::F32);
+    assert!(matches!(
+        without,
+        Err(InterfaceError::Rope(Error::RotaryDim { .. }))
+    ));
+    assert!(tables::hugging_face(&inv_freq, 1.0, 0, Dtype::F32).is_err());
+    let factors = tables::llama_cpp(1e4, 8, 1.0, Some(&[1.0; 3]), 2);
+    names("freq_factors", factors, "too few factors");
+}
+
+// ---- an interface is the plain call ----
+
+/// Numbers of any kind: signs, subnormals, infinities, NaN.
+fn elements<T: Stored>(count: usize, seed: u64) -> Vec<T> {
+    let mut state = seed | 1;
+    let mut next = || {
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        state >> 33
+    };
+    (0..count)
+        .map(|_| match next() % 40 {
+            0 => T::narrow(f32::NAN),
+            1 => T::narrow(f32::INFINITY),
+            2 => T::narrow(-1e-40),
+            _ => T::narrow((next() as f32 / 1e9 - 1.0) * 3.0),
+        })
+        .collect()
+}
+
+/// What the plain call makes of x.
+fn plainly<T: Stored>(rope: Rope, layout: Layout, x: &[T], positions: Positions<'_>) -> Vec<T> {
+    let rotator = Host::new().rotator(&rope);
+    let problem = Problem::new(T::DTYPE).q(layout).positions(positions.kind());
+    let plan = rotator.plan(&problem).unwrap();
+    let mut y = x.to_vec();
+    rotator
+        .rotate(&plan, Some(InOut::InPlace(&mut y[..])), None, positions)
+        .unwrap();
+    y
+}
+
+fn cell() -> impl Strategy<Value = (usize, usize, usize, usize, u64, bool)> {
+    (
+        0usize..4,
+        0usize..5,
+        0usize..4,
+        1usize..6,
+        any::<u64>(),
+        any::<bool>(),
+    )
+}
+
+fn check_all_types(check: impl Fn(Dtype)) {
+    Dtype::ALL.into_iter().for_each(check);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn mlx_is_the_plain_call(
+        (batch, sequence, heads, pairs, seed, interleaved) in cell(),
+        tail in 0usize..4,
+        start in any::<i64>(),
+        halvings in 0i32..4,
+    ) {
+        fn check<T: Stored>(
+            [batch, sequence, heads, pairs, tail]: [usize; 5],
+            seed: u64, interleaved: bool, start: i64, halvings: i32,
+        ) {
+            let width = 2 * pairs + tail;
+            let scale = 0.5f64.powi(halvings);
+            let frequencies = RopeConfig::new(1e4, 2 * pairs).unwrap();
+            let linear = LinearScaling { factor: scale.recip() };
+            let frequencies = frequencies.with_scaling(Scaling::Linear(linear)).unwrap();
+            let pairing = if interleaved { Pairing::Interleaved } else { Pairing::HalfSplit };
+            let rope = Rope::new(frequencies.frequencies().unwrap(), pairing);
+            let x = Data {
+                shape: vec![batch, heads, 1, sequence, width],
+                values: elements::<T>(batch * sequence * heads * width, seed),
+            };
+            let layout = Layout::bhsd(batch, sequence, heads, width);
+            let base = mlx::Spectrum::Base(1e4);
+            let ours = mlx::Rope::new(&host(), 2 * pairs, interleaved, base, scale).unwrap();
+            assert_eq!(ours.rope(), &rope);
+            let of_start = rotated(&x, |a| ours.call(a, start)).unwrap();
+            let plain = plainly(rope.clone(), layout, &x.values, Positions::start(start));
+            assert_eq!(bits(&of_start), bits(&plain));
+
+            let starts: Vec<i64> = (0..batch as i64).map(|b| start.wrapping_mul(b + 1)).collect();
+            let backward = ours.backward().unwrap();
+            assert_eq!(backward.rope().direction(), Direction::Inverse);
+            let of_starts = rotated(&x, |a| backward.call(a, &starts[..])).unwrap();
+            let inverse = rope.with_direction(Direction::Inverse);
+            let positions = Positions::start_per_row(&starts[..]);
+            assert_eq!(bits(&of_starts), bits(&plainly(inverse, layout, &x.values, positions)));
+        }
+        let sizes = [batch, sequence, heads, pairs, tail];
+        check_all_types(|dtype| match dtype {
+            Dtype::F32 => check::<f32>(sizes, seed, interleaved, start, halvings),
+            Dtype::F16 => check::<f16>(sizes, seed, interleaved, start, halvings),
+            Dtype::Bf16 => check::<bf16>(sizes, seed, interleaved, start, halvings),
+        });
+    }
+
+    #[test]
+    fn mlx_periods_are_reciprocal_frequencies(
+        exponents in prop::collection::vec((-8i32..24, any::<bool>()), 1..6),
+        negative in any::<bool>(),
+    ) {
+        let periods: Vec<f32> = exponents.iter()
+            .map(|&(e, back)| 2f32.powi(e) * if back { -1.0 } else { 1.0 })
+            .chain([f32::INFINITY])
+            .collect();
+        let scale = if negative { -0.25 } else { 0.25 };
+        let inv_freq: Vec<f64> = periods.iter().map(|&p| scale / f64::from(p)).collect();
+        let plain = Frequencies::from_inv_freq(&inv_freq).unwrap();
+        let dims = 2 * periods.len();
+        let spectrum = mlx::Spectrum::Freqs(&periods);
+        let ours = mlx::Rope::new(&host(), dims, true, spectrum, scale).unwrap();
+        prop_assert_eq!(ours.rope(), &Rope::new(plain, Pairing::Interleaved));
+    }
+
+    #[test]
+    fn max_is_the_plain_call(
+        (batch, sequence, heads, pairs, seed, interleaved) in cell(),
+        start in 0i64..60,
+    ) {
+        let arguments = max::Arguments {
+            head_dim: Some(2 * pairs),
+            interleaved,
+            ..max::Arguments::new(7, 0, 5e5, 32)
+        };
+        let params = max::LongRoPEScalingParams {
+            short_factor: vec![1.5; pairs],
+            long_factor: vec![4.0; pairs],
+            original_max_position: 31,
+            max_position_embeddings: 31,
+        };
+        let ours = max::RotaryEmbedding::longrope(&host(), &arguments, &params).unwrap();
+        let pairing = if interleaved { Pairing::Interleaved } else { Pairing::HalfSplit };
+        let long_rope = LongRopeScaling {
+            attention_factor: Some(1.0),
+            ..LongRopeScaling::new(params.short_factor, params.long_factor, 31)
+        };
+        let rope = RopeConfig::new(5e5, 2 * pairs).unwrap()
+            .with_scaling(Scaling::LongRope(long_rope)).unwrap()
+            .with_pairing(pairing)
+            .rope_by_position().unwrap();
+        prop_assert_eq!(ours.rope(), &rope);
+        let x = Data {
+            shape: vec![batch, sequence, heads, 2 * pairs],
+            values: elements::<bf16>(batch * sequence * heads * 2 * pairs, seed),
+        };
+        let layout = Layout::bshd(batch, sequence, heads, 2 * pairs);
+        let plain = plainly(rope, layout, &x.values, Positions::start(start));
+        prop_assert_eq!(bits(&rotated(&x, |x| ours.call(x, start)).unwrap()), bits(&plain));
+    }
+
+    #[test]
+    fn tables_of_callers_are_the_plain_call(
+        (batch, sequence, heads, pairs, seed, interleaved) in cell(),
+        tail in 0usize..4,
+    ) {
+        let tokens = batch * sequence;
+        let rows = tokens.max(1);
+        let width = 2 * pairs + tail;
+        let (cos, sin) = (elements::<f16>(rows * pairs, seed), elements::<f16>(rows * pairs, !seed));
+        let widened = |values: &[f16]| values.iter().map(|v| v.to_f32()).collect::<Vec<_>>();
+        let table = CosSinTable::new(widened(&cos), widened(&sin), pairs).unwrap();
+        let pairing = if interleaved { Pairing::Interleaved } else { Pairing::HalfSplit };
+        let rope = Rope::new(table, pairing);
+        let ids: Vec<i64> = (0..tokens as i64).rev().collect();
+        let x = elements::<f32>(tokens * heads * width, seed ^ 5);
+
+        // ONNX, [batch, heads, sequence, head_size].
+        let attributes = onnx::Attributes {
+            interleaved,
+            rotary_embedding_dim: 2 * pairs,
+            ..onnx::Attributes::default()
+        };
+        let cache_shape = [rows, pairs];
+        let caches = [Array::new(&cos, &cache_shape), Array::new(&sin, &cache_shape)];
+        let data = Data { shape: vec![batch, heads, sequence, width], values: x.clone() };
+        let layout = Layout::bhsd(batch, sequence, heads, width);
+        let plain = plainly(rope.clone(), layout, &x, Positions::per_token(&ids[..]));
+        let node = onnx::RotaryEmbedding::new(&host(), caches[0], caches[1], attributes).unwrap();
+        let ids_shape = [batch, sequence];
+        let ids_array = Array::new(&ids, &ids_shape);
+        let ours = rotated(&data, |x| node.call(x, Some(ids_array))).unwrap();
+        prop_assert_eq!(bits(&ours), bits(&plain));
+
+        // vLLM, [tokens, heads * head_size].
+        let cache: Vec<f16> = (0..rows)
+            .flat_map(|row| {
+                let row = row * pairs..(row + 1) * pairs;
+                [&cos[row.clone()], &sin[row]].concat()
+            })
+            .collect();
+        let data = Data { shape: vec![tokens, heads * width], values: x.clone() };
+        let layout = Layout::tokens(tokens, heads, width);
+        let plain = plainly(rope.clone(), layout, &x, Positions::per_token(&ids[..]));
+        let cache_shape = [rows, 2 * pairs];
+        let cache = Array::new(&cache, &cache_shape);
+        let ours = rotated(&data, |query| {
+            vllm::rotary_embedding(&host(), &ids, query, None, width, cache, !interleaved)
+        });
+        prop_assert_eq!(bits(&ours.unwrap()), bits(&plain));
+
+        // Hugging Face, [batch, sequence, heads, head_dim]: a row for each token.
+        let repeated = |values: &[f16]| -> Vec<f16> {
+            let of_row = |row: &[f16]| match interleaved {
+                true => row.iter().flat_map(|&v| [v, v]).collect(),
+                false => [row, row].concat(),
+            };
+            values[..tokens * pairs].chunks_exact(pairs).flat_map(of_row).collect()
+        };
+        let (cos, sin) = (repeated(&cos), repeated(&sin));
+        let shape = [batch, sequence, 2 * pairs];
+        let form = if interleaved { Form::RepeatInterleave } else { Form::RotateHalf };
+        let (cos, sin) = (Array::new(&cos, &shape), Array::new(&sin, &shape));
+        let embedding = CosSin::new(&host(), cos, sin, form).unwrap();
+        let ascending: Vec<i64> = (0..tokens as i64).collect();
+        let data = Data { shape: vec![batch, sequence, heads, width], values: x.clone() };
+        let layout = Layout::bshd(batch, sequence, heads, width);
+        let plain = plainly(rope, layout, &x, Positions::per_token(&ascending[..]));
+        let ours = rotated(&data, |q| embedding.apply(q, None, 2)).unwrap();
+        prop_assert_eq!(bits(&ours), bits(&plain));
+    }
+}
+
+// ---- on a GPU ----
+
+/// A buffer as the call leaves it.
+#[cfg(feature = "cuda")]
+fn left_by<T: Stored>(
+    device: &Device,
+    x: &Data<T>,
+    call: impl FnOnce(&Device, Tensor<'_, T>) -> Result<(), InterfaceError>,
+) -> Vec<u32> {
+    let mut buffer = device.upload(&x.values).unwrap();
+    call(device, Tensor::new(&mut buffer, &x.shape)).unwrap();
+    bits(&buffer.to_vec().unwrap())
+}
+
+#[cfg(feature = "cuda")]
+fn same<T: Stored>(
+    gpu: &Device,
+    x: &Data<T>,
+    call: impl Fn(&Device, Tensor<'_, T>) -> Result<(), InterfaceError>,
+) {
+    assert_eq!(left_by(gpu, x, &call), left_by(&host(), x, &call));
+}
+
+#[cfg(feature = "cuda")]
+fn same_on_gpu<T: Stored>(gpu: &Device) {
+    let x = |shape: &[usize]| Data {
+        shape: shape.to_vec(),
+        values: elements::<T>(shape.iter().product(), 7),
+    };
+    same(gpu, &x(&[3, 4, 5, 20]), |device, a| {
+        let spectrum = mlx::Spectrum::Base(1e4);
+        let offset = &[-7i64, 1 << 40, 0][..];
+        mlx::fast::rope(device, a, 16, true, spectrum, 0.3, offset)
+    });
+    let arguments = max::Arguments::new(64, 2, 1e4, 32);
+    let params = max::LongRoPEScalingParams {
+        short_factor: vec![1.0; 16],
+        long_factor: vec![3.0; 16],
+        original_max_position: 20,
+        max_position_embeddings: 32,
+    };
+    same(gpu, &x(&[2, 9, 3, 32]), |device, x| {
+        max::RotaryEmbedding::longrope(device, &arguments, &params)?.call(x, 15)
+    });
+    let (cos, sin) = (elements::<T>(12 * 4, 1), elements::<T>(12 * 4, 2));
+    let shape = [12, 4];
+    let (cos, sin) = (Array::new(&cos, &shape), Array::new(&sin, &shape));
+    let attributes = onnx::Attributes {
+        num_heads: 2,
+        ..onnx::Attributes::default()
+    };
+    same(gpu, &x(&[2, 3, 16]), |device, x| {
+        let ids = Array::new(&[0, -1, 11, 12, 3, 3], &[2, 3]);
+        onnx::RotaryEmbedding::new(device, cos, sin, attributes)?
+            .pass_through_out_of_range()
+            .call(x, Some(ids))
+    });
+    same(gpu, &x(&[2, 3, 16]), |device, x| {
+        let start = Array::new(&[9], &[]);
+        com_microsoft::rotary_embedding(device, x, start, cos, sin, attributes)
+    });
+    same(gpu, &x(&[5, 24]), |device, query| {
+        let embedding = vllm::RotaryEmbedding::new(device, 12, 8, 100, 1e4, true)?;
+        embedding
+            .backward()?
+            .forward(&[3, 99, 0, 0, 7], query, None)
+    });
+    let table = elements::<T>(2 * 3 * 4 * 2, 3);
+    same(gpu, &x(&[2, 3, 5, 8]), |device, xq| {
+        let factors = Array::new(&table, &[2, 3, 4, 2]);
+        FreqsCis::new(device, factors)?.apply_rotary_emb(xq, None, 2)
+    });
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn a_gpu_gives_the_same_bits() {
+    match Device::cuda(0, &Dtype::ALL) {
+        Ok(gpu) => {
+            same_on_gpu::<f32>(&gpu);
+            same_on_gpu::<f16>(&gpu);
+            same_on_gpu::<bf16>(&gpu);
+        }
+        Err(error) => assert!(
+            std::env::var("PHASOR_REQUIRE_GPU").as_deref() != Ok("1"),
+            "PHASOR_REQUIRE_GPU=1, but there is no GPU: {error}"
+        ),
+    }
+}

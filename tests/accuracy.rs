@@ -107,6 +107,39 @@ fn steps_of_unusual_thetas_are_within_a_unit() {
     assert!(most < 1.0, "{most} units");
 }
 
+/// Where the quotient and the product are exact, the reference is that of the result.
+#[test]
+fn steps_from_periods_and_of_scaled_positions_are_within_a_unit() {
+    let mut random = Random(31);
+    let scales: Vec<f64> = (0..50).map(|_| 4.0 * random.unit() - 2.0).collect();
+    for &scale in &scales {
+        let periods = [1.0, -1.0, 64.0, 2f64.powi(20), f64::INFINITY];
+        let oracle = Oracle::from_inv_freq(&periods.map(|period| scale / period));
+        let frequencies = Frequencies::from_periods(&periods, scale).unwrap();
+        assert!(largest(step_errors(&oracle, &frequencies)) < 0.5001);
+    }
+    // theta^0 is 1, whatever theta is.
+    for scale in scales.into_iter().chain([0.0, 1.0, 1e9]) {
+        let oracle = Oracle::from_inv_freq(&[scale]);
+        let frequencies = Frequencies::from_theta_scaled(1e4, 2, scale).unwrap();
+        assert!(largest(step_errors(&oracle, &frequencies)) < 0.5001);
+    }
+    // A power of two as scale takes bits from the true turns.
+    let turns = Oracle::from_theta(1e4, 128);
+    let quarter = Frequencies::from_theta_scaled(1e4, 128, 0.25).unwrap();
+    for (pair, &step) in quarter.steps().iter().enumerate() {
+        let error = (u128::from(step) << 64).abs_diff(turns.turn(pair) >> 2);
+        assert!(error as f64 * 2f64.powi(-64) < 0.5001, "pair {pair}");
+    }
+    for scale in [f64::NAN, f64::INFINITY] {
+        assert!(Frequencies::from_theta_scaled(1e4, 8, scale).is_err());
+        assert!(Frequencies::from_periods(&[1.0], scale).is_err());
+    }
+    for period in [0.0, f64::NAN, 1e-300] {
+        assert!(Frequencies::from_periods(&[period], 1.0).is_err());
+    }
+}
+
 #[test]
 fn steps_from_inv_freq_are_within_a_unit() {
     let mut random = Random(3);

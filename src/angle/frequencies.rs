@@ -43,19 +43,51 @@ impl Frequencies {
     /// [`Error::RotaryDim`] if `rotary_dim` is zero, odd or above 2^28; [`Error::Theta`] if `theta`
     /// is not a finite number of at least 2^-32.
     pub fn from_theta(theta: f64, rotary_dim: usize) -> Result<Self, Error> {
-        check_rotary_dim(rotary_dim)?;
-        let smallest = MAX_INV_FREQ.recip();
-        if !theta.is_finite() || theta < smallest {
-            return Err(Error::Theta { theta });
-        }
-        let ln_theta = DoubleDouble::ln(theta);
-        let dim = DoubleDouble::from(rotary_dim as f64);
-        let inv_freq: Vec<_> = (0..rotary_dim / 2)
-            .map(|i| {
-                let exponent = DoubleDouble::from(-2.0 * i as f64).div(dim);
-                ln_theta.mul(exponent).exp()
-            })
+        Self::from_extended(&powers(theta, rotary_dim)?)
+    }
+
+    /// [`from_theta`](Self::from_theta) with all positions multiplied by `scale`, which may be zero
+    /// or negative (MLX's `scale`; `1 / factor` of linear scaling).
+    ///
+    /// ```
+    /// use phasor::Frequencies;
+    ///
+    /// # fn main() -> Result<(), phasor::Error> {
+    /// let plain = Frequencies::from_theta(10_000.0, 64)?;
+    /// let scaled = Frequencies::from_theta_scaled(10_000.0, 64, 0.25)?;
+    /// assert_eq!(scaled.cos_sin(3, 4000), plain.cos_sin(3, 1000));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`from_theta`](Self::from_theta); [`Error::InvFreq`] for a `scale` that is not finite
+    /// or lets a pair turn by more than 2^32 radians per position.
+    pub fn from_theta_scaled(theta: f64, rotary_dim: usize, scale: f64) -> Result<Self, Error> {
+        let scale = DoubleDouble::from(scale);
+        let inv_freq: Vec<_> = powers(theta, rotary_dim)?
+            .into_iter()
+            .map(|power| power.mul(scale))
             .collect();
+        Self::from_extended(&inv_freq)
+    }
+
+    /// Pair `i` turns by `scale / periods[i]` radians per position: MLX's `freqs`, which are periods in
+    /// positions per radian. Infinity stops a pair.
+    ///
+    /// # Errors
+    /// [`Error::RotaryDim`] if the slice is empty or longer than 2^27; [`Error::InvFreq`] for a
+    /// quotient that is not a number or above 2^32 in magnitude.
+    pub fn from_periods(periods: &[f64], scale: f64) -> Result<Self, Error> {
+        let scale = DoubleDouble::from(scale);
+        let of_period = |&period: &f64| {
+            if period.is_infinite() {
+                DoubleDouble::from(0.0)
+            } else {
+                scale.div(DoubleDouble::from(period))
+            }
+        };
+        let inv_freq: Vec<_> = periods.iter().map(of_period).collect();
         Self::from_extended(&inv_freq)
     }
 
@@ -261,6 +293,22 @@ impl Frequencies {
             .collect::<Result<_, _>>()?;
         Self::from_steps(steps)
     }
+}
+
+/// `theta^(-2i / rotary_dim)` for each pair.
+fn powers(theta: f64, rotary_dim: usize) -> Result<Vec<DoubleDouble>, Error> {
+    check_rotary_dim(rotary_dim)?;
+    let smallest = MAX_INV_FREQ.recip();
+    if !theta.is_finite() || theta < smallest {
+        return Err(Error::Theta { theta });
+    }
+    let ln_theta = DoubleDouble::ln(theta);
+    let dim = DoubleDouble::from(rotary_dim as f64);
+    let power = |i| {
+        let exponent = DoubleDouble::from(-2.0 * i as f64).div(dim);
+        ln_theta.mul(exponent).exp()
+    };
+    Ok((0..rotary_dim / 2).map(power).collect())
 }
 
 /// More than any model has; small enough for every count of steps to fit.

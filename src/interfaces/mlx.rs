@@ -23,7 +23,6 @@
 
 use super::tensor::{Engine, check_rotary_dim, pairing};
 use super::{InterfaceError, Tensor};
-use crate::angle::DoubleDouble;
 use crate::{Device, Element, Frequencies, Layout, PositionIds, Positions};
 
 /// What gives the frequencies: MLX's `base` or `freqs`, of which it takes just one.
@@ -233,9 +232,7 @@ fn frequencies(
     if !scale.is_finite() {
         return Err(InterfaceError::value("scale", scale, "a finite number"));
     }
-    let pairs = dims / 2;
-    let scale = DoubleDouble::from(scale);
-    let inv_freq: Vec<_> = match spectrum {
+    Ok(match spectrum {
         Spectrum::Base(base) => {
             let smallest = 1.0 / 4294967296.0;
             if !(base.is_finite() && base >= smallest) {
@@ -245,13 +242,10 @@ fn frequencies(
                     "a finite number of at least 2^-32 (10000 is usual)",
                 ));
             }
-            let (ln_base, dims) = (DoubleDouble::ln(base), DoubleDouble::from(dims as f64));
-            let power = |pair| ln_base.mul(DoubleDouble::from(-2.0 * pair as f64).div(dims));
-            (0..pairs)
-                .map(|pair| power(pair).exp_saturating().mul(scale))
-                .collect()
+            Frequencies::from_theta_scaled(base, dims, scale)?
         }
         Spectrum::Freqs(periods) => {
+            let pairs = dims / 2;
             if periods.len() != pairs {
                 return Err(InterfaceError::shape(
                     "freqs",
@@ -267,17 +261,10 @@ fn frequencies(
                     "a period, in positions per radian: neither NaN nor 0 (infinity stops a pair)",
                 ));
             }
-            let of_period = |&period: &f32| {
-                if period.is_infinite() {
-                    DoubleDouble::ZERO
-                } else {
-                    scale.div(DoubleDouble::from(f64::from(period)))
-                }
-            };
-            periods.iter().map(of_period).collect()
+            let periods: Vec<_> = periods.iter().copied().map(f64::from).collect();
+            Frequencies::from_periods(&periods, scale)?
         }
-    };
-    Ok(Frequencies::from_extended(&inv_freq)?)
+    })
 }
 
 fn positions(offset: Offset<'_>, batch: usize) -> Result<Positions<'_>, InterfaceError> {

@@ -568,6 +568,381 @@ fn layers_that_do_not_rotate() {
 }
 
 #[test]
+fn layers_without_attention() {
+    let rotates = |config: Value, layers: usize| -> Vec<bool> {
+        let model = model(config);
+        (0..layers)
+            .map(|layer| model.rope_of_layer(layer).unwrap().is_some())
+            .collect()
+    };
+    let at = |layers: usize, which: &[usize]| -> Vec<bool> {
+        (0..layers).map(|layer| which.contains(&layer)).collect()
+    };
+    for (config, layers, which) in [
+        (json!({"model_type": "qwen3_next"}), 9, vec![3, 7]),
+        (
+            json!({"model_type": "qwen3_5_text", "full_attention_interval": 3}),
+            7,
+            vec![2, 5],
+        ),
+        (json!({"model_type": "bailing_hybrid"}), 12, vec![5, 11]),
+        (json!({"model_type": "olmo_hybrid"}), 8, vec![3, 7]),
+        (json!({"model_type": "olmo_hybrid"}), 3, vec![2]),
+        (json!({"model_type": "minimax"}), 4, vec![0, 2]),
+        (json!({"model_type": "lfm2"}), 2, vec![0, 1]),
+        (
+            json!({"model_type": "lfm2", "full_attn_idxs": [1, 3]}),
+            4,
+            vec![1, 3],
+        ),
+        (
+            json!({"model_type": "lfm2_moe", "full_attn_idxs": [2]}),
+            4,
+            vec![2],
+        ),
+        (
+            json!({"model_type": "bamba", "attn_layer_indices": [0, 2]}),
+            4,
+            vec![0, 2],
+        ),
+        (json!({"model_type": "recurrent_gemma"}), 7, vec![2, 5]),
+        (
+            json!({"model_type": "recurrent_gemma", "block_types": ["attention", "recurrent"]}),
+            4,
+            vec![0, 2],
+        ),
+        (
+            json!({"model_type": "mllama_text_model"}),
+            5,
+            vec![0, 1, 2, 4],
+        ),
+        (
+            json!({"model_type": "mllama_text_model", "cross_attention_layers": [0]}),
+            3,
+            vec![1, 2],
+        ),
+        (
+            json!({"model_type": "zamba2", "use_mem_rope": true,
+                "layers_block_type": ["mamba", "hybrid", "mamba"]}),
+            3,
+            vec![1],
+        ),
+    ] {
+        let mut config = config;
+        config["num_hidden_layers"] = json!(layers);
+        assert!(model(config.clone()).rope().is_ok(), "{config}");
+        assert_eq!(
+            rotates(config.clone(), layers),
+            at(layers, &which),
+            "{config}"
+        );
+    }
+    // What says it is absent.
+    for config in [
+        json!({"model_type": "bamba", "num_hidden_layers": 4}),
+        json!({"model_type": "lfm2_moe", "num_hidden_layers": 4}),
+        json!({"model_type": "zamba2", "use_mem_rope": true, "num_hidden_layers": 4}),
+        json!({"model_type": "granitemoehybrid", "position_embedding_type": "rope"}),
+        json!({"model_type": "qwen3_next"}),
+        json!({"head_dim": 64, "rope_theta": 1e4, "attn_layer_period": 8, "num_hidden_layers": 8}),
+    ] {
+        let model = model(config.clone());
+        assert!(model.rope().is_ok(), "{config}");
+        names(
+            &model.rope_of_layer(0).unwrap_err(),
+            &["layer_types is missing"],
+        );
+    }
+    // Long lists take no long time.
+    let long = vec![7; 65_536];
+    let long = json!({"model_type": "lfm2", "num_hidden_layers": 65_536, "full_attn_idxs": long});
+    assert!(model(long).rope_of_layer(7).unwrap().is_some());
+}
+
+/// Command A: layers that slide rotate, and the dense ones in front do so whatever their type.
+#[test]
+fn dense_layers_rotate() {
+    let rotates = |over: Value| -> Vec<bool> {
+        let mut config = json!({"model_type": "cohere2_moe", "num_hidden_layers": 6});
+        put_over(&mut config, over);
+        let model = model(config);
+        assert!(model.rope().is_ok());
+        (0..6)
+            .map(|layer| model.rope_of_layer(layer).unwrap().is_some())
+            .collect()
+    };
+    let (yes, no) = (true, false);
+    assert_eq!(rotates(json!({})), [yes, yes, yes, no, yes, yes]);
+    // Two dense layers, and the pattern counted anew behind them.
+    let dense = json!({"first_k_dense_replace": 2});
+    assert_eq!(rotates(dense), [yes, yes, yes, yes, yes, no]);
+    let windows = json!({"first_k_dense_replace": 2, "prefix_dense_sliding_window_pattern": 2});
+    assert_eq!(rotates(windows), [yes, no, yes, yes, yes, no]);
+    let full = vec!["full_attention"; 6];
+    let listed = json!({"layer_types": full, "mlp_layer_types":
+        ["dense", "sparse", "dense", "sparse", "sparse", "sparse"]});
+    assert_eq!(rotates(listed), [yes, no, yes, no, no, no]);
+    let replaced = json!({"layer_types": full, "first_k_dense_replace": 1});
+    assert_eq!(rotates(replaced), [yes, no, no, no, no, no]);
+}
+
+#[test]
+fn kinds_without_rotating_layers_are_not_listed() {
+    let types = ["chunked_attention", "chunked_attention", "full_attention"];
+    let llama4 = model(json!({"model_type": "llama4_text", "layer_types": types,
+        "no_rope_layers": [1, 1, 0]}));
+    assert_eq!(llama4.layer_types(), ["chunked_attention"]);
+    names(
+        &llama4.rope_for("full_attention").unwrap_err(),
+        &["full_attention", "chunked_attention"],
+    );
+    // Whichever kind goes, the others keep their numbers.
+    let tables = json!({"model_type": "llama4_text", "no_rope_layers": [0, 1, 1],
+        "layer_types": ["a", "b", "c"], "rope_parameters":
+            {"a": {"rope_theta": 10.0}, "b": {"rope_theta": 20.0}, "c": {"rope_theta": 30.0}}});
+    let tables = model(tables);
+    assert_eq!(tables.layer_types(), ["b", "c"]);
+    assert_eq!(tables.rope_of_layer(0), Ok(None));
+    assert_eq!(tables.rope_of_layer(1).unwrap().unwrap().theta(), 20.0);
+    assert_eq!(tables.rope_of_layer(2).unwrap().unwrap().theta(), 30.0);
+    // The list of types counts the layers, too.
+    let counted = model(json!({"model_type": "llama4_text", "layer_types": ["a", "a", "a", "b"]}));
+    assert_eq!(counted.layer_types(), ["a"]);
+    assert_eq!(counted.rope_of_layer(3), Ok(None));
+    let none = json!({"model_type": "smollm3", "no_rope_layers": [0, 0]});
+    assert!(matches!(error(none), ConfigError::NoRotation { .. }));
+}
+
+#[test]
+fn an_old_table_beside_tables_by_kind() {
+    let config = |over: Value| {
+        let mut config = json!({
+            "model_type": "gemma3_text", "head_dim": 64, "num_hidden_layers": 6,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 2e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5e3},
+            },
+        });
+        put_over(&mut config, over);
+        config
+    };
+    let merged = model(config(json!({})));
+    let full = merged.rope_for("full_attention").unwrap();
+    assert_eq!((full.theta(), full.scaling().name()), (2e6, "linear"));
+    let sliding = merged.rope_for("sliding_attention").unwrap();
+    assert_eq!((sliding.theta(), sliding.scaling()), (5e3, &Scaling::None));
+    let theta = json!({"rope_scaling": {"rope_theta": 3e6}});
+    let theta = model(config(theta));
+    assert_eq!(theta.rope_for("full_attention").unwrap().theta(), 3e6);
+    // Errors name the table that a key is in.
+    let broken = json!({"rope_scaling": {"rope_type": "linear", "factor": "x"}});
+    names(&error(config(broken)), &["rope_scaling.factor is \"x\""]);
+    let theta = json!({"rope_parameters": {"full_attention": {"rope_theta": 0}}});
+    names(
+        &error(config(theta)),
+        &["rope_parameters.full_attention.rope_theta is 0"],
+    );
+    // Kinds that are not types of layers are not merged.
+    let v4 = json!({"model_type": "deepseek_v4", "rope_scaling": {"type": "linear", "factor": 2},
+        "rope_parameters": {"main": {"rope_theta": 1e4}, "compress": {"rope_theta": 2e4}}});
+    names(&error(v4), &["rope_scaling", "rope_parameters", "keep one"]);
+    // Nor are those of a family without defaults of its own for them.
+    let llama = llama(json!({"rope_scaling": {"type": "linear", "factor": 2},
+        "rope_parameters": {"a": {"rope_theta": 1e4}}}));
+    names(
+        &error(llama),
+        &["rope_scaling", "rope_parameters", "keep one"],
+    );
+    // Tables by names that no layer has are still there to be asked for.
+    let labels = model(json!({"head_dim": 64, "layer_types": ["full_attention"],
+        "rope_parameters": {"main": {"rope_theta": 1e4}, "compress": {"rope_theta": 2e4}}}));
+    assert_eq!(labels.rope_for("compress").unwrap().theta(), 2e4);
+    names(&labels.rope_of_layer(0).unwrap_err(), &["layer_types"]);
+}
+
+#[test]
+fn spellings_of_families_that_are_not_known() {
+    let unknown = |over: Value| {
+        let mut config = json!({"model_type": "made-up", "hidden_size": 1024,
+            "num_attention_heads": 8, "rope_theta": 1e4, "num_hidden_layers": 4});
+        put_over(&mut config, over);
+        config
+    };
+    for (over, head_dim, rotary_dim) in [
+        (json!({}), 128, 128),
+        (json!({"partial_rotary_factor": 0.5}), 128, 64),
+        (json!({"rotary_pct": 0.25}), 128, 32),
+        (json!({"rope_pct": 0.25}), 128, 32),
+        (json!({"rotary_dim": 64}), 128, 64),
+        (json!({"rotary_dim": 64, "rotary_pct": 0.5}), 128, 64),
+        (json!({"qk_rope_head_dim": 64, "head_dim": 192}), 64, 64),
+        (json!({"attention_head_dim": 96}), 96, 96),
+        (json!({"kv_channels": 64}), 64, 64),
+    ] {
+        let read = rope(unknown(over.clone()));
+        let dims = (read.head_dim(), read.rotary_dim());
+        assert_eq!(dims, (head_dim, rotary_dim), "{over}");
+    }
+    let both = error(unknown(json!({"rotary_dim": 32, "rotary_pct": 0.5})));
+    names(&both, &["rotary_pct is 0.5", "rotary_dim is 32"]);
+    let latent = rope(unknown(
+        json!({"qk_rope_head_dim": 64, "qk_nope_head_dim": 128}),
+    ));
+    assert_eq!(latent.score_scale(), 192f64.sqrt().recip());
+    for key in ["rotary_emb_base", "rope_embedding_base"] {
+        let read = rope(unknown(json!({"rope_theta": null, key: 500.0})));
+        assert_eq!(read.theta(), 500.0);
+    }
+    let skips = model(unknown(json!({"no_rope_layers": [1, 1, 0, 1]})));
+    assert_eq!(skips.rope_of_layer(2), Ok(None));
+    assert!(skips.rope_of_layer(3).unwrap().is_some());
+    let skips = model(unknown(json!({"no_rope_layer_interval": 2})));
+    assert_eq!(skips.rope_of_layer(1), Ok(None));
+    for (over, parts) in [
+        (
+            json!({"no_rope_layers": [1, 3]}),
+            vec!["no_rope_layers[1] is 3"],
+        ),
+        (
+            json!({"no_rope_layers": [0, 1]}),
+            vec!["no_rope_layers", "each layer"],
+        ),
+        (
+            json!({"rope_ratio": 50}),
+            vec!["rope_ratio", "made-up", "family"],
+        ),
+        (
+            json!({"rope_local_base_freq": 1e4}),
+            vec!["rope_local_base_freq", "family"],
+        ),
+        (json!({"alibi": true}), vec!["alibi is true", "made-up"]),
+        (json!({"kv_channels": "x"}), vec!["kv_channels is \"x\""]),
+    ] {
+        names(&error(unknown(over)), &parts);
+    }
+    assert!(ModelConfig::from_hf_config(&unknown(json!({"alibi": false})).to_string()).is_ok());
+}
+
+#[test]
+fn switches_of_known_families() {
+    let chatglm = json!({"model_type": "chatglm", "position_encoding_2d": true});
+    assert!(
+        matches!(&error(chatglm), ConfigError::Unsupported { what, .. }
+        if what == "position_encoding_2d")
+    );
+    let flat = json!({"model_type": "chatglm", "position_encoding_2d": false});
+    assert_eq!(rope(flat).rotary_dim(), 64);
+
+    let theta = |over: Value| {
+        let mut config = json!({"model_type": "nomic_bert"});
+        put_over(&mut config, over);
+        rope(config).theta()
+    };
+    assert_eq!(theta(json!({})), 1000.0);
+    assert_eq!(theta(json!({"rotary_emb_base": 500.0})), 500.0);
+    assert_eq!(
+        theta(json!({"rotary_emb_base": 500.0, "rope_theta": 7.0})),
+        7.0
+    );
+
+    // DeepSeek-VL2-Tiny and DeepSeek-OCR.
+    let plain = rope(json!({"model_type": "deepseek_vl_v2", "language_config": {
+        "model_type": "deepseek_v2", "use_mla": false, "hidden_size": 1280,
+        "num_attention_heads": 10, "qk_nope_head_dim": 0, "qk_rope_head_dim": 0}}));
+    assert_eq!(
+        (plain.head_dim(), plain.pairing()),
+        (128, Pairing::HalfSplit)
+    );
+    assert_eq!(plain.score_scale(), 128f64.sqrt().recip());
+    assert_eq!(
+        plain.pairing_rule(),
+        &PairingRule::ModelType("deepseek_v2".to_string())
+    );
+    let latent = rope(json!({"model_type": "deepseek_v2", "use_mla": true}));
+    assert_eq!(
+        (latent.head_dim(), latent.pairing()),
+        (64, Pairing::Interleaved)
+    );
+}
+
+/// Sizes that a config leaves out are those of the family's default model.
+#[test]
+fn default_sizes() {
+    let dim = |config: Value| rope(config).head_dim();
+    for (model_type, of_hidden, of_heads) in [
+        ("llama", 64, 256),
+        ("mistral", 64, 256),
+        ("mixtral", 64, 256),
+        ("qwen2", 64, 256),
+        ("qwen2_moe", 128, 128),
+        ("phi", 64, 128),
+        ("phi3", 64, 192),
+        ("cohere", 32, 512),
+    ] {
+        let hidden = json!({"model_type": model_type, "hidden_size": 2048});
+        assert_eq!(dim(hidden), of_hidden, "{model_type}");
+        let heads = json!({"model_type": model_type, "num_attention_heads": 16});
+        assert_eq!(dim(heads), of_heads, "{model_type}");
+    }
+    // A fixed head_dim stays, unless null asks for the derived one.
+    for model_type in ["qwen3", "gemma", "gemma2"] {
+        let fixed = rope(json!({"model_type": model_type})).head_dim();
+        assert_eq!(
+            dim(json!({"model_type": model_type, "hidden_size": 1024})),
+            fixed
+        );
+    }
+    let null = json!({"model_type": "qwen3", "hidden_size": 2048, "head_dim": null});
+    assert_eq!(dim(null), 64);
+    let llava = json!({"model_type": "llava", "text_config":
+        {"model_type": "llama", "hidden_size": 5120}});
+    assert_eq!(dim(llava), 160);
+    names(
+        &error(json!({"model_type": "llama", "hidden_size": 16})),
+        &["hidden_size is 16", "num_attention_heads is 32"],
+    );
+
+    let max = |model_type: &str, table: Value| {
+        let config = rope(json!({"model_type": model_type, "head_dim": 64, "rope_scaling": table}));
+        match config.scaling() {
+            Scaling::DynamicNtk(dynamic) => dynamic.max_position_embeddings,
+            Scaling::Yarn(yarn) => yarn.original_max_position_embeddings,
+            Scaling::Llama3(llama3) => llama3.original_max_position_embeddings,
+            other => panic!("{other:?}"),
+        }
+    };
+    for (model_type, tokens) in [
+        ("llama", 2048),
+        ("mistral", 131_072),
+        ("qwen2", 32_768),
+        ("qwen3", 32_768),
+        ("gemma", 8192),
+        ("starcoder2", 4096),
+        ("falcon", 2048),
+        ("glm4", 131_072),
+        ("cohere", 8192),
+        ("olmo2", 2048),
+        ("granite", 2048),
+        ("stablelm", 4096),
+        ("gpt_neox", 2048),
+    ] {
+        for table in [
+            json!({"rope_type": "dynamic", "factor": 2.0}),
+            json!({"rope_type": "yarn", "factor": 2.0}),
+            json!({"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0}),
+        ] {
+            assert_eq!(max(model_type, table), tokens, "{model_type}");
+        }
+    }
+    // Nothing of the kind is known of a model without a name.
+    let unknown = json!({"head_dim": 64, "rope_theta": 1e4,
+        "rope_scaling": {"type": "dynamic", "factor": 2.0}});
+    names(&error(unknown), &["max_position_embeddings is missing"]);
+}
+
+#[test]
 fn vision_towers() {
     let qwen = model(json!({
         "model_type": "qwen2_vl", "hidden_size": 3584, "num_attention_heads": 28,
@@ -589,6 +964,11 @@ fn vision_towers() {
         json!({"vision_config": {"model_type": "siglip_vision_model"}}),
     ));
     assert_eq!(none.vision(), Ok(None));
+    for tower in [json!("none"), json!([1]), json!({"model_type": 5})] {
+        let odd = model(llama(json!({"vision_config": tower})));
+        assert!(odd.rope().is_ok());
+        names(&odd.vision().unwrap_err(), &["vision_config"]);
+    }
     // A broken tower does not keep the text from being read.
     let broken = model(json!({
         "model_type": "qwen2_vl", "hidden_size": 3584, "num_attention_heads": 28,
@@ -996,6 +1376,7 @@ struct Gguf {
     texts: BTreeMap<String, String>,
     tensors: BTreeMap<String, Vec<f32>>,
     arrays: BTreeMap<String, Vec<u32>>,
+    flags: BTreeMap<String, bool>,
 }
 
 impl Gguf {
@@ -1031,6 +1412,11 @@ impl Gguf {
         self
     }
 
+    fn flag(mut self, name: &str, value: bool) -> Self {
+        self.flags.insert(self.key(name), value);
+        self
+    }
+
     fn array(mut self, name: &str, values: &[u32]) -> Self {
         self.arrays.insert(self.key(name), values.to_vec());
         self
@@ -1049,7 +1435,8 @@ impl Gguf {
                 .arrays
                 .get(key)
                 .map(|values| GgufValue::U32Array(values));
-            number.or(count).or(text).or(tensor).or(array)
+            let flag = self.flags.get(key).map(|&flag| GgufValue::Bool(flag));
+            number.or(count).or(text).or(tensor).or(array).or(flag)
         })
     }
 
@@ -1212,6 +1599,125 @@ fn gguf_layers() {
 }
 
 #[test]
+fn gguf_switches_of_the_rotation() {
+    let is_off = |file: Gguf| matches!(file.read(), Err(ConfigError::NoRotation { .. }));
+    for architecture in ["granite", "granitemoe", "granitehybrid"] {
+        let off = |off: bool| Gguf::new(architecture).flag("rope.scaling.finetuned", !off);
+        assert!(off(false).read().is_ok() && is_off(off(true)));
+        assert!(Gguf::new(architecture).read().is_ok());
+    }
+    // Elsewhere it is but a note.
+    let llama = Gguf::new("llama").flag("rope.scaling.finetuned", false);
+    assert!(llama.read().is_ok());
+    let number = Gguf::new("granite").count("rope.scaling.finetuned", 1);
+    names(
+        &number.read().unwrap_err(),
+        &["granite.rope.scaling.finetuned is 1", "true or false"],
+    );
+
+    for architecture in [
+        "bert",
+        "starcoder",
+        "gpt2",
+        "refact",
+        "jina-bert-v2",
+        "rwkv7",
+    ] {
+        assert!(is_off(Gguf::new(architecture)), "{architecture}");
+    }
+    for architecture in ["nomic-bert", "nomic-bert-moe", "jina-bert-v3", "starcoder2"] {
+        assert!(Gguf::new(architecture).read().is_ok(), "{architecture}");
+    }
+    // llama.cpp has no code for it, but it does rotate.
+    assert!(matches!(
+        Gguf::new("gptj").read(),
+        Err(ConfigError::UnknownArchitecture { .. })
+    ));
+
+    let baichuan = |layers| Gguf::new("baichuan").count("block_count", layers);
+    assert_eq!(baichuan(32).rope().pairing(), Pairing::Interleaved);
+    assert!(is_off(baichuan(40)));
+    let unsaid = Gguf::new("baichuan").read().unwrap_err();
+    names(&unsaid, &["baichuan.block_count is missing"]);
+}
+
+#[test]
+fn gguf_layers_without_attention() {
+    let rotates = |file: &Gguf, layers: usize| -> Vec<bool> {
+        let model = file.read().unwrap();
+        (0..layers)
+            .map(|layer| model.rope_of_layer(layer).unwrap().is_some())
+            .collect()
+    };
+    let llama4 = Gguf::new("llama4").count("block_count", 8);
+    let every_fourth = [true, true, true, false, true, true, true, false];
+    assert_eq!(rotates(&llama4, 8), every_fourth);
+    let mut all_but_last = [true; 8];
+    all_but_last[7] = false;
+    let no_window = llama4.clone().count("attention.sliding_window", 0);
+    assert_eq!(rotates(&no_window, 8), all_but_last);
+    let window = llama4.count("attention.sliding_window", 8192);
+    assert_eq!(rotates(&window, 8), every_fourth);
+
+    let heads = [0, 8, 0, 0, 8];
+    let some = [false, true, false, false, true];
+    for architecture in ["lfm2", "lfm2moe", "granitehybrid", "plamo2", "deci"] {
+        let file = Gguf::new(architecture).count("block_count", 5);
+        let listed = file.clone().array("attention.head_count_kv", &heads);
+        assert_eq!(rotates(&listed, 5), some, "{architecture}");
+        let none = file.clone().array("attention.head_count_kv", &[0; 5]);
+        assert!(matches!(none.read(), Err(ConfigError::NoRotation { .. })));
+        let short = file.clone().array("attention.head_count_kv", &[8; 4]);
+        names(
+            &short.read().unwrap_err(),
+            &["attention.head_count_kv", "5 layers"],
+        );
+        let one = file.clone().count("attention.head_count_kv", 8);
+        assert_eq!(rotates(&one, 5), [true; 5], "{architecture}");
+        if architecture != "deci" {
+            let unsaid = file.read().unwrap();
+            assert!(unsaid.rope().is_ok());
+            let unsaid = unsaid.rope_of_layer(0).unwrap_err();
+            names(&unsaid, &["attention.head_count_kv is missing", "rope_for"]);
+        }
+    }
+    let deci = Gguf::new("deci").count("block_count", 3);
+    let deci = deci.array("attention.head_count", &[0, 32, 32]);
+    let mut deci = deci.array("attention.head_count_kv", &[0, 0, 8]);
+    deci.counts.remove("deci.attention.head_count");
+    assert_eq!(rotates(&deci, 3), [false, false, true]);
+    assert_eq!(deci.rope().head_dim(), 128);
+
+    for architecture in ["qwen3next", "qwen35", "qwen35moe"] {
+        let file = Gguf::new(architecture).array("rope.dimension_sections", &[22, 21, 21, 0]);
+        names(
+            &file.read().unwrap().rope_of_layer(0).unwrap_err(),
+            &["block_count is missing"],
+        );
+        let file = file.count("block_count", 5);
+        assert_eq!(rotates(&file, 5), [false, false, false, true, false]);
+        let by_two = file.clone().count("full_attention_interval", 2);
+        assert_eq!(rotates(&by_two, 5), [false, true, false, true, false]);
+        let further = by_two.count("nextn_predict_layers", 1);
+        assert_eq!(rotates(&further, 5), [false, true, false, true, true]);
+        let listed = file.array("attention.recurrent_layers", &[1, 0, 1, 1, 0]);
+        assert_eq!(rotates(&listed, 5), some);
+    }
+    // Layers that may slide, of which some have no heads.
+    let both = Gguf::new("gemma3")
+        .count("attention.sliding_window", 512)
+        .count("block_count", 6)
+        .array("attention.head_count_kv", &[8, 0, 8, 8, 8, 8]);
+    assert_eq!(rotates(&both, 6), [true, false, true, true, true, true]);
+    let kinds = Gguf::new("gemma4").count("attention.sliding_window", 512);
+    let kinds = kinds.count("block_count", 6).read().unwrap();
+    names(
+        &kinds.rope_of_layer(0).unwrap_err(),
+        &["gemma4.attention.sliding_window_pattern is missing"],
+    );
+}
+
+#[test]
 fn gguf_errors_name_the_key() {
     let llama = || Gguf::new("llama");
     for (file, parts) in [
@@ -1322,6 +1828,18 @@ fn realistic() -> Vec<Value> {
             "vision_config": {"embed_dim": 320, "num_heads": 4}}),
         json!({"model_type": "granite_swa", "head_dim": 64, "attention_multiplier": 0.1,
             "layer_rope_theta": [10000, 0, 500.0]}),
+        json!({"model_type": "gemma3_text", "head_dim": 64, "num_hidden_layers": 6,
+            "rope_parameters": nested, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+        json!({"model_type": "cohere2_moe", "num_hidden_layers": 6, "first_k_dense_replace": 2,
+            "prefix_dense_sliding_window_pattern": 1, "mlp_layer_types": ["dense", "sparse"]}),
+        json!({"model_type": "lfm2", "num_hidden_layers": 4, "full_attn_idxs": [1, 3]}),
+        json!({"model_type": "recurrent_gemma", "num_hidden_layers": 4,
+            "block_types": ["recurrent", "attention"]}),
+        json!({"model_type": "mllama_text_model", "num_hidden_layers": 4,
+            "cross_attention_layers": [1]}),
+        json!({"model_type": "made-up", "hidden_size": 256, "num_attention_heads": 4,
+            "rotary_pct": 0.5, "rotary_emb_base": 1e4, "num_hidden_layers": 4, "alibi": false,
+            "no_rope_layers": [1, 1, 1, 0], "no_rope_layer_interval": 4, "rotary_dim": 32}),
     ]
 }
 
@@ -1438,6 +1956,7 @@ proptest! {
     fn no_gguf_value_panics(
         architecture in prop::sample::select(vec![
             "llama", "deepseek2", "gemma3", "gemma4", "qwen2vl", "qwen3vl", "cohere2", "smollm3", "phi3",
+            "llama4", "granitehybrid", "lfm2", "qwen35", "baichuan", "deci",
         ]),
         seeds in prop::collection::vec((any::<u8>(), any::<u64>(), any::<f64>()), 12),
         floats in prop::collection::vec(any::<f32>(), 0..70),

@@ -70,6 +70,8 @@ pub(super) enum HeadDim {
     Latent { rope: usize, nope: usize },
     /// Derived as above, of which `rotary_dim` dims rotate; with its default.
     RotaryDim(usize),
+    /// Under any of the names that families have for it, the most special one first.
+    AnyName,
 }
 
 #[derive(Clone, Copy)]
@@ -87,6 +89,24 @@ pub(super) enum Pattern {
     LastOfAndFirst(u64),
     /// All layers are of one type.
     All(&'static str),
+    /// Attention in the last of every so many layers, and otherwise `"linear_attention"`; the key
+    /// may give another number.
+    AttentionLast(&'static str, u64),
+    /// As `AttentionLast`, and in the very last layer if in no other.
+    AttentionLastOrOnly(u64),
+    /// Attention in the first of every so many layers.
+    AttentionFirst(u64),
+    /// Attention in the layers that the key lists; in all if it is absent and the flag is set.
+    AttentionIn(&'static str, bool),
+    /// Attention across to another input, without positions, in the layers that the key lists.
+    CrossAttentionIn(&'static str, &'static [u64]),
+    /// The key lists a cycle of `"attention"` and other types.
+    Cycle(&'static str, &'static [&'static str]),
+    /// Some layers attend, and `layer_types` must say which.
+    Hybrid,
+    /// `"sliding_attention"` and `"full_attention"` by one period for the dense layers in front,
+    /// and by another, counted anew, for those behind.
+    AfterDense,
 }
 
 #[derive(Clone, Copy)]
@@ -96,8 +116,12 @@ pub(super) enum Nope {
     FullAttention,
     /// Layers of full attention, if there is a sliding window.
     FullAttentionBesideWindow,
+    /// Layers of full attention, but not the dense ones in front, unless some of those slide.
+    FullAttentionUnlessDense,
     /// By `no_rope_layers` (0 for no rotation), else every `no_rope_layer_interval`-th.
     Interval,
+    /// As `Interval`, if the config has either key.
+    IntervalIfGiven,
     /// Everywhere, unless the key has the value.
     Unless(&'static str, Switch),
     /// Everywhere, if the key is true.
@@ -254,14 +278,41 @@ const GEMMA4_FULL: Kind = Kind {
 /// A model whose `model_type` is absent or not in the table: only what the config says.
 pub(super) static UNKNOWN: Family = Family {
     theta: None,
+    theta_keys: &["rope_theta", "rotary_emb_base", "rope_embedding_base"],
+    partial_keys: &["partial_rotary_factor", "rotary_pct", "rope_pct"],
+    head_dim: HeadDim::AnyName,
+    nope: Nope::IntervalIfGiven,
     ..PARTIAL
 };
+
+/// Keys that change the rotation, and not in the same way in every family.
+pub(super) static NEEDS_FAMILY: &[&str] = &[
+    "rope_ratio",
+    "rope_local_base_freq",
+    "local_rope_theta",
+    "global_rope_theta",
+    "compress_rope_theta",
+];
+
+/// Keys that tell layers with attention from those without, in one family or another.
+pub(super) static TELL_ATTENTION: &[&str] = &[
+    "full_attention_interval",
+    "full_attn_idxs",
+    "attn_layer_indices",
+    "attn_layer_period",
+    "attn_type_list",
+    "block_types",
+    "cross_attention_layers",
+    "hybrid_override_pattern",
+    "linear_attn_config",
+];
 
 /// One line per family: those with the same rules share it.
 #[rustfmt::skip]
 pub(super) static FAMILIES: &[Family] = &[
     // Half-split, the whole head.
-    Family { model_types: &["llama", "mistral", "qwen2", "olmo", "olmo2", "hunyuan_v1_dense", "hunyuan_v1_moe", "aria_text", "chameleon", "deepseek_ocr2_text", "deepseek_ocr2_encoder", "idefics", "doge", "jais2", "ministral", "moshi", "starcoder2", "unlimited_ocr_text", "voxtral_realtime_text", "qwen2_moe", "olmoe", "falcon_h1", "olmo_hybrid"], head_dim: Derived(128), ..HALF },
+    Family { model_types: &["llama", "mistral", "qwen2", "olmo", "olmo2", "hunyuan_v1_dense", "hunyuan_v1_moe", "aria_text", "chameleon", "deepseek_ocr2_text", "deepseek_ocr2_encoder", "idefics", "doge", "jais2", "ministral", "moshi", "starcoder2", "unlimited_ocr_text", "voxtral_realtime_text", "qwen2_moe", "olmoe", "falcon_h1"], head_dim: Derived(128), ..HALF },
+    Family { model_types: &["olmo_hybrid"], head_dim: Derived(128), pattern: Pattern::AttentionLastOrOnly(4), ..HALF },
     // (With modelling code of their own, beside their weights.)
     Family { model_types: &["internlm2", "minicpm", "deepseek", "xverse", "orion"], ..HALF },
     Family { model_types: &["diffllama", "esmc", "eurobert", "gradium_phonon_tts", "kyutai_speech_to_text", "lasr_encoder", "mimi", "mimi_encoder", "mimi_decoder", "pocket_tts", "pocket_tts_audio_tokenizer", "pocket_tts_audio_tokenizer_encoder", "pocket_tts_audio_tokenizer_decoder", "qwen3_moe"], head_dim: Derived(64), ..HALF },
@@ -272,16 +323,18 @@ pub(super) static FAMILIES: &[Family] = &[
     Family { model_types: &["neucodec", "xcodec2", "qwen2_5_omni_dit", "voxtral_realtime_encoder"], head_dim: Fixed(64), ..HALF },
     Family { model_types: &["gemma"], head_dim: Fixed(256), ..HALF },
     Family { model_types: &["gemma2", "vaultgemma", "t5_gemma_module"], head_dim: Fixed(256), score: Score::QueryPreAttnScalar(256.0), ..HALF },
-    Family { model_types: &["mixtral", "minimax", "phimoe", "emu3_text_model"], theta: Some(1e6), head_dim: Derived(128), ..HALF },
-    Family { model_types: &["lfm2"], theta: Some(1e6), head_dim: Derived(80), ..HALF },
-    Family { model_types: &["lfm2_moe"], theta: Some(1e6), head_dim: Derived(64), ..HALF },
-    Family { model_types: &["bitnet", "evolla", "flex_olmo", "mllama_text_model"], theta: Some(5e5), head_dim: Derived(128), ..HALF },
+    Family { model_types: &["mixtral", "phimoe", "emu3_text_model"], theta: Some(1e6), head_dim: Derived(128), ..HALF },
+    Family { model_types: &["minimax"], theta: Some(1e6), head_dim: Derived(128), pattern: Pattern::AttentionFirst(2), ..HALF },
+    Family { model_types: &["lfm2"], theta: Some(1e6), head_dim: Derived(80), pattern: Pattern::AttentionIn("full_attn_idxs", true), ..HALF },
+    Family { model_types: &["lfm2_moe"], theta: Some(1e6), head_dim: Derived(64), pattern: Pattern::AttentionIn("full_attn_idxs", false), ..HALF },
+    Family { model_types: &["bitnet", "evolla", "flex_olmo"], theta: Some(5e5), head_dim: Derived(128), ..HALF },
+    Family { model_types: &["mllama_text_model"], theta: Some(5e5), head_dim: Derived(128), pattern: Pattern::CrossAttentionIn("cross_attention_layers", &[3, 8, 13, 18, 23, 28, 33, 38]), ..HALF },
     Family { model_types: &["csm"], theta: Some(5e5), head_dim: Derived(64), ..HALF },
     Family { model_types: &["csm_depth_decoder_model"], theta: Some(5e5), head_dim: Derived(128), ..HALF },
     Family { model_types: &["hy_v3"], theta: Some(11_158_840.0), head_dim: Fixed(128), ..HALF },
     Family { model_types: &["gte"], theta: Some(160_000.0), head_dim: Derived(64), ..HALF },
     Family { model_types: &["jina_embeddings_v3"], theta: Some(20_000.0), head_dim: Derived(64), ..HALF },
-    Family { model_types: &["nomic_bert"], theta: Some(1000.0), head_dim: Fixed(64), ..HALF },
+    Family { model_types: &["nomic_bert"], theta: Some(1000.0), theta_keys: &["rope_theta", "rotary_emb_base"], head_dim: Fixed(64), ..HALF },
     Family { model_types: &["apertus"], lone_theta: false, theta: Some(12e6), head_dim: Derived(128), scaling: llama3(8.0, 1.0, 4.0, 8192), ..HALF },
     Family { model_types: &["cwm"], lone_theta: false, theta: Some(1e6), head_dim: Fixed(128), scaling: llama3(16.0, 1.0, 4.0, 8192), ..HALF },
     Family { model_types: &["higgs_audio_v2"], lone_theta: false, theta: Some(5e5), head_dim: Fixed(128), scaling: llama3(32.0, 0.125, 0.5, 1024), ..HALF },
@@ -291,11 +344,11 @@ pub(super) static FAMILIES: &[Family] = &[
     Family { model_types: &["jetmoe"], head_dim: Key("kv_channels", 128), ..HALF },
     Family { model_types: &["granite", "granitemoe", "granitemoeshared", "granite4_vision_text", "granite_swa", "granitemoe_swa"], head_dim: Derived(128), score: Score::AttentionMultiplier(Some(1.0)), ..HALF },
     Family { model_types: &["granite_docling_text"], head_dim: Derived(64), score: Score::AttentionMultiplier(Some(0.015625)), ..HALF },
-    Family { model_types: &["granitemoehybrid"], head_dim: Derived(128), score: Score::AttentionMultiplier(Some(1.0)), nope: Nope::Unless("position_embedding_type", Switch::Text("rope")), ..HALF },
+    Family { model_types: &["granitemoehybrid"], head_dim: Derived(128), score: Score::AttentionMultiplier(Some(1.0)), nope: Nope::Unless("position_embedding_type", Switch::Text("rope")), pattern: Pattern::Hybrid, ..HALF },
     Family { model_types: &["hyperclovax"], head_dim: Derived(128), score: Score::AttentionMultiplier(None), ..HALF },
     Family { model_types: &["falcon"], head_dim: Derived(64), nope: Nope::If("alibi"), ..HALF },
     Family { model_types: &["esm"], head_dim: Derived(64), nope: Nope::Unless("position_embedding_type", Switch::Text("rotary")), ..HALF },
-    Family { model_types: &["zamba2"], head_dim: Key("attention_head_dim", 160), score: Score::HalfHeadDim, nope: Nope::Unless("use_mem_rope", Switch::True), ..HALF },
+    Family { model_types: &["zamba2"], head_dim: Key("attention_head_dim", 160), score: Score::HalfHeadDim, nope: Nope::Unless("use_mem_rope", Switch::True), pattern: Pattern::Hybrid, ..HALF },
     Family { model_types: &["dia_encoder", "dia_decoder"], head_dim: Fixed(128), score: Score::One, ..HALF },
     // The other way round.
     Family { model_types: &["nanochat"], head_dim: Derived(128), direction: Direction::Inverse, ..HALF },
@@ -305,10 +358,10 @@ pub(super) static FAMILIES: &[Family] = &[
     Family { model_types: &["fuyu"], theta: Some(25_000.0), partial: 0.5, head_dim: Derived(64), ..PARTIAL },
     Family { model_types: &["stablelm"], partial: 0.25, head_dim: Derived(80), ..PARTIAL },
     Family { model_types: &["nemotron"], partial: 0.5, head_dim: Derived(128), ..PARTIAL },
-    Family { model_types: &["bamba"], partial: 0.5, partial_keys: &[], head_dim: Derived(128), ..PARTIAL },
+    Family { model_types: &["bamba"], partial: 0.5, partial_keys: &[], head_dim: Derived(128), pattern: Pattern::AttentionIn("attn_layer_indices", false), ..PARTIAL },
     Family { model_types: &["glm4_moe"], partial: 0.5, head_dim: Derived(0), ..PARTIAL },
-    Family { model_types: &["recurrent_gemma"], partial: 0.5, head_dim: Derived(256), ..PARTIAL },
-    Family { model_types: &["qwen3_next"], partial: 0.25, head_dim: Fixed(256), ..PARTIAL },
+    Family { model_types: &["recurrent_gemma"], partial: 0.5, head_dim: Derived(256), pattern: Pattern::Cycle("block_types", &["recurrent", "recurrent", "attention"]), ..PARTIAL },
+    Family { model_types: &["qwen3_next"], partial: 0.25, head_dim: Fixed(256), pattern: Pattern::AttentionLast("full_attention_interval", 4), ..PARTIAL },
     Family { model_types: &["solar_open"], theta: Some(1e6), head_dim: Fixed(128), ..PARTIAL },
     Family { model_types: &["minimax_m2", "minimax_m3_vl_text"], theta: Some(5e6), head_dim: Fixed(128), ..PARTIAL },
     Family { model_types: &["glmasr_encoder", "dots3_note_audio_encoder"], partial: 0.5, head_dim: Derived(64), ..PARTIAL },
@@ -324,7 +377,7 @@ pub(super) static FAMILIES: &[Family] = &[
     Family { model_types: &["glm", "glm4"], partial: 0.5, plain_heeds_partial: true, head_dim: Fixed(128), ..INTERLEAVED },
     Family { model_types: &["cohere"], theta: Some(5e5), head_dim: Derived(128), ..INTERLEAVED },
     Family { model_types: &["cohere2"], head_dim: Derived(128), pattern: LastOf("sliding_window_pattern", 4), nope: Nope::FullAttention, ..INTERLEAVED },
-    Family { model_types: &["cohere2_moe"], head_dim: Fixed(128), nope: Nope::FullAttention, ..INTERLEAVED },
+    Family { model_types: &["cohere2_moe"], head_dim: Fixed(128), pattern: Pattern::AfterDense, nope: Nope::FullAttentionUnlessDense, ..INTERLEAVED },
     Family { model_types: &["ernie4_5"], theta: Some(5e5), head_dim: Fixed(128), ..INTERLEAVED },
     Family { model_types: &["ernie4_5_moe"], theta: Some(5e5), head_dim: Derived(128), ..INTERLEAVED },
     Family { model_types: &["helium"], theta: Some(1e5), head_dim: Fixed(128), ..INTERLEAVED },
@@ -343,7 +396,7 @@ pub(super) static FAMILIES: &[Family] = &[
     // Interleaved in, half-split out.
     Family { model_types: &["deepseek_v3", "axk1", "youtu", "deepseek_v32", "kimi_k2"], ..LATENT },
     Family { model_types: &["axk2"], head_dim: Latent { rope: 32, nope: 64 }, ..LATENT },
-    Family { model_types: &["bailing_hybrid"], theta: Some(6e6), ..LATENT },
+    Family { model_types: &["bailing_hybrid"], theta: Some(6e6), pattern: Pattern::AttentionLast("layer_group_size", 6), ..LATENT },
     Family { model_types: &["glm4_moe_lite", "glm_moe_dsa"], head_dim: Latent { rope: 64, nope: 192 }, ..LATENT },
     Family { model_types: &["longcat_flash"], theta: Some(1e7), ..LATENT },
     Family { model_types: &["mistral4"], lone_theta: false, head_dim: Latent { rope: 64, nope: 64 }, scaling: mistral_yarn(128.0, 8192), ..LATENT },
@@ -400,7 +453,7 @@ pub(super) static FAMILIES: &[Family] = &[
     Family { model_types: &["qwen3_omni_moe_text"], theta: Some(1e6), head_dim: Derived(0), axes: MropeInterleaved([24, 20, 20]), ..HALF },
     Family { model_types: &["qwen3_omni_moe_talker_text"], head_dim: Derived(64), axes: MropeInterleaved([24, 20, 20]), ..HALF },
     Family { model_types: &["cosmos3_edge_text"], lone_theta: false, theta: Some(1e8), head_dim: Fixed(128), axes: MropeInterleaved([24, 20, 20]), ..HALF },
-    Family { model_types: &["qwen3_5_text", "qwen3_5_moe_text", "qwen3_5", "qwen3_5_moe"], partial: 0.25, head_dim: Fixed(256), axes: MropeInterleaved([11, 11, 10]), ..PARTIAL },
+    Family { model_types: &["qwen3_5_text", "qwen3_5_moe_text", "qwen3_5", "qwen3_5_moe"], partial: 0.25, head_dim: Fixed(256), axes: MropeInterleaved([11, 11, 10]), pattern: Pattern::AttentionLast("full_attention_interval", 4), ..PARTIAL },
     Family { model_types: &["ernie4_5_vl_moe_text", "ernie4_5_vl_moe"], theta: Some(5e5), head_dim: Derived(128), axes: DefaultAxes::Ernie([22, 22, 20]), ..INTERLEAVED },
     // Vision towers: row, column.
     Family { model_types: &["qwen2_vl_vision"], ..VISION },
@@ -408,6 +461,139 @@ pub(super) static FAMILIES: &[Family] = &[
     Family { model_types: &["lfm3_vl_vision"], theta: Some(1e6), hidden_keys: &["hidden_size"], ..VISION },
     Family { model_types: &["pixtral"], axes: DefaultAxes::Pixtral, hidden_keys: &["hidden_size"], ..VISION },
     Family { model_types: &["minimax_m3_vl_vision"], axes: DefaultAxes::VisionThirds, hidden_keys: &["hidden_size"], ..VISION },
+];
+
+/// Sizes of a family's default model.
+pub(super) struct Sizes {
+    pub hidden_size: usize,
+    pub num_attention_heads: usize,
+    pub max_position_embeddings: Option<u64>,
+}
+
+const fn sizes(hidden: usize, heads: usize, tokens: u64) -> Sizes {
+    Sizes {
+        hidden_size: hidden,
+        num_attention_heads: heads,
+        max_position_embeddings: if tokens == 0 { None } else { Some(tokens) },
+    }
+}
+
+/// What stands in for sizes that a config leaves out, as one does that was saved as the difference
+/// to its class' defaults.
+#[rustfmt::skip]
+static SIZES: &[(&[&str], Sizes)] = &[
+    (&["llama", "olmo", "olmo2", "hunyuan_v1_dense", "hunyuan_v1_moe", "aria_text", "deepseek_ocr2_text", "idefics", "granite", "granitemoe", "granitemoeshared", "granite4_vision_text", "granitemoe_swa", "granitemoehybrid", "hyperclovax", "deepseek_v2", "exaone4", "exaone_moe", "olmo3"], sizes(4096, 32, 2048)),
+    (&["mistral", "ministral", "voxtral_realtime_text", "mixtral", "minimax", "phimoe", "mllama_text_model", "glm", "glm4", "glm_image_text"], sizes(4096, 32, 131072)),
+    (&["qwen2", "deepseek_ocr2_encoder", "qwen3", "internlm3", "ultrabert", "glm4v_text"], sizes(4096, 32, 32768)),
+    (&["chameleon", "flex_olmo"], sizes(4096, 32, 4096)),
+    (&["doge"], sizes(1024, 8, 2048)),
+    (&["jais2"], sizes(3328, 26, 8192)),
+    (&["moshi"], sizes(4096, 32, 3000)),
+    (&["starcoder2"], sizes(3072, 24, 4096)),
+    (&["unlimited_ocr_text"], sizes(1280, 10, 32768)),
+    (&["qwen2_moe", "qwen3_next", "smollm3", "qwen3_5_moe_text", "qwen3_5_moe"], sizes(2048, 16, 32768)),
+    (&["olmoe", "blt_global_transformer"], sizes(2048, 16, 4096)),
+    (&["falcon_h1", "evolla"], sizes(4096, 32, 8192)),
+    (&["olmo_hybrid"], sizes(3840, 30, 65536)),
+    (&["diffllama", "csm", "phi"], sizes(2048, 32, 2048)),
+    (&["esmc"], sizes(2560, 40, 2048)),
+    (&["eurobert", "gradium_phonon_tts", "gte", "blt_patcher", "modernbert", "modernbert-decoder"], sizes(768, 12, 8192)),
+    (&["kyutai_speech_to_text"], sizes(2048, 32, 750)),
+    (&["lasr_encoder"], sizes(512, 8, 10000)),
+    (&["mimi", "mimi_encoder", "mimi_decoder", "pocket_tts_audio_tokenizer", "pocket_tts_audio_tokenizer_encoder", "pocket_tts_audio_tokenizer_decoder"], sizes(512, 8, 8000)),
+    (&["pocket_tts"], sizes(1024, 16, 8192)),
+    (&["qwen3_moe"], sizes(2048, 32, 32768)),
+    (&["dots1"], sizes(4608, 32, 2048)),
+    (&["arcee", "zamba2", "stablelm"], sizes(2560, 32, 4096)),
+    (&["timesfm2_5"], sizes(1280, 16, 16384)),
+    (&["hrm_text"], sizes(1536, 12, 2048)),
+    (&["iquestcoder", "llama4_text", "llama4"], sizes(5120, 40, 131072)),
+    (&["seed_oss"], sizes(4096, 80, 524288)),
+    (&["qwen3_omni_moe_talker_code_predictor", "qwen2_5_omni_dit", "granite_docling_text", "qwen3_omni_moe_talker_text"], sizes(1024, 16, 32768)),
+    (&["neucodec", "xcodec2"], sizes(1024, 16, 4096)),
+    (&["voxtral_realtime_encoder"], sizes(1280, 32, 1500)),
+    (&["gemma"], sizes(3072, 16, 8192)),
+    (&["gemma2", "vaultgemma", "t5_gemma_module"], sizes(2304, 8, 8192)),
+    (&["emu3_text_model"], sizes(4096, 32, 9216)),
+    (&["lfm2"], sizes(2560, 32, 128000)),
+    (&["lfm2_moe"], sizes(2048, 32, 128000)),
+    (&["bitnet"], sizes(2560, 20, 2048)),
+    (&["csm_depth_decoder_model"], sizes(1024, 8, 33)),
+    (&["hy_v3", "solar_open", "mimo_v2_flash"], sizes(4096, 64, 131072)),
+    (&["jina_embeddings_v3"], sizes(1024, 16, 8194)),
+    (&["nomic_bert"], sizes(768, 12, 2048)),
+    (&["apertus"], sizes(4096, 32, 65536)),
+    (&["cwm"], sizes(6144, 48, 131072)),
+    (&["higgs_audio_v2"], sizes(3072, 24, 2048)),
+    (&["gpt_oss"], sizes(2880, 64, 131072)),
+    (&["ministral3", "bamba"], sizes(4096, 32, 262144)),
+    (&["dbrx"], sizes(2048, 16, 2048)),
+    (&["jetmoe"], sizes(2048, 32, 4096)),
+    (&["granite_swa"], sizes(2560, 20, 8192)),
+    (&["falcon"], sizes(4544, 71, 2048)),
+    (&["esm"], sizes(768, 12, 1026)),
+    (&["dia_encoder"], sizes(1024, 16, 1024)),
+    (&["dia_decoder"], sizes(2048, 16, 3072)),
+    (&["nanochat"], sizes(768, 6, 2048)),
+    (&["phi3"], sizes(3072, 32, 4096)),
+    (&["phi4_multimodal"], sizes(3072, 32, 131072)),
+    (&["persimmon"], sizes(4096, 64, 16384)),
+    (&["nemotron"], sizes(6144, 48, 4096)),
+    (&["glm4_moe"], sizes(4096, 96, 131072)),
+    (&["recurrent_gemma"], sizes(2560, 10, 0)),
+    (&["minimax_m2"], sizes(3072, 48, 196608)),
+    (&["minimax_m3_vl_text"], sizes(6144, 64, 524288)),
+    (&["glmasr_encoder"], sizes(1280, 20, 1500)),
+    (&["dots3_note_audio_encoder"], sizes(1280, 20, 6000)),
+    (&["nemotron3_5_transcribe_asr_audio"], sizes(1280, 10, 5000)),
+    (&["nemotron3_5_transcribe_word_timestamp"], sizes(1280, 16, 5000)),
+    (&["nemotron3_diarization_audio"], sizes(512, 8, 5000)),
+    (&["gpt_neox"], sizes(6144, 64, 2048)),
+    (&["gpt_neox_japanese"], sizes(2560, 32, 2048)),
+    (&["gptj", "codegen"], sizes(4096, 16, 2048)),
+    (&["cohere", "cohere2", "cohere2_moe"], sizes(8192, 64, 8192)),
+    (&["ernie4_5", "paddleocr_vl_text", "paddleocr_vl", "glm_ocr_text"], sizes(1024, 16, 131072)),
+    (&["ernie4_5_moe", "ernie4_5_vl_moe_text", "ernie4_5_vl_moe"], sizes(2560, 20, 131072)),
+    (&["helium"], sizes(2560, 20, 4096)),
+    (&["moonshine"], sizes(288, 8, 512)),
+    (&["moonshine_streaming"], sizes(320, 8, 4096)),
+    (&["openai_privacy_filter"], sizes(640, 14, 131072)),
+    (&["pe_audio_encoder", "pe_audio_video_encoder", "pe_video_encoder"], sizes(1792, 14, 10000)),
+    (&["blt_local_encoder", "blt_local_decoder"], sizes(1024, 16, 24576)),
+    (&["deepseek_v4"], sizes(4096, 64, 1048576)),
+    (&["deepseek_v3"], sizes(7168, 128, 4096)),
+    (&["axk1"], sizes(7168, 64, 32768)),
+    (&["youtu", "cosmos3_edge_text"], sizes(2048, 16, 131072)),
+    (&["deepseek_v32"], sizes(7168, 128, 163840)),
+    (&["axk2"], sizes(2048, 32, 131072)),
+    (&["bailing_hybrid"], sizes(2560, 32, 262144)),
+    (&["glm4_moe_lite"], sizes(2048, 20, 202752)),
+    (&["glm_moe_dsa"], sizes(6144, 64, 202752)),
+    (&["longcat_flash"], sizes(6144, 64, 131072)),
+    (&["mistral4"], sizes(4096, 32, 1048576)),
+    (&["minicpm3"], sizes(2560, 40, 32768)),
+    (&["hy_v4"], sizes(2816, 32, 262144)),
+    (&["kolibri1"], sizes(2560, 48, 262144)),
+    (&["afmoe"], sizes(2048, 16, 16384)),
+    (&["flint"], sizes(2048, 32, 262144)),
+    (&["beam"], sizes(5120, 48, 8192)),
+    (&["muse_glimmer_text", "muse_glimmer_assistant"], sizes(6656, 32, 131072)),
+    (&["muse_spark_text"], sizes(8192, 128, 1048576)),
+    (&["gemma3_text", "gemma3", "t5gemma2_text", "t5gemma2_decoder", "gemma4_text", "diffusion_gemma_text"], sizes(2304, 8, 131072)),
+    (&["gemma3n_text", "gemma3n"], sizes(2048, 8, 32768)),
+    (&["gemma4_unified_text"], sizes(2304, 8, 262144)),
+    (&["embedding_gemma2_text"], sizes(512, 4, 262144)),
+    (&["laguna"], sizes(2048, 48, 131072)),
+    (&["mellum"], sizes(2304, 32, 131072)),
+    (&["zaya"], sizes(2048, 8, 131072)),
+    (&["lfm3", "qwen3_vl_moe_text", "qwen3_vl_moe"], sizes(2048, 16, 128000)),
+    (&["qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"], sizes(8192, 64, 32768)),
+    (&["qwen2_5_omni_text", "qwen2_5_omni_talker"], sizes(3584, 28, 32768)),
+    (&["glm4v_moe_text"], sizes(4096, 96, 65536)),
+    (&["qwen3_vl_text", "qwen3_vl"], sizes(4096, 32, 128000)),
+    (&["qwen3_omni_moe_text"], sizes(2048, 28, 32768)),
+    (&["qwen3_5_text", "qwen3_5"], sizes(4096, 16, 32768)),
+    (&["qwen3_omni_moe_vision_encoder"], sizes(1152, 16, 0)),
 ];
 
 /// Models that rotate in ways which pairs and frequencies do not describe, and how.
@@ -433,4 +619,12 @@ pub(super) fn family(model_type: &str) -> Option<&'static Family> {
     FAMILIES
         .iter()
         .find(|family| family.model_types.contains(&model_type))
+}
+
+/// The default sizes of the model that the table has by this name.
+pub(super) fn default_sizes(known_as: &str) -> Option<&'static Sizes> {
+    SIZES
+        .iter()
+        .find(|(names, _)| names.contains(&known_as))
+        .map(|(_, sizes)| sizes)
 }

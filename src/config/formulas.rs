@@ -57,9 +57,10 @@ pub(super) fn attention_factor(scaling: &Scaling, length: Option<u64>) -> f32 {
     factor.to_f32()
 }
 
-/// `0.1 mscale ln(factor) + 1`
-pub(super) fn mscale(factor: f64, mscale: f64) -> DoubleDouble {
-    if factor <= 1.0 {
+/// `0.1 mscale ln(factor) + 1`, and 1 for a factor of at most 1.
+pub(crate) fn mscale(factor: f64, mscale: f64) -> DoubleDouble {
+    // One that is not a number, or infinite, is refused with the rest of the parameters.
+    if !(factor > 1.0 && factor.is_finite()) {
         return DoubleDouble::ONE;
     }
     let tenth = DoubleDouble::ONE.div(DoubleDouble::from(10.0));
@@ -205,15 +206,19 @@ fn long_rope_attention_factor(long_rope: &LongRopeScaling, length: Option<u64>) 
         return DoubleDouble::from(factor);
     }
     match long_rope.factor {
-        Some(factor) if factor > 1.0 => {
-            let original = DoubleDouble::from(long_rope.original_max_position_embeddings);
-            DoubleDouble::ln(factor)
-                .div(original.ln_extended())
-                .add(DoubleDouble::ONE)
-                .sqrt()
-        }
+        Some(factor) if factor > 1.0 => long_rope_gain(
+            DoubleDouble::from(factor),
+            long_rope.original_max_position_embeddings,
+        ),
         _ => DoubleDouble::ONE,
     }
+}
+
+/// `sqrt(1 + ln(factor) / ln(original))`
+pub(crate) fn long_rope_gain(factor: DoubleDouble, original: u64) -> DoubleDouble {
+    let original = DoubleDouble::from(original).ln_extended();
+    let growth = factor.ln_extended().div(original);
+    growth.add(DoubleDouble::ONE).sqrt()
 }
 
 fn llama3_blend(f: DoubleDouble, llama3: &Llama3Scaling) -> DoubleDouble {

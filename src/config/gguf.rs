@@ -1,7 +1,7 @@
 use super::axes::{Axes, GgmlMrope};
 use super::error::shortened;
 use super::gguf_architectures::{
-    Architecture, Mode, Pattern, Score, Sliding, SlidingTheta, architecture,
+    Architecture, Attention, Mode, Pattern, Score, Sliding, SlidingTheta, Switch, architecture,
 };
 use super::model::{LayerRule, Layers, ModelConfig};
 use super::pairing::PairingRule;
@@ -106,7 +106,13 @@ impl ModelConfig {
             name,
             architecture,
         };
-        let (kinds, layers) = file.kinds()?;
+        if !file.rotates_at_all()? {
+            return Err(ConfigError::NoRotation {
+                what: format!("architecture {name:?}, as it is configured here,"),
+            });
+        }
+        let (kinds, mut layers) = file.kinds()?;
+        file.leave_out_layers_without_attention(&mut layers)?;
         Ok(ModelConfig {
             model_type: Some(name.to_string()),
             kinds,
@@ -114,6 +120,14 @@ impl ModelConfig {
             vision: None,
         })
     }
+}
+
+/// Which layers are attention of the tokens among each other.
+enum Attending {
+    All,
+    Listed(Vec<bool>),
+    /// The key would say it.
+    Unknown(String),
 }
 
 struct File<'f, 'a> {
@@ -128,8 +142,15 @@ impl<'a> File<'_, 'a> {
         let all = |rule| Layers { count, rule };
         let full = || -> Result<_, ConfigError> { Ok((FULL.to_string(), self.rope(false)?)) };
         let sliding = || -> Result<_, ConfigError> { Ok((SLIDING.to_string(), self.rope(true)?)) };
+        let unknown = match self.architecture.sliding {
+            Sliding::Own {
+                pattern: Pattern::Given,
+                ..
+            } => "attention.sliding_window_pattern",
+            _ => "block_count",
+        };
         let listed = |slides: Option<Vec<bool>>, full: Option<usize>, sliding: usize| match slides {
-            None => all(LayerRule::Unknown),
+            None => all(LayerRule::Unknown(self.key(unknown))),
             Some(slides) => {
                 let kind = |&slides: &bool| if slides { Some(sliding) } else { full };
                 all(LayerRule::Listed(slides.iter().map(kind).collect()))
@@ -145,18 +166,148 @@ impl<'a> File<'_, 'a> {
                 vec![(SLIDING.to_string(), self.rope(false)?)],
                 listed(self.sliding_layers(pattern, count)?, None, 0),
             ),
-            Sliding::Skips(period) => {
-                let rotates = match count {
-                    None => None,
-                    Some(count) => {
-                        self.check_layers(count)?;
-                        Some((0..count).map(|layer| (layer + 1) % period != 0).collect())
-                    }
-                };
-                (vec![full()?], listed(rotates, None, 0))
+            Sliding::Skips(_) | Sliding::SkipsBesideWindow(_) => {
+                (vec![full()?], listed(self.skipping(count)?, None, 0))
             }
             _ => (vec![full()?], all(LayerRule::All(0))),
         })
+    }
+
+    /// Which layers rotate where every so many do not.
+    fn skipping(&self, count: Option<u64>) -> Result<Option<Vec<bool>>, ConfigError> {
+        let Some(count) = count else {
+            return Ok(None);
+        };
+        self.check_layers(count)?;
+        let window = self.number("attention.sliding_window")?;
+        let period = match self.architecture.sliding {
+            // llama.cpp means none, and leaves out the last one by its formula.
+            Sliding::SkipsBesideWindow(_) if window == Some(0.0) => count,
+            Sliding::Skips(period) | Sliding::SkipsBesideWindow(period) => period,
+            _ => return Ok(None),
+        };
+        Ok(Some(
+            (0..count).map(|layer| (layer + 1) % period != 0).collect(),
+        ))
+    }
+
+    fn rotates_at_all(&self) -> Result<bool, ConfigError> {
+        Ok(match self.architecture.switch {
+            Switch::Always => true,
+            Switch::Finetuned => match self.get("rope.scaling.finetuned") {
+                None => true,
+                Some(GgufValue::Bool(rotates)) => rotates,
+                Some(_) => return Err(self.invalid("rope.scaling.finetuned", "true or false")),
+            },
+            Switch::Layers(layers) => {
+                let count = self.count("block_count")?.ok_or_else(|| {
+                    ConfigError::missing(
+                        self.key("block_count"),
+                        "it tells models with positions in the rotation from those without",
+                    )
+                })?;
+                count == layers
+            }
+        })
+    }
+
+    fn leave_out_layers_without_attention(&self, layers: &mut Layers) -> Result<(), ConfigError> {
+        let attends = match self.attending(layers.count)? {
+            Attending::All => return Ok(()),
+            Attending::Unknown(key) => {
+                layers.rule = LayerRule::Unknown(key);
+                return Ok(());
+            }
+            Attending::Listed(attends) => attends,
+        };
+        let kinds: Vec<Option<usize>> = match &layers.rule {
+            LayerRule::All(kind) => vec![Some(*kind); attends.len()],
+            LayerRule::Listed(kinds) => kinds.clone(),
+            LayerRule::Unknown(_) => return Ok(()),
+        };
+        let attends = attends.into_iter().chain(std::iter::repeat(true));
+        let kinds: Vec<_> = kinds
+            .into_iter()
+            .zip(attends)
+            .map(|(kind, attends)| kind.filter(|_| attends))
+            .collect();
+        if kinds.iter().all(Option::is_none) {
+            return Err(ConfigError::NoRotation {
+                what: format!("architecture {:?}, without heads in any layer,", self.name),
+            });
+        }
+        layers.rule = LayerRule::Listed(kinds);
+        Ok(())
+    }
+
+    /// Which layers are attention of the tokens among each other.
+    fn attending(&self, count: Option<u64>) -> Result<Attending, ConfigError> {
+        let key = "attention.head_count_kv";
+        if let Attention::Interval = self.architecture.attention {
+            return self.attending_by_interval(count);
+        }
+        let heads = [self.flags("attention.head_count")?, self.flags(key)?];
+        let length = heads.iter().flatten().map(Vec::len).max();
+        let Some(length) = length else {
+            // One number is for all layers.
+            let told = self.architecture.attention == Attention::All || self.get(key).is_some();
+            return Ok(if told {
+                Attending::All
+            } else {
+                Attending::Unknown(self.key(key))
+            });
+        };
+        if let Some(count) = count
+            && length as u64 != count
+        {
+            let key = match &heads[1] {
+                Some(_) => key,
+                None => "attention.head_count",
+            };
+            return Err(self.invalid(
+                key,
+                format!("an array with an entry for each of {count} layers"),
+            ));
+        }
+        let has = |layer: usize| {
+            let mut lists = heads.iter().flatten();
+            lists.all(|list| list.get(layer) != Some(&false))
+        };
+        Ok(Attending::Listed((0..length).map(has).collect()))
+    }
+
+    fn attending_by_interval(&self, count: Option<u64>) -> Result<Attending, ConfigError> {
+        if let Some(recurrent) = self.flags("attention.recurrent_layers")? {
+            let attends = recurrent.into_iter().map(|recurrent| !recurrent).collect();
+            return Ok(Attending::Listed(attends));
+        }
+        let period = self.count("full_attention_interval")?.unwrap_or(4);
+        let Some(count) = count else {
+            return Ok(Attending::Unknown(self.key("block_count")));
+        };
+        self.check_layers(count)?;
+        // Layers that predict further tokens come last, and attend.
+        let further = match self.number("nextn_predict_layers")? {
+            None | Some(0.0) => 0,
+            Some(_) => self.count("nextn_predict_layers")?.unwrap_or(0),
+        };
+        let first = count.saturating_sub(further);
+        let attends = |layer| layer >= first || (layer + 1) % period == 0;
+        Ok(Attending::Listed((0..count).map(attends).collect()))
+    }
+
+    /// An array, entry by entry, with anything but 0 for true; `None` if it is absent or no array.
+    fn flags(&self, name: &str) -> Result<Option<Vec<bool>>, ConfigError> {
+        let flags: Vec<bool> = match self.get(name) {
+            Some(GgufValue::BoolArray(entries)) => entries.to_vec(),
+            Some(GgufValue::U32Array(entries)) => entries.iter().map(|&n| n != 0).collect(),
+            Some(GgufValue::I32Array(entries)) => entries.iter().map(|&n| n != 0).collect(),
+            _ => return Ok(None),
+        };
+        if flags.len() as u64 > MAX_LAYERS {
+            return Err(self.invalid(name, format!("an array of at most {MAX_LAYERS}")));
+        }
+        Ok(Some(flags))
     }
 
     /// Whether any layer has a sliding window.
@@ -172,23 +323,14 @@ impl<'a> File<'_, 'a> {
     ) -> Result<Option<Vec<bool>>, ConfigError> {
         let key = "attention.sliding_window_pattern";
         let mut pattern = pattern;
-        match self.get(key) {
-            Some(GgufValue::BoolArray(slides)) => return Ok(Some(slides.to_vec())),
-            Some(GgufValue::U32Array(slides)) => {
-                return Ok(Some(slides.iter().map(|&slides| slides != 0).collect()));
-            }
-            Some(GgufValue::I32Array(slides)) => {
-                return Ok(Some(slides.iter().map(|&slides| slides != 0).collect()));
-            }
-            None => {}
-            Some(_) => {
-                if let Some(period) = self.count(key)? {
-                    pattern = match pattern {
-                        Pattern::FirstOf(_) => Pattern::FirstOf(period),
-                        _ => Pattern::LastOf(period),
-                    };
-                }
-            }
+        if let Some(slides) = self.flags(key)? {
+            return Ok(Some(slides));
+        }
+        if let Some(period) = self.count(key)? {
+            pattern = match pattern {
+                Pattern::FirstOf(_) => Pattern::FirstOf(period),
+                _ => Pattern::LastOf(period),
+            };
         }
         let Some(count) = count else {
             return Ok(None);
@@ -297,9 +439,32 @@ impl<'a> File<'_, 'a> {
                 )
             })
         };
-        let (embedding, heads) = (needed("embedding_length")?, needed("attention.head_count")?);
+        let heads = match self.first_heads()? {
+            Some(heads) => heads,
+            None => needed("attention.head_count")?,
+        };
+        let embedding = needed("embedding_length")?;
         usize::try_from(embedding / heads)
             .map_err(|_| self.invalid("embedding_length", "far smaller"))
+    }
+
+    /// Heads of the first layer that has any, where each layer has a number of its own.
+    fn first_heads(&self) -> Result<Option<u64>, ConfigError> {
+        let key = "attention.head_count";
+        let found = match self.get(key) {
+            Some(GgufValue::U32Array(heads)) => {
+                heads.iter().find(|&&heads| heads > 0).map(|&n| n.into())
+            }
+            Some(GgufValue::I32Array(heads)) => heads
+                .iter()
+                .find(|&&heads| heads > 0)
+                .and_then(|&heads| u64::try_from(heads).ok()),
+            _ => return Ok(None),
+        };
+        match found {
+            Some(heads) => Ok(Some(heads)),
+            None => Err(self.invalid(key, "an array with a positive number")),
+        }
     }
 
     /// A count of dims; layers with a sliding window may have one of their own.

@@ -5,7 +5,31 @@ pub(super) struct Architecture {
     pub names: &'static [&'static str],
     pub mode: Mode,
     pub sliding: Sliding,
+    pub attention: Attention,
+    pub switch: Switch,
     pub score: Score,
+}
+
+/// Which layers are attention of the tokens among each other. (Layers without heads are not, in any
+/// architecture.)
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Attention {
+    All,
+    /// Those with heads, and `attention.head_count_kv` lists the heads of each layer.
+    WithHeads,
+    /// Those that `attention.recurrent_layers` does not list, else the last of every
+    /// `full_attention_interval` layers, by default 4.
+    Interval,
+}
+
+/// Whether the model rotates at all.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Switch {
+    Always,
+    /// `rope.scaling.finetuned` is not false.
+    Finetuned,
+    /// The model has so many layers; others have ALiBi.
+    Layers(u64),
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -41,6 +65,8 @@ pub(super) enum Sliding {
     AloneIfGiven(Pattern),
     /// Every so many layers, the last one does not rotate.
     Skips(u64),
+    /// As `Skips`, but the very last layer alone if the file says that there is no window.
+    SkipsBesideWindow(u64),
 }
 
 #[derive(Clone, Copy)]
@@ -75,13 +101,15 @@ pub(super) enum Score {
 
 use Mode::{HalfSplit, Imrope, Interleaved, Mrope, MropeOrHalfSplit, MropeOrInterleaved};
 use Pattern::{FirstOf, Given, LastOf};
-use Sliding::{Alone, AloneIfGiven, Own, Skips};
+use Sliding::{Alone, AloneIfGiven, Own, Skips, SkipsBesideWindow};
 use SlidingTheta::{Same, TenThousand};
 
 const INTERLEAVED: Architecture = Architecture {
     names: &[],
     mode: Interleaved,
     sliding: Sliding::Alike,
+    attention: Attention::All,
+    switch: Switch::Always,
     score: Score::HeadDim,
 };
 
@@ -96,12 +124,18 @@ const LATENT: Score = Score::Latent {
 
 #[rustfmt::skip]
 pub(super) static ARCHITECTURES: &[Architecture] = &[
-    Architecture { names: &["llama", "llada", "deci", "baichuan", "starcoder", "internlm2", "minicpm", "xverse", "command-r", "olmo", "arctic", "deepseek", "chatglm", "granite", "granitemoe", "granitehybrid", "chameleon", "bailingmoe", "neo-bert", "arcee", "ernie4_5", "ernie4_5-moe", "mistral3", "eagle3", "llama-embed", "maincoder", "deepseek2-ocr"], ..INTERLEAVED },
+    Architecture { names: &["llama", "llada", "deci", "internlm2", "minicpm", "xverse", "command-r", "olmo", "arctic", "deepseek", "chatglm", "chameleon", "bailingmoe", "neo-bert", "arcee", "ernie4_5", "ernie4_5-moe", "mistral3", "eagle3", "llama-embed", "maincoder", "deepseek2-ocr"], ..INTERLEAVED },
+    Architecture { names: &["baichuan"], switch: Switch::Layers(32), ..INTERLEAVED },
+    Architecture { names: &["granite", "granitemoe"], switch: Switch::Finetuned, ..INTERLEAVED },
+    Architecture { names: &["granitehybrid"], switch: Switch::Finetuned, attention: Attention::WithHeads, ..INTERLEAVED },
     Architecture { names: &["deepseek2"], score: Score::Latent { log_multiplier_unit: 0.1 }, ..INTERLEAVED },
     Architecture { names: &["plm", "glm-dsa", "mistral4"], score: LATENT, ..INTERLEAVED },
     Architecture { names: &["cohere2"], sliding: Alone(LastOf(4)), ..INTERLEAVED },
-    Architecture { names: &["llama4", "smollm3"], sliding: Skips(4), ..INTERLEAVED },
-    Architecture { names: &["falcon", "falcon-h1", "grok", "dbrx", "bert", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "eurobert", "stablelm", "bitnet", "qwen", "qwen2", "dream", "qwen2moe", "qwen3", "qwen3moe", "llada-moe", "rnd1", "olmoe", "phi2", "phi3", "phimoe", "plamo", "plamo2", "plamo3", "gemma", "starcoder2", "openelm", "gptneox", "codeshell", "orion", "nemotron", "exaone", "bailingmoe2", "dots1", "hunyuan-moe", "hunyuan-dense", "jais2", "gpt-oss", "lfm2", "lfm2moe", "seed_oss", "grovemoe", "apertus", "minimax-m2", "cogvlm", "pangu-embedded", "qwen3next"], ..HALF },
+    Architecture { names: &["llama4"], sliding: SkipsBesideWindow(4), ..INTERLEAVED },
+    Architecture { names: &["smollm3"], sliding: Skips(4), ..INTERLEAVED },
+    Architecture { names: &["falcon", "falcon-h1", "grok", "dbrx", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "eurobert", "stablelm", "bitnet", "qwen", "qwen2", "dream", "qwen2moe", "qwen3", "qwen3moe", "llada-moe", "rnd1", "olmoe", "phi2", "phi3", "phimoe", "plamo", "plamo3", "gemma", "starcoder2", "openelm", "gptneox", "codeshell", "orion", "nemotron", "exaone", "bailingmoe2", "dots1", "hunyuan-moe", "hunyuan-dense", "jais2", "gpt-oss", "seed_oss", "grovemoe", "apertus", "minimax-m2", "cogvlm", "pangu-embedded"], ..HALF },
+    Architecture { names: &["lfm2", "lfm2moe", "plamo2"], attention: Attention::WithHeads, ..HALF },
+    Architecture { names: &["qwen3next"], attention: Attention::Interval, ..HALF },
     Architecture { names: &["minicpm3"], score: LATENT, ..HALF },
     Architecture { names: &["gemma2"], score: Score::HeadDimUnless(46), ..HALF },
     Architecture { names: &["gemma3"], sliding: Own { theta: TenThousand, pattern: LastOf(6) }, score: Score::HeadDimUnless(62), ..HALF },
@@ -113,10 +147,11 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
     Architecture { names: &["mimo2", "step35", "laguna"], sliding: Own { theta: Same, pattern: Given }, ..HALF },
     Architecture { names: &["exaone4", "exaone-moe", "afmoe"], sliding: AloneIfGiven(LastOf(4)), ..HALF },
     Architecture { names: &["qwen2vl", "paddleocr"], mode: Mrope, ..HALF },
-    Architecture { names: &["qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe"], mode: Imrope, ..HALF },
+    Architecture { names: &["qwen3vl", "qwen3vlmoe"], mode: Imrope, ..HALF },
+    Architecture { names: &["qwen35", "qwen35moe"], mode: Imrope, attention: Attention::Interval, ..HALF },
     Architecture { names: &["glm4"], mode: MropeOrInterleaved, ..HALF },
     Architecture { names: &["glm4moe"], mode: MropeOrHalfSplit, ..HALF },
-    Architecture { names: &["clip", "gpt2", "gptj", "mpt", "refact", "bloom", "mamba", "mamba2", "jamba", "jina-bert-v2", "t5", "t5encoder", "jais", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7", "wavtokenizer-dec", "nemotron_h", "nemotron_h_moe", "kimi-linear"], mode: Mode::None, ..HALF },
+    Architecture { names: &["clip", "gpt2", "bert", "starcoder", "mpt", "refact", "bloom", "mamba", "mamba2", "jamba", "jina-bert-v2", "t5", "t5encoder", "jais", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7", "wavtokenizer-dec", "nemotron_h", "nemotron_h_moe", "kimi-linear"], mode: Mode::None, ..HALF },
 ];
 
 /// The entry of an architecture.

@@ -54,6 +54,8 @@ mod pairing;
 mod rope_config;
 mod scaling;
 
+pub(crate) use formulas::{long_rope_gain, mscale};
+
 pub use axes::{Axes, GgmlMrope};
 pub use error::ConfigError;
 pub use gguf::GgufValue;

@@ -45,8 +45,9 @@ pub(super) enum LayerRule {
     All(usize),
     /// One entry per layer.
     Listed(Vec<Option<usize>>),
-    /// The config names kinds, but not which layer is of which.
-    Unknown,
+    /// The config names kinds, but not which layer is of which, or not which layers rotate: the key
+    /// would say it.
+    Unknown(String),
 }
 
 impl ModelConfig {
@@ -109,10 +110,10 @@ impl ModelConfig {
                 index,
                 layers: kinds.len() as u64,
             })?,
-            LayerRule::Unknown => {
+            LayerRule::Unknown(key) => {
                 return Err(ConfigError::missing(
-                    "layer_types",
-                    "list the kind of each layer, or ask with rope_for",
+                    key,
+                    "without it the kind of each layer is not known; give it, or ask with rope_for",
                 ));
             }
         };

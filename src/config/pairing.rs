@@ -40,7 +40,9 @@ impl fmt::Display for PairingRule {
 }
 
 /// The order of the dims in what Hugging Face transformers returns from its rotation. This crate
-/// leaves every dim in its place; scores `q . k` come out the same either way.
+/// leaves every dim in its place, unless
+/// [`Rope::with_output_pairing`](crate::Rope::with_output_pairing) asks for what transformers does,
+/// out of place; scores `q . k` come out the same either way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum OutputOrder {
     /// Each dim in its place.

@@ -262,7 +262,9 @@ impl RopeConfig {
     }
 
     /// What the model multiplies its scores `q . k` with before the softmax. The attention factor
-    /// of cos and sin is not part of it.
+    /// of cos and sin is not part of it. Nor is a temperature that grows with the position, which
+    /// some models multiply their queries with: `llama_4_scaling_beta` (Ministral 3),
+    /// `attn_temperature_tuning` (Llama 4), `attention.temperature_scale` in GGUF files.
     pub fn score_scale(&self) -> f64 {
         self.score_scale
     }

@@ -29,6 +29,7 @@ use super::{InterfaceError, Tensor};
 use crate::angle::DoubleDouble;
 use crate::config::{
     LinearScaling, Llama3Scaling, LongRopeScaling, RopeConfig, Scaling, YarnScaling,
+    long_rope_gain, mscale,
 };
 use crate::{Angles, Device, Element, Layout, Positions};
 
@@ -314,7 +315,6 @@ impl RotaryEmbedding {
         let mut embedding = Self::scaled(device, arguments, scaling)?;
         let longest = scaling_params.max_position_embeddings;
         if longest > original {
-            let logarithm = |n: u64| DoubleDouble::from(n).ln_extended();
             if original < 2 {
                 return Err(InterfaceError::value(
                     "original_max_position",
@@ -322,9 +322,8 @@ impl RotaryEmbedding {
                     "at least 2, for the attention factor divides by its logarithm",
                 ));
             }
-            let growth = logarithm(longest).sub(logarithm(original));
-            let square = DoubleDouble::ONE.add(growth.div(logarithm(original)));
-            embedding.scale.default *= square.sqrt().to_f64();
+            let factor = DoubleDouble::from(longest).div(DoubleDouble::from(original));
+            embedding.scale.default *= long_rope_gain(factor, original).to_f64();
         }
         Ok(embedding)
     }
@@ -485,16 +484,4 @@ impl RotaryEmbedding {
     pub fn rope(&self) -> &crate::Rope {
         self.engine.rope()
     }
-}
-
-/// `0.1 mscale ln(factor) + 1`, and 1 for a factor of at most 1.
-fn mscale(factor: f64, mscale: f64) -> DoubleDouble {
-    // What is not a number, or infinite, is refused with the rest of the parameters.
-    if !(factor > 1.0 && factor.is_finite()) {
-        return DoubleDouble::ONE;
-    }
-    DoubleDouble::ln(factor)
-        .mul(DoubleDouble::from(mscale))
-        .div(DoubleDouble::from(10.0))
-        .add(DoubleDouble::ONE)
 }

@@ -1,9 +1,11 @@
 //! Which kinds of layers there are, and of which kind each layer is.
 
+use std::collections::BTreeSet;
+
 use super::Model;
 use super::parameters::{self, Source};
 use super::section::{Section, whole};
-use crate::config::families::{Nope, Pattern, Switch};
+use crate::config::families::{Nope, Pattern, Switch, TELL_ATTENTION};
 use crate::config::model::{LayerRule, Layers};
 use crate::config::{ConfigError, RopeConfig};
 
@@ -17,6 +19,8 @@ const MOST_KINDS: usize = 64;
 
 const FULL: &str = "full_attention";
 const SLIDING: &str = "sliding_attention";
+const LINEAR: &str = "linear_attention";
+const CROSS: &str = "cross_attention";
 
 pub(super) fn read(model: &Model<'_>) -> Result<(Kinds, Layers), ConfigError> {
     let section = &model.section;
@@ -27,8 +31,13 @@ pub(super) fn read(model: &Model<'_>) -> Result<(Kinds, Layers), ConfigError> {
     }
     let count = layer_count(section)?;
     let types = layer_types(model, count)?;
+    let rotating = rotating(model, types.as_deref(), count)?;
     let flat = parameters::flat_table(section)?;
     let nested = flat.as_ref().filter(|table| is_nested(table));
+    if nested.is_none() {
+        parameters::check_keys_of_unknown(model)?;
+        check_no_tables_beside(model)?;
+    }
 
     let mut kinds = Kinds::new();
     let mut rule = None;
@@ -45,19 +54,22 @@ pub(super) fn read(model: &Model<'_>) -> Result<(Kinds, Layers), ConfigError> {
         rule = Some(LayerRule::Listed(listed));
     } else {
         let rope = parameters::read_flat(model)?;
-        for name in rotating_types(model, types.as_deref())? {
+        for name in rotating_types(model, types.as_deref(), &rotating)? {
             kinds.push((name, rope.clone()));
         }
+    }
+    let mut rule = match rule {
+        Some(rule) => rule,
+        None => layer_rule(model, &kinds, types.as_deref(), rotating),
+    };
+    if by_interval(model) {
+        drop_unused(&mut kinds, &mut rule);
     }
     if kinds.is_empty() {
         return Err(ConfigError::NoRotation {
             what: format!("{}, as it is configured here,", model.name()),
         });
     }
-    let rule = match rule {
-        Some(rule) => rule,
-        None => layer_rule(model, &kinds, types, count)?,
-    };
     let count = match &rule {
         LayerRule::Listed(listed) => Some(listed.len() as u64),
         _ => count,
@@ -87,6 +99,31 @@ fn check_nested(table: &Section<'_>) -> Result<(), ConfigError> {
         ));
     }
     Ok(())
+}
+
+/// Refuses tables by kind of layer that `rope_scaling` would stand before.
+fn check_no_tables_beside(model: &Model<'_>) -> Result<(), ConfigError> {
+    let section = &model.section;
+    let old = section.section("rope_scaling")?;
+    let new = section.section("rope_parameters")?;
+    match (old, new) {
+        (Some(old), Some(new))
+            if model.family.kinds.is_empty() && !old.is_empty() && is_nested(&new) =>
+        {
+            Err(one_of_two(&old, &new))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn one_of_two(old: &Section<'_>, new: &Section<'_>) -> ConfigError {
+    ConfigError::Conflict {
+        first: old.path().to_string(),
+        first_value: "an object".to_string(),
+        second: new.path().to_string(),
+        second_value: "an object of tables".to_string(),
+        remedy: "keep one of them".to_string(),
+    }
 }
 
 /// Kinds of layers that the family has defaults for, as the config changes them.
@@ -125,6 +162,12 @@ fn family_kinds(model: &Model<'_>) -> Result<Kinds, ConfigError> {
     {
         return Err(expects_tables("rope_parameters"));
     }
+    // Kinds that are not types of layers take either the one or the other.
+    if let (Some(old), Some(new)) = (&old, &new)
+        && model.family.kinds_by_window
+    {
+        return Err(one_of_two(old, new));
+    }
     // Where a kind has no table of the new spelling, its type is settled as default, and only
     // rope_type can change that.
     let heeds_type = model.known_as == Some("deepseek_v4");
@@ -136,7 +179,14 @@ fn family_kinds(model: &Model<'_>) -> Result<Kinds, ConfigError> {
             None => None,
         };
         let source = match own {
-            Some(table) => Source::of_kind(table, Some(kind)),
+            Some(table) => {
+                let over = old.clone().filter(|_| kind.scaled);
+                let table = match over {
+                    Some(over) => table.with_over(over),
+                    None => table,
+                };
+                Source::of_kind(table, Some(kind))
+            }
             None => Source {
                 table: old.clone().filter(|_| kind.scaled),
                 nested: new.is_some(),
@@ -223,40 +273,106 @@ fn layer_types(model: &Model<'_>, count: Option<u64>) -> Result<Option<Vec<Strin
     let period = |key: &str, default: u64| -> Result<u64, ConfigError> {
         Ok(section.tokens(key)?.unwrap_or(default))
     };
-    let full: Box<dyn Fn(u64) -> bool> = match model.family.pattern {
-        Pattern::Listed => return Ok(None),
+    let numbers = |key: &str| section.list(key, "whole numbers", whole);
+    let by = |first: &'static str, test: Box<dyn Fn(u64) -> bool>, second: &'static str| {
+        check_layer_count(section, count)?;
+        let name = |layer| if test(layer) { first } else { second };
+        Ok(Some(
+            (0..count).map(|layer| name(layer).to_string()).collect(),
+        ))
+    };
+    match model.family.pattern {
+        Pattern::Listed | Pattern::Hybrid => Ok(None),
         // Without a window nothing slides.
         Pattern::LastOf(..)
             if matches!(model.family.nope, Nope::FullAttentionBesideWindow)
                 && section.is_null("sliding_window") =>
         {
-            Box::new(|_| true)
+            by(FULL, Box::new(|_| true), SLIDING)
         }
-        Pattern::All(name) => {
-            check_layer_count(section, count)?;
-            return Ok(Some(vec![name.to_string(); count as usize]));
-        }
+        Pattern::All(name) => by(name, Box::new(|_| true), name),
         Pattern::LastOf(key, default) => {
             let period = period(key, default)?;
-            Box::new(move |layer| (layer + 1) % period == 0)
+            by(
+                FULL,
+                Box::new(move |layer| (layer + 1) % period == 0),
+                SLIDING,
+            )
         }
         Pattern::LastOfAndLast(key, default) => {
             let period = period(key, default)?;
-            Box::new(move |layer| (layer + 1) % period == 0 || layer + 1 == count)
+            let full = move |layer| (layer + 1) % period == 0 || layer + 1 == count;
+            by(FULL, Box::new(full), SLIDING)
         }
         Pattern::FirstOf(key, default) => {
             let period = period(key, default)?;
-            Box::new(move |layer| layer % period == 0)
+            by(FULL, Box::new(move |layer| layer % period == 0), SLIDING)
         }
         Pattern::LastOfAndFirst(period) => {
-            Box::new(move |layer| (layer + 1) % period == 0 || layer == 0)
+            let full = move |layer| (layer + 1) % period == 0 || layer == 0;
+            by(FULL, Box::new(full), SLIDING)
         }
-    };
-    check_layer_count(section, count)?;
-    let name = |layer| if full(layer) { FULL } else { SLIDING };
-    Ok(Some(
-        (0..count).map(|layer| name(layer).to_string()).collect(),
-    ))
+        Pattern::AttentionLast(key, default) => {
+            let period = period(key, default)?;
+            by(
+                FULL,
+                Box::new(move |layer| (layer + 1) % period == 0),
+                LINEAR,
+            )
+        }
+        Pattern::AttentionLastOrOnly(period) => {
+            let only = count < period;
+            let full = move |layer| (layer + 1) % period == 0 || only && layer + 1 == count;
+            by(FULL, Box::new(full), LINEAR)
+        }
+        Pattern::AttentionFirst(period) => {
+            by(FULL, Box::new(move |layer| layer % period == 0), LINEAR)
+        }
+        Pattern::AttentionIn(key, else_all) => match numbers(key)? {
+            Some(layers) => {
+                let layers = BTreeSet::from_iter(layers);
+                by(FULL, Box::new(move |layer| layers.contains(&layer)), LINEAR)
+            }
+            None if else_all => by(FULL, Box::new(|_| true), LINEAR),
+            None => Ok(None),
+        },
+        Pattern::CrossAttentionIn(key, default) => {
+            let layers = numbers(key)?.unwrap_or_else(|| default.to_vec());
+            let layers = BTreeSet::from_iter(layers);
+            by(CROSS, Box::new(move |layer| layers.contains(&layer)), FULL)
+        }
+        Pattern::Cycle(key, default) => {
+            let given = section.list(key, "strings", serde_json::Value::as_str)?;
+            let cycle: Vec<bool> = given
+                .filter(|given| !given.is_empty())
+                .unwrap_or_else(|| default.to_vec())
+                .iter()
+                .map(|&name| name == "attention")
+                .collect();
+            let attends = move |layer: u64| cycle[layer as usize % cycle.len()];
+            by(SLIDING, Box::new(attends), LINEAR)
+        }
+        Pattern::AfterDense => {
+            let dense = dense_in_front(section)?;
+            let front = period("prefix_dense_sliding_window_pattern", 1)?;
+            let behind = period("sliding_window_pattern", 4)?;
+            let full = move |layer: u64| match layer.checked_sub(dense) {
+                None => (layer + 1).is_multiple_of(front),
+                Some(layer) => (layer + 1).is_multiple_of(behind),
+            };
+            by(FULL, Box::new(full), SLIDING)
+        }
+    }
+}
+
+/// How many layers in front are dense in a model of experts.
+fn dense_in_front(section: &Section<'_>) -> Result<u64, ConfigError> {
+    let key = "first_k_dense_replace";
+    match section.number(key)? {
+        None => Ok(0),
+        Some(0.0) => Ok(0),
+        Some(_) => Ok(section.tokens(key)?.unwrap_or(0)),
+    }
 }
 
 fn check_layer_count(section: &Section<'_>, count: u64) -> Result<(), ConfigError> {
@@ -266,113 +382,222 @@ fn check_layer_count(section: &Section<'_>, count: u64) -> Result<(), ConfigErro
     Err(section.invalid("num_hidden_layers", format!("at most {MAX_LAYERS}")))
 }
 
-/// Layers that are no attention, or attention without positions.
-fn type_rotates(model: &Model<'_>, name: &str) -> Result<bool, ConfigError> {
+/// Whether each layer rotates.
+enum Rotating {
+    All,
+    Listed(Vec<bool>),
+    /// The key would say it.
+    Unknown(String),
+}
+
+fn rotating(
+    model: &Model<'_>,
+    types: Option<&[String]>,
+    count: Option<u64>,
+) -> Result<Rotating, ConfigError> {
     let section = &model.section;
-    if matches!(
-        name,
-        "linear_attention" | "conv" | "mamba" | "mamba2" | "recurrent" | "mlp" | "moe"
-    ) {
-        return Ok(false);
+    if by_interval(model) {
+        let listed = types.map(|types| types.len() as u64);
+        let Some(mut rotating) = by_interval_or_list(model, count.or(listed))? else {
+            return Ok(Rotating::Unknown(section.key("num_hidden_layers")));
+        };
+        for (rotates, name) in rotating.iter_mut().zip(types.unwrap_or_default()) {
+            *rotates = *rotates && attends(name);
+        }
+        return Ok(Rotating::Listed(rotating));
     }
-    Ok(match model.family.nope {
-        Nope::FullAttention => name != FULL,
-        Nope::FullAttentionBesideWindow => name != FULL || section.is_null("sliding_window"),
-        _ => true,
-    })
+    let Some(types) = types else {
+        // Where layers differ, something must tell them apart.
+        let alike = match (model.family.pattern, model.family.nope) {
+            (
+                Pattern::Listed,
+                Nope::FullAttention
+                | Nope::FullAttentionBesideWindow
+                | Nope::FullAttentionUnlessDense,
+            ) => false,
+            (Pattern::Listed, _) => {
+                model.known_as.is_some() || !TELL_ATTENTION.iter().any(|key| section.has(key))
+            }
+            _ => false,
+        };
+        return Ok(if alike {
+            Rotating::All
+        } else {
+            Rotating::Unknown(section.key("layer_types"))
+        });
+    };
+    let dense = match model.family.nope {
+        Nope::FullAttentionUnlessDense => dense_layers(section, types.len())?,
+        _ => Vec::new(),
+    };
+    let beside_window = !section.is_null("sliding_window");
+    let rotates = |(layer, name): (usize, &String)| {
+        attends(name)
+            && match model.family.nope {
+                Nope::FullAttention => name != FULL,
+                Nope::FullAttentionBesideWindow => name != FULL || !beside_window,
+                Nope::FullAttentionUnlessDense => {
+                    name == SLIDING || dense.get(layer) == Some(&true)
+                }
+                _ => true,
+            }
+    };
+    Ok(Rotating::Listed(
+        types.iter().enumerate().map(rotates).collect(),
+    ))
+}
+
+/// Whether `no_rope_layers` and the like say which layers rotate.
+fn by_interval(model: &Model<'_>) -> bool {
+    match model.family.nope {
+        Nope::Interval => true,
+        Nope::IntervalIfGiven => ["no_rope_layers", "no_rope_layer_interval"]
+            .iter()
+            .any(|key| model.section.has(key)),
+        _ => false,
+    }
+}
+
+/// Whether layers of a type are attention of the tokens among each other.
+fn attends(name: &str) -> bool {
+    !matches!(
+        name,
+        LINEAR | CROSS | "conv" | "mamba" | "mamba2" | "recurrent" | "mlp" | "moe"
+    )
+}
+
+/// Command A's dense layers, as far as they rotate whatever their type.
+fn dense_layers(section: &Section<'_>, count: usize) -> Result<Vec<bool>, ConfigError> {
+    let period = section.tokens("prefix_dense_sliding_window_pattern")?;
+    if period.unwrap_or(1) != 1 {
+        return Ok(Vec::new());
+    }
+    let is_dense = |value: &serde_json::Value| value.as_str().map(|name| name == "dense");
+    if let Some(dense) = section.list("mlp_layer_types", "strings", is_dense)? {
+        return Ok(dense);
+    }
+    let dense = dense_in_front(section)?;
+    Ok((0..count as u64).map(|layer| layer < dense).collect())
+}
+
+/// SmolLM3's and Llama 4's layers without rotation.
+fn by_interval_or_list(
+    model: &Model<'_>,
+    count: Option<u64>,
+) -> Result<Option<Vec<bool>>, ConfigError> {
+    let section = &model.section;
+    let known = model.known_as.is_some();
+    // A family that is not known may as well list the layers by number.
+    let read = |value: &serde_json::Value| match value {
+        serde_json::Value::Bool(flag) => Some(*flag),
+        other => whole(other)
+            .filter(|&number| known || number <= 1)
+            .map(|number| number != 0),
+    };
+    let listed = section.list("no_rope_layers", "1 or 0", read)?;
+    if let Some(listed) = listed.filter(|listed| !listed.is_empty()) {
+        if !known && count.is_some_and(|count| count != listed.len() as u64) {
+            let expected = "a list with 1 or 0 for each layer";
+            return Err(section.invalid("no_rope_layers", expected));
+        }
+        return Ok(Some(listed));
+    }
+    let interval = section.tokens("no_rope_layer_interval")?.unwrap_or(4);
+    let Some(count) = count else {
+        return Ok(None);
+    };
+    check_layer_count(section, count)?;
+    Ok(Some(
+        (0..count)
+            .map(|layer| (layer + 1) % interval != 0)
+            .collect(),
+    ))
 }
 
 /// The types of layers that rotate, each once.
-fn rotating_types(model: &Model<'_>, types: Option<&[String]>) -> Result<Vec<String>, ConfigError> {
-    let mut rotating: Vec<String> = Vec::new();
+fn rotating_types(
+    model: &Model<'_>,
+    types: Option<&[String]>,
+    rotating: &Rotating,
+) -> Result<Vec<String>, ConfigError> {
     let Some(types) = types else {
         let name = match model.family.nope {
-            Nope::FullAttention | Nope::FullAttentionBesideWindow => SLIDING,
+            Nope::FullAttention
+            | Nope::FullAttentionBesideWindow
+            | Nope::FullAttentionUnlessDense => SLIDING,
             _ => FULL,
         };
         return Ok(vec![name.to_string()]);
     };
-    for name in types {
-        if type_rotates(model, name)? && !rotating.contains(name) {
-            if rotating.len() == MOST_KINDS {
+    let mut found: Vec<String> = Vec::new();
+    for (layer, name) in types.iter().enumerate() {
+        let rotates = match rotating {
+            Rotating::Listed(rotating) => rotating.get(layer) == Some(&true),
+            _ => true,
+        };
+        if rotates && !found.contains(name) {
+            if found.len() == MOST_KINDS {
                 return Err(model.section.invalid(
                     "layer_types",
                     format!("a list of at most {MOST_KINDS} different strings"),
                 ));
             }
-            rotating.push(name.clone());
+            found.push(name.clone());
         }
     }
-    Ok(rotating)
+    Ok(found)
 }
 
 fn layer_rule(
     model: &Model<'_>,
     kinds: &Kinds,
-    types: Option<Vec<String>>,
-    count: Option<u64>,
-) -> Result<LayerRule, ConfigError> {
-    if let Nope::Interval = model.family.nope
-        && let Some(rule) = interval_rule(&model.section, types.as_deref(), kinds, count)?
-    {
-        return Ok(rule);
-    }
-    let Some(types) = types else {
-        let alike = kinds.len() == 1
-            && !matches!(
-                model.family.nope,
-                Nope::FullAttention | Nope::FullAttentionBesideWindow | Nope::Interval
-            );
-        return Ok(if alike {
-            LayerRule::All(0)
-        } else {
-            LayerRule::Unknown
-        });
-    };
-    let kind_of = |name: &String| -> Result<Option<usize>, ConfigError> {
-        if model.family.kinds_by_window {
-            return Ok(Some(usize::from(name != SLIDING)));
-        }
-        if !type_rotates(model, name)? {
-            return Ok(None);
-        }
-        Ok(kinds.iter().position(|(kind, _)| kind == name))
-    };
-    let listed = types.iter().map(kind_of).collect::<Result<_, _>>()?;
-    Ok(LayerRule::Listed(listed))
-}
-
-/// SmolLM3's and Llama 4's layers without rotation.
-fn interval_rule(
-    section: &Section<'_>,
     types: Option<&[String]>,
-    kinds: &Kinds,
-    count: Option<u64>,
-) -> Result<Option<LayerRule>, ConfigError> {
-    let read = |value: &serde_json::Value| match value {
-        serde_json::Value::Bool(flag) => Some(*flag),
-        other => whole(other).map(|number| number != 0),
-    };
-    let listed = section.list("no_rope_layers", "1 or 0", read)?;
-    let rotates = match listed.filter(|listed| !listed.is_empty()) {
-        Some(listed) => listed,
-        None => {
-            let interval = section.tokens("no_rope_layer_interval")?.unwrap_or(4);
-            let Some(count) = count else {
-                return Ok(None);
-            };
-            check_layer_count(section, count)?;
-            (0..count)
-                .map(|layer| (layer + 1) % interval != 0)
-                .collect()
-        }
+    rotating: Rotating,
+) -> LayerRule {
+    let rotating = match rotating {
+        Rotating::All if kinds.len() == 1 => return LayerRule::All(0),
+        Rotating::All => return LayerRule::Unknown(model.section.key("layer_types")),
+        Rotating::Unknown(key) => return LayerRule::Unknown(key),
+        Rotating::Listed(rotating) => rotating,
     };
     let kind_of = |(layer, rotates): (usize, bool)| {
-        let named = types
-            .and_then(|types| types.get(layer))
-            .and_then(|name| kinds.iter().position(|(kind, _)| kind == name));
-        rotates.then_some(named.unwrap_or(0))
+        if !rotates {
+            return None;
+        }
+        match types.and_then(|types| types.get(layer)) {
+            Some(name) if model.family.kinds_by_window => Some(usize::from(name != SLIDING)),
+            Some(name) => kinds.iter().position(|(kind, _)| kind == name),
+            None => Some(0),
+        }
     };
-    let listed = rotates.into_iter().enumerate().map(kind_of).collect();
-    Ok(Some(LayerRule::Listed(listed)))
+    let some_rotate = rotating.contains(&true);
+    let listed: Vec<_> = rotating.into_iter().enumerate().map(kind_of).collect();
+    // Tables may go by other names than the types of layers.
+    if some_rotate && listed.iter().all(Option::is_none) {
+        return LayerRule::Unknown(model.section.key("layer_types"));
+    }
+    LayerRule::Listed(listed)
+}
+
+/// Drops kinds that no layer refers to.
+fn drop_unused(kinds: &mut Kinds, rule: &mut LayerRule) {
+    let LayerRule::Listed(listed) = rule else {
+        return;
+    };
+    let used: Vec<bool> = (0..kinds.len())
+        .map(|kind| listed.contains(&Some(kind)))
+        .collect();
+    let mut place = 0;
+    let places: Vec<usize> = used
+        .iter()
+        .map(|&used| {
+            place += usize::from(used);
+            place.saturating_sub(1)
+        })
+        .collect();
+    for kind in listed.iter_mut().flatten() {
+        *kind = places.get(*kind).copied().unwrap_or(0);
+    }
+    let mut used = used.into_iter();
+    kinds.retain(|_| used.next() == Some(true));
 }

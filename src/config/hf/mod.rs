@@ -28,8 +28,11 @@ impl ModelConfig {
     /// by: `rope_scaling` and `rope_parameters` (`rope_scaling` wins unless it is empty), `type` and
     /// `rope_type` (the latter wins), `rotary_pct`, `rotary_emb_base`, `rope_local_base_freq`, tables
     /// per kind of layer, configs inside `text_config` and the like. Where a key is absent (or
-    /// null), the default of the model's family holds. A key twice in one object counts as its
-    /// last occurrence.
+    /// null), the default of the model's family holds, which goes for its sizes too. A key twice in
+    /// one object counts as its last occurrence.
+    ///
+    /// Of a `model_type` that is not known the usual spellings are read, and a key that means
+    /// another thing in each family is an error.
     ///
     /// # Errors
     /// A [`ConfigError`] that names the key and what to change.
@@ -45,7 +48,7 @@ impl ModelConfig {
             ));
         };
         let root = Section::root(keys);
-        let vision = vision(&root)?;
+        let vision = vision(&root);
         let text = text(root)?;
         let (kinds, layers) = layers::read(&text)?;
         Ok(ModelConfig {
@@ -100,7 +103,13 @@ impl<'a> Model<'a> {
     ) -> Result<Self, ConfigError> {
         for name in names {
             check_supported(name)?;
-            if let Some((family, known_as)) = lookup(name) {
+            if let Some((mut family, known_as)) = lookup(name) {
+                check_switches(&section, known_as)?;
+                // DeepSeek-V2 without latent attention (DeepSeek-VL2-Tiny, DeepSeek-OCR) is as the
+                // first DeepSeek.
+                if known_as == "deepseek_v2" && section.flag("use_mla")? == Some(false) {
+                    family = families::family("deepseek").unwrap_or(family);
+                }
                 return Ok(Self {
                     section,
                     model_type,
@@ -150,6 +159,18 @@ fn check_supported(name: &str) -> Result<(), ConfigError> {
     }
 }
 
+/// Refuses what a key makes of a model that could be described otherwise.
+fn check_switches(section: &Section<'_>, known_as: &str) -> Result<(), ConfigError> {
+    let key = "position_encoding_2d";
+    if known_as == "chatglm" && section.flag(key)? == Some(true) {
+        return Err(ConfigError::Unsupported {
+            what: section.key(key),
+            why: "each half of a head is rotated by itself, by a position of its own".to_string(),
+        });
+    }
+    Ok(())
+}
+
 /// The language model of a config.
 fn text<'a>(root: Section<'a>) -> Result<Model<'a>, ConfigError> {
     let (mut section, mut outer) = (root, None);
@@ -174,7 +195,11 @@ fn text<'a>(root: Section<'a>) -> Result<Model<'a>, ConfigError> {
 }
 
 /// The vision tower of a config, where it rotates in a known way.
-fn vision(root: &Section<'_>) -> Result<Option<Result<RopeConfig, ConfigError>>, ConfigError> {
+fn vision(root: &Section<'_>) -> Option<Result<RopeConfig, ConfigError>> {
+    read_vision(root).transpose()
+}
+
+fn read_vision(root: &Section<'_>) -> Result<Option<RopeConfig>, ConfigError> {
     let mut sections = vec![root.clone()];
     sections.extend(root.section("thinker_config")?);
     for section in sections {
@@ -193,11 +218,8 @@ fn vision(root: &Section<'_>) -> Result<Option<Result<RopeConfig, ConfigError>>,
             .flatten()
             .find(|name| lookup(name).is_some_and(|(family, _)| is_vision(family)));
         if let Some(name) = known {
-            let read = Model::new(vision, own, &[name]).and_then(|model| {
-                let rope = parameters::read_flat(&model)?;
-                rope.check_all()
-            });
-            return Ok(Some(read));
+            let model = Model::new(vision, own, &[name])?;
+            return Ok(Some(parameters::read_flat(&model)?.check_all()?));
         }
     }
     Ok(None)

@@ -3,7 +3,7 @@
 use super::section::Section;
 use super::{Model, is_vision};
 use crate::Pairing;
-use crate::config::families::{DefaultAxes, HeadDim, Kind, Score};
+use crate::config::families::{self, DefaultAxes, HeadDim, Kind, NEEDS_FAMILY, Score};
 use crate::config::pairing::{OutputOrder, PairingRule};
 use crate::config::scaling::{
     DynamicNtkScaling, LinearScaling, Llama3Scaling, LongRopeScaling, NtkAlphaScaling,
@@ -84,6 +84,7 @@ pub(super) fn read(model: &Model<'_>, source: &Source<'_>) -> Result<RopeConfig,
     let rotary_dim = match (model.family.head_dim, &scaling) {
         (HeadDim::Latent { .. }, _) | (_, Scaling::Proportional(_)) => head_dim,
         _ if matches!(model.family.axes, DefaultAxes::VisionThirds) => head_dim / 6 * 6,
+        (HeadDim::AnyName, _) if section.has("qk_rope_head_dim") => head_dim,
         (HeadDim::RotaryDim(default), _) => section.count("rotary_dim")?.unwrap_or(default),
         _ if plain && !model.family.plain_heeds_partial => head_dim,
         _ => match partial {
@@ -94,6 +95,18 @@ pub(super) fn read(model: &Model<'_>, source: &Source<'_>) -> Result<RopeConfig,
             None => head_dim,
         },
     };
+    let beside = section.count("rotary_dim")?;
+    if let (HeadDim::AnyName, Some(part), Some(dims)) = (model.family.head_dim, partial, beside)
+        && dims != rotary_dim
+    {
+        return Err(ConfigError::Conflict {
+            first: partial_key,
+            first_value: part.to_string(),
+            second: section.key("rotary_dim"),
+            second_value: dims.to_string(),
+            remedy: format!("a head has {head_dim} dims; correct one of them"),
+        });
+    }
     let rotary_key = match partial {
         Some(_) if rotary_dim != head_dim => partial_key,
         _ if section.has("rotary_dim") => section.key("rotary_dim"),
@@ -187,6 +200,19 @@ fn head_dim(model: &Model<'_>, source: &Source<'_>) -> Result<(usize, String), C
         HeadDim::Key(key, default) => from(key, default),
         // An explicit null asks for the derived one.
         HeadDim::Fixed(default) if !section.is_null("head_dim") => from("head_dim", default),
+        HeadDim::AnyName => {
+            for key in [
+                "qk_rope_head_dim",
+                "head_dim",
+                "attention_head_dim",
+                "kv_channels",
+            ] {
+                if let Some(dim) = section.count(key)? {
+                    return Ok((dim, section.key(key)));
+                }
+            }
+            derived_head_dim(model, 0)
+        }
         HeadDim::Fixed(default) | HeadDim::Derived(default) | HeadDim::RotaryDim(default) => {
             match section.count("head_dim")? {
                 Some(dim) => Ok((dim, section.key("head_dim"))),
@@ -209,29 +235,77 @@ fn derived_head_dim(model: &Model<'_>, default: usize) -> Result<(usize, String)
     let hidden = first(model.family.hidden_keys)?;
     let heads = first(&["num_attention_heads", "n_head", "n_heads", "num_heads"])?;
     let derives = !matches!(model.family.head_dim, HeadDim::RotaryDim(_));
-    match (hidden, heads) {
-        (Some((hidden_key, hidden)), Some((heads_key, heads))) => {
-            let dim = hidden / heads;
-            if dim == 0 {
-                return Err(ConfigError::Conflict {
-                    first: section.key(hidden_key),
-                    first_value: hidden.to_string(),
-                    second: section.key(heads_key),
-                    second_value: heads.to_string(),
-                    remedy: "a head would have no dims; correct one of them".to_string(),
-                });
-            }
-            Ok((dim, section.key(hidden_key)))
-        }
-        (None, None) if default > 0 && derives => Ok((default, section.key("head_dim"))),
-        (None, _) => Err(ConfigError::missing(
-            section.key("head_dim"),
-            format!("give it, or {}", section.key(model.family.hidden_keys[0])),
-        )),
-        (_, None) => Err(ConfigError::missing(
-            section.key("head_dim"),
-            format!("give it, or {}", section.key("num_attention_heads")),
-        )),
+    let sizes = model.known_as.and_then(families::default_sizes);
+    let (hidden_key, heads_key) = (
+        hidden.map_or(model.family.hidden_keys[0], |(key, _)| key),
+        heads.map_or("num_attention_heads", |(key, _)| key),
+    );
+    if hidden.is_none() && heads.is_none() && default > 0 && derives {
+        return Ok((default, section.key("head_dim")));
+    }
+    // One without the other goes with the family's default.
+    let beside = sizes.filter(|_| hidden.is_some() || heads.is_some());
+    let needed = |count: Option<usize>, key: &str| {
+        count.ok_or_else(|| {
+            ConfigError::missing(
+                section.key("head_dim"),
+                format!("give it, or {}", section.key(key)),
+            )
+        })
+    };
+    let of_hidden = hidden.map(|(_, count)| count);
+    let of_heads = heads.map(|(_, count)| count);
+    let hidden_size = needed(
+        of_hidden.or(beside.map(|sizes| sizes.hidden_size)),
+        hidden_key,
+    )?;
+    let head_count = needed(
+        of_heads.or(beside.map(|sizes| sizes.num_attention_heads)),
+        heads_key,
+    )?;
+    let dim = hidden_size / head_count;
+    if dim == 0 {
+        return Err(ConfigError::Conflict {
+            first: section.key(hidden_key),
+            first_value: hidden_size.to_string(),
+            second: section.key(heads_key),
+            second_value: head_count.to_string(),
+            remedy: "a head would have no dims; correct one of them".to_string(),
+        });
+    }
+    let key = if hidden.is_some() {
+        hidden_key
+    } else {
+        heads_key
+    };
+    Ok((dim, section.key(key)))
+}
+
+/// Refuses keys of a family that is not known here which change its rotation in a way that depends
+/// on the family.
+pub(super) fn check_keys_of_unknown(model: &Model<'_>) -> Result<(), ConfigError> {
+    let section = &model.section;
+    if model.known_as.is_some() {
+        return Ok(());
+    }
+    if section.flag("alibi")? == Some(true) {
+        return Err(ConfigError::NoRotation {
+            what: format!(
+                "{}, in which {} is true,",
+                model.name(),
+                section.key("alibi")
+            ),
+        });
+    }
+    match NEEDS_FAMILY.iter().find(|key| section.has(key)) {
+        None => Ok(()),
+        Some(key) => Err(ConfigError::Unsupported {
+            what: format!("{} of {}", section.key(key), model.name()),
+            why:
+                "what it means depends on the family, which is not known here: build a RopeConfig \
+                  with RopeConfig::new"
+                    .to_string(),
+        }),
     }
 }
 
@@ -349,7 +423,11 @@ fn scaling(
         })
     };
     let max = || -> Result<u64, ConfigError> {
-        max_position_embeddings(section)?.ok_or_else(|| {
+        let default = || {
+            families::default_sizes(model.known_as?).and_then(|sizes| sizes.max_position_embeddings)
+        };
+        let given = max_position_embeddings(section)?;
+        given.or_else(default).ok_or_else(|| {
             ConfigError::missing(
                 section.key("max_position_embeddings"),
                 format!("rope type {rope_type:?} needs it"),
@@ -566,6 +644,14 @@ fn score_scale(model: &Model<'_>, scaling: &Scaling, head_dim: usize) -> Result<
     };
     let of_dims = |dims: f64| dims.sqrt().recip();
     Ok(match model.family.score {
+        // Latent attention by its keys.
+        Score::HeadDim
+            if matches!(model.family.head_dim, HeadDim::AnyName)
+                && section.has("qk_rope_head_dim") =>
+        {
+            let nope = section.count("qk_nope_head_dim")?.unwrap_or(0);
+            of_dims(nope as f64 + head_dim as f64) * latent_mscale(scaling)
+        }
         Score::HeadDim => of_dims(head_dim as f64),
         Score::HalfHeadDim => of_dims(head_dim as f64 / 2.0),
         Score::One => 1.0,

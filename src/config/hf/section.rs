@@ -11,6 +11,8 @@ const MAX_ENTRIES: usize = 1 << 16;
 pub(super) struct Section<'a> {
     path: String,
     keys: &'a Map<String, Value>,
+    /// An object whose keys, also those that say null, stand before its own.
+    over: Option<Box<Section<'a>>>,
 }
 
 impl<'a> Section<'a> {
@@ -18,15 +20,31 @@ impl<'a> Section<'a> {
         Self {
             path: String::new(),
             keys,
+            over: None,
+        }
+    }
+
+    /// The same with the keys of another object put over it.
+    pub fn with_over(mut self, over: Section<'a>) -> Self {
+        self.over = Some(Box::new(over));
+        self
+    }
+
+    /// Whichever of the two objects a key counts in.
+    fn holder(&self, key: &str) -> &Section<'a> {
+        match &self.over {
+            Some(over) if over.keys.contains_key(key) => over,
+            _ => self,
         }
     }
 
     /// The path of a key in it.
     pub fn key(&self, key: &str) -> String {
-        if self.path.is_empty() {
+        let holder = self.holder(key);
+        if holder.path.is_empty() {
             key.to_string()
         } else {
-            format!("{}.{key}", self.path)
+            format!("{}.{key}", holder.path)
         }
     }
 
@@ -37,7 +55,8 @@ impl<'a> Section<'a> {
     /// A key's value; dots lead into objects.
     fn get(&self, key: &str) -> Option<&'a Value> {
         let mut parts = key.split('.');
-        let first = self.keys.get(parts.next()?);
+        let first = parts.next()?;
+        let first = self.holder(first).keys.get(first);
         parts
             .fold(first, |value, part| value?.as_object()?.get(part))
             .filter(|value| !value.is_null())
@@ -49,11 +68,11 @@ impl<'a> Section<'a> {
 
     /// Whether the key is there and says null.
     pub fn is_null(&self, key: &str) -> bool {
-        self.keys.get(key).is_some_and(Value::is_null)
+        self.holder(key).keys.get(key).is_some_and(Value::is_null)
     }
 
     pub fn is_empty(&self) -> bool {
-        self.keys.is_empty()
+        self.keys.is_empty() && self.over.is_none()
     }
 
     /// The objects in it, by key.
@@ -61,7 +80,8 @@ impl<'a> Section<'a> {
         self.keys.iter().filter_map(|(key, value)| {
             let keys = value.as_object()?;
             let path = self.key(key);
-            Some((key.as_str(), Section { path, keys }))
+            let over = None;
+            Some((key.as_str(), Section { path, keys, over }))
         })
     }
 
@@ -133,6 +153,7 @@ impl<'a> Section<'a> {
             Some(Value::Object(keys)) => Ok(Some(Section {
                 path: self.key(key),
                 keys,
+                over: None,
             })),
             Some(_) => Err(self.invalid(key, "an object")),
         }

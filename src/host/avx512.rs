@@ -16,7 +16,7 @@ use crate::element::Element;
 use crate::rope::{Pairing, Pairings};
 
 /// Pairs in a vector.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// [`avx2::Lanes`] of twice the width.
 #[doc(hidden)]

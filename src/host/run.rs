@@ -46,6 +46,11 @@ unsafe fn rotate_heads<T: Element>(
     // SAFETY: the caller's.
     unsafe {
         match isa {
+            // Not one vector of AVX-512 would be full.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Avx512Bf16 if cos.len() < super::avx512::LANES => {
+                super::avx2::rotate_heads(pairings, run, cos, sin);
+            }
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => super::avx2::rotate_heads(pairings, run, cos, sin),
             #[cfg(target_arch = "x86_64")]

@@ -1,0 +1,329 @@
+//! What is measured, and how: problems, samples and the rings of buffers they work on.
+
+use crate::report::Machine;
+use phasor::half::{bf16, f16};
+use phasor::{Dtype, Element, Pairing};
+use serde::{Deserialize, Serialize};
+use std::time::{Duration, Instant};
+
+pub const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
+pub const PAIRINGS: [Pairing; 2] = [Pairing::HalfSplit, Pairing::Interleaved];
+pub const THETA: f64 = 500_000.0;
+const LINE: usize = 64;
+
+/// Shape of q and k, and where they lie.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Case {
+    pub name: String,
+    /// More than one: sequences of one token each, at differing positions.
+    pub sequences: usize,
+    pub tokens: usize,
+    pub q_heads: usize,
+    pub k_heads: usize,
+    pub head_dim: usize,
+    pub rotary_dim: usize,
+    pub in_place: bool,
+    pub cold: bool,
+}
+
+impl Case {
+    /// Tokens of Llama-3-8B's heads, in place and cold.
+    pub fn llama(name: &str, tokens: usize) -> Self {
+        Self {
+            name: name.to_owned(),
+            sequences: 1,
+            tokens,
+            q_heads: 32,
+            k_heads: 8,
+            head_dim: 128,
+            rotary_dim: 128,
+            in_place: true,
+            cold: true,
+        }
+    }
+
+    pub fn heads(mut self, q_heads: usize, k_heads: usize, head_dim: usize) -> Self {
+        (self.q_heads, self.k_heads) = (q_heads, k_heads);
+        (self.head_dim, self.rotary_dim) = (head_dim, head_dim);
+        self
+    }
+
+    fn rotary(mut self, rotary_dim: usize) -> Self {
+        self.rotary_dim = rotary_dim;
+        self
+    }
+
+    fn out_of_place(mut self) -> Self {
+        self.in_place = false;
+        self
+    }
+
+    fn resident(mut self) -> Self {
+        self.cold = false;
+        self
+    }
+
+    fn decode(name: &str, sequences: usize) -> Self {
+        Self {
+            sequences,
+            ..Self::llama(name, 1)
+        }
+    }
+
+    pub fn q_len(&self) -> usize {
+        self.sequences * self.tokens * self.q_heads * self.head_dim
+    }
+
+    pub fn k_len(&self) -> usize {
+        self.sequences * self.tokens * self.k_heads * self.head_dim
+    }
+
+    /// One position for each sequence of a decode step, else the first position of the tokens.
+    pub fn positions(&self) -> Vec<i64> {
+        match self.sequences {
+            1 => vec![1000],
+            n => (0..n as i64).map(|i| i * 7919 % 8192).collect(),
+        }
+    }
+
+    /// The memory that must be read and written.
+    pub fn footprint(&self, dtype: Dtype) -> Footprint {
+        let heads = self.sequences * self.tokens * (self.q_heads + self.k_heads);
+        let head = self.head_dim * dtype.size();
+        let touched = match self.in_place {
+            true => self.rotary_dim * dtype.size(),
+            false => head,
+        };
+        if touched < head && head.is_multiple_of(LINE) {
+            Footprint {
+                run: touched.div_ceil(LINE),
+                stride: head / LINE,
+                runs: heads,
+            }
+        } else {
+            let lines = (heads * touched).div_ceil(LINE);
+            Footprint {
+                run: lines,
+                stride: lines,
+                runs: 1,
+            }
+        }
+    }
+}
+
+/// Runs of cache lines: what rotated dims occupy if only they are touched. One run if that is all.
+#[derive(Clone, Copy, Debug)]
+pub struct Footprint {
+    pub run: usize,
+    pub stride: usize,
+    pub runs: usize,
+}
+
+impl Footprint {
+    /// Bytes read and bytes written, together.
+    pub fn bytes(&self) -> usize {
+        2 * self.runs * self.run * LINE
+    }
+
+    pub fn is_contiguous(&self) -> bool {
+        self.runs == 1
+    }
+}
+
+/// The table of cases.
+pub fn all(quick: bool) -> Vec<Case> {
+    let prefill = if quick { 64 } else { 2048 };
+    let some = if quick { 16 } else { 128 };
+    let name = |what: &str| format!("{what}, {prefill} tokens");
+    let neox = || {
+        Case::llama(&name("partial rotary 24 of 96"), prefill)
+            .heads(64, 64, 96)
+            .rotary(24)
+    };
+    let mut cases = vec![
+        Case::llama(&name("prefill"), prefill),
+        Case::llama(&name("prefill"), prefill).out_of_place(),
+        Case::llama(&format!("{some} tokens"), some).resident(),
+        Case::llama(&format!("{some} tokens"), some)
+            .resident()
+            .out_of_place(),
+        Case::decode("decode, 1 sequence", 1).resident(),
+        Case::decode("decode, 32 sequences", 32),
+        Case::decode("decode, 256 sequences", 256),
+        neox(),
+        neox().out_of_place(),
+        Case::llama(&name("head_dim 96"), prefill).heads(32, 32, 96),
+        Case::llama(&name("head_dim 80"), prefill).heads(32, 32, 80),
+        Case::llama(&name("head_dim 256"), prefill).heads(16, 8, 256),
+    ];
+    for case in &mut cases {
+        let place = if case.in_place { "in" } else { "out of" };
+        let memory = if case.cold { "cold" } else { "cache-resident" };
+        case.name = format!("{}, {place} place, {memory}", case.name);
+    }
+    cases
+}
+
+/// How much is sampled.
+#[derive(Clone, Copy, Debug)]
+pub struct Sampling {
+    pub samples: usize,
+    /// A contender that has spent this much takes no more samples than [`FEWEST`](Self::FEWEST).
+    pub budget: Duration,
+    /// A sample repeats calls up to about this long, so that the clock's resolution does not show.
+    pub sample: Duration,
+    /// Bytes of each ring of cold buffers.
+    pub cold_bytes: usize,
+}
+
+impl Sampling {
+    const FEWEST: usize = 3;
+
+    pub fn new(quick: bool, machine: &Machine) -> Self {
+        if quick {
+            return Self {
+                samples: 3,
+                budget: Duration::from_millis(20),
+                sample: Duration::from_micros(20),
+                cold_bytes: 4 << 20,
+            };
+        }
+        Self {
+            samples: 21,
+            budget: Duration::from_secs(1),
+            sample: Duration::from_micros(100),
+            // Well past the cache, as neither its size nor its replacement is exactly known.
+            cold_bytes: (4 * machine.last_level_cache).max(128 << 20),
+        }
+    }
+
+    /// How many buffers of `bytes` a case needs.
+    pub fn buffers(&self, case: &Case, bytes: usize) -> usize {
+        match case.cold {
+            true => self.cold_bytes.div_ceil(bytes),
+            false => 1,
+        }
+    }
+}
+
+/// Buffers used in turn.
+pub struct Ring<E> {
+    entries: Vec<E>,
+    next: usize,
+}
+
+impl<E> Ring<E> {
+    pub fn new(entries: Vec<E>) -> Self {
+        Self { entries, next: 0 }
+    }
+
+    pub fn next(&mut self) -> &mut E {
+        self.next += 1;
+        if self.next == self.entries.len() {
+            self.next = 0;
+        }
+        &mut self.entries[self.next]
+    }
+}
+
+/// Something measured: performs a number of calls and says how long they took.
+pub struct Contender {
+    pub library: String,
+    pub run: Box<dyn FnMut(usize) -> Duration>,
+}
+
+pub fn time(calls: usize, mut call: impl FnMut()) -> Duration {
+    let start = Instant::now();
+    for _ in 0..calls {
+        call();
+    }
+    start.elapsed()
+}
+
+/// Median seconds per call of each contender. They take their samples in turn, so that what else
+/// the machine does hits all alike.
+pub fn measure(contenders: &mut [Contender], sampling: &Sampling) -> Vec<f64> {
+    // The first call may still set something up; the second tells how many make a sample.
+    let calls: Vec<usize> = contenders
+        .iter_mut()
+        .map(|contender| {
+            (contender.run)(1);
+            let one = (contender.run)(1).as_nanos().max(1);
+            (sampling.sample.as_nanos() / one).clamp(1, 10_000) as usize
+        })
+        .collect();
+    let mut samples = vec![Vec::new(); contenders.len()];
+    let mut spent = vec![Duration::ZERO; contenders.len()];
+    for _ in 0..sampling.samples {
+        for (i, contender) in contenders.iter_mut().enumerate() {
+            if spent[i] > sampling.budget && samples[i].len() >= Sampling::FEWEST {
+                continue;
+            }
+            // What the others evicted comes back; cold buffers stay cold.
+            (contender.run)(calls[i].div_ceil(4));
+            let taken = (contender.run)(calls[i]);
+            spent[i] += taken;
+            samples[i].push(taken.as_secs_f64() / calls[i] as f64);
+        }
+    }
+    samples.into_iter().map(median).collect()
+}
+
+fn median(mut samples: Vec<f64>) -> f64 {
+    samples.sort_by(f64::total_cmp);
+    let middle = samples.len() / 2;
+    match samples.len() % 2 {
+        0 => (samples[middle - 1] + samples[middle]) / 2.0,
+        _ => samples[middle],
+    }
+}
+
+/// Elements that start at a cache line, as allocators of inference engines align them.
+pub struct Aligned<T> {
+    lines: Vec<Line>,
+    len: usize,
+    element: std::marker::PhantomData<T>,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub struct Line(pub [u8; LINE]);
+
+/// Types that any bytes are a valid value of.
+pub trait Plain: Copy {}
+impl Plain for f32 {}
+impl Plain for f16 {}
+impl Plain for bf16 {}
+
+impl<T: Plain> Aligned<T> {
+    pub fn zeros(len: usize) -> Self {
+        Self {
+            lines: vec![Line([0; LINE]); (len * size_of::<T>()).div_ceil(LINE)],
+            len,
+            element: std::marker::PhantomData,
+        }
+    }
+
+    pub fn as_slice(&self) -> &[T] {
+        // SAFETY: the lines hold this many elements, aligned, and any bytes are one.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+    }
+
+    pub fn as_mut_slice(&mut self) -> &mut [T] {
+        // SAFETY: as above, and the borrow is unique.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+/// Values between -1 and 1 without a pattern that a rotation would notice.
+pub fn values<T: Element>(len: usize) -> impl Iterator<Item = T> {
+    (0..len).map(|i| T::narrow((i * 37 % 251) as f32 / 125.0 - 1.0))
+}
+
+pub fn filled<T: Element + Plain>(len: usize) -> Aligned<T> {
+    let mut buffer = Aligned::zeros(len);
+    for (to, value) in buffer.as_mut_slice().iter_mut().zip(values(len)) {
+        *to = value;
+    }
+    buffer
+}

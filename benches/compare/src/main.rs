@@ -1,0 +1,310 @@
+//! Measures phasor's host backend, the limits of memory and other implementations in one run.
+
+mod candle;
+mod cases;
+mod limits;
+mod peers;
+mod phasor;
+mod report;
+mod svg;
+
+use crate::cases::{Case, Contender, DTYPES, PAIRINGS, Plain, Sampling, measure};
+use crate::report::{Growth, Machine, Measurement, Report};
+use ::phasor::half::{bf16, f16};
+use ::phasor::{Dtype, Element, Isa, Pairing};
+use candle_core::WithDType;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use std::collections::BTreeSet;
+use std::error::Error;
+
+const USAGE: &str = "\
+Options:
+  --python PATH     a Python with some of the packages of requirements.txt; may be repeated
+  --growth          also measure how cost grows with tokens, heads, head_dim and threads
+  --filter TEXT     only cases whose name contains TEXT
+  --quick           few samples on small buffers: shows that everything runs, and nothing else
+  --markdown FILE   write tables there instead of printing them
+  --svg FILE        draw charts: FILE, and beside it one for all threads and one for growth
+  --json FILE       save the results
+  --from FILE       measure nothing, take saved results";
+
+#[derive(Default)]
+struct Options {
+    pythons: Vec<String>,
+    growth: bool,
+    filter: String,
+    quick: bool,
+    markdown: Option<String>,
+    svg: Option<String>,
+    json: Option<String>,
+    from: Option<String>,
+}
+
+impl Options {
+    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
+        let mut options = Self::default();
+        while let Some(argument) = arguments.next() {
+            let mut value = || {
+                let value = arguments.next();
+                value.ok_or_else(|| format!("{argument} needs a value\n{USAGE}"))
+            };
+            match argument.as_str() {
+                "--python" => options.pythons.push(value()?),
+                "--growth" => options.growth = true,
+                "--filter" => options.filter = value()?,
+                "--quick" => options.quick = true,
+                "--markdown" => options.markdown = Some(value()?),
+                "--svg" => options.svg = Some(value()?),
+                "--json" => options.json = Some(value()?),
+                "--from" => options.from = Some(value()?),
+                _ => return Err(format!("{argument}?\n{USAGE}")),
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// A case with what varies.
+#[derive(Clone)]
+struct Setting {
+    case: Case,
+    dtype: Dtype,
+    pairing: Pairing,
+    threads: usize,
+}
+
+impl Setting {
+    fn pairing_name(&self) -> String {
+        self.pairing.name().replace('_', "-")
+    }
+}
+
+impl std::fmt::Display for Setting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (name, dtype, pairing) = (&self.case.name, self.dtype, self.pairing_name());
+        write!(f, "{name}, {dtype} {pairing}, threads: {}", self.threads)
+    }
+}
+
+/// Seconds of each limit.
+#[derive(Clone, Copy)]
+struct Limits {
+    memcpy: f64,
+    update: f64,
+}
+
+fn main() -> Result<(), Failure> {
+    let options = Options::parse(std::env::args().skip(1)).unwrap_or_else(|message| {
+        eprintln!("{message}");
+        std::process::exit(2)
+    });
+    let report = match &options.from {
+        Some(path) => serde_json::from_str(&std::fs::read_to_string(path)?)?,
+        None => run(&options)?,
+    };
+    if let Some(path) = &options.json {
+        std::fs::write(path, serde_json::to_string_pretty(&report)? + "\n")?;
+    }
+    match &options.markdown {
+        Some(path) => std::fs::write(path, report.markdown())?,
+        None => println!("{}", report.markdown()),
+    }
+    if let Some(path) = &options.svg {
+        for (suffix, chart) in svg::charts(&report) {
+            let stem = path.strip_suffix(".svg").unwrap_or(path);
+            std::fs::write(format!("{stem}{suffix}.svg"), chart)?;
+        }
+    }
+    Ok(())
+}
+
+fn run(options: &Options) -> Result<Report, Failure> {
+    let machine = Machine::read();
+    let sampling = Sampling::new(options.quick, &machine);
+    let mut report = Report {
+        date: report::today(),
+        versions: report::own_versions(),
+        isa: Isa::best().name().to_owned(),
+        quick: options.quick,
+        measurements: Vec::new(),
+        growth: Vec::new(),
+        skipped: BTreeSet::new(),
+        machine,
+    };
+    for python in &options.pythons {
+        peers::check(python)?;
+    }
+    for threads in BTreeSet::from([1, report.machine.threads]) {
+        let settings = settings(threads, options);
+        let pool = pool(threads)?;
+        let mut all = Vec::new();
+        for setting in &settings {
+            eprintln!("{setting}");
+            let (limits, measured) = pool.install(|| measure_setting(setting, &sampling))?;
+            let rows = measured.into_iter();
+            let rows = rows.map(|(library, seconds)| row(setting, library, seconds, limits));
+            report.measurements.extend(rows);
+            all.push(limits);
+        }
+        // An idle pool would take processor time from the peers' processes.
+        drop(pool);
+        for python in options.pythons.iter().filter(|_| !settings.is_empty()) {
+            let mut answers = peers::run(python, &settings, &all, &sampling)?;
+            report.versions.append(&mut answers.versions);
+            for (id, library, seconds, limits) in answers.measured {
+                report
+                    .measurements
+                    .push(row(&settings[id], library, seconds, limits));
+            }
+            for (id, library, reason) in answers.skipped {
+                report.skipped.insert(match id {
+                    None => format!("{library}: {reason}"),
+                    Some(id) => format!("{library}, {}: {reason}", settings[id]),
+                });
+            }
+        }
+    }
+    // Rows of one setting side by side, whichever process they come from.
+    let order: Vec<String> = cases::all(options.quick)
+        .into_iter()
+        .map(|case| case.name)
+        .collect();
+    report.measurements.sort_by_key(|m| {
+        let case = order.iter().position(|name| *name == m.case);
+        let dtype = DTYPES.iter().position(|dtype| dtype.name() == m.dtype);
+        (m.threads, case, dtype, m.pairing.clone())
+    });
+    if options.growth {
+        report.growth = growth(options.quick, report.machine.threads, &sampling)?;
+    }
+    Ok(report)
+}
+
+fn settings(threads: usize, options: &Options) -> Vec<Setting> {
+    let mut settings = Vec::new();
+    for case in cases::all(options.quick) {
+        if !case.name.contains(&options.filter) {
+            continue;
+        }
+        for dtype in DTYPES {
+            settings.extend(PAIRINGS.map(|pairing| Setting {
+                case: case.clone(),
+                dtype,
+                pairing,
+                threads,
+            }));
+        }
+    }
+    settings
+}
+
+fn row(setting: &Setting, library: String, seconds: f64, limits: Limits) -> Measurement {
+    Measurement {
+        case: setting.case.name.clone(),
+        dtype: setting.dtype.name().to_owned(),
+        pairing: setting.pairing_name(),
+        threads: setting.threads,
+        library,
+        seconds,
+        memcpy: limits.memcpy,
+        update: limits.update,
+        bytes: setting.case.footprint(setting.dtype).bytes(),
+    }
+}
+
+fn pool(threads: usize) -> Result<ThreadPool, rayon::ThreadPoolBuildError> {
+    ThreadPoolBuilder::new().num_threads(threads).build()
+}
+
+type Failure = Box<dyn Error + Send + Sync>;
+type Measured = Result<(Limits, Vec<(String, f64)>), Failure>;
+
+/// The limits, then every library of this process. Runs inside the pool whose threads are used.
+fn measure_setting(setting: &Setting, sampling: &Sampling) -> Measured {
+    fn of<T: Element + Plain + WithDType>(
+        setting: &Setting,
+        sampling: &Sampling,
+    ) -> Result<Vec<Contender>, Failure> {
+        let Setting { case, pairing, .. } = setting;
+        let variants = phasor::variants(setting.dtype);
+        let mut contenders = phasor::contenders::<T>(case, *pairing, &variants, sampling)?;
+        contenders.push(candle::contender::<T>(case, *pairing, sampling)?);
+        Ok(contenders)
+    }
+    let contenders = match setting.dtype {
+        Dtype::F32 => of::<f32>(setting, sampling),
+        Dtype::F16 => of::<f16>(setting, sampling),
+        Dtype::Bf16 => of::<bf16>(setting, sampling),
+    }?;
+    Ok(beside_limits(
+        &setting.case,
+        setting.dtype,
+        contenders,
+        sampling,
+    ))
+}
+
+fn beside_limits(
+    case: &Case,
+    dtype: Dtype,
+    contenders: Vec<Contender>,
+    sampling: &Sampling,
+) -> (Limits, Vec<(String, f64)>) {
+    let mut all = Vec::from(limits::contenders(case, dtype, sampling));
+    all.extend(contenders);
+    let seconds = measure(&mut all, sampling);
+    let limits = Limits {
+        memcpy: seconds[0],
+        update: seconds[1],
+    };
+    let measured = all.into_iter().zip(seconds).skip(2);
+    (
+        limits,
+        measured
+            .map(|(contender, taken)| (contender.library, taken))
+            .collect(),
+    )
+}
+
+/// bf16, half-split, in place and cold, with all threads unless threads are the axis.
+fn growth(quick: bool, threads: usize, sampling: &Sampling) -> Result<Vec<Growth>, Failure> {
+    let most = |most: u32, few: u32| (0..=if quick { few } else { most }).map(|i| 1usize << i);
+    let tokens = if quick { 16 } else { 512 };
+    let mut points: Vec<(String, usize, usize, Case)> = Vec::new();
+    // One of eight devices' share of Llama-3-8B's heads, so that a million tokens fit in memory.
+    points.extend(most(20, 6).map(|x| {
+        let axis = "tokens (4 + 1 heads of 128)".to_owned();
+        (axis, x, threads, Case::llama("", x).heads(4, 1, 128))
+    }));
+    points.extend(most(7, 3).map(|x| {
+        let axis = format!("query heads, a quarter as many key heads ({tokens} tokens of 128)");
+        let case = Case::llama("", tokens).heads(x, x.div_ceil(4), 128);
+        (axis, x, threads, case)
+    }));
+    points.extend([64, 80, 96, 128, 192, 256, 384, 512].map(|x| {
+        let axis = format!("head_dim ({tokens} tokens, 32 + 8 heads)");
+        (axis, x, threads, Case::llama("", tokens).heads(32, 8, x))
+    }));
+    points.extend((1..=threads).map(|x| {
+        let axis = format!("threads ({} tokens, 32 + 8 heads of 128)", 4 * tokens);
+        (axis, x, x, Case::llama("", 4 * tokens))
+    }));
+    let mut growth = Vec::new();
+    for (axis, x, threads, case) in points {
+        eprintln!("growth, {axis}: {x}");
+        let (limits, measured) = pool(threads)?.install(|| {
+            let pairing = Pairing::HalfSplit;
+            let ours = phasor::contenders::<bf16>(&case, pairing, &[Isa::best()], sampling)?;
+            Ok::<_, ::phasor::Error>(beside_limits(&case, Dtype::Bf16, ours, sampling))
+        })?;
+        growth.push(Growth {
+            axis,
+            x,
+            bytes: case.footprint(Dtype::Bf16).bytes(),
+            phasor: measured[0].1,
+            memcpy: limits.memcpy,
+            update: limits.update,
+        });
+    }
+    Ok(growth)
+}

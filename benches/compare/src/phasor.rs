@@ -1,0 +1,118 @@
+//! phasor's host backend: the variant it chooses, and the others forced.
+
+use crate::cases::{Aligned, Case, Contender, Plain, Ring, Sampling, THETA, filled, time};
+use phasor::{
+    Dtype, Element, Frequencies, Host, HostInOut, InOut, Isa, Layout, Pairing, PositionKind,
+    Positions, Problem, Rope, Threads,
+};
+use std::cell::RefCell;
+use std::hint::black_box;
+use std::rc::Rc;
+
+pub const PHASOR: &str = "phasor";
+
+/// Source and, out of place, destination.
+struct Tensor<T> {
+    source: Aligned<T>,
+    destination: Option<Aligned<T>>,
+}
+
+impl<T: Element + Plain> Tensor<T> {
+    fn new(len: usize, in_place: bool) -> Self {
+        let source = filled(len);
+        let destination = (!in_place).then(|| filled(len));
+        Self {
+            source,
+            destination,
+        }
+    }
+
+    fn in_out(&mut self) -> HostInOut<'_, T> {
+        match &mut self.destination {
+            None => InOut::InPlace(self.source.as_mut_slice()),
+            Some(destination) => InOut::OutOfPlace {
+                source: self.source.as_slice(),
+                destination: destination.as_mut_slice(),
+            },
+        }
+    }
+}
+
+/// Variants that differ for this element type, slowest first.
+pub fn variants(dtype: Dtype) -> Vec<Isa> {
+    Isa::ALL
+        .into_iter()
+        .filter(|isa| isa.is_available() && (*isa != Isa::Avx512Bf16 || dtype == Dtype::Bf16))
+        .collect()
+}
+
+/// The given variants; the last is called by phasor's name alone.
+pub fn contenders<T: Element + Plain>(
+    case: &Case,
+    pairing: Pairing,
+    variants: &[Isa],
+    sampling: &Sampling,
+) -> Result<Vec<Contender>, phasor::Error> {
+    let rope = Rope::new(Frequencies::from_theta(THETA, case.rotary_dim)?, pairing);
+    let tensors = 1 + usize::from(!case.in_place);
+    let bytes = tensors * (case.q_len() + case.k_len()) * size_of::<T>();
+    let pairs = (0..sampling.buffers(case, bytes)).map(|_| {
+        (
+            Tensor::<T>::new(case.q_len(), case.in_place),
+            Tensor::<T>::new(case.k_len(), case.in_place),
+        )
+    });
+    let ring = Rc::new(RefCell::new(Ring::new(pairs.collect())));
+    let threads = match rayon::current_num_threads() {
+        1 => Threads::One,
+        _ => Threads::Pool,
+    };
+    let layout = |heads| -> InOut<Layout> {
+        let layout = Layout::bshd(case.sequences, case.tokens, heads, case.head_dim);
+        match case.in_place {
+            true => layout.into(),
+            false => (layout, layout).into(),
+        }
+    };
+    let kind = match case.sequences {
+        1 => PositionKind::Start,
+        _ => PositionKind::StartPerRow,
+    };
+    let problem = Problem::new(T::DTYPE)
+        .q(layout(case.q_heads))
+        .k(layout(case.k_heads))
+        .positions(kind);
+    let mut contenders = Vec::new();
+    for (i, &isa) in variants.iter().enumerate() {
+        let host = Host::new().with_isa(isa)?.with_threads(threads);
+        let rotator = host.rotator(&rope);
+        let plan = rotator.plan(&problem)?;
+        let starts = case.positions();
+        let ring = Rc::clone(&ring);
+        contenders.push(Contender {
+            library: match i + 1 == variants.len() {
+                true => PHASOR.to_owned(),
+                false => format!("{PHASOR}, {}", isa.name()),
+            },
+            run: Box::new(move |calls| {
+                let mut ring = ring.borrow_mut();
+                let positions = match kind {
+                    PositionKind::Start => Positions::start(starts[0]),
+                    _ => Positions::start_per_row(&starts[..]),
+                };
+                time(calls, || {
+                    let (q, k) = ring.next();
+                    rotator
+                        .rotate(
+                            &plan,
+                            Some(q.in_out()),
+                            Some(k.in_out()),
+                            black_box(positions),
+                        )
+                        .expect("the buffers are as planned");
+                })
+            }),
+        });
+    }
+    Ok(contenders)
+}

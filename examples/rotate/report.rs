@@ -1,7 +1,7 @@
 //! The layout of the report: labelled lines, headings, tables.
 
 const WIDTH: usize = 84;
-const LABEL: usize = 11;
+const LABEL: usize = 13;
 
 #[derive(Default)]
 pub struct Report(String);

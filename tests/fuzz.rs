@@ -136,7 +136,7 @@ fn angles(source: &mut Source<'_>) -> Option<Angles> {
 }
 
 fn on_axes(source: &mut Source<'_>, rotary_dim: usize) -> Option<Frequencies> {
-    let axes = 1 + source.size(3);
+    let axes = source.size(3).saturating_add(1);
     let pairs = rotary_dim / 2;
     if axes > 8 || source.byte().is_multiple_of(2) {
         let axis_of_pair: Vec<_> = (0..pairs).map(|_| source.size(3)).collect();

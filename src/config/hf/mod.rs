@@ -25,7 +25,8 @@ impl ModelConfig {
     ///
     /// theta, head_dim, the part of a head that rotates, RoPE scaling, kinds of layers and layers
     /// that do not rotate are read under every name that Hugging Face transformers 5.23 reads them
-    /// by: `rope_scaling` and `rope_parameters` (`rope_scaling` wins unless it is empty), `type` and
+    /// by: `rope_scaling` and `rope_parameters` (`rope_scaling` wins unless it is empty; beside tables
+    /// per kind of layer it is laid over those that an old config's is about), `type` and
     /// `rope_type` (the latter wins), `rotary_pct`, `rotary_emb_base`, `rope_local_base_freq`, tables
     /// per kind of layer, configs inside `text_config` and the like. Where a key is absent (or
     /// null), the default of the model's family holds, which goes for its sizes too. A key twice in

@@ -70,7 +70,7 @@ mod host_element {
 /// signed zeros and subnormals, and turns every NaN into the canonical one that NVIDIA GPUs
 /// produce: `0x7fffffff` (f32) or `0x7fff` (f16, bf16).
 pub trait Element:
-    sealed::Sealed + crate::host::VectorElement + DeviceElement + Copy + Send + Sync + 'static
+    sealed::Sealed + crate::host::VectorElement + DeviceElement + Copy + Default + Send + Sync + 'static
 {
     /// The [`Dtype`] of this type.
     const DTYPE: Dtype;

@@ -6,148 +6,104 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::run::HeadRun;
-use super::scalar;
-use crate::angle::phase;
+use super::run::{AngleBlock, HeadRun, Phases};
+use super::vector::{self, Float, Loops, PairVectors, PhaseVectors};
 use crate::element::Element;
-use crate::rope::{Pairing, Pairings};
 
-/// Pairs in a vector.
-const LANES: usize = 8;
+/// The variant for elements of every type.
+pub struct Avx2;
 
-/// Vector loads and stores of one element type: exact to f32, and rounded back as
-/// [`Element::narrow`] does.
-#[doc(hidden)]
-pub trait Lanes: Sized {
-    /// 8 consecutive elements.
-    ///
-    /// # Safety
-    /// Readable for 8 elements; the processor has AVX2, FMA and F16C. The same holds below.
-    unsafe fn load(from: *const Self) -> __m256;
-    /// 8 consecutive elements.
-    ///
-    /// # Safety
-    /// See [`load`](Self::load).
-    unsafe fn store(to: *mut Self, x: __m256);
-    /// 16 consecutive elements, those of even and those of odd index.
-    ///
-    /// # Safety
-    /// See [`load`](Self::load).
-    unsafe fn load_pairs(from: *const Self) -> (__m256, __m256);
-    /// The reverse of [`load_pairs`](Self::load_pairs).
-    ///
-    /// # Safety
-    /// See [`load`](Self::load).
-    unsafe fn store_pairs(to: *mut Self, a: __m256, b: __m256);
-}
-
-/// Rotates all heads of a run.
-///
-/// # Safety
-/// The run's pointers are valid for its heads; the processor has AVX2, FMA and F16C.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn rotate_heads<T: Element>(
-    pairings: Pairings,
-    run: &HeadRun<T>,
-    cos: &[f32],
-    sin: &[f32],
-) {
-    for h in 0..run.heads {
-        // SAFETY: the caller vouches for every head of the run.
-        unsafe {
-            let source = run.source.add(h * run.source_stride);
-            let destination = run.destination.add(h * run.destination_stride);
-            rotate_rest(pairings, run, (source, destination), 0, cos, sin);
-        }
+impl Loops for Avx2 {
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn heads<V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const STREAM: usize>(
+        run: &HeadRun<T>,
+        angles: &AngleBlock,
+        pairs: usize,
+    ) where
+        V: PairVectors<T>,
+        T: Element,
+    {
+        // SAFETY: the caller's.
+        unsafe { vector::heads::<V, T, FROM_HALVES, TO_HALVES, STREAM>(run, angles, pairs) }
     }
 }
 
-/// Pairs `from..` of the run's block, in one head.
+/// cos and sin of as many phases as there are steps, each times its scale.
 ///
 /// # Safety
-/// `source` and `destination` start the rotated window of a head of the run; the processor has
-/// AVX2, FMA and F16C.
-#[inline]
+/// There are at most [`super::run::BLOCK`] steps; the processor has AVX2, FMA and F16C.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn rotate_rest<T: Element>(
-    pairings: Pairings,
-    run: &HeadRun<T>,
-    (source, destination): (*const T, *mut T),
-    mut from: usize,
-    cos: &[f32],
-    sin: &[f32],
-) {
-    // SAFETY: whole vectors of pairs are read and written inside the rotated window; cos and sin
-    // are as long as the block.
-    unsafe {
-        while from + LANES <= cos.len() {
-            let cos = _mm256_loadu_ps(cos.as_ptr().add(from));
-            let sin = _mm256_loadu_ps(sin.as_ptr().add(from));
-            let pair = run.first + from;
-            let (a, b) = scalar::members(pairings.source, pair, run.pairs);
-            let (x, y) = match pairings.source {
-                Pairing::HalfSplit => (
-                    <T as Lanes>::load(source.add(a)),
-                    <T as Lanes>::load(source.add(b)),
-                ),
-                Pairing::Interleaved => <T as Lanes>::load_pairs(source.add(a)),
-            };
-            let (x, y) = rotate(x, y, cos, sin);
-            let (a, b) = scalar::members(pairings.destination, pair, run.pairs);
-            match pairings.destination {
-                Pairing::HalfSplit => {
-                    <T as Lanes>::store(destination.add(a), x);
-                    <T as Lanes>::store(destination.add(b), y);
-                }
-                Pairing::Interleaved => <T as Lanes>::store_pairs(destination.add(a), x, y),
-            }
-            from += LANES;
-        }
-        scalar::rotate_rest(pairings, run, (source, destination), from, cos, sin);
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn rotate(a: __m256, b: __m256, cos: __m256, sin: __m256) -> (__m256, __m256) {
-    (
-        _mm256_fmsub_ps(a, cos, _mm256_mul_ps(b, sin)),
-        _mm256_fmadd_ps(a, sin, _mm256_mul_ps(b, cos)),
-    )
-}
-
-/// cos and sin at one position, each times its scale.
-///
-/// # Safety
-/// The processor has AVX2, FMA and F16C.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn form_exact(
+pub(super) unsafe fn form(
     steps: &[u64],
-    position: i64,
+    phases: Phases,
     scales: (f32, f32),
-    cos: &mut [f32],
-    sin: &mut [f32],
+    angles: &mut AngleBlock,
 ) {
-    let whole = steps.len() / LANES * LANES;
-    let (cos_scale, sin_scale) = (_mm256_set1_ps(scales.0), _mm256_set1_ps(scales.1));
-    let position_vector = _mm256_set1_epi64x(position);
-    for at in (0..whole).step_by(LANES) {
-        // SAFETY: `at + 8` is within steps, and cos and sin are as long.
-        unsafe {
-            let low = _mm256_loadu_si256(steps.as_ptr().add(at).cast());
-            let high = _mm256_loadu_si256(steps.as_ptr().add(at + 4).cast());
-            let (c, s) = cos_sin(mul_lo(low, position_vector), mul_lo(high, position_vector));
-            _mm256_storeu_ps(cos.as_mut_ptr().add(at), _mm256_mul_ps(c, cos_scale));
-            _mm256_storeu_ps(sin.as_mut_ptr().add(at), _mm256_mul_ps(s, sin_scale));
-        }
+    // SAFETY: the caller's.
+    unsafe { vector::form::<Avx2>(steps, phases, scales, angles) }
+}
+
+impl Float for __m256 {
+    #[inline]
+    #[target_feature(enable = "avx")]
+    unsafe fn splat(x: f32) -> Self {
+        _mm256_set1_ps(x)
     }
-    scalar::form_exact(
-        &steps[whole..],
-        position,
-        scales,
-        &mut cos[whole..],
-        &mut sin[whole..],
-    );
+    #[inline]
+    #[target_feature(enable = "avx")]
+    unsafe fn mul(self, by: Self) -> Self {
+        _mm256_mul_ps(self, by)
+    }
+    #[inline]
+    #[target_feature(enable = "fma")]
+    unsafe fn mul_add(self, by: Self, plus: Self) -> Self {
+        _mm256_fmadd_ps(self, by, plus)
+    }
+    #[inline]
+    #[target_feature(enable = "fma")]
+    unsafe fn mul_sub(self, by: Self, minus: Self) -> Self {
+        _mm256_fmsub_ps(self, by, minus)
+    }
+}
+
+/// The upper 32 bits of 8 values, in the order 0 1 4 5 2 3 6 7.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn upper_words([a, b]: [__m256i; 2]) -> __m256i {
+    let (a, b) = (_mm256_castsi256_ps(a), _mm256_castsi256_ps(b));
+    _mm256_castps_si256(_mm256_shuffle_ps::<0b11_01_11_01>(a, b))
+}
+
+/// The lower 32 bits of 8 values, in the same order.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn lower_words([a, b]: [__m256i; 2]) -> __m256i {
+    let (a, b) = (_mm256_castsi256_ps(a), _mm256_castsi256_ps(b));
+    _mm256_castps_si256(_mm256_shuffle_ps::<0b10_00_10_00>(a, b))
+}
+
+/// Puts the order 0 1 4 5 2 3 6 7 right.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn in_order(x: __m256) -> __m256 {
+    _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(_mm256_castps_pd(x)))
+}
+
+/// Flips the sign of `x` where that of `by` is set.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn flip(x: __m256, by: __m256i) -> __m256 {
+    let sign = _mm256_and_si256(by, _mm256_set1_epi32(i32::MIN));
+    _mm256_xor_ps(x, _mm256_castsi256_ps(sign))
+}
+
+/// The absolute value of the lower 62 bits, which carry a sign, times 4.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn magnitude(phases: __m256i) -> __m256i {
+    let rest = _mm256_slli_epi64::<2>(phases);
+    let sign = _mm256_cmpgt_epi64(_mm256_setzero_si256(), rest);
+    _mm256_sub_epi64(_mm256_xor_si256(rest, sign), sign)
 }
 
 /// The low 64 bits of each product.
@@ -161,111 +117,166 @@ fn mul_lo(a: __m256i, b: __m256i) -> __m256i {
     _mm256_add_epi64(_mm256_mul_epu32(a, b), _mm256_slli_epi64::<32>(cross))
 }
 
-/// The upper 32 bits of 8 phases, in the order 0 1 4 5 2 3 6 7.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn high_words(a: __m256i, b: __m256i) -> __m256i {
-    let (a, b) = (_mm256_castsi256_ps(a), _mm256_castsi256_ps(b));
-    _mm256_castps_si256(_mm256_shuffle_ps::<0b11_01_11_01>(a, b))
+impl PhaseVectors for Avx2 {
+    type Phases = [__m256i; 2];
+    type Vector = __m256;
+    const LANES: usize = 8;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load(from: *const u64) -> Self::Phases {
+        // SAFETY: the caller's.
+        unsafe {
+            [
+                _mm256_loadu_si256(from.cast()),
+                _mm256_loadu_si256(from.add(4).cast()),
+            ]
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn store(to: *mut u64, phases: Self::Phases) {
+        // SAFETY: the caller's.
+        unsafe {
+            _mm256_storeu_si256(to.cast(), phases[0]);
+            _mm256_storeu_si256(to.add(4).cast(), phases[1]);
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn add(a: Self::Phases, b: Self::Phases) -> Self::Phases {
+        [_mm256_add_epi64(a[0], b[0]), _mm256_add_epi64(a[1], b[1])]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn mul(steps: Self::Phases, position: u64) -> Self::Phases {
+        let position = _mm256_set1_epi64x(position as i64);
+        [mul_lo(steps[0], position), mul_lo(steps[1], position)]
+    }
+
+    // In the order of `upper_words`; `place` puts it right.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn distance([a, b]: Self::Phases) -> (__m256, __m256) {
+        let (a, b) = (magnitude(a), magnitude(b));
+        let high = _mm256_srli_epi32::<8>(upper_words([a, b]));
+        let low = lower_words([_mm256_srli_epi64::<9>(a), _mm256_srli_epi64::<9>(b)]);
+        let low = _mm256_and_si256(low, _mm256_set1_epi32(0x7fff_ffff));
+        (_mm256_cvtepi32_ps(high), _mm256_cvtepi32_ps(low))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn place(phases: Self::Phases, cosine: __m256, sine: __m256) -> (__m256, __m256) {
+        let top = upper_words(phases);
+        let sine = flip(sine, _mm256_slli_epi32::<2>(top));
+        // The nearest quarter turn is in the upper two bits.
+        let quarter = _mm256_add_epi32(top, _mm256_set1_epi32(0x2000_0000));
+        let odd = _mm256_castsi256_ps(_mm256_slli_epi32::<1>(quarter));
+        let next = _mm256_add_epi32(quarter, _mm256_set1_epi32(0x4000_0000));
+        (
+            in_order(flip(_mm256_blendv_ps(cosine, sine, odd), next)),
+            in_order(flip(_mm256_blendv_ps(sine, cosine, odd), quarter)),
+        )
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn store_factors(to: *mut f32, factors: __m256) {
+        // SAFETY: the caller's.
+        unsafe { _mm256_storeu_ps(to, factors) }
+    }
 }
 
-/// The lower 32 bits of 8 values, in the same order.
+/// Whether either holds a NaN in any place.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn low_words(a: __m256i, b: __m256i) -> __m256i {
-    let (a, b) = (_mm256_castsi256_ps(a), _mm256_castsi256_ps(b));
-    _mm256_castps_si256(_mm256_shuffle_ps::<0b10_00_10_00>(a, b))
+fn has_nan((a, b): (__m256, __m256)) -> bool {
+    _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_UNORD_Q>(a, b)) != 0
 }
 
-/// Puts the order 0 1 4 5 2 3 6 7 right.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn in_order(x: __m256) -> __m256 {
-    _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(_mm256_castps_pd(x)))
-}
-
-/// [`phase::cos_sin`] of phases 0 to 3 and 4 to 7.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn cos_sin(low: __m256i, high: __m256i) -> (__m256, __m256) {
-    let rest = [_mm256_slli_epi64::<2>(low), _mm256_slli_epi64::<2>(high)];
-    let magnitude = rest.map(|rest| {
-        let sign = _mm256_cmpgt_epi64(_mm256_setzero_si256(), rest);
-        _mm256_sub_epi64(_mm256_xor_si256(rest, sign), sign)
-    });
-    let top = low_words(
-        _mm256_srli_epi64::<40>(magnitude[0]),
-        _mm256_srli_epi64::<40>(magnitude[1]),
-    );
-    let bottom = _mm256_and_si256(
-        low_words(
-            _mm256_srli_epi64::<9>(magnitude[0]),
-            _mm256_srli_epi64::<9>(magnitude[1]),
-        ),
-        _mm256_set1_epi32(0x7fff_ffff),
-    );
-    let set = _mm256_set1_ps;
-    let s = _mm256_fmadd_ps(
-        _mm256_cvtepi32_ps(bottom),
-        set(phase::LOW_UNIT),
-        _mm256_mul_ps(_mm256_cvtepi32_ps(top), set(phase::HIGH_UNIT)),
-    );
-    let z = _mm256_mul_ps(s, s);
-
-    let p = _mm256_fmadd_ps(z, set(phase::SIN[3]), set(phase::SIN[2]));
-    let p = _mm256_fmadd_ps(z, p, set(phase::SIN[1]));
-    let p = _mm256_fmadd_ps(z, p, set(phase::SIN[0]));
-    let sine = _mm256_fmadd_ps(s, set(phase::SIN_1), _mm256_mul_ps(s, p));
-
-    let c = _mm256_fmadd_ps(z, set(phase::COS[3]), set(phase::COS[2]));
-    let c = _mm256_fmadd_ps(z, c, set(phase::COS[1]));
-    let c = _mm256_fmadd_ps(z, c, set(phase::COS[0]));
-    let cosine = _mm256_fmadd_ps(z, c, set(1.0));
-
-    let sign_bit = _mm256_set1_epi32(i32::MIN);
-    let rest_sign = _mm256_and_si256(high_words(rest[0], rest[1]), sign_bit);
-    let sine = _mm256_xor_ps(sine, _mm256_castsi256_ps(rest_sign));
-    let quarter = _mm256_srli_epi32::<30>(_mm256_add_epi32(
-        high_words(low, high),
-        _mm256_set1_epi32(0x2000_0000),
-    ));
-    let odd = _mm256_castsi256_ps(_mm256_slli_epi32::<31>(quarter));
-    let sign =
-        |quarter| _mm256_castsi256_ps(_mm256_and_si256(_mm256_slli_epi32::<30>(quarter), sign_bit));
-    let cos_sign = sign(_mm256_add_epi32(quarter, _mm256_set1_epi32(1)));
-    let sin_sign = sign(quarter);
-    (
-        in_order(_mm256_xor_ps(_mm256_blendv_ps(cosine, sine, odd), cos_sign)),
-        in_order(_mm256_xor_ps(_mm256_blendv_ps(sine, cosine, odd), sin_sign)),
-    )
-}
-
-/// Every NaN becomes 0x7fffffff.
-#[inline]
+/// Every NaN becomes 0x7fffffff. NaNs are rare: kept out of the way of all else.
+#[cold]
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn canonical(x: __m256) -> __m256 {
     let nan = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fff_ffff));
     _mm256_blendv_ps(x, nan, _mm256_cmp_ps::<_CMP_UNORD_Q>(x, x))
 }
 
-impl Lanes for f32 {
+/// [`canonical`] where there is any NaN.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn without_nan((a, b): (__m256, __m256)) -> (__m256, __m256) {
+    if has_nan((a, b)) {
+        (canonical(a), canonical(b))
+    } else {
+        (a, b)
+    }
+}
+
+/// 32 bytes, past the caches if `STREAM` is the alignment, or a multiple.
+///
+/// # Safety
+/// Writable for 32 bytes, and aligned; the processor has AVX2.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn store_half_line<const STREAM: usize>(to: *mut __m256i, x: __m256i) {
+    // SAFETY: the caller's.
+    unsafe {
+        match STREAM {
+            64 => _mm256_stream_si256(to, x),
+            16 => {
+                let to = to.cast::<__m128i>();
+                _mm_stream_si128(to, _mm256_castsi256_si128(x));
+                _mm_stream_si128(to.add(1), _mm256_extracti128_si256::<1>(x));
+            }
+            _ => _mm256_storeu_si256(to, x),
+        }
+    }
+}
+
+/// 16 bytes, past the caches if `STREAM` is the alignment, or a multiple.
+///
+/// # Safety
+/// Writable for 16 bytes, and aligned.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn store_quarter_line<const STREAM: usize>(to: *mut __m128i, x: __m128i) {
+    // SAFETY: the caller's.
+    unsafe {
+        match STREAM {
+            0 => _mm_storeu_si128(to, x),
+            _ => _mm_stream_si128(to, x),
+        }
+    }
+}
+
+impl PairVectors<f32> for Avx2 {
+    type Vector = __m256;
+    const LANES: usize = 8;
+    type Rest = Avx2;
+
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load(from: *const Self) -> __m256 {
+    unsafe fn factors(from: *const f32) -> __m256 {
         // SAFETY: the caller's.
         unsafe { _mm256_loadu_ps(from) }
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn store(to: *mut Self, x: __m256) {
+    unsafe fn load_halves(a: *const f32, b: *const f32) -> (__m256, __m256) {
         // SAFETY: the caller's.
-        unsafe { _mm256_storeu_ps(to, canonical(x)) }
+        unsafe { (_mm256_loadu_ps(a), _mm256_loadu_ps(b)) }
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load_pairs(from: *const Self) -> (__m256, __m256) {
+    unsafe fn load_adjacent(from: *const f32) -> (__m256, __m256) {
         // SAFETY: the caller's.
         let (x, y) = unsafe { (_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))) };
         (
@@ -276,41 +287,67 @@ impl Lanes for f32 {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn store_pairs(to: *mut Self, a: __m256, b: __m256) {
-        let (a, b) = (in_order(canonical(a)), in_order(canonical(b)));
+    unsafe fn store_halves<const STREAM: usize>(
+        a: *mut f32,
+        b: *mut f32,
+        members: (__m256, __m256),
+    ) {
+        let (x, y) = without_nan(members);
         // SAFETY: the caller's.
         unsafe {
-            _mm256_storeu_ps(to, _mm256_unpacklo_ps(a, b));
-            _mm256_storeu_ps(to.add(8), _mm256_unpackhi_ps(a, b));
+            store_half_line::<STREAM>(a.cast(), _mm256_castps_si256(x));
+            store_half_line::<STREAM>(b.cast(), _mm256_castps_si256(y));
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn store_adjacent<const STREAM: usize>(to: *mut f32, members: (__m256, __m256)) {
+        let (x, y) = without_nan(members);
+        let (x, y) = (in_order(x), in_order(y));
+        let (low, high) = (_mm256_unpacklo_ps(x, y), _mm256_unpackhi_ps(x, y));
+        // SAFETY: the caller's.
+        unsafe {
+            store_half_line::<STREAM>(to.cast(), _mm256_castps_si256(low));
+            store_half_line::<STREAM>(to.add(8).cast(), _mm256_castps_si256(high));
         }
     }
 }
 
-/// 8 halves, rounded to nearest even; NaN becomes 0x7fff.
+/// 8 halves, rounded to nearest even. NaN has been seen to.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn to_f16(x: __m256) -> __m128i {
-    _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(canonical(x))
+    _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)
 }
 
-impl Lanes for f16 {
+impl PairVectors<f16> for Avx2 {
+    type Vector = __m256;
+    const LANES: usize = 8;
+    type Rest = Avx2;
+
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load(from: *const Self) -> __m256 {
+    unsafe fn factors(from: *const f32) -> __m256 {
         // SAFETY: the caller's.
-        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+        unsafe { _mm256_loadu_ps(from) }
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn store(to: *mut Self, x: __m256) {
+    unsafe fn load_halves(a: *const f16, b: *const f16) -> (__m256, __m256) {
         // SAFETY: the caller's.
-        unsafe { _mm_storeu_si128(to.cast(), to_f16(x)) }
+        unsafe {
+            (
+                _mm256_cvtph_ps(_mm_loadu_si128(a.cast())),
+                _mm256_cvtph_ps(_mm_loadu_si128(b.cast())),
+            )
+        }
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load_pairs(from: *const Self) -> (__m256, __m256) {
+    unsafe fn load_adjacent(from: *const f16) -> (__m256, __m256) {
         // Even elements to the lower half of each 128-bit lane, odd ones to the upper, then lanes
         // to halves.
         #[rustfmt::skip]
@@ -328,64 +365,234 @@ impl Lanes for f16 {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn store_pairs(to: *mut Self, a: __m256, b: __m256) {
-        let (a, b) = (to_f16(a), to_f16(b));
+    unsafe fn store_halves<const STREAM: usize>(
+        a: *mut f16,
+        b: *mut f16,
+        members: (__m256, __m256),
+    ) {
+        let (x, y) = without_nan(members);
         // SAFETY: the caller's.
         unsafe {
-            _mm_storeu_si128(to.cast(), _mm_unpacklo_epi16(a, b));
-            _mm_storeu_si128(to.add(8).cast(), _mm_unpackhi_epi16(a, b));
+            store_quarter_line::<STREAM>(a.cast(), to_f16(x));
+            store_quarter_line::<STREAM>(b.cast(), to_f16(y));
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn store_adjacent<const STREAM: usize>(to: *mut f16, members: (__m256, __m256)) {
+        let (x, y) = without_nan(members);
+        let (x, y) = (to_f16(x), to_f16(y));
+        // SAFETY: the caller's.
+        unsafe {
+            store_quarter_line::<STREAM>(to.cast(), _mm_unpacklo_epi16(x, y));
+            store_quarter_line::<STREAM>(to.add(8).cast(), _mm_unpackhi_epi16(x, y));
         }
     }
 }
 
-/// The rounded value in the upper half of each 32-bit lane; the lower half is anything.
+/// To nearest even in the upper half of each 32-bit lane; the lower half is anything. Not for NaN.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn round_to_upper(x: __m256) -> __m256i {
+fn rounded(x: __m256) -> __m256i {
     let bits = _mm256_castps_si256(x);
     let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
-    let rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
-    let nan = _mm256_set1_epi32(0x7fff_0000);
-    let is_nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
-    _mm256_blendv_epi8(rounded, nan, is_nan)
+    _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd)
 }
 
-impl Lanes for bf16 {
+/// [`rounded`], of any values.
+#[cold]
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn any_rounded(x: __m256) -> __m256i {
+    let is_nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+    _mm256_blendv_epi8(rounded(x), _mm256_set1_epi32(0x7fff_0000), is_nan)
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn both_rounded((a, b): (__m256, __m256)) -> (__m256i, __m256i) {
+    if has_nan((a, b)) {
+        (any_rounded(a), any_rounded(b))
+    } else {
+        (rounded(a), rounded(b))
+    }
+}
+
+/// The upper halves of 8 lanes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn upper_halves(x: __m256i) -> __m128i {
+    let x = _mm256_srli_epi32::<16>(x);
+    _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x))
+}
+
+/// The upper halves of 16 lanes that hold elements in the order of [`widened`].
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn both_upper_halves(low: __m256i, high: __m256i) -> __m256i {
+    _mm256_packus_epi32(_mm256_srli_epi32::<16>(low), _mm256_srli_epi32::<16>(high))
+}
+
+/// 16 elements: 0 to 3 and 8 to 11, and the others. Nothing has to cross the halves of a vector so.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn widened(x: __m256i) -> [__m256; 2] {
+    let zero = _mm256_setzero_si256();
+    [
+        _mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, x)),
+        _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, x)),
+    ]
+}
+
+/// First and second members of 8 adjacent pairs.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn parted(x: __m256i) -> (__m256, __m256) {
+    let upper = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+    (
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(x)),
+        _mm256_castsi256_ps(_mm256_and_si256(x, upper)),
+    )
+}
+
+/// The reverse of [`parted`], of rounded lanes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn merged((x, y): (__m256i, __m256i)) -> __m256i {
+    _mm256_blend_epi16::<0b1010_1010>(_mm256_srli_epi32::<16>(x), y)
+}
+
+impl PairVectors<bf16> for Avx2 {
+    type Vector = [__m256; 2];
+    const LANES: usize = 16;
+    type Rest = Avx2Eight;
+
+    // In the order of `widened`, here and below.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load(from: *const Self) -> __m256 {
+    unsafe fn factors(from: *const f32) -> Self::Vector {
         // SAFETY: the caller's.
-        let x = unsafe { _mm_loadu_si128(from.cast()) };
-        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x)))
+        unsafe {
+            [
+                _mm256_loadu2_m128(from.add(8), from),
+                _mm256_loadu2_m128(from.add(12), from.add(4)),
+            ]
+        }
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn store(to: *mut Self, x: __m256) {
-        let x = _mm256_srli_epi32::<16>(round_to_upper(x));
-        let x = _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
+    unsafe fn load_halves(a: *const bf16, b: *const bf16) -> (Self::Vector, Self::Vector) {
         // SAFETY: the caller's.
-        unsafe { _mm_storeu_si128(to.cast(), x) }
+        unsafe {
+            (
+                widened(_mm256_loadu_si256(a.cast())),
+                widened(_mm256_loadu_si256(b.cast())),
+            )
+        }
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load_pairs(from: *const Self) -> (__m256, __m256) {
+    unsafe fn load_adjacent(from: *const bf16) -> (Self::Vector, Self::Vector) {
         // SAFETY: the caller's.
-        let x = unsafe { _mm256_loadu_si256(from.cast()) };
-        let upper = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+        let (first, second) = unsafe {
+            (
+                _mm256_loadu2_m128i(from.add(16).cast(), from.cast()),
+                _mm256_loadu2_m128i(from.add(24).cast(), from.add(8).cast()),
+            )
+        };
+        let ((a0, b0), (a1, b1)) = (parted(first), parted(second));
+        ([a0, a1], [b0, b1])
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn store_halves<const STREAM: usize>(
+        a: *mut bf16,
+        b: *mut bf16,
+        (x, y): (Self::Vector, Self::Vector),
+    ) {
+        let ((x0, y0), (x1, y1)) = (both_rounded((x[0], y[0])), both_rounded((x[1], y[1])));
+        // SAFETY: the caller's.
+        unsafe {
+            store_half_line::<STREAM>(a.cast(), both_upper_halves(x0, x1));
+            store_half_line::<STREAM>(b.cast(), both_upper_halves(y0, y1));
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn store_adjacent<const STREAM: usize>(
+        to: *mut bf16,
+        (x, y): (Self::Vector, Self::Vector),
+    ) {
+        let first = merged(both_rounded((x[0], y[0])));
+        let second = merged(both_rounded((x[1], y[1])));
+        // SAFETY: the caller's.
+        unsafe {
+            store_quarter_line::<STREAM>(to.cast(), _mm256_castsi256_si128(first));
+            store_quarter_line::<STREAM>(to.add(8).cast(), _mm256_castsi256_si128(second));
+            store_quarter_line::<STREAM>(to.add(16).cast(), _mm256_extracti128_si256::<1>(first));
+            store_quarter_line::<STREAM>(to.add(24).cast(), _mm256_extracti128_si256::<1>(second));
+        }
+    }
+}
+
+/// Half as many pairs of bf16.
+pub struct Avx2Eight;
+
+impl PairVectors<bf16> for Avx2Eight {
+    type Vector = __m256;
+    const LANES: usize = 8;
+    type Rest = Avx2Eight;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn factors(from: *const f32) -> __m256 {
+        // SAFETY: the caller's.
+        unsafe { _mm256_loadu_ps(from) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load_halves(a: *const bf16, b: *const bf16) -> (__m256, __m256) {
+        // SAFETY: the caller's.
+        let (a, b) = unsafe { (_mm_loadu_si128(a.cast()), _mm_loadu_si128(b.cast())) };
+        let (a, b) = (_mm256_cvtepu16_epi32(a), _mm256_cvtepu16_epi32(b));
         (
-            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(x)),
-            _mm256_castsi256_ps(_mm256_and_si256(x, upper)),
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(a)),
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(b)),
         )
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn store_pairs(to: *mut Self, a: __m256, b: __m256) {
-        let a = _mm256_srli_epi32::<16>(round_to_upper(a));
-        let x = _mm256_blend_epi16::<0b1010_1010>(a, round_to_upper(b));
+    unsafe fn load_adjacent(from: *const bf16) -> (__m256, __m256) {
         // SAFETY: the caller's.
-        unsafe { _mm256_storeu_si256(to.cast(), x) }
+        parted(unsafe { _mm256_loadu_si256(from.cast()) })
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn store_halves<const STREAM: usize>(
+        a: *mut bf16,
+        b: *mut bf16,
+        members: (__m256, __m256),
+    ) {
+        let (x, y) = both_rounded(members);
+        // SAFETY: the caller's.
+        unsafe {
+            store_quarter_line::<STREAM>(a.cast(), upper_halves(x));
+            store_quarter_line::<STREAM>(b.cast(), upper_halves(y));
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn store_adjacent<const STREAM: usize>(to: *mut bf16, members: (__m256, __m256)) {
+        // SAFETY: the caller's.
+        unsafe { store_half_line::<STREAM>(to.cast(), merged(both_rounded(members))) }
     }
 }

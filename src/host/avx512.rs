@@ -1,5 +1,5 @@
 //! AVX-512 (F, BW, DQ, VL): sixteen pairs at a time, in the scalar definition's order of
-//! operations. What is left of a head goes to the AVX2 variant.
+//! operations. What is left of a head goes to AVX2's vectors.
 //!
 //! Every function needs `avx512f`, `avx512bw`, `avx512dq` and `avx512vl` beside what AVX2's
 //! variant needs; [`super::Isa`] checks for them.
@@ -8,350 +8,505 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::avx2;
-use super::run::HeadRun;
-use super::scalar;
-use crate::angle::phase;
+use super::avx2::{self, Avx2, Avx2Eight};
+use super::run::{AngleBlock, HeadRun, Phases};
+use super::vector::{self, Float, Loops, PairVectors, PhaseVectors};
 use crate::element::Element;
-use crate::rope::{Pairing, Pairings};
 
-/// Pairs in a vector.
-pub(super) const LANES: usize = 16;
+/// The variant for elements of every type.
+pub struct Avx512;
 
-/// [`avx2::Lanes`] of twice the width.
-#[doc(hidden)]
-pub trait Lanes: Sized {
-    /// 16 consecutive elements.
-    ///
-    /// # Safety
-    /// Readable for 16 elements; the processor has what this variant needs. The same holds below.
-    unsafe fn load(from: *const Self) -> __m512;
-    /// 16 consecutive elements.
-    ///
-    /// # Safety
-    /// See [`load`](Self::load).
-    unsafe fn store(to: *mut Self, x: __m512);
-    /// 32 consecutive elements, those of even and those of odd index.
-    ///
-    /// # Safety
-    /// See [`load`](Self::load).
-    unsafe fn load_pairs(from: *const Self) -> (__m512, __m512);
-    /// The reverse of [`load_pairs`](Self::load_pairs).
-    ///
-    /// # Safety
-    /// See [`load`](Self::load).
-    unsafe fn store_pairs(to: *mut Self, a: __m512, b: __m512);
-}
-
-/// Rotates all heads of a run.
-///
-/// # Safety
-/// The run's pointers are valid for its heads; the processor has what this variant needs.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-pub(super) unsafe fn rotate_heads<T: Element>(
-    pairings: Pairings,
-    run: &HeadRun<T>,
-    cos: &[f32],
-    sin: &[f32],
-) {
-    for h in 0..run.heads {
-        // SAFETY: the caller vouches for every head of the run.
-        unsafe {
-            let source = run.source.add(h * run.source_stride);
-            let destination = run.destination.add(h * run.destination_stride);
-            rotate_rest(pairings, run, (source, destination), 0, cos, sin);
-        }
+impl Loops for Avx512 {
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn heads<V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const STREAM: usize>(
+        run: &HeadRun<T>,
+        angles: &AngleBlock,
+        pairs: usize,
+    ) where
+        V: PairVectors<T>,
+        T: Element,
+    {
+        // SAFETY: the caller's.
+        unsafe { vector::heads::<V, T, FROM_HALVES, TO_HALVES, STREAM>(run, angles, pairs) }
     }
 }
 
-/// Pairs `from..` of the run's block, in one head.
+/// cos and sin of as many phases as there are steps, each times its scale.
 ///
 /// # Safety
-/// `source` and `destination` start the rotated window of a head of the run; the processor has what
-/// this variant needs.
-#[inline]
+/// There are at most [`super::run::BLOCK`] steps; the processor has what this variant needs.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-pub(super) unsafe fn rotate_rest<T: Element>(
-    pairings: Pairings,
-    run: &HeadRun<T>,
-    (source, destination): (*const T, *mut T),
-    mut from: usize,
-    cos: &[f32],
-    sin: &[f32],
-) {
-    // SAFETY: whole vectors of pairs are read and written inside the rotated window; cos and sin
-    // are as long as the block.
-    unsafe {
-        while from + LANES <= cos.len() {
-            let cos = _mm512_loadu_ps(cos.as_ptr().add(from));
-            let sin = _mm512_loadu_ps(sin.as_ptr().add(from));
-            let pair = run.first + from;
-            let (a, b) = scalar::members(pairings.source, pair, run.pairs);
-            let (x, y) = match pairings.source {
-                Pairing::HalfSplit => (
-                    <T as Lanes>::load(source.add(a)),
-                    <T as Lanes>::load(source.add(b)),
-                ),
-                Pairing::Interleaved => <T as Lanes>::load_pairs(source.add(a)),
-            };
-            let (x, y) = rotate(x, y, cos, sin);
-            let (a, b) = scalar::members(pairings.destination, pair, run.pairs);
-            match pairings.destination {
-                Pairing::HalfSplit => {
-                    <T as Lanes>::store(destination.add(a), x);
-                    <T as Lanes>::store(destination.add(b), y);
-                }
-                Pairing::Interleaved => <T as Lanes>::store_pairs(destination.add(a), x, y),
-            }
-            from += LANES;
-        }
-        avx2::rotate_rest(pairings, run, (source, destination), from, cos, sin);
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-pub(super) fn rotate(a: __m512, b: __m512, cos: __m512, sin: __m512) -> (__m512, __m512) {
-    (
-        _mm512_fmsub_ps(a, cos, _mm512_mul_ps(b, sin)),
-        _mm512_fmadd_ps(a, sin, _mm512_mul_ps(b, cos)),
-    )
-}
-
-/// cos and sin at one position, each times its scale.
-///
-/// # Safety
-/// The processor has what this variant needs.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-pub(super) unsafe fn form_exact(
+pub(super) unsafe fn form(
     steps: &[u64],
-    position: i64,
+    phases: Phases,
     scales: (f32, f32),
-    cos: &mut [f32],
-    sin: &mut [f32],
+    angles: &mut AngleBlock,
 ) {
-    let whole = steps.len() / LANES * LANES;
-    let (cos_scale, sin_scale) = (_mm512_set1_ps(scales.0), _mm512_set1_ps(scales.1));
-    let position_vector = _mm512_set1_epi64(position);
-    for at in (0..whole).step_by(LANES) {
-        // SAFETY: `at + 16` is within steps, and cos and sin are as long.
+    // SAFETY: the caller's.
+    unsafe { vector::form::<Avx512>(steps, phases, scales, angles) }
+}
+
+impl Float for __m512 {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn splat(x: f32) -> Self {
+        _mm512_set1_ps(x)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn mul(self, by: Self) -> Self {
+        _mm512_mul_ps(self, by)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn mul_add(self, by: Self, plus: Self) -> Self {
+        _mm512_fmadd_ps(self, by, plus)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn mul_sub(self, by: Self, minus: Self) -> Self {
+        _mm512_fmsub_ps(self, by, minus)
+    }
+}
+
+const SIGN: i32 = i32::MIN;
+
+/// The upper words of 16 values.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn upper_words(x: [__m512i; 2]) -> __m512i {
+    let odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    _mm512_permutex2var_epi32(x[0], odd, x[1])
+}
+
+/// The lower words of 16 values.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn lower_words(x: [__m512i; 2]) -> __m512i {
+    let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    _mm512_permutex2var_epi32(x[0], even, x[1])
+}
+
+/// Flips the sign of `x` where that of `by` is set.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn flip(x: __m512, by: __m512i) -> __m512 {
+    /// `a ^ (b & c)`.
+    const XOR_AND: i32 = 0b0111_1000;
+    let x = _mm512_castps_si512(x);
+    let x = _mm512_ternarylogic_epi32::<XOR_AND>(x, by, _mm512_set1_epi32(SIGN));
+    _mm512_castsi512_ps(x)
+}
+
+impl PhaseVectors for Avx512 {
+    type Phases = [__m512i; 2];
+    type Vector = __m512;
+    const LANES: usize = 16;
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(from: *const u64) -> Self::Phases {
+        // SAFETY: the caller's.
         unsafe {
-            let phases = [at, at + 8].map(|at| {
-                let steps = _mm512_loadu_si512(steps.as_ptr().add(at).cast());
-                _mm512_mullo_epi64(steps, position_vector)
-            });
-            let (c, s) = cos_sin(phases);
-            _mm512_storeu_ps(cos.as_mut_ptr().add(at), _mm512_mul_ps(c, cos_scale));
-            _mm512_storeu_ps(sin.as_mut_ptr().add(at), _mm512_mul_ps(s, sin_scale));
+            [
+                _mm512_loadu_si512(from.cast()),
+                _mm512_loadu_si512(from.add(8).cast()),
+            ]
         }
     }
-    // SAFETY: AVX-512 includes what AVX2's variant needs.
-    unsafe {
-        avx2::form_exact(
-            &steps[whole..],
-            position,
-            scales,
-            &mut cos[whole..],
-            &mut sin[whole..],
-        );
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn store(to: *mut u64, phases: Self::Phases) {
+        // SAFETY: the caller's.
+        unsafe {
+            _mm512_storeu_si512(to.cast(), phases[0]);
+            _mm512_storeu_si512(to.add(8).cast(), phases[1]);
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn add(a: Self::Phases, b: Self::Phases) -> Self::Phases {
+        [_mm512_add_epi64(a[0], b[0]), _mm512_add_epi64(a[1], b[1])]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn mul(steps: Self::Phases, position: u64) -> Self::Phases {
+        let position = _mm512_set1_epi64(position as i64);
+        [
+            _mm512_mullo_epi64(steps[0], position),
+            _mm512_mullo_epi64(steps[1], position),
+        ]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn distance([a, b]: Self::Phases) -> (__m512, __m512) {
+        let a = _mm512_abs_epi64(_mm512_slli_epi64::<2>(a));
+        let b = _mm512_abs_epi64(_mm512_slli_epi64::<2>(b));
+        let high = _mm512_srli_epi32::<8>(upper_words([a, b]));
+        let low = lower_words([_mm512_srli_epi64::<9>(a), _mm512_srli_epi64::<9>(b)]);
+        let low = _mm512_and_si512(low, _mm512_set1_epi32(0x7fff_ffff));
+        (_mm512_cvtepi32_ps(high), _mm512_cvtepi32_ps(low))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn place(phases: Self::Phases, cosine: __m512, sine: __m512) -> (__m512, __m512) {
+        let top = upper_words(phases);
+        let sine = flip(sine, _mm512_slli_epi32::<2>(top));
+        // The nearest quarter turn is in the upper two bits.
+        let quarter = _mm512_add_epi32(top, _mm512_set1_epi32(0x2000_0000));
+        let one = _mm512_set1_epi32(0x4000_0000);
+        let odd = _mm512_test_epi32_mask(quarter, one);
+        (
+            flip(
+                _mm512_mask_blend_ps(odd, cosine, sine),
+                _mm512_add_epi32(quarter, one),
+            ),
+            flip(_mm512_mask_blend_ps(odd, sine, cosine), quarter),
+        )
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn store_factors(to: *mut f32, factors: __m512) {
+        // SAFETY: the caller's.
+        unsafe { _mm512_storeu_ps(to, factors) }
     }
 }
 
-/// The lower 32 bits of 16 values.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn low_words(x: [__m512i; 2]) -> __m512i {
-    let low = _mm512_castsi256_si512(_mm512_cvtepi64_epi32(x[0]));
-    _mm512_inserti64x4::<1>(low, _mm512_cvtepi64_epi32(x[1]))
-}
-
-/// [`phase::cos_sin`] of phases 0 to 7 and 8 to 15.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn cos_sin(phases: [__m512i; 2]) -> (__m512, __m512) {
-    let rest = phases.map(|phase| _mm512_slli_epi64::<2>(phase));
-    let magnitude = rest.map(|rest| _mm512_abs_epi64(rest));
-    let top = low_words(magnitude.map(|m| _mm512_srli_epi64::<40>(m)));
-    let bottom = _mm512_and_si512(
-        low_words(magnitude.map(|m| _mm512_srli_epi64::<9>(m))),
-        _mm512_set1_epi32(0x7fff_ffff),
-    );
-    let set = _mm512_set1_ps;
-    let s = _mm512_fmadd_ps(
-        _mm512_cvtepi32_ps(bottom),
-        set(phase::LOW_UNIT),
-        _mm512_mul_ps(_mm512_cvtepi32_ps(top), set(phase::HIGH_UNIT)),
-    );
-    let z = _mm512_mul_ps(s, s);
-
-    let p = _mm512_fmadd_ps(z, set(phase::SIN[3]), set(phase::SIN[2]));
-    let p = _mm512_fmadd_ps(z, p, set(phase::SIN[1]));
-    let p = _mm512_fmadd_ps(z, p, set(phase::SIN[0]));
-    let sine = _mm512_fmadd_ps(s, set(phase::SIN_1), _mm512_mul_ps(s, p));
-
-    let c = _mm512_fmadd_ps(z, set(phase::COS[3]), set(phase::COS[2]));
-    let c = _mm512_fmadd_ps(z, c, set(phase::COS[1]));
-    let c = _mm512_fmadd_ps(z, c, set(phase::COS[0]));
-    let cosine = _mm512_fmadd_ps(z, c, set(1.0));
-
-    let sign_bit = _mm512_set1_epi32(i32::MIN);
-    let high_words = |x: [__m512i; 2]| low_words(x.map(|x| _mm512_srli_epi64::<32>(x)));
-    let rest_sign = _mm512_and_si512(high_words(rest), sign_bit);
-    let sine = _mm512_xor_ps(sine, _mm512_castsi512_ps(rest_sign));
-    let quarter = _mm512_srli_epi32::<30>(_mm512_add_epi32(
-        high_words(phases),
-        _mm512_set1_epi32(0x2000_0000),
-    ));
-    let odd = _mm512_test_epi32_mask(quarter, _mm512_set1_epi32(1));
-    let sign =
-        |quarter| _mm512_castsi512_ps(_mm512_and_si512(_mm512_slli_epi32::<30>(quarter), sign_bit));
-    let cos_sign = sign(_mm512_add_epi32(quarter, _mm512_set1_epi32(1)));
-    let sin_sign = sign(quarter);
-    (
-        _mm512_xor_ps(_mm512_mask_blend_ps(odd, cosine, sine), cos_sign),
-        _mm512_xor_ps(_mm512_mask_blend_ps(odd, sine, cosine), sin_sign),
-    )
-}
-
-/// Every NaN becomes 0x7fffffff.
-#[inline]
+/// Every NaN becomes 0x7fffffff. NaNs are rare: kept out of the way of all else.
+#[cold]
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 fn canonical(x: __m512) -> __m512 {
     let nan = _mm512_castsi512_ps(_mm512_set1_epi32(0x7fff_ffff));
     _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x), x, nan)
 }
 
-impl Lanes for f32 {
+/// [`canonical`] where there is any NaN.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn without_nan((a, b): (__m512, __m512)) -> (__m512, __m512) {
+    match _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, b) {
+        0 => (a, b),
+        _ => (canonical(a), canonical(b)),
+    }
+}
+
+/// 64 bytes, past the caches if `STREAM` is the alignment.
+///
+/// # Safety
+/// Writable for 64 bytes, and aligned; the processor has AVX-512.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn store_line<const STREAM: usize>(to: *mut __m512i, x: __m512i) {
+    // SAFETY: the caller's.
+    unsafe {
+        match STREAM {
+            64 => _mm512_stream_si512(to, x),
+            16 => {
+                let to = to.cast::<__m128i>();
+                _mm_stream_si128(to, _mm512_extracti32x4_epi32::<0>(x));
+                _mm_stream_si128(to.add(1), _mm512_extracti32x4_epi32::<1>(x));
+                _mm_stream_si128(to.add(2), _mm512_extracti32x4_epi32::<2>(x));
+                _mm_stream_si128(to.add(3), _mm512_extracti32x4_epi32::<3>(x));
+            }
+            _ => _mm512_storeu_si512(to, x),
+        }
+    }
+}
+
+impl PairVectors<f32> for Avx512 {
+    type Vector = __m512;
+    const LANES: usize = 16;
+    type Rest = Avx2;
+    // 64 bytes.
+    const HALVES: usize = 16;
+
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn load(from: *const Self) -> __m512 {
+    #[target_feature(enable = "avx512f")]
+    unsafe fn factors(from: *const f32) -> __m512 {
         // SAFETY: the caller's.
         unsafe { _mm512_loadu_ps(from) }
     }
 
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn store(to: *mut Self, x: __m512) {
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load_halves(a: *const f32, b: *const f32) -> (__m512, __m512) {
         // SAFETY: the caller's.
-        unsafe { _mm512_storeu_ps(to, canonical(x)) }
+        unsafe { (_mm512_loadu_ps(a), _mm512_loadu_ps(b)) }
     }
 
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn load_pairs(from: *const Self) -> (__m512, __m512) {
-        let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-        let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load_adjacent(from: *const f32) -> (__m512, __m512) {
         // SAFETY: the caller's.
-        let (x, y) = unsafe { (_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(16))) };
+        let x = unsafe {
+            [
+                _mm512_loadu_si512(from.cast()),
+                _mm512_loadu_si512(from.add(16).cast()),
+            ]
+        };
         (
-            _mm512_permutex2var_ps(x, even, y),
-            _mm512_permutex2var_ps(x, odd, y),
+            _mm512_castsi512_ps(lower_words(x)),
+            _mm512_castsi512_ps(upper_words(x)),
         )
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn store_pairs(to: *mut Self, a: __m512, b: __m512) {
-        let first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-        let second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
-        let (a, b) = (canonical(a), canonical(b));
+    unsafe fn store_halves<const STREAM: usize>(
+        a: *mut f32,
+        b: *mut f32,
+        members: (__m512, __m512),
+    ) {
+        let (x, y) = without_nan(members);
         // SAFETY: the caller's.
         unsafe {
-            _mm512_storeu_ps(to, _mm512_permutex2var_ps(a, first, b));
-            _mm512_storeu_ps(to.add(16), _mm512_permutex2var_ps(a, second, b));
+            store_line::<STREAM>(a.cast(), _mm512_castps_si512(x));
+            store_line::<STREAM>(b.cast(), _mm512_castps_si512(y));
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn store_adjacent<const STREAM: usize>(to: *mut f32, members: (__m512, __m512)) {
+        let first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+        let second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+        let (x, y) = without_nan(members);
+        let (x, y) = (_mm512_castps_si512(x), _mm512_castps_si512(y));
+        // SAFETY: the caller's.
+        unsafe {
+            store_line::<STREAM>(to.cast(), _mm512_permutex2var_epi32(x, first, y));
+            store_line::<STREAM>(to.add(16).cast(), _mm512_permutex2var_epi32(x, second, y));
         }
     }
 }
 
-/// 16 halves, rounded to nearest even; NaN becomes 0x7fff.
+/// `x` with its elements in the order of `from`.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn permuted(x: __m512i, from: &[u16; 32]) -> __m512i {
+    // SAFETY: an array of 32 u16 is as large as a vector, and the load needs no alignment.
+    let from = unsafe { _mm512_loadu_si512(from.as_ptr().cast()) };
+    _mm512_permutexvar_epi16(from, x)
+}
+
+/// 0, 16, 1, 17, ...
+const MERGED: [u16; 32] = {
+    let mut order = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        order[i] = (i / 2 + 16 * (i % 2)) as u16;
+        i += 1;
+    }
+    order
+};
+
+/// 0, 2, 4, ... 1, 3, 5, ...
+const PARTED: [u16; 32] = {
+    let mut order = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        order[MERGED[i] as usize] = i as u16;
+        i += 1;
+    }
+    order
+};
+
+/// 16 halves, rounded to nearest even. NaN has been seen to.
+#[inline]
+#[target_feature(enable = "avx512f")]
 fn to_f16(x: __m512) -> __m256i {
-    _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(canonical(x))
+    _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)
 }
 
-impl Lanes for f16 {
+impl PairVectors<f16> for Avx512 {
+    type Vector = __m512;
+    const LANES: usize = 16;
+    type Rest = Avx2;
+
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn load(from: *const Self) -> __m512 {
+    #[target_feature(enable = "avx512f")]
+    unsafe fn factors(from: *const f32) -> __m512 {
         // SAFETY: the caller's.
-        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+        unsafe { _mm512_loadu_ps(from) }
     }
 
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn store(to: *mut Self, x: __m512) {
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn load_halves(a: *const f16, b: *const f16) -> (__m512, __m512) {
         // SAFETY: the caller's.
-        unsafe { _mm256_storeu_si256(to.cast(), to_f16(x)) }
+        let (x, y) = unsafe { (_mm256_loadu_si256(a.cast()), _mm256_loadu_si256(b.cast())) };
+        (_mm512_cvtph_ps(x), _mm512_cvtph_ps(y))
     }
 
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn load_pairs(from: *const Self) -> (__m512, __m512) {
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn load_adjacent(from: *const f16) -> (__m512, __m512) {
         // SAFETY: the caller's.
-        let x = unsafe { _mm512_loadu_si512(from.cast()) };
-        // The 16 lower and the 16 upper halves of the 32-bit lanes.
-        let even = _mm512_cvtepi32_epi16(x);
-        let odd = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(x));
-        (_mm512_cvtph_ps(even), _mm512_cvtph_ps(odd))
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn store_pairs(to: *mut Self, a: __m512, b: __m512) {
-        let even = _mm512_cvtepu16_epi32(to_f16(a));
-        let odd = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(to_f16(b)));
-        // SAFETY: the caller's.
-        unsafe { _mm512_storeu_si512(to.cast(), _mm512_or_si512(even, odd)) }
-    }
-}
-
-/// The rounded value in the upper half of each 32-bit lane; the lower half is anything.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-pub(super) fn round_to_upper(x: __m512) -> __m512i {
-    let bits = _mm512_castps_si512(x);
-    let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-    let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-    let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
-    _mm512_mask_mov_epi32(rounded, is_nan, _mm512_set1_epi32(0x7fff_0000))
-}
-
-impl Lanes for bf16 {
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn load(from: *const Self) -> __m512 {
-        // SAFETY: the caller's.
-        let x = unsafe { _mm256_loadu_si256(from.cast()) };
-        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x)))
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn store(to: *mut Self, x: __m512) {
-        let x = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(round_to_upper(x)));
-        // SAFETY: the caller's.
-        unsafe { _mm256_storeu_si256(to.cast(), x) }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn load_pairs(from: *const Self) -> (__m512, __m512) {
-        // SAFETY: the caller's.
-        let x = unsafe { _mm512_loadu_si512(from.cast()) };
-        let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+        let x = permuted(unsafe { _mm512_loadu_si512(from.cast()) }, &PARTED);
         (
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x)),
-            _mm512_castsi512_ps(_mm512_and_si512(x, upper)),
+            _mm512_cvtph_ps(_mm512_castsi512_si256(x)),
+            _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(x)),
         )
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn store_pairs(to: *mut Self, a: __m512, b: __m512) {
-        let even = _mm512_srli_epi32::<16>(round_to_upper(a));
-        let x = _mm512_mask_blend_epi16(0xaaaa_aaaa, even, round_to_upper(b));
+    unsafe fn store_halves<const STREAM: usize>(
+        a: *mut f16,
+        b: *mut f16,
+        members: (__m512, __m512),
+    ) {
+        let (x, y) = without_nan(members);
+        let (x, y) = (to_f16(x), to_f16(y));
         // SAFETY: the caller's.
-        unsafe { _mm512_storeu_si512(to.cast(), x) }
+        unsafe {
+            avx2::store_half_line::<STREAM>(a.cast(), x);
+            avx2::store_half_line::<STREAM>(b.cast(), y);
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn store_adjacent<const STREAM: usize>(to: *mut f16, members: (__m512, __m512)) {
+        let (x, y) = without_nan(members);
+        let x = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(to_f16(x)), to_f16(y));
+        // SAFETY: the caller's.
+        unsafe { store_line::<STREAM>(to.cast(), permuted(x, &MERGED)) }
+    }
+}
+
+/// How 32 values become bf16.
+pub(super) trait NarrowBf16 {
+    /// # Safety
+    /// The processor has what the variant needs.
+    unsafe fn narrow(low: __m512, high: __m512) -> __m512i;
+}
+
+/// Rounds on integers, as the scalar definition does.
+impl NarrowBf16 for Avx512 {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn narrow(low: __m512, high: __m512) -> __m512i {
+        match _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(low, high) {
+            0 => upper_halves(rounded(low), rounded(high)),
+            _ => narrow_any(low, high),
+        }
+    }
+}
+
+/// The upper halves of the lanes of `low`, then those of `high`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn upper_halves(low: __m512i, high: __m512i) -> __m512i {
+    let low = _mm512_srli_epi32::<16>(low);
+    permuted(_mm512_mask_blend_epi16(0xaaaa_aaaa, low, high), &PARTED)
+}
+
+/// To nearest even in the upper half of each lane; the lower half is anything. Not for NaN.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn rounded(x: __m512) -> __m512i {
+    let bits = _mm512_castps_si512(x);
+    let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+    _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd)
+}
+
+/// Of any values. NaNs are rare: kept out of the way of all else.
+#[cold]
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub(super) fn narrow_any(low: __m512, high: __m512) -> __m512i {
+    let nan = _mm512_set1_epi32(0x7fff_0000);
+    let low_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(low, low);
+    let high_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(high, high);
+    upper_halves(
+        _mm512_mask_mov_epi32(rounded(low), low_nan, nan),
+        _mm512_mask_mov_epi32(rounded(high), high_nan, nan),
+    )
+}
+
+/// The elements of even index, and those of odd.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn widened(x: __m512i) -> [__m512; 2] {
+    let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+    [
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x)),
+        _mm512_castsi512_ps(_mm512_and_si512(x, upper)),
+    ]
+}
+
+impl<N: NarrowBf16> PairVectors<bf16> for N {
+    type Vector = [__m512; 2];
+    const LANES: usize = 32;
+    type Rest = Avx2Eight;
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn factors(from: *const f32) -> Self::Vector {
+        // SAFETY: the caller's.
+        unsafe { [_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(16))] }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn load_halves(a: *const bf16, b: *const bf16) -> (Self::Vector, Self::Vector) {
+        // SAFETY: the caller's.
+        unsafe {
+            (
+                widened(permuted(_mm512_loadu_si512(a.cast()), &MERGED)),
+                widened(permuted(_mm512_loadu_si512(b.cast()), &MERGED)),
+            )
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn load_adjacent(from: *const bf16) -> (Self::Vector, Self::Vector) {
+        // SAFETY: the caller's.
+        let x = unsafe {
+            [
+                _mm512_loadu_si512(from.cast()),
+                _mm512_loadu_si512(from.add(32).cast()),
+            ]
+        };
+        let ([a0, b0], [a1, b1]) = (widened(x[0]), widened(x[1]));
+        ([a0, a1], [b0, b1])
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn store_halves<const STREAM: usize>(
+        a: *mut bf16,
+        b: *mut bf16,
+        (x, y): (Self::Vector, Self::Vector),
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            store_line::<STREAM>(a.cast(), N::narrow(x[0], x[1]));
+            store_line::<STREAM>(b.cast(), N::narrow(y[0], y[1]));
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn store_adjacent<const STREAM: usize>(
+        to: *mut bf16,
+        (x, y): (Self::Vector, Self::Vector),
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            let first = permuted(N::narrow(x[0], y[0]), &MERGED);
+            store_line::<STREAM>(to.cast(), first);
+            let second = permuted(N::narrow(x[1], y[1]), &MERGED);
+            store_line::<STREAM>(to.add(32).cast(), second);
+        }
     }
 }

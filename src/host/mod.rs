@@ -7,28 +7,18 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512bf16;
+mod cache;
 mod run;
 mod scalar;
+mod variants;
+#[cfg(target_arch = "x86_64")]
+mod vector;
 
 use crate::element::Element;
 use crate::plan::{InOut, Plan, PlannedTensor, PositionMemory, Problem};
 use crate::positions::Positions;
 use crate::{Error, Rope};
-
-/// What an element type must offer to the vector variants of this target.
-#[cfg(target_arch = "x86_64")]
-mod vector {
-    use super::{avx2, avx512, avx512bf16};
-
-    pub trait VectorElement: avx2::Lanes + avx512::Lanes + avx512bf16::Converts {}
-    impl<T: avx2::Lanes + avx512::Lanes + avx512bf16::Converts> VectorElement for T {}
-}
-#[cfg(not(target_arch = "x86_64"))]
-mod vector {
-    pub trait VectorElement {}
-    impl<T> VectorElement for T {}
-}
-pub(crate) use vector::VectorElement;
+pub(crate) use variants::VectorElement;
 
 /// A variant of the host backend. All give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -2,12 +2,11 @@
 
 #[cfg(feature = "rayon")]
 use super::Threads;
-use super::{Host, Isa, Pointers, scalar};
+use super::{Host, Isa, Pointers, cache, variants};
 use crate::angle::{Angles, CosSinTable, OutOfRange};
 use crate::element::Element;
 use crate::plan::{Plan, PlannedTensor};
 use crate::positions::{Positions, Token};
-use crate::rope::Pairings;
 use std::ops::Range;
 
 /// Pairs whose cos and sin are formed at a time; they stay in the first-level cache.
@@ -15,7 +14,24 @@ pub(super) const BLOCK: usize = 128;
 
 /// Bytes below which a call stays on the calling thread: less than waking another costs.
 #[cfg(feature = "rayon")]
-const BYTES_WORTH_A_THREAD: u64 = 256 * 1024;
+const BYTES_WORTH_A_THREAD: u64 = 1 << 20;
+
+/// The angles of up to [`BLOCK`] pairs of a token.
+#[repr(align(64))]
+pub struct AngleBlock {
+    pub(super) phases: [u64; BLOCK],
+    pub(super) cos: [f32; BLOCK],
+    pub(super) sin: [f32; BLOCK],
+}
+
+/// Which phases to form.
+#[derive(Clone, Copy)]
+pub(super) enum Phases {
+    /// Those of a position.
+    At(i64),
+    /// One step beyond those of the block.
+    Next,
+}
 
 /// The heads of one token that share cos and sin, from pair `first` on.
 pub struct HeadRun<T> {
@@ -29,37 +45,24 @@ pub struct HeadRun<T> {
     /// Pairs of a whole head, and the first of this run.
     pub(super) pairs: usize,
     pub(super) first: usize,
+    /// Whether to write past the caches.
+    pub(super) stream: bool,
 }
 
-/// Rotates a run of heads by one row of cos and sin.
-///
-/// # Safety
-/// The run's pointers are valid for its heads, cos and sin are equally long and end within the run's
-/// pairs, and the variant can run here.
-unsafe fn rotate_heads<T: Element>(
-    isa: Isa,
-    pairings: Pairings,
-    run: &HeadRun<T>,
-    cos: &[f32],
-    sin: &[f32],
-) {
-    // SAFETY: the caller's.
-    unsafe {
-        match isa {
-            // Not one vector of AVX-512 would be full.
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Bf16 if cos.len() < super::avx512::LANES => {
-                super::avx2::rotate_heads(pairings, run, cos, sin);
-            }
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => super::avx2::rotate_heads(pairings, run, cos, sin),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => super::avx512::rotate_heads(pairings, run, cos, sin),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Bf16 => {
-                <T as super::avx512bf16::Converts>::rotate_heads(pairings, run, cos, sin)
-            }
-            _ => scalar::rotate_heads(pairings, run, cos, sin),
+impl<T> HeadRun<T> {
+    /// What all whole vectors of the destination are aligned to, if they are to be written past the
+    /// caches: 64 or 16 bytes, else 0.
+    pub(super) fn stream_alignment(&self) -> usize {
+        if !self.stream {
+            return 0;
+        }
+        // Where the first head, the next one and second members begin, in bytes.
+        let elements = self.destination_stride | self.pairs | self.first;
+        let begins = self.destination.addr() | (elements * size_of::<T>());
+        match 1 << begins.trailing_zeros() {
+            64.. => 64,
+            16.. => 16,
+            _ => 0,
         }
     }
 }
@@ -143,9 +146,15 @@ unsafe fn execute_share<T: Element>(
     positions: &Positions<'_>,
     share: Share,
 ) {
-    let (mut cos, mut sin) = ([0.0; BLOCK], [0.0; BLOCK]);
-    let mut phases = [0; BLOCK];
+    let mut angles = AngleBlock {
+        phases: [0; BLOCK],
+        cos: [0.0; BLOCK],
+        sin: [0.0; BLOCK],
+    };
+    let mut formed = None;
     let pairs = plan.rope.angles().pairs();
+    let pairings = plan.rope.pairings();
+    let stream = plan.bytes() >= cache::last_level() as u64 / 2;
     for token in share.tokens {
         let (b, s) = (token / plan.sequence, token % plan.sequence);
         let row = Row::at(plan, positions, plan.token(b, s));
@@ -155,8 +164,7 @@ unsafe fn execute_share<T: Element>(
         for first in (0..pairs).step_by(BLOCK) {
             let Some(row) = &row else { break };
             let block = BLOCK.min(pairs - first);
-            let (cos, sin) = (&mut cos[..block], &mut sin[..block]);
-            row.form(isa, first, &mut phases, cos, sin);
+            row.form(isa, first..first + block, &mut formed, &mut angles);
             for (planned, pointers) in [&plan.q, &plan.k].into_iter().zip(&shared.0) {
                 let Some(planned) = planned else { continue };
                 let heads = heads_of(planned);
@@ -179,10 +187,12 @@ unsafe fn execute_share<T: Element>(
                         heads: heads.len(),
                         pairs,
                         first,
+                        // Lines that are written in part would be read before.
+                        stream: stream && !planned.in_place && 2 * pairs == source.shape()[3],
                     }
                 };
                 // SAFETY: as above; the variant was checked when it was chosen.
-                unsafe { rotate_heads(isa, plan.rope.pairings(), &run, cos, sin) };
+                unsafe { T::rotate_heads(isa, pairings, &run, &angles, block) };
             }
         }
         for (planned, pointers) in [&plan.q, &plan.k].into_iter().zip(&shared.0) {
@@ -214,6 +224,9 @@ unsafe fn execute_share<T: Element>(
                 }
             }
         }
+    }
+    if stream {
+        variants::fence();
     }
 }
 
@@ -292,69 +305,55 @@ impl<'a> Row<'a> {
         })
     }
 
-    /// cos and sin of the pairs from `first` on, each times its scale.
+    /// cos and sin of the pairs of `range`, each times its scale. `formed`: the steps and the position
+    /// of the block's phases, if they are those of whole rows.
     fn form(
         &self,
         isa: Isa,
-        first: usize,
-        phases: &mut [u64; BLOCK],
-        cos: &mut [f32],
-        sin: &mut [f32],
+        range: Range<usize>,
+        formed: &mut Option<(*const u64, i64)>,
+        angles: &mut AngleBlock,
     ) {
-        let range = first..first + cos.len();
+        let pairs = range.len();
+        // SAFETY: at most `BLOCK` steps; the variant was checked when it was chosen.
+        let form = |steps: &[u64], phases, angles: &mut AngleBlock| unsafe {
+            variants::form(isa, steps, phases, self.scales, angles);
+        };
         match self.source {
             Source::Exact { steps, position } => {
-                form_exact(isa, &steps[range], position, self.scales, cos, sin);
+                let phases = match *formed {
+                    Some(before) if before == (steps.as_ptr(), position.wrapping_sub(1)) => {
+                        Phases::Next
+                    }
+                    _ => Phases::At(position),
+                };
+                *formed = (pairs == steps.len()).then_some((steps.as_ptr(), position));
+                form(&steps[range], phases, angles);
             }
             Source::Axes {
                 steps,
-                pairs,
+                pairs: stride,
                 positions,
                 token,
             } => {
-                let phases = &mut phases[..cos.len()];
-                phases.fill(0);
-                for (axis, steps) in steps.chunks_exact(pairs).enumerate() {
+                let mut phases = [0u64; BLOCK];
+                for (axis, steps) in steps.chunks_exact(stride).enumerate() {
                     let position = positions.at(axis, token) as u64;
                     for (phase, step) in phases.iter_mut().zip(&steps[range.clone()]) {
                         *phase = phase.wrapping_add(step.wrapping_mul(position));
                     }
                 }
                 // A phase is a step at position 1.
-                form_exact(isa, phases, 1, self.scales, cos, sin);
+                form(&phases[..pairs], Phases::At(1), angles);
             }
-            Source::Table {
-                cos: cos_row,
-                sin: sin_row,
-            } => {
-                for (to, &from) in cos.iter_mut().zip(&cos_row[range.clone()]) {
+            Source::Table { cos, sin } => {
+                for (to, &from) in angles.cos.iter_mut().zip(&cos[range.clone()]) {
                     *to = from * self.scales.0;
                 }
-                for (to, &from) in sin.iter_mut().zip(&sin_row[range]) {
+                for (to, &from) in angles.sin.iter_mut().zip(&sin[range]) {
                     *to = from * self.scales.1;
                 }
             }
         }
-    }
-}
-
-fn form_exact(
-    isa: Isa,
-    steps: &[u64],
-    position: i64,
-    scales: (f32, f32),
-    cos: &mut [f32],
-    sin: &mut [f32],
-) {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the variant was checked when it was chosen.
-        Isa::Avx2 => unsafe { super::avx2::form_exact(steps, position, scales, cos, sin) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the variant was checked when it was chosen.
-        Isa::Avx512 | Isa::Avx512Bf16 => unsafe {
-            super::avx512::form_exact(steps, position, scales, cos, sin);
-        },
-        _ => scalar::form_exact(steps, position, scales, cos, sin),
     }
 }

@@ -1,0 +1,224 @@
+//! The one place where a call goes to the variant that was chosen.
+
+use super::run::{AngleBlock, HeadRun, Phases};
+use super::{Isa, scalar};
+use crate::element::Element;
+use crate::rope::Pairings;
+
+#[cfg(target_arch = "x86_64")]
+use super::{
+    avx2::{self, Avx2},
+    avx512::{self, Avx512},
+    avx512bf16::Converts,
+    vector::{self, PairVectors},
+};
+
+/// An element type that every variant of this target can rotate.
+pub trait VectorElement: Sized {
+    /// Rotates all heads of a run by the first `pairs` angles.
+    ///
+    /// # Safety
+    /// The run's pointers are valid for its heads and these pairs; the variant can run here.
+    unsafe fn rotate_heads(
+        isa: Isa,
+        pairings: Pairings,
+        run: &HeadRun<Self>,
+        angles: &AngleBlock,
+        pairs: usize,
+    );
+}
+
+#[cfg(target_arch = "x86_64")]
+impl<T: Element + Converts> VectorElement for T
+where
+    Avx2: PairVectors<T>,
+    Avx512: PairVectors<T>,
+{
+    unsafe fn rotate_heads(
+        isa: Isa,
+        pairings: Pairings,
+        run: &HeadRun<T>,
+        angles: &AngleBlock,
+        pairs: usize,
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            match isa {
+                Isa::Scalar => scalar::rotate_heads(pairings, run, angles, pairs),
+                Isa::Avx2 => vector::rotate_heads::<Avx2, Avx2, T>(pairings, run, angles, pairs),
+                Isa::Avx512 => {
+                    vector::rotate_heads::<Avx512, Avx512, T>(pairings, run, angles, pairs)
+                }
+                Isa::Avx512Bf16 => T::rotate_converting(pairings, run, angles, pairs),
+            }
+        }
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+impl<T: Element> VectorElement for T {
+    unsafe fn rotate_heads(
+        _isa: Isa,
+        pairings: Pairings,
+        run: &HeadRun<T>,
+        angles: &AngleBlock,
+        pairs: usize,
+    ) {
+        // SAFETY: the caller's.
+        unsafe { scalar::rotate_heads(pairings, run, angles, pairs) }
+    }
+}
+
+/// cos and sin of as many phases as there are steps, each times its scale.
+///
+/// # Safety
+/// There are at most [`super::run::BLOCK`] steps; the variant can run here.
+pub(super) unsafe fn form(
+    isa: Isa,
+    steps: &[u64],
+    phases: Phases,
+    scales: (f32, f32),
+    angles: &mut AngleBlock,
+) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the caller's.
+        Isa::Avx2 => unsafe { avx2::form(steps, phases, scales, angles) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the caller's.
+        Isa::Avx512 | Isa::Avx512Bf16 => unsafe { avx512::form(steps, phases, scales, angles) },
+        _ => scalar::form(steps, phases, scales, angles),
+    }
+}
+
+/// Makes stores past the caches visible before whatever the thread stores next.
+pub(super) fn fence() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 processor has it.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Element;
+    use crate::host::run::BLOCK;
+    use crate::rope::Pairing::{self, HalfSplit, Interleaved};
+    use half::{bf16, f16};
+
+    const HEADS: usize = 3;
+
+    /// Heads of `2 * pairs` elements, rotated into memory that starts `offset` elements past a cache
+    /// line; some values need care on the way out.
+    fn rotated<T: Element>(
+        isa: Isa,
+        pairings: [Pairing; 2],
+        pairs: usize,
+        offset: usize,
+        stream: bool,
+    ) -> Vec<u32> {
+        let len = HEADS * 2 * pairs;
+        let special = [f32::NAN, f32::INFINITY, 1e-39, -0.0, 3e38, 7e-8];
+        let source: Vec<T> = (0..len)
+            .map(|i| match i % 61 {
+                at @ 0..6 if i > 61 => T::narrow(special[at]),
+                at => T::narrow(at as f32 / 16.0 - 2.0),
+            })
+            .collect();
+        let guard = T::narrow(0.5);
+        let mut destination = vec![guard; len + offset + 64];
+        let start = destination.as_ptr().align_offset(64) + offset;
+        let mut angles = AngleBlock {
+            phases: [0; BLOCK],
+            cos: [0.0; BLOCK],
+            sin: [0.0; BLOCK],
+        };
+        let steps: Vec<u64> = (1..=pairs as u64).map(|i| u64::MAX / (7 * i)).collect();
+        let run = HeadRun {
+            source: source.as_ptr(),
+            destination: destination[start..].as_mut_ptr(),
+            source_stride: 2 * pairs,
+            destination_stride: 2 * pairs,
+            heads: HEADS,
+            pairs,
+            first: 0,
+            stream,
+        };
+        let [source, destination_pairing] = pairings;
+        let pairings = Pairings {
+            source,
+            destination: destination_pairing,
+        };
+        // SAFETY: the variant is available, the buffers hold all heads, and no more steps than a
+        // block has.
+        unsafe {
+            form(isa, &steps, Phases::At(1234), (1.0, 1.0), &mut angles);
+            T::rotate_heads(isa, pairings, &run, &angles, pairs);
+        }
+        fence();
+        let rotated = destination[start..][..len].iter();
+        let bits = rotated.map(|x| x.widen().to_bits()).collect();
+        destination.drain(start..start + len);
+        assert!(destination.iter().all(|x| x.widen() == 0.5));
+        bits
+    }
+
+    fn check<T: Element>() {
+        for pairs in (1..=20).chain([24, 32, 40, 44, 48, 60, 64, 80, 96, 100, 127, BLOCK]) {
+            for from in [HalfSplit, Interleaved] {
+                for to in [HalfSplit, Interleaved] {
+                    let expected = rotated::<T>(Isa::Scalar, [from, to], pairs, 0, false);
+                    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                        for offset in [0, 8, 16, 1] {
+                            for stream in [false, true] {
+                                let got = rotated::<T>(isa, [from, to], pairs, offset, stream);
+                                assert!(
+                                    got == expected,
+                                    "{} {}, {pairs} pairs, {from:?} to {to:?}, offset {offset}, \
+                                     stream: {stream}",
+                                    T::DTYPE,
+                                    isa.name(),
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_number_of_pairs_and_every_alignment_gives_the_scalar_bits() {
+        check::<f32>();
+        check::<f16>();
+        check::<bf16>();
+    }
+
+    /// Forming the next phases by addition is forming those of the next position.
+    #[test]
+    fn next_is_at_the_next_position() {
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+            for pairs in [1, 8, 13, 32, BLOCK] {
+                let steps: Vec<u64> = (1..=pairs as u64).map(|i| u64::MAX / (3 * i)).collect();
+                let formed = |at: &[Phases]| {
+                    let mut angles = AngleBlock {
+                        phases: [0; BLOCK],
+                        cos: [0.0; BLOCK],
+                        sin: [0.0; BLOCK],
+                    };
+                    for &phases in at {
+                        // SAFETY: the variant is available, and a block has as many pairs.
+                        unsafe { form(isa, &steps, phases, (0.5, 2.0), &mut angles) };
+                    }
+                    let bits = |x: &[f32]| x[..pairs].iter().map(|x| x.to_bits()).collect();
+                    let (cos, sin): (Vec<_>, Vec<_>) = (bits(&angles.cos), bits(&angles.sin));
+                    (cos, sin)
+                };
+                let next = formed(&[Phases::At(-2), Phases::Next, Phases::Next, Phases::Next]);
+                assert_eq!(next, formed(&[Phases::At(1)]), "{} {pairs}", isa.name());
+            }
+        }
+    }
+}

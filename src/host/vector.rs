@@ -1,0 +1,560 @@
+//! The loops of the vector variants, written once. An instruction set brings its vectors: how pairs
+//! of an element type are read and written, and how phases are formed and taken apart.
+//!
+//! All of this is inlined into functions that enable the set's features, and called from there only.
+//! So every function here is unsafe for one reason beside those it states: the processor must have
+//! what the set needs.
+
+use super::run::{AngleBlock, BLOCK, HeadRun, Phases};
+use crate::angle::phase;
+use crate::element::Element;
+use crate::rope::{Pairing, Pairings};
+
+/// The most pairs that any set has in a vector, and the fewest.
+const MOST_LANES: usize = 32;
+const FEWEST_LANES: usize = 8;
+
+/// Vectors of a block.
+const MOST_VECTORS: usize = BLOCK / FEWEST_LANES;
+
+/// A vector of f32.
+pub trait Float: Copy {
+    unsafe fn splat(x: f32) -> Self;
+    unsafe fn mul(self, by: Self) -> Self;
+    /// `self * by + plus`, rounded once.
+    unsafe fn mul_add(self, by: Self, plus: Self) -> Self;
+    /// `self * by - minus`, rounded once.
+    unsafe fn mul_sub(self, by: Self, minus: Self) -> Self;
+}
+
+/// Twice the width.
+impl<F: Float> Float for [F; 2] {
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        // SAFETY: the caller's, here and below.
+        unsafe { [F::splat(x), F::splat(x)] }
+    }
+    #[inline(always)]
+    unsafe fn mul(self, by: Self) -> Self {
+        // SAFETY: the caller's.
+        unsafe { [self[0].mul(by[0]), self[1].mul(by[1])] }
+    }
+    #[inline(always)]
+    unsafe fn mul_add(self, by: Self, plus: Self) -> Self {
+        let [a, b] = self;
+        // SAFETY: the caller's.
+        unsafe { [a.mul_add(by[0], plus[0]), b.mul_add(by[1], plus[1])] }
+    }
+    #[inline(always)]
+    unsafe fn mul_sub(self, by: Self, minus: Self) -> Self {
+        let [a, b] = self;
+        // SAFETY: the caller's.
+        unsafe { [a.mul_sub(by[0], minus[0]), b.mul_sub(by[1], minus[1])] }
+    }
+}
+
+/// How an instruction set reads and writes pairs of elements `T`. Reading is exact; writing rounds
+/// as [`Element::narrow`] does.
+pub trait PairVectors<T> {
+    /// First members, second members or factors, in any order that these share.
+    type Vector: Float;
+    /// Pairs at a time, [`FEWEST_LANES`] to [`MOST_LANES`]. Divides [`BLOCK`].
+    const LANES: usize;
+    /// For what is left of a head: [`FEWEST_LANES`] at a time.
+    type Rest: PairVectors<T>;
+    /// Halves of a multiple of this many pairs are worth vectors of `LANES`. Those of others lie across
+    /// cache lines, and are left to `Rest`.
+    const HALVES: usize = 1;
+
+    /// `LANES` consecutive factors.
+    unsafe fn factors(from: *const f32) -> Self::Vector;
+
+    /// First members from `a` on, second members from `b` on.
+    unsafe fn load_halves(a: *const T, b: *const T) -> (Self::Vector, Self::Vector);
+
+    /// First members, each followed by its second.
+    unsafe fn load_adjacent(from: *const T) -> (Self::Vector, Self::Vector);
+
+    /// The reverse of [`load_halves`](Self::load_halves). Past the caches where `STREAM` is not 0: to
+    /// addresses aligned to as many bytes.
+    unsafe fn store_halves<const STREAM: usize>(
+        a: *mut T,
+        b: *mut T,
+        members: (Self::Vector, Self::Vector),
+    );
+
+    /// The reverse of [`load_adjacent`](Self::load_adjacent).
+    unsafe fn store_adjacent<const STREAM: usize>(
+        to: *mut T,
+        members: (Self::Vector, Self::Vector),
+    );
+}
+
+/// An instruction set: how it enters the loop over heads with its features enabled. A function for each
+/// combination, so that each gets the registers for itself.
+pub(super) trait Loops {
+    /// [`heads`], inlined.
+    unsafe fn heads<V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const STREAM: usize>(
+        run: &HeadRun<T>,
+        angles: &AngleBlock,
+        pairs: usize,
+    ) where
+        V: PairVectors<T>,
+        T: Element;
+}
+
+/// Rotates all heads of a run by the first `pairs` angles.
+///
+/// # Safety
+/// The run's pointers are valid for its heads and these pairs.
+pub(super) unsafe fn rotate_heads<L: Loops, V: PairVectors<T>, T: Element>(
+    pairings: Pairings,
+    run: &HeadRun<T>,
+    angles: &AngleBlock,
+    pairs: usize,
+) {
+    use Pairing::{HalfSplit, Interleaved};
+    let enter = match (
+        pairings.source,
+        pairings.destination,
+        run.stream_alignment(),
+    ) {
+        (HalfSplit, HalfSplit, 64) => L::heads::<V, T, true, true, 64>,
+        (HalfSplit, HalfSplit, 16) => L::heads::<V, T, true, true, 16>,
+        (HalfSplit, HalfSplit, _) => L::heads::<V, T, true, true, 0>,
+        (Interleaved, Interleaved, 64) => L::heads::<V, T, false, false, 64>,
+        (Interleaved, Interleaved, 16) => L::heads::<V, T, false, false, 16>,
+        (Interleaved, Interleaved, _) => L::heads::<V, T, false, false, 0>,
+        (HalfSplit, Interleaved, _) => L::heads::<V, T, true, false, 0>,
+        (Interleaved, HalfSplit, _) => L::heads::<V, T, false, true, 0>,
+    };
+    // SAFETY: the caller's.
+    unsafe { enter(run, angles, pairs) }
+}
+
+/// # Safety
+/// That of [`rotate_heads`].
+#[inline(always)]
+pub(super) unsafe fn heads<
+    V,
+    T,
+    const FROM_HALVES: bool,
+    const TO_HALVES: bool,
+    const STREAM: usize,
+>(
+    run: &HeadRun<T>,
+    angles: &AngleBlock,
+    pairs: usize,
+) where
+    V: PairVectors<T>,
+    T: Element,
+{
+    // SAFETY: the caller's.
+    unsafe {
+        if (FROM_HALVES || TO_HALVES) && !run.pairs.is_multiple_of(V::HALVES) {
+            return heads_of::<V::Rest, T, FROM_HALVES, TO_HALVES, STREAM>(run, angles, pairs);
+        }
+        heads_of::<V, T, FROM_HALVES, TO_HALVES, STREAM>(run, angles, pairs)
+    }
+}
+
+#[inline(always)]
+unsafe fn heads_of<V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const STREAM: usize>(
+    run: &HeadRun<T>,
+    angles: &AngleBlock,
+    pairs: usize,
+) where
+    V: PairVectors<T>,
+    T: Element,
+{
+    // SAFETY: the caller's.
+    unsafe {
+        // The common sizes as straight code, where no branch is mispredicted and every load keeps its
+        // distance from one head to the next, which prefetchers see.
+        match pairs {
+            32 => straight_heads::<V, T, FROM_HALVES, TO_HALVES, STREAM, 32>(run, angles),
+            40 => straight_heads::<V, T, FROM_HALVES, TO_HALVES, STREAM, 40>(run, angles),
+            48 => straight_heads::<V, T, FROM_HALVES, TO_HALVES, STREAM, 48>(run, angles),
+            64 => straight_heads::<V, T, FROM_HALVES, TO_HALVES, STREAM, 64>(run, angles),
+            BLOCK => straight_heads::<V, T, FROM_HALVES, TO_HALVES, STREAM, BLOCK>(run, angles),
+            _ => any_heads::<V, T, FROM_HALVES, TO_HALVES, STREAM>(run, angles, pairs),
+        }
+    }
+}
+
+/// Heads of `PAIRS` pairs, a multiple of the lanes of `V::Rest`. The factors stay in registers, as far
+/// as there are enough.
+#[inline(always)]
+unsafe fn straight_heads<
+    V,
+    T,
+    const FROM_HALVES: bool,
+    const TO_HALVES: bool,
+    const STREAM: usize,
+    const PAIRS: usize,
+>(
+    run: &HeadRun<T>,
+    angles: &AngleBlock,
+) where
+    V: PairVectors<T>,
+{
+    let rest = <V::Rest as PairVectors<T>>::LANES;
+    let (whole, parts) = (PAIRS / V::LANES, PAIRS % V::LANES / rest);
+    // SAFETY: the caller vouches for every head of the run.
+    unsafe {
+        let mut cos = [V::Vector::splat(0.0); MOST_VECTORS];
+        let mut sin = cos;
+        let mut i = 0;
+        while i < whole {
+            cos[i] = V::factors(angles.cos.as_ptr().add(i * V::LANES));
+            sin[i] = V::factors(angles.sin.as_ptr().add(i * V::LANES));
+            i += 1;
+        }
+        for h in 0..run.heads {
+            let head = run.head(h);
+            if FROM_HALVES {
+                fetch_in_order(head.source, PAIRS);
+            }
+            let mut i = 0;
+            while i < whole {
+                let group = head.group::<FROM_HALVES, TO_HALVES>(run, i * V::LANES);
+                let members = rotate(load::<V, T, FROM_HALVES>(&group), cos[i], sin[i]);
+                store::<V, T, TO_HALVES, STREAM>(&group, members);
+                i += 1;
+            }
+            let mut i = 0;
+            while i < parts {
+                let at = whole * V::LANES + i * rest;
+                let group = head.group::<FROM_HALVES, TO_HALVES>(run, at);
+                let members = turn::<V::Rest, T, FROM_HALVES>(&group, angles, at);
+                store::<V::Rest, T, TO_HALVES, STREAM>(&group, members);
+                i += 1;
+            }
+        }
+    }
+}
+
+/// Two halves that are far apart look like no stream to processors that watch a page for one. So the
+/// first half is asked for in order before pairs of both are read.
+#[inline(always)]
+fn fetch_in_order<T>(half: *const T, len: usize) {
+    const FAR: usize = 512;
+    let bytes = len * size_of::<T>();
+    if bytes >= FAR {
+        let mut at = 0;
+        while at < bytes {
+            prefetch(half.cast::<i8>().wrapping_add(at));
+            at += 64;
+        }
+    }
+}
+
+#[inline(always)]
+fn prefetch(line: *const i8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint, which touches no memory that a program could see.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}
+
+/// Heads of any number of pairs.
+#[inline(always)]
+unsafe fn any_heads<V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const STREAM: usize>(
+    run: &HeadRun<T>,
+    angles: &AngleBlock,
+    pairs: usize,
+) where
+    V: PairVectors<T>,
+    T: Element,
+{
+    let rest = <V::Rest as PairVectors<T>>::LANES;
+    // A part of a vector is rotated together with the whole one before it: the two overlap, so
+    // both are read before either is written.
+    let part = pairs % rest;
+    let end = if part == 0 || pairs < rest {
+        pairs - part
+    } else {
+        pairs - part - rest
+    };
+    for h in 0..run.heads {
+        // SAFETY: the caller vouches for every head of the run.
+        unsafe {
+            let head = run.head(h);
+            let mut at = 0;
+            while at + V::LANES <= end {
+                let group = head.group::<FROM_HALVES, TO_HALVES>(run, at);
+                let members = turn::<V, T, FROM_HALVES>(&group, angles, at);
+                store::<V, T, TO_HALVES, STREAM>(&group, members);
+                at += V::LANES;
+            }
+            while at < end {
+                let group = head.group::<FROM_HALVES, TO_HALVES>(run, at);
+                let members = turn::<V::Rest, T, FROM_HALVES>(&group, angles, at);
+                store::<V::Rest, T, TO_HALVES, STREAM>(&group, members);
+                at += rest;
+            }
+            if part == 0 {
+                continue;
+            }
+            let group = head.group::<FROM_HALVES, TO_HALVES>(run, at);
+            if pairs < rest {
+                turn_copies::<V::Rest, T, FROM_HALVES, TO_HALVES>(&group, angles, part);
+                continue;
+            }
+            let last = head.group::<FROM_HALVES, TO_HALVES>(run, at + part);
+            let members = turn::<V::Rest, T, FROM_HALVES>(&group, angles, at);
+            let last_members = turn::<V::Rest, T, FROM_HALVES>(&last, angles, at + part);
+            store::<V::Rest, T, TO_HALVES, 0>(&group, members);
+            store::<V::Rest, T, TO_HALVES, 0>(&last, last_members);
+        }
+    }
+}
+
+/// Where the rotated window of a head begins.
+struct Head<T> {
+    source: *const T,
+    destination: *mut T,
+}
+
+impl<T> HeadRun<T> {
+    #[inline(always)]
+    unsafe fn head(&self, h: usize) -> Head<T> {
+        // SAFETY: the caller's.
+        unsafe {
+            Head {
+                source: self.source.add(h * self.source_stride),
+                destination: self.destination.add(h * self.destination_stride),
+            }
+        }
+    }
+}
+
+/// Consecutive pairs of a head: where their first and their second members begin.
+struct Group<T> {
+    source: [*const T; 2],
+    destination: [*mut T; 2],
+}
+
+impl<T> Head<T> {
+    /// From pair `at` of the run's block on.
+    #[inline(always)]
+    unsafe fn group<const FROM_HALVES: bool, const TO_HALVES: bool>(
+        &self,
+        run: &HeadRun<T>,
+        at: usize,
+    ) -> Group<T> {
+        let pair = run.first + at;
+        let (a, b) = members::<FROM_HALVES>(pair, run.pairs);
+        let (to_a, to_b) = members::<TO_HALVES>(pair, run.pairs);
+        // SAFETY: the pair is inside the head's rotated window.
+        unsafe {
+            Group {
+                source: [self.source.add(a), self.source.add(b)],
+                destination: [self.destination.add(to_a), self.destination.add(to_b)],
+            }
+        }
+    }
+}
+
+/// Elements of a pair, counted from the first rotated dim.
+#[inline(always)]
+fn members<const HALVES: bool>(pair: usize, pairs: usize) -> (usize, usize) {
+    if HALVES {
+        (pair, pairs + pair)
+    } else {
+        (2 * pair, 2 * pair + 1)
+    }
+}
+
+#[inline(always)]
+unsafe fn load<V: PairVectors<T>, T, const HALVES: bool>(
+    group: &Group<T>,
+) -> (V::Vector, V::Vector) {
+    let [a, b] = group.source;
+    // SAFETY: the caller's.
+    unsafe {
+        if HALVES {
+            V::load_halves(a, b)
+        } else {
+            V::load_adjacent(a)
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn store<V: PairVectors<T>, T, const HALVES: bool, const STREAM: usize>(
+    group: &Group<T>,
+    members: (V::Vector, V::Vector),
+) {
+    let [a, b] = group.destination;
+    // SAFETY: the caller's.
+    unsafe {
+        if HALVES {
+            V::store_halves::<STREAM>(a, b, members);
+        } else {
+            V::store_adjacent::<STREAM>(a, members);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn rotate<F: Float>((x, y): (F, F), cos: F, sin: F) -> (F, F) {
+    // SAFETY: the caller's.
+    unsafe { (x.mul_sub(cos, y.mul(sin)), x.mul_add(sin, y.mul(cos))) }
+}
+
+/// Reads a vector of pairs and rotates it by the angles from `at` on.
+#[inline(always)]
+unsafe fn turn<V: PairVectors<T>, T, const HALVES: bool>(
+    group: &Group<T>,
+    angles: &AngleBlock,
+    at: usize,
+) -> (V::Vector, V::Vector) {
+    // SAFETY: the caller's.
+    unsafe {
+        let cos = V::factors(angles.cos.as_ptr().add(at));
+        let sin = V::factors(angles.sin.as_ptr().add(at));
+        rotate(load::<V, T, HALVES>(group), cos, sin)
+    }
+}
+
+/// Rotates the only pairs of a block, which fill no vector, in copies that do.
+#[inline(always)]
+unsafe fn turn_copies<V, T, const FROM_HALVES: bool, const TO_HALVES: bool>(
+    group: &Group<T>,
+    angles: &AngleBlock,
+    pairs: usize,
+) where
+    V: PairVectors<T>,
+    T: Element,
+{
+    let mut copies = [T::default(); 2 * MOST_LANES];
+    // SAFETY: the caller's; fewer pairs are copied than a vector has.
+    unsafe {
+        let a = copies.as_mut_ptr();
+        let b = a.add(V::LANES);
+        let [from_a, from_b] = group.source;
+        if FROM_HALVES {
+            a.copy_from_nonoverlapping(from_a, pairs);
+            b.copy_from_nonoverlapping(from_b, pairs);
+        } else {
+            a.copy_from_nonoverlapping(from_a, 2 * pairs);
+        }
+        let whole = Group {
+            source: [a.cast_const(), b.cast_const()],
+            destination: [a, b],
+        };
+        let members = turn::<V, T, FROM_HALVES>(&whole, angles, 0);
+        store::<V, T, TO_HALVES, 0>(&whole, members);
+        let [to_a, to_b] = group.destination;
+        if TO_HALVES {
+            to_a.copy_from_nonoverlapping(a, pairs);
+            to_b.copy_from_nonoverlapping(b, pairs);
+        } else {
+            to_a.copy_from_nonoverlapping(a, 2 * pairs);
+        }
+    }
+}
+
+/// How an instruction set forms phases and takes them apart.
+pub(super) trait PhaseVectors {
+    type Phases: Copy;
+    type Vector: Float;
+    /// Phases at a time, at most [`MOST_LANES`]. Divides [`BLOCK`].
+    const LANES: usize;
+
+    unsafe fn load(from: *const u64) -> Self::Phases;
+    unsafe fn store(to: *mut u64, phases: Self::Phases);
+    /// The lower 64 bits of each sum.
+    unsafe fn add(a: Self::Phases, b: Self::Phases) -> Self::Phases;
+    /// The lower 64 bits of each product.
+    unsafe fn mul(steps: Self::Phases, position: u64) -> Self::Phases;
+    /// The distance to the nearest quarter turn, with 62 bits: bits 40 to 61, and bits 9 to 39.
+    unsafe fn distance(phases: Self::Phases) -> (Self::Vector, Self::Vector);
+    /// cos and sin from those of the distance: signs, and which is which.
+    unsafe fn place(
+        phases: Self::Phases,
+        cosine: Self::Vector,
+        sine: Self::Vector,
+    ) -> (Self::Vector, Self::Vector);
+    unsafe fn store_factors(to: *mut f32, factors: Self::Vector);
+}
+
+/// [`phase::cos_sin`] of as many phases as there are steps, each times its scale.
+///
+/// # Safety
+/// See above.
+#[inline(always)]
+pub(super) unsafe fn form<V: PhaseVectors>(
+    steps: &[u64],
+    phases: Phases,
+    scales: (f32, f32),
+    angles: &mut AngleBlock,
+) {
+    let whole = steps.len() - steps.len() % V::LANES;
+    // SAFETY: whole vectors lie inside the steps, or inside the block, as `LANES` divides it.
+    unsafe {
+        let mut at = 0;
+        while at < whole {
+            form_vector::<V>(steps.as_ptr().add(at), phases, scales, angles, at);
+            at += V::LANES;
+        }
+        if whole < steps.len() {
+            let mut copies = [0; MOST_LANES];
+            copies[..steps.len() - whole].copy_from_slice(&steps[whole..]);
+            form_vector::<V>(copies.as_ptr(), phases, scales, angles, whole);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn form_vector<V: PhaseVectors>(
+    steps: *const u64,
+    phases: Phases,
+    (cos_scale, sin_scale): (f32, f32),
+    angles: &mut AngleBlock,
+    at: usize,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let kept = angles.phases.as_mut_ptr().add(at);
+        let phases = match phases {
+            Phases::At(position) => V::mul(V::load(steps), position as u64),
+            Phases::Next => V::add(V::load(kept), V::load(steps)),
+        };
+        V::store(kept, phases);
+        let (high, low) = V::distance(phases);
+        let s = low.mul_add(
+            V::Vector::splat(phase::LOW_UNIT),
+            high.mul(V::Vector::splat(phase::HIGH_UNIT)),
+        );
+        let z = s.mul(s);
+        let p = z.mul_add(
+            V::Vector::splat(phase::SIN[3]),
+            V::Vector::splat(phase::SIN[2]),
+        );
+        let p = z.mul_add(p, V::Vector::splat(phase::SIN[1]));
+        let p = z.mul_add(p, V::Vector::splat(phase::SIN[0]));
+        let sine = s.mul_add(V::Vector::splat(phase::SIN_1), s.mul(p));
+        let c = z.mul_add(
+            V::Vector::splat(phase::COS[3]),
+            V::Vector::splat(phase::COS[2]),
+        );
+        let c = z.mul_add(c, V::Vector::splat(phase::COS[1]));
+        let c = z.mul_add(c, V::Vector::splat(phase::COS[0]));
+        let cosine = z.mul_add(c, V::Vector::splat(1.0));
+        let (cos, sin) = V::place(phases, cosine, sine);
+        V::store_factors(
+            angles.cos.as_mut_ptr().add(at),
+            cos.mul(V::Vector::splat(cos_scale)),
+        );
+        V::store_factors(
+            angles.sin.as_mut_ptr().add(at),
+            sin.mul(V::Vector::splat(sin_scale)),
+        );
+    }
+}

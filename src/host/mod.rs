@@ -8,10 +8,12 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512bf16;
 mod cache;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod run;
 mod scalar;
 mod variants;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod vector;
 
 use crate::element::Element;
@@ -27,6 +29,8 @@ pub enum Isa {
     /// Plain Rust: the definition of every result, and the only variant on processors without a
     /// faster one. Slow where the compiler's target has no fused multiply-add.
     Scalar,
+    /// AArch64 with NEON, little endian.
+    Neon,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL, beside what AVX2's variant needs.
@@ -37,12 +41,24 @@ pub enum Isa {
 
 impl Isa {
     /// All variants, slowest first.
-    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+    pub const ALL: [Isa; 5] = [
+        Isa::Scalar,
+        Isa::Neon,
+        Isa::Avx2,
+        Isa::Avx512,
+        Isa::Avx512Bf16,
+    ];
 
     /// Whether this processor can run it.
     pub fn is_available(self) -> bool {
         match self {
             Isa::Scalar => true,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => {
+                cfg!(target_endian = "little") && std::arch::is_aarch64_feature_detected!("neon")
+            }
+            #[cfg(not(target_arch = "aarch64"))]
+            Isa::Neon => false,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => {
                 std::arch::is_x86_feature_detected!("avx2")
@@ -74,10 +90,11 @@ impl Isa {
             .unwrap_or(Isa::Scalar)
     }
 
-    /// `scalar`, `avx2`, `avx512` or `avx512bf16`.
+    /// `scalar`, `neon`, `avx2`, `avx512` or `avx512bf16`.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
+            Isa::Neon => "neon",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Avx512Bf16 => "avx512bf16",

@@ -161,6 +161,16 @@ unsafe fn execute_share<T: Element>(
         let heads_of = |planned: &PlannedTensor| {
             split(planned.source.shape()[2], share.head_parts, share.head_part)
         };
+        for (planned, pointers) in [&plan.q, &plan.k].into_iter().zip(&shared.0) {
+            let Some(planned) = planned else { continue };
+            // Whole heads, though some dims are written again: fewer and longer copies.
+            if planned.in_place || (row.is_some() && 2 * pairs == planned.source.shape()[3]) {
+                continue;
+            }
+            // SAFETY: the indices are inside the layouts, which lie inside the buffers; source and
+            // destination do not overlap, because the plan is out of place.
+            unsafe { copy_heads(planned, pointers, (b, s), heads_of(planned)) };
+        }
         for first in (0..pairs).step_by(BLOCK) {
             let Some(row) = &row else { break };
             let block = BLOCK.min(pairs - first);
@@ -195,38 +205,38 @@ unsafe fn execute_share<T: Element>(
                 unsafe { T::rotate_heads(isa, pairings, &run, &angles, block) };
             }
         }
-        for (planned, pointers) in [&plan.q, &plan.k].into_iter().zip(&shared.0) {
-            let Some(planned) = planned else { continue };
-            if planned.in_place {
-                continue;
-            }
-            let head_dim = planned.source.shape()[3];
-            let window = planned.source.rotary_offset();
-            let untouched = match row {
-                Some(_) => [0..window, window + 2 * pairs..head_dim],
-                None => [0..head_dim, 0..0],
-            };
-            for h in heads_of(planned) {
-                let (from, to) = (
-                    planned.source.index(b, s, h),
-                    planned.destination.index(b, s, h),
-                );
-                for dims in &untouched {
-                    // SAFETY: inside the layouts; source and destination do not overlap, because
-                    // the plan is out of place.
-                    unsafe {
-                        std::ptr::copy_nonoverlapping(
-                            pointers.source.add(from + dims.start),
-                            pointers.destination.add(to + dims.start),
-                            dims.len(),
-                        );
-                    }
-                }
-            }
-        }
     }
     if stream {
         variants::fence();
+    }
+}
+
+/// Copies heads of a token.
+///
+/// # Safety
+/// The token and the heads are inside the layouts, which lie inside the buffers, which do not overlap.
+unsafe fn copy_heads<T>(
+    planned: &PlannedTensor,
+    pointers: &Pointers<T>,
+    (b, s): (usize, usize),
+    heads: Range<usize>,
+) {
+    let (source, destination) = (&planned.source, &planned.destination);
+    let head_dim = source.shape()[3];
+    let dense = source.strides()[2] == head_dim && destination.strides()[2] == head_dim;
+    let (step, len) = match dense {
+        true => (heads.len().max(1), heads.len() * head_dim),
+        false => (1, head_dim),
+    };
+    for h in heads.step_by(step) {
+        // SAFETY: the caller's.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                pointers.source.add(source.index(b, s, h)),
+                pointers.destination.add(destination.index(b, s, h)),
+                len,
+            );
+        }
     }
 }
 

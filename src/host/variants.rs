@@ -12,6 +12,11 @@ use super::{
     avx512bf16::Converts,
     vector::{self, PairVectors},
 };
+#[cfg(target_arch = "aarch64")]
+use super::{
+    neon::{self, Neon},
+    vector::{self, PairVectors},
+};
 
 /// An element type that every variant of this target can rotate.
 pub trait VectorElement: Sized {
@@ -44,7 +49,7 @@ where
         // SAFETY: the caller's.
         unsafe {
             match isa {
-                Isa::Scalar => scalar::rotate_heads(pairings, run, angles, pairs),
+                Isa::Scalar | Isa::Neon => scalar::rotate_heads(pairings, run, angles, pairs),
                 Isa::Avx2 => vector::rotate_heads::<Avx2, Avx2, T>(pairings, run, angles, pairs),
                 Isa::Avx512 => {
                     vector::rotate_heads::<Avx512, Avx512, T>(pairings, run, angles, pairs)
@@ -55,7 +60,29 @@ where
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+impl<T: Element> VectorElement for T
+where
+    Neon: PairVectors<T>,
+{
+    unsafe fn rotate_heads(
+        isa: Isa,
+        pairings: Pairings,
+        run: &HeadRun<T>,
+        angles: &AngleBlock,
+        pairs: usize,
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            match isa {
+                Isa::Neon => vector::rotate_heads::<Neon, Neon, T>(pairings, run, angles, pairs),
+                _ => scalar::rotate_heads(pairings, run, angles, pairs),
+            }
+        }
+    }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 impl<T: Element> VectorElement for T {
     unsafe fn rotate_heads(
         _isa: Isa,
@@ -87,6 +114,9 @@ pub(super) unsafe fn form(
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the caller's.
         Isa::Avx512 | Isa::Avx512Bf16 => unsafe { avx512::form(steps, phases, scales, angles) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: the caller's.
+        Isa::Neon => unsafe { neon::form(steps, phases, scales, angles) },
         _ => scalar::form(steps, phases, scales, angles),
     }
 }

@@ -212,9 +212,7 @@ unsafe fn straight_heads<
         }
         for h in 0..run.heads {
             let head = run.head(h);
-            if FROM_HALVES {
-                fetch_in_order(head.source, PAIRS);
-            }
+            fetch_ahead::<T, FROM_HALVES>(run, &head, PAIRS);
             let mut i = 0;
             while i < whole {
                 let group = head.group::<FROM_HALVES, TO_HALVES>(run, i * V::LANES);
@@ -234,18 +232,31 @@ unsafe fn straight_heads<
     }
 }
 
-/// Two halves that are far apart look like no stream to processors that watch a page for one. So the
-/// first half is asked for in order before pairs of both are read.
+/// Asks early for what processors do not foresee.
 #[inline(always)]
-fn fetch_in_order<T>(half: *const T, len: usize) {
+fn fetch_ahead<T, const FROM_HALVES: bool>(run: &HeadRun<T>, head: &Head<T>, pairs: usize) {
+    const LINE: usize = 64;
+    /// Two halves that are so far apart look like no stream to a processor that watches a page for
+    /// one, unless the first half is asked for in order.
     const FAR: usize = 512;
-    let bytes = len * size_of::<T>();
-    if bytes >= FAR {
-        let mut at = 0;
-        while at < bytes {
-            prefetch(half.cast::<i8>().wrapping_add(at));
-            at += 64;
-        }
+    /// Heads whose lines are on the way at a time, where only some lines of each are touched.
+    const HEADS: usize = 12;
+    let half = pairs * size_of::<T>();
+    let gap = run.source_stride.saturating_sub(2 * run.pairs) * size_of::<T>();
+    let (start, bytes) = if gap >= LINE {
+        (
+            head.source.wrapping_add(HEADS * run.source_stride),
+            2 * half,
+        )
+    } else if FROM_HALVES && half >= FAR {
+        (head.source, half)
+    } else {
+        return;
+    };
+    let mut at = 0;
+    while at < bytes {
+        prefetch(start.cast::<i8>().wrapping_add(at));
+        at += LINE;
     }
 }
 
@@ -284,6 +295,7 @@ unsafe fn any_heads<V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const 
         // SAFETY: the caller vouches for every head of the run.
         unsafe {
             let head = run.head(h);
+            fetch_ahead::<T, FROM_HALVES>(run, &head, pairs);
             let mut at = 0;
             while at + V::LANES <= end {
                 let group = head.group::<FROM_HALVES, TO_HALVES>(run, at);

@@ -190,7 +190,7 @@ impl Sampling {
         }
         Self {
             samples: 21,
-            budget: Duration::from_secs(1),
+            budget: Duration::from_millis(500),
             sample: Duration::from_micros(100),
             // Well past the cache, as neither its size nor its replacement is exactly known.
             cold_bytes: (4 * machine.last_level_cache).max(128 << 20),
@@ -302,6 +302,10 @@ impl<T: Plain> Aligned<T> {
             len,
             element: std::marker::PhantomData,
         }
+    }
+
+    pub fn lines_mut(&mut self) -> &mut [Line] {
+        &mut self.lines
     }
 
     pub fn as_slice(&self) -> &[T] {

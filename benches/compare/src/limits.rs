@@ -1,9 +1,9 @@
 //! What memory allows: a copy, and a pass that reads, adds one and writes back.
 
-use crate::cases::{Case, Contender, Line, Ring, Sampling, time};
-use phasor::Dtype;
+use crate::cases::{Case, Contender, Line, Plain, Ring, Sampling, time};
+use crate::phasor::{Buffers, Entry};
+use ::phasor::Element;
 use rayon::prelude::*;
-use std::cell::RefCell;
 use std::hint::black_box;
 use std::rc::Rc;
 
@@ -14,63 +14,119 @@ pub const UPDATE: &str = "update pass";
 const BYTES_WORTH_A_THREAD: usize = 128 << 10;
 
 /// The two limits of a case, in this order: [`MEMCPY`], [`UPDATE`].
-pub fn contenders(case: &Case, dtype: Dtype, sampling: &Sampling) -> [Contender; 2] {
-    match dtype {
-        Dtype::F32 => limits::<4>(case, dtype, sampling),
-        _ => limits::<2>(case, dtype, sampling),
+pub fn contenders<T: Element + Plain>(
+    case: &Case,
+    buffers: &Buffers<T>,
+    sampling: &Sampling,
+) -> [Contender; 2] {
+    match size_of::<T>() {
+        4 => limits::<T, 4>(case, buffers, sampling),
+        _ => limits::<T, 2>(case, buffers, sampling),
     }
 }
 
-fn limits<const WIDTH: usize>(case: &Case, dtype: Dtype, sampling: &Sampling) -> [Contender; 2] {
-    let footprint = case.footprint(dtype);
-    let (run, stride) = (footprint.run, footprint.stride);
-    // Buffers of their own: adding one to the bits of floats, over and over, would make subnormals
-    // and infinities of what is rotated. Not zeros, which the system may keep in one shared page.
-    let buffer = vec![Line([1; 64]); footprint.runs * stride];
-    // The update pass walks through the first of each pair only.
-    let count = sampling.buffers(case, size_of_val(&buffer[..]));
-    // How many lines a thread gets: whole runs, or a part of the only one.
+fn limits<T: Element + Plain, const WIDTH: usize>(
+    case: &Case,
+    buffers: &Buffers<T>,
+    sampling: &Sampling,
+) -> [Contender; 2] {
+    let footprint = case.footprint(T::DTYPE);
     let parts = rayon::current_num_threads().min(footprint.bytes() / BYTES_WORTH_A_THREAD);
-    let part = match footprint.is_contiguous() {
-        true => buffer.len().div_ceil(parts.max(1)),
-        false => footprint.runs.div_ceil(parts.max(1)) * stride,
+    let split = Split {
+        parts: parts.max(1),
+        run: footprint.run,
+        stride: footprint.stride,
+        contiguous: footprint.is_contiguous(),
     };
-    let ring = Ring::new(vec![(buffer.clone(), buffer); count]);
-    let ring = Rc::new(RefCell::new(ring));
-    let shared = Rc::clone(&ring);
+    // In place there is no memory to copy to yet. Not zeros, which the system may keep in one
+    // shared page.
+    let bytes = (case.q_len() + case.k_len()) * size_of::<T>();
+    let targets = (0..sampling.buffers(case, bytes)).map(|_| {
+        [case.q_len(), case.k_len()].map(|len| {
+            let lines = (len * size_of::<T>()).div_ceil(size_of::<Line>());
+            vec![Line([1; 64]); if case.in_place { lines } else { 0 }]
+        })
+    });
+    let mut targets = Ring::new(targets.collect());
+    let ring = Rc::clone(buffers);
     let copy = Contender {
         library: MEMCPY.to_owned(),
         run: Box::new(move |calls| {
-            let mut ring = shared.borrow_mut();
+            let mut ring = ring.borrow_mut();
             time(calls, || {
-                let (from, to) = ring.next();
-                let (from, to) = (black_box(&from[..]), black_box(&mut to[..]));
-                if parts > 1 {
-                    to.par_chunks_mut(part)
-                        .zip(from.par_chunks(part))
-                        .for_each(|(to, from)| copy_runs(from, to, run, stride));
-                } else {
-                    copy_runs(from, to, run, stride);
+                let Entry { q, k, .. } = ring.next();
+                for (tensor, target) in [q, k].into_iter().zip(targets.next()) {
+                    let (from, to) = tensor.lines();
+                    let to = to.unwrap_or(target);
+                    split.copy(black_box(from), black_box(to));
                 }
             })
         }),
     };
+    let ring = Rc::clone(buffers);
     let update = Contender {
         library: UPDATE.to_owned(),
         run: Box::new(move |calls| {
             let mut ring = ring.borrow_mut();
             time(calls, || {
-                let buffer = black_box(&mut ring.next().0[..]);
-                if parts > 1 {
-                    let parts = buffer.par_chunks_mut(part);
-                    parts.for_each(|part| update_runs::<WIDTH>(part, run, stride));
-                } else {
-                    update_runs::<WIDTH>(buffer, run, stride);
+                let Entry { q, k, raised } = ring.next();
+                let one = if *raised { -1 } else { 1 };
+                *raised = !*raised;
+                for tensor in [q, k] {
+                    split.update::<WIDTH>(black_box(tensor.lines().0), one);
                 }
             })
         }),
     };
     [copy, update]
+}
+
+/// How the lines of a tensor are shared by threads: whole runs, or parts of the only one.
+#[derive(Clone, Copy)]
+struct Split {
+    parts: usize,
+    run: usize,
+    stride: usize,
+    contiguous: bool,
+}
+
+impl Split {
+    /// Lines of a part, the length of runs and the distance between them.
+    fn of(&self, lines: usize) -> (usize, usize, usize) {
+        match self.contiguous {
+            true => (lines.div_ceil(self.parts), lines, lines),
+            false => {
+                let runs = lines.div_ceil(self.stride);
+                (
+                    runs.div_ceil(self.parts) * self.stride,
+                    self.run,
+                    self.stride,
+                )
+            }
+        }
+    }
+
+    fn copy(&self, from: &[Line], to: &mut [Line]) {
+        let (part, run, stride) = self.of(from.len());
+        if self.parts > 1 {
+            to.par_chunks_mut(part)
+                .zip(from.par_chunks(part))
+                .for_each(|(to, from)| copy_runs(from, to, run, stride));
+        } else {
+            copy_runs(from, to, run, stride);
+        }
+    }
+
+    fn update<const WIDTH: usize>(&self, lines: &mut [Line], one: i32) {
+        let (part, run, stride) = self.of(lines.len());
+        if self.parts > 1 {
+            lines
+                .par_chunks_mut(part)
+                .for_each(|part| update_runs::<WIDTH>(part, run, stride, one));
+        } else {
+            update_runs::<WIDTH>(lines, run, stride, one);
+        }
+    }
 }
 
 fn copy_runs(from: &[Line], to: &mut [Line], run: usize, stride: usize) {
@@ -85,31 +141,31 @@ fn copy_runs(from: &[Line], to: &mut [Line], run: usize, stride: usize) {
     }
 }
 
-/// Adds one to each element of `WIDTH` bytes. By intrinsics, as compilers do not make vectors of
+/// Adds `one` to each element of `WIDTH` bytes. By intrinsics, as compilers do not make vectors of
 /// every such loop, and the limit has to be one.
-fn update_runs<const WIDTH: usize>(lines: &mut [Line], run: usize, stride: usize) {
+fn update_runs<const WIDTH: usize>(lines: &mut [Line], run: usize, stride: usize, one: i32) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::is_x86_feature_detected as has;
         if has!("avx512f") && has!("avx512bw") {
             // SAFETY: the processor has both.
-            return unsafe { update_avx512::<WIDTH>(lines, run, stride) };
+            return unsafe { update_avx512::<WIDTH>(lines, run, stride, one) };
         }
         if has!("avx2") {
             // SAFETY: the processor has it.
-            return unsafe { update_avx2::<WIDTH>(lines, run, stride) };
+            return unsafe { update_avx2::<WIDTH>(lines, run, stride, one) };
         }
     }
     for lines in lines.chunks_mut(stride) {
         for Line(bytes) in lines.iter_mut().take(run) {
-            update_line::<WIDTH>(bytes);
+            update_line::<WIDTH>(bytes, one);
         }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn update_avx512<const WIDTH: usize>(lines: &mut [Line], run: usize, stride: usize) {
+fn update_avx512<const WIDTH: usize>(lines: &mut [Line], run: usize, stride: usize, one: i32) {
     use std::arch::x86_64::*;
     for lines in lines.chunks_mut(stride) {
         for Line(bytes) in lines.iter_mut().take(run) {
@@ -118,8 +174,8 @@ fn update_avx512<const WIDTH: usize>(lines: &mut [Line], run: usize, stride: usi
             unsafe {
                 let x = _mm512_load_si512(at);
                 let x = match WIDTH {
-                    4 => _mm512_add_epi32(x, _mm512_set1_epi32(1)),
-                    _ => _mm512_add_epi16(x, _mm512_set1_epi16(1)),
+                    4 => _mm512_add_epi32(x, _mm512_set1_epi32(one)),
+                    _ => _mm512_add_epi16(x, _mm512_set1_epi16(one as i16)),
                 };
                 _mm512_store_si512(at, x);
             }
@@ -129,7 +185,7 @@ fn update_avx512<const WIDTH: usize>(lines: &mut [Line], run: usize, stride: usi
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn update_avx2<const WIDTH: usize>(lines: &mut [Line], run: usize, stride: usize) {
+fn update_avx2<const WIDTH: usize>(lines: &mut [Line], run: usize, stride: usize, one: i32) {
     use std::arch::x86_64::*;
     for lines in lines.chunks_mut(stride) {
         for Line(bytes) in lines.iter_mut().take(run) {
@@ -139,8 +195,8 @@ fn update_avx2<const WIDTH: usize>(lines: &mut [Line], run: usize, stride: usize
                 unsafe {
                     let x = _mm256_load_si256(at);
                     let x = match WIDTH {
-                        4 => _mm256_add_epi32(x, _mm256_set1_epi32(1)),
-                        _ => _mm256_add_epi16(x, _mm256_set1_epi16(1)),
+                        4 => _mm256_add_epi32(x, _mm256_set1_epi32(one)),
+                        _ => _mm256_add_epi16(x, _mm256_set1_epi16(one as i16)),
                     };
                     _mm256_store_si256(at, x);
                 }
@@ -150,31 +206,41 @@ fn update_avx2<const WIDTH: usize>(lines: &mut [Line], run: usize, stride: usize
 }
 
 #[cfg(target_arch = "aarch64")]
-fn update_line<const WIDTH: usize>(bytes: &mut [u8; 64]) {
+fn update_line<const WIDTH: usize>(bytes: &mut [u8; 64], one: i32) {
     use std::arch::aarch64::*;
     for quarter in bytes.as_chunks_mut::<16>().0 {
         let at = quarter.as_mut_ptr();
         // SAFETY: the vector is a quarter of a line, and every processor of this kind has these.
         unsafe {
             match WIDTH {
-                4 => vst1q_u32(at.cast(), vaddq_u32(vld1q_u32(at.cast()), vdupq_n_u32(1))),
-                _ => vst1q_u16(at.cast(), vaddq_u16(vld1q_u16(at.cast()), vdupq_n_u16(1))),
+                4 => vst1q_u32(
+                    at.cast(),
+                    vaddq_u32(vld1q_u32(at.cast()), vdupq_n_u32(one as u32)),
+                ),
+                _ => vst1q_u16(
+                    at.cast(),
+                    vaddq_u16(vld1q_u16(at.cast()), vdupq_n_u16(one as u16)),
+                ),
             }
         }
     }
 }
 
 #[cfg(not(target_arch = "aarch64"))]
-fn update_line<const WIDTH: usize>(bytes: &mut [u8; 64]) {
+fn update_line<const WIDTH: usize>(bytes: &mut [u8; 64], one: i32) {
     match WIDTH {
         4 => {
             for x in bytes.as_chunks_mut::<4>().0 {
-                *x = u32::from_ne_bytes(*x).wrapping_add(1).to_ne_bytes();
+                *x = u32::from_ne_bytes(*x)
+                    .wrapping_add(one as u32)
+                    .to_ne_bytes();
             }
         }
         _ => {
             for x in bytes.as_chunks_mut::<2>().0 {
-                *x = u16::from_ne_bytes(*x).wrapping_add(1).to_ne_bytes();
+                *x = u16::from_ne_bytes(*x)
+                    .wrapping_add(one as u16)
+                    .to_ne_bytes();
             }
         }
     }
@@ -190,7 +256,7 @@ mod tests {
         for update in [update_runs::<2>, update_runs::<4>] {
             let mut lines = vec![Line([0; 64]); 10];
             let mut copy = lines.clone();
-            update(&mut lines, 2, 4);
+            update(&mut lines, 2, 4, 1);
             copy_runs(&lines, &mut copy, 2, 4);
             for (i, (line, copy)) in lines.iter().zip(&copy).enumerate() {
                 assert_eq!(line.0.contains(&1), i % 4 < 2, "line {i}");
@@ -211,16 +277,16 @@ mod tests {
                 x.copy_from_slice(&sum[..WIDTH]);
             }
             let mut lines = [Line(start)];
-            update_runs::<WIDTH>(&mut lines, 1, 1);
+            update_runs::<WIDTH>(&mut lines, 1, 1, 1);
             assert_eq!(lines[0].0, expected);
             let mut line = start;
-            update_line::<WIDTH>(&mut line);
+            update_line::<WIDTH>(&mut line, 1);
             assert_eq!(line, expected);
             #[cfg(target_arch = "x86_64")]
             if std::arch::is_x86_feature_detected!("avx2") {
                 let mut lines = [Line(start)];
                 // SAFETY: just detected.
-                unsafe { update_avx2::<WIDTH>(&mut lines, 1, 1) };
+                unsafe { update_avx2::<WIDTH>(&mut lines, 1, 1, 1) };
                 assert_eq!(lines[0].0, expected);
             }
         }

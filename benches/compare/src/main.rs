@@ -1,10 +1,13 @@
-//! Measures phasor's host backend, the limits of memory and other implementations in one run.
+//! Measures phasor's host backend, the limits of memory and other implementations in one run, and
+//! turns committed results into tables and charts.
 
+mod accuracy;
 mod candle;
 mod cases;
 mod limits;
 mod peers;
 mod phasor;
+mod publish;
 mod report;
 mod svg;
 
@@ -24,9 +27,15 @@ Options:
   --filter TEXT     only cases whose name contains TEXT
   --quick           few samples on small buffers: shows that everything runs, and nothing else
   --markdown FILE   write tables there instead of printing them
-  --svg FILE        draw charts: FILE, and beside it one for all threads and one for growth
+  --svg FILE        draw charts: FILE, and beside it those for all threads, the usual cases, growth
   --json FILE       save the results
-  --from FILE       measure nothing, take saved results";
+  --from FILE       measure nothing, take saved results
+
+Instead of all that, and without measuring:
+  --accuracy FILE   draw the error of cos and sin against position, and print some of it
+  --publish FOLDER  make tables and charts of every host-*.json there, and draw the accuracy
+  --readme FILE     with --publish: replace the sections of this file that show them
+  --check           with --publish: write nothing, fail if a file is not what the results give";
 
 #[derive(Default)]
 struct Options {
@@ -38,6 +47,10 @@ struct Options {
     svg: Option<String>,
     json: Option<String>,
     from: Option<String>,
+    accuracy: Option<String>,
+    publish: Option<String>,
+    readme: Option<String>,
+    check: bool,
 }
 
 impl Options {
@@ -57,8 +70,18 @@ impl Options {
                 "--svg" => options.svg = Some(value()?),
                 "--json" => options.json = Some(value()?),
                 "--from" => options.from = Some(value()?),
+                "--accuracy" => options.accuracy = Some(value()?),
+                "--publish" => options.publish = Some(value()?),
+                "--readme" => options.readme = Some(value()?),
+                "--check" => options.check = true,
                 _ => return Err(format!("{argument}?\n{USAGE}")),
             }
+        }
+        if options.publish.is_some() != options.readme.is_some() {
+            return Err(format!("--publish and --readme need each other\n{USAGE}"));
+        }
+        if options.check && options.publish.is_none() {
+            return Err(format!("--check needs --publish\n{USAGE}"));
         }
         Ok(options)
     }
@@ -93,14 +116,34 @@ struct Limits {
     update: f64,
 }
 
-fn main() -> Result<(), Failure> {
+fn main() {
     let options = Options::parse(std::env::args().skip(1)).unwrap_or_else(|message| {
         eprintln!("{message}");
         std::process::exit(2)
     });
+    if let Err(error) = perform(&options) {
+        eprintln!("{error}");
+        std::process::exit(1)
+    }
+}
+
+fn perform(options: &Options) -> Result<(), Failure> {
+    if let Some(path) = &options.accuracy {
+        std::fs::write(path, svg::accuracy(&accuracy::curves()?))?;
+        print!("{}", accuracy::table()?);
+        return Ok(());
+    }
+    if let (Some(folder), Some(readme)) = (&options.publish, &options.readme) {
+        let act = if options.check {
+            publish::check
+        } else {
+            publish::write
+        };
+        return act(folder.as_ref(), readme.as_ref());
+    }
     let report = match &options.from {
         Some(path) => serde_json::from_str(&std::fs::read_to_string(path)?)?,
-        None => run(&options)?,
+        None => run(options)?,
     };
     if let Some(path) = &options.json {
         std::fs::write(path, serde_json::to_string_pretty(&report)? + "\n")?;
@@ -227,7 +270,9 @@ fn measure_setting(setting: &Setting, sampling: &Sampling) -> Measured {
     ) -> Result<Vec<Contender>, Failure> {
         let Setting { case, pairing, .. } = setting;
         let variants = phasor::variants(setting.dtype);
-        let mut contenders = phasor::contenders::<T>(case, *pairing, &variants, sampling)?;
+        let buffers = phasor::buffers::<T>(case, sampling);
+        let mut contenders = Vec::from(limits::contenders(case, &buffers, sampling));
+        contenders.extend(phasor::contenders(case, *pairing, &variants, &buffers)?);
         contenders.push(candle::contender::<T>(case, *pairing, sampling)?);
         Ok(contenders)
     }
@@ -236,28 +281,20 @@ fn measure_setting(setting: &Setting, sampling: &Sampling) -> Measured {
         Dtype::F16 => of::<f16>(setting, sampling),
         Dtype::Bf16 => of::<bf16>(setting, sampling),
     }?;
-    Ok(beside_limits(
-        &setting.case,
-        setting.dtype,
-        contenders,
-        sampling,
-    ))
+    Ok(beside_limits(contenders, sampling))
 }
 
+/// Of contenders whose first two are the limits.
 fn beside_limits(
-    case: &Case,
-    dtype: Dtype,
-    contenders: Vec<Contender>,
+    mut contenders: Vec<Contender>,
     sampling: &Sampling,
 ) -> (Limits, Vec<(String, f64)>) {
-    let mut all = Vec::from(limits::contenders(case, dtype, sampling));
-    all.extend(contenders);
-    let seconds = measure(&mut all, sampling);
+    let seconds = measure(&mut contenders, sampling);
     let limits = Limits {
         memcpy: seconds[0],
         update: seconds[1],
     };
-    let measured = all.into_iter().zip(seconds).skip(2);
+    let measured = contenders.into_iter().zip(seconds).skip(2);
     (
         limits,
         measured
@@ -294,8 +331,15 @@ fn growth(quick: bool, threads: usize, sampling: &Sampling) -> Result<Vec<Growth
         eprintln!("growth, {axis}: {x}");
         let (limits, measured) = pool(threads)?.install(|| {
             let pairing = Pairing::HalfSplit;
-            let ours = phasor::contenders::<bf16>(&case, pairing, &[Isa::best()], sampling)?;
-            Ok::<_, ::phasor::Error>(beside_limits(&case, Dtype::Bf16, ours, sampling))
+            let buffers = phasor::buffers::<bf16>(&case, sampling);
+            let mut all = Vec::from(limits::contenders(&case, &buffers, sampling));
+            all.extend(phasor::contenders(
+                &case,
+                pairing,
+                &[Isa::best()],
+                &buffers,
+            )?);
+            Ok::<_, ::phasor::Error>(beside_limits(all, sampling))
         })?;
         growth.push(Growth {
             axis,

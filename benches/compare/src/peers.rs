@@ -125,6 +125,8 @@ fn converse(
 ) -> Result<ExitStatus, Failure> {
     let mut child = Command::new(python)
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/peers.py"))
+        // Pages as all others have them, or its limits would be higher than what torch can reach.
+        .env("NUMPY_MADVISE_HUGEPAGE", "0")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

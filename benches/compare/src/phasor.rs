@@ -1,6 +1,6 @@
 //! phasor's host backend: the variant it chooses, and the others forced.
 
-use crate::cases::{Aligned, Case, Contender, Plain, Ring, Sampling, THETA, filled, time};
+use crate::cases::{Aligned, Case, Contender, Line, Plain, Ring, Sampling, THETA, filled, time};
 use phasor::{
     Dtype, Element, Frequencies, Host, HostInOut, InOut, Isa, Layout, Pairing, PositionKind,
     Positions, Problem, Rope, Threads,
@@ -12,7 +12,7 @@ use std::rc::Rc;
 pub const PHASOR: &str = "phasor";
 
 /// Source and, out of place, destination.
-struct Tensor<T> {
+pub struct Tensor<T> {
     source: Aligned<T>,
     destination: Option<Aligned<T>>,
 }
@@ -36,6 +36,33 @@ impl<T: Element + Plain> Tensor<T> {
             },
         }
     }
+
+    /// What is read, and out of place what is written.
+    pub fn lines(&mut self) -> (&mut [Line], Option<&mut [Line]>) {
+        let destination = self.destination.as_mut();
+        (self.source.lines_mut(), destination.map(Aligned::lines_mut))
+    }
+}
+
+/// q and k. The limits work on the same memory: which pages it lies on makes a difference.
+pub struct Entry<T> {
+    pub q: Tensor<T>,
+    pub k: Tensor<T>,
+    /// Whether an update pass has added one that the next takes away, so that values stay finite.
+    pub raised: bool,
+}
+
+pub type Buffers<T> = Rc<RefCell<Ring<Entry<T>>>>;
+
+pub fn buffers<T: Element + Plain>(case: &Case, sampling: &Sampling) -> Buffers<T> {
+    let tensors = 1 + usize::from(!case.in_place);
+    let bytes = tensors * (case.q_len() + case.k_len()) * size_of::<T>();
+    let entries = (0..sampling.buffers(case, bytes)).map(|_| Entry {
+        q: Tensor::new(case.q_len(), case.in_place),
+        k: Tensor::new(case.k_len(), case.in_place),
+        raised: false,
+    });
+    Rc::new(RefCell::new(Ring::new(entries.collect())))
 }
 
 /// Variants that differ for this element type, slowest first.
@@ -51,18 +78,9 @@ pub fn contenders<T: Element + Plain>(
     case: &Case,
     pairing: Pairing,
     variants: &[Isa],
-    sampling: &Sampling,
+    ring: &Buffers<T>,
 ) -> Result<Vec<Contender>, phasor::Error> {
     let rope = Rope::new(Frequencies::from_theta(THETA, case.rotary_dim)?, pairing);
-    let tensors = 1 + usize::from(!case.in_place);
-    let bytes = tensors * (case.q_len() + case.k_len()) * size_of::<T>();
-    let pairs = (0..sampling.buffers(case, bytes)).map(|_| {
-        (
-            Tensor::<T>::new(case.q_len(), case.in_place),
-            Tensor::<T>::new(case.k_len(), case.in_place),
-        )
-    });
-    let ring = Rc::new(RefCell::new(Ring::new(pairs.collect())));
     let threads = match rayon::current_num_threads() {
         1 => Threads::One,
         _ => Threads::Pool,
@@ -88,7 +106,7 @@ pub fn contenders<T: Element + Plain>(
         let rotator = host.rotator(&rope);
         let plan = rotator.plan(&problem)?;
         let starts = case.positions();
-        let ring = Rc::clone(&ring);
+        let ring = Rc::clone(ring);
         contenders.push(Contender {
             library: match i + 1 == variants.len() {
                 true => PHASOR.to_owned(),
@@ -101,7 +119,7 @@ pub fn contenders<T: Element + Plain>(
                     _ => Positions::start_per_row(&starts[..]),
                 };
                 time(calls, || {
-                    let (q, k) = ring.next();
+                    let Entry { q, k, .. } = ring.next();
                     rotator
                         .rotate(
                             &plan,

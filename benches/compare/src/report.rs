@@ -58,6 +58,18 @@ impl Measurement {
         (&self.case, &self.dtype, &self.pairing)
     }
 
+    /// One of the usual cases in the usual type and pairing.
+    pub fn is_usual(&self) -> bool {
+        let prompt = self.case.starts_with("prefill");
+        let in_place = self.case.contains("in place") && !self.case.starts_with("head_dim");
+        (prompt || in_place) && self.dtype == "bf16" && self.pairing == "half-split"
+    }
+
+    /// Worth a row where space is short: the usual, and a prompt in every type and pairing.
+    fn is_headline(&self) -> bool {
+        self.is_usual() || self.case.starts_with("prefill") && self.case.contains("in place")
+    }
+
     /// phasor with a variant that it would not choose.
     pub fn is_forced(&self) -> bool {
         self.library != PHASOR && self.library.starts_with(PHASOR)
@@ -237,8 +249,46 @@ impl Report {
         ]
     }
 
+    /// What each library does by itself.
+    pub fn chosen(&self) -> impl Iterator<Item = &Measurement> {
+        self.measurements.iter().filter(|m| !m.is_forced())
+    }
+
     pub fn thread_counts(&self) -> BTreeSet<usize> {
         self.measurements.iter().map(|m| m.threads).collect()
+    }
+
+    /// The rows that say most, as one table.
+    pub fn headlines(&self) -> String {
+        let mut text = format!(
+            "| threads | case | type, pairing | phasor GB/s | of {UPDATE} | of {MEMCPY} \
+             | fastest peer | its share of {UPDATE} | phasor is faster by |\n\
+             |--:|---|---|--:|--:|--:|---|--:|--:|\n"
+        );
+        for ours in self
+            .chosen()
+            .filter(|m| m.library == PHASOR && m.is_headline())
+        {
+            let (case, dtype, pairing) = ours.row();
+            let _ = write!(
+                text,
+                "| {} | {case} | {dtype} {pairing} | {:.1} | {:.2} | {:.2} ",
+                ours.threads,
+                ours.gigabytes(ours.seconds),
+                ours.of_update(),
+                ours.of_memcpy(),
+            );
+            text += &match fastest_peer(ours, self.chosen()) {
+                Some(peer) => format!(
+                    "| {} | {:.2} | {:.1}x |\n",
+                    peer.library,
+                    peer.of_update(),
+                    ours.of_update() / peer.of_update()
+                ),
+                None => "| | | |\n".to_owned(),
+            };
+        }
+        text
     }
 
     pub fn markdown(&self) -> String {
@@ -298,7 +348,7 @@ pub fn axes(growth: &[Growth]) -> Vec<&str> {
     axes
 }
 
-fn threads_name(threads: usize) -> String {
+pub fn threads_name(threads: usize) -> String {
     match threads {
         1 => "1 thread".to_owned(),
         n => format!("{n} threads"),
@@ -317,10 +367,7 @@ fn summary(text: &mut String, threads: usize, rows: &[&Measurement]) {
     );
     for ours in rows.iter().filter(|m| m.library == PHASOR) {
         let (case, dtype, pairing) = ours.row();
-        let peer = rows
-            .iter()
-            .filter(|m| m.row() == ours.row() && m.library != PHASOR && !m.is_forced())
-            .max_by(|a, b| a.of_update().total_cmp(&b.of_update()));
+        let peer = fastest_peer(ours, rows.iter().copied());
         let _ = write!(
             text,
             "| {case} | {dtype} | {pairing} | {:.1} | {:.1} | {:.1} | {:.2} | {:.2} ",
@@ -340,6 +387,15 @@ fn summary(text: &mut String, threads: usize, rows: &[&Measurement]) {
             None => "| | | |\n".to_owned(),
         };
     }
+}
+
+fn fastest_peer<'a>(
+    ours: &Measurement,
+    rows: impl Iterator<Item = &'a Measurement>,
+) -> Option<&'a Measurement> {
+    rows.filter(|m| m.threads == ours.threads && m.row() == ours.row())
+        .filter(|m| m.library != PHASOR && !m.is_forced())
+        .max_by(|a, b| a.of_update().total_cmp(&b.of_update()))
 }
 
 fn details(text: &mut String, threads: usize, rows: &[&Measurement]) {

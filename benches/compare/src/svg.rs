@@ -1,8 +1,10 @@
-//! Charts as SVG, by hand: bars of every library per case, and curves of growth.
+//! Charts as SVG, by hand: bars of every library per case, curves of growth and of accuracy.
 
+use crate::accuracy::{Curve, HEAD_DIM, WINDOW};
+use crate::cases::THETA;
 use crate::limits::{MEMCPY, UPDATE};
 use crate::phasor::PHASOR;
-use crate::report::{Measurement, Report, axes};
+use crate::report::{Measurement, Report, axes, threads_name};
 use std::fmt::Write;
 
 /// Colours that can be told apart on light and dark ground; phasor's is the first.
@@ -13,15 +15,22 @@ const COLOURS: [&str; 8] = [
 const STYLE: &str = "<style>\
 text{font:11px system-ui,sans-serif;fill:#1f2328}\
 .ground{fill:#fff}.title{font-size:15px;font-weight:600}.panel{font-weight:600}\
-.small{font-size:10px;fill:#59636e}.value{font-size:9px}\
+.small{font-size:10px;fill:#59636e}\
+.value{font-size:9px}\
 .grid{stroke:#d1d9e0;stroke-width:1}.limit{stroke:#1f2328;stroke-width:1.5}\
-.curve{fill:none;stroke-width:2}\
+.guide{stroke:#59636e;stroke-width:1;stroke-dasharray:4 3}\
+.curve{fill:none;stroke-width:2;stroke-linejoin:round}\
 @media(prefers-color-scheme:dark){text{fill:#e6edf3}.ground{fill:#0d1117}\
-.small{fill:#9198a1}.grid{stroke:#3d444d}.limit{stroke:#e6edf3}}</style>";
+.small{fill:#9198a1}.grid{stroke:#3d444d}.limit{stroke:#e6edf3}\
+.guide{stroke:#9198a1}}</style>";
 
 const MARGIN: f64 = 16.0;
 
-/// Charts with what to append to the file's stem: one thread, all threads, growth.
+/// Appended to the stem of a file's name.
+pub const OVERVIEW: &str = "-overview";
+pub const GROWTH: &str = "-growth";
+
+/// Charts with what to append to the file's stem: one thread, all threads, overview, growth.
 pub fn charts(report: &Report) -> Vec<(String, String)> {
     let mut charts = Vec::new();
     for threads in report.thread_counts() {
@@ -29,10 +38,11 @@ pub fn charts(report: &Report) -> Vec<(String, String)> {
             1 => String::new(),
             n => format!("-{n}-threads"),
         };
-        charts.push((suffix, bars(report, threads)));
+        charts.push((suffix, everything(report, threads)));
     }
+    charts.push((OVERVIEW.to_owned(), overview(report)));
     if !report.growth.is_empty() {
-        charts.push(("-growth".to_owned(), curves(report)));
+        charts.push((GROWTH.to_owned(), curves(report)));
     }
     charts
 }
@@ -76,6 +86,16 @@ impl Canvas {
         );
     }
 
+    /// Small text on ground of its own, so that no line runs through it.
+    fn value(&mut self, corner: (f64, f64), height: f64, text: &str) {
+        let ((x, y), width) = (corner, 5.5 * text.len() as f64 + 3.0);
+        let _ = writeln!(
+            self.body,
+            r#"<rect class="ground" x="{x:.1}" y="{y:.1}" width="{width:.1}" height="{height:.1}"/>"#
+        );
+        self.text(x + 2.0, y + height / 2.0 + 3.0, "value", "start", text);
+    }
+
     fn curve(&mut self, points: &[(f64, f64)], colour: &str) {
         let points: Vec<_> = points
             .iter()
@@ -89,11 +109,11 @@ impl Canvas {
     }
 
     /// Title, conditions and legend; the rest goes below the height that is returned.
-    fn head(&mut self, title: &str, report: &Report, names: &[(&str, &str)]) -> f64 {
+    fn head(&mut self, title: &str, conditions: &[String], names: &[(&str, &str)]) -> f64 {
         self.text(MARGIN, 26.0, "title", "start", title);
         let mut y = 44.0;
-        for conditions in report.conditions() {
-            for line in wrapped(&conditions, (self.width - 2.0 * MARGIN) / 5.0) {
+        for conditions in conditions {
+            for line in wrapped(conditions, (self.width - 2.0 * MARGIN) / 5.4) {
                 self.text(MARGIN, y, "small", "start", &line);
                 y += 13.0;
             }
@@ -101,7 +121,7 @@ impl Canvas {
         y += 8.0;
         let mut x = MARGIN;
         for (name, colour) in names {
-            let width = 24.0 + 6.4 * name.len() as f64;
+            let width = 28.0 + 5.9 * name.len() as f64;
             if x + width > self.width - MARGIN {
                 x = MARGIN;
                 y += 16.0;
@@ -153,93 +173,110 @@ fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
     seen
 }
 
+/// Some of the rows, side by side with others.
+struct Panel<'a> {
+    name: String,
+    rows: Vec<&'a Measurement>,
+}
+
 /// Share of the update pass: a panel per element type, a group of bars per case and pairing.
-fn bars(report: &Report, threads: usize) -> String {
-    const LABELS: f64 = 290.0;
-    const PANEL: f64 = 230.0;
-    const BAR: f64 = 7.0;
-    let rows: Vec<&Measurement> = report
-        .measurements
-        .iter()
-        .filter(|m| m.threads == threads && !m.is_forced())
-        .collect();
-    let mut libraries = distinct(rows.iter().map(|m| m.library.as_str()));
+fn everything(report: &Report, threads: usize) -> String {
+    let rows = || report.chosen().filter(|m| m.threads == threads);
+    let panels = distinct(rows().map(|m| m.dtype.as_str()))
+        .into_iter()
+        .map(|dtype| Panel {
+            name: dtype.to_owned(),
+            rows: rows().filter(|m| m.dtype == dtype).collect(),
+        });
+    let title = format!(
+        "Rotary embedding on the host, {}: share of the update pass's speed",
+        threads_name(threads)
+    );
+    bars(report, &title, &panels.collect::<Vec<_>>(), 7.0)
+}
+
+/// The usual cases in the usual type and pairing: a panel per thread count.
+fn overview(report: &Report) -> String {
+    let panels = report.thread_counts().into_iter().map(|threads| Panel {
+        name: threads_name(threads),
+        rows: report
+            .chosen()
+            .filter(|m| m.threads == threads && m.is_usual())
+            .collect(),
+    });
+    let title = "Rotary embedding on the host, bf16, half-split: share of the update pass's speed";
+    bars(report, title, &panels.collect::<Vec<_>>(), 10.0)
+}
+
+/// Groups of bars per case and pairing. Bars of 9 and more have their values beside them, thinner
+/// ones where they are phasor's or cut off.
+fn bars(report: &Report, title: &str, panels: &[Panel<'_>], bar: f64) -> String {
+    const LABELS: f64 = 310.0;
+    const PANEL: f64 = 240.0;
+    let rows = || panels.iter().flat_map(|panel| panel.rows.iter().copied());
+    let mut libraries = distinct(rows().map(|m| m.library.as_str()));
     libraries.sort_by_key(|&name| (name != PHASOR, name));
-    let dtypes = distinct(rows.iter().map(|m| m.dtype.as_str()));
-    let groups = distinct(rows.iter().map(|m| (m.case.as_str(), m.pairing.as_str())));
-    let longest = rows
-        .iter()
-        .map(|m| m.of_update())
+    let groups = distinct(rows().map(|m| (m.case.as_str(), m.pairing.as_str())));
+    let pairings = distinct(rows().map(|m| m.pairing.as_str()));
+    let longest = rows()
+        .map(Measurement::of_update)
         .fold(1.25, f64::max)
         .min(2.0);
     let scale = (PANEL - 50.0) / longest;
 
     let colours = libraries.iter().copied().zip(COLOURS.into_iter().cycle());
     let colours: Vec<(&str, &str)> = colours.collect();
-    let mut canvas = Canvas::new(2.0 * MARGIN + LABELS + PANEL * dtypes.len() as f64);
-    let plural = if threads == 1 { "" } else { "s" };
-    let title = format!(
-        "Rotary embedding on the host, {threads} thread{plural}: share of an update pass's speed"
-    );
-    let top = canvas.head(&title, report, &colours) + 14.0;
+    let mut canvas = Canvas::new(2.0 * MARGIN + LABELS + PANEL * panels.len().max(2) as f64);
+    let top = canvas.head(title, &report.conditions(), &colours) + 22.0;
 
+    let in_group = |m: &Measurement, group| (m.case.as_str(), m.pairing.as_str()) == group;
     let heights: Vec<f64> = groups
         .iter()
         .map(|&group| {
-            let bars = dtypes.iter().map(|&dtype| {
-                let in_group = |m: &&&Measurement| (m.case.as_str(), m.pairing.as_str()) == group;
-                rows.iter()
-                    .filter(in_group)
-                    .filter(|m| m.dtype == dtype)
-                    .count()
-            });
-            BAR * bars.max().unwrap_or(0).max(3) as f64 + 10.0
+            let count =
+                |panel: &Panel<'_>| panel.rows.iter().filter(|m| in_group(m, group)).count();
+            bar * panels.iter().map(count).max().unwrap_or(0).max(3) as f64 + 12.0
         })
         .collect();
     let bottom = top + heights.iter().sum::<f64>();
-    for (panel, dtype) in dtypes.iter().enumerate() {
-        let left = MARGIN + LABELS + PANEL * panel as f64;
-        canvas.text(left, top - 20.0, "panel", "start", dtype);
+    for (i, panel) in panels.iter().enumerate() {
+        let left = MARGIN + LABELS + PANEL * i as f64;
+        canvas.text(left, top - 22.0, "panel", "start", &panel.name);
         for step in 0..=(longest / 0.5) as usize {
-            let x = left + scale * 0.5 * step as f64;
+            let share = 0.5 * step as f64;
+            let x = left + scale * share;
             let class = if step == 2 { "limit" } else { "grid" };
             canvas.line(class, (x, top - 4.0), (x, bottom));
-            canvas.text(
-                x,
-                top - 7.0,
-                "small",
-                "middle",
-                &format!("{:.1}", 0.5 * step as f64),
-            );
+            canvas.text(x, top - 8.0, "small", "middle", &format!("{share:.1}"));
         }
     }
     let mut y = top;
-    for (&(case, pairing), height) in groups.iter().zip(&heights) {
+    for (&group, height) in groups.iter().zip(&heights) {
+        let (case, pairing) = group;
         canvas.text(MARGIN, y + 12.0, "", "start", case);
-        canvas.text(MARGIN, y + 25.0, "small", "start", pairing);
-        for (panel, dtype) in dtypes.iter().enumerate() {
-            let left = MARGIN + LABELS + PANEL * panel as f64;
+        if pairings.len() > 1 {
+            canvas.text(MARGIN, y + 25.0, "small", "start", pairing);
+        }
+        for (i, panel) in panels.iter().enumerate() {
+            let left = MARGIN + LABELS + PANEL * i as f64;
             let mut at = y + 4.0;
             for (name, colour) in &colours {
-                let found = rows.iter().find(|m| {
-                    m.library == *name
-                        && m.case == case
-                        && m.pairing == pairing
-                        && m.dtype == *dtype
-                });
-                let Some(m) = found else { continue };
-                let width = (scale * m.of_update().min(longest)).max(0.5);
+                let mut rows = panel.rows.iter();
+                let Some(m) = rows.find(|m| m.library == *name && in_group(m, group)) else {
+                    continue;
+                };
+                let share = m.of_update();
+                let width = (scale * share.min(longest)).max(0.5);
                 let title = format!(
-                    "{name}: {:.2} of {UPDATE}, {:.2} of {MEMCPY}",
-                    m.of_update(),
+                    "{name}: {share:.2} of {UPDATE}, {:.2} of {MEMCPY}",
                     m.of_memcpy()
                 );
-                canvas.bar((left, at), (width, BAR - 1.0), colour, &title);
-                if *name == PHASOR {
-                    let value = format!("{:.2}", m.of_update());
-                    canvas.text(left + width + 3.0, at + BAR - 1.0, "value", "start", &value);
+                canvas.bar((left, at), (width, bar - 1.0), colour, &title);
+                if *name == PHASOR || bar >= 9.0 || share > longest {
+                    let value = format!("{share:.2}");
+                    canvas.value((left + width + 1.0, at), bar - 1.0, &value);
                 }
-                at += BAR;
+                at += bar;
             }
         }
         y += height;
@@ -262,7 +299,7 @@ fn curves(report: &Report) -> String {
     let title = format!(
         "phasor on the host: time of a call, bf16, half-split, in place, cold; threads: {threads} or as said"
     );
-    let top = canvas.head(&title, report, &names);
+    let top = canvas.head(&title, &report.conditions(), &names);
     for (panel, axis) in axes(&report.growth).into_iter().enumerate() {
         let left = MARGIN + WIDTH * (panel % 2) as f64 + 50.0;
         let top = top + HEIGHT * (panel / 2) as f64 + 20.0;
@@ -285,7 +322,7 @@ fn curves(report: &Report) -> String {
         let at_x = |x: usize| left + width * (log(x) - first) / span;
         let at_y = |s: f64| top + height * (highest - s.log10()) / (highest - lowest);
 
-        canvas.text(left, top - 8.0, "panel", "start", axis);
+        canvas.text(left - 50.0, top - 10.0, "panel", "start", axis);
         for decade in lowest as i32..=highest as i32 {
             let y = at_y(10f64.powi(decade));
             canvas.line("grid", (left, y), (left + width, y));
@@ -320,4 +357,104 @@ fn curves(report: &Report) -> String {
     let panels = axes(&report.growth).len();
     canvas.height = top + HEIGHT * panels.div_ceil(2) as f64 + MARGIN;
     canvas.finish()
+}
+
+/// Error against position, both logarithmic.
+pub fn accuracy(curves: &[Curve]) -> String {
+    const LEFT: f64 = 60.0;
+    const WIDTH: f64 = 784.0;
+    const HEIGHT: f64 = 420.0;
+    const LOWEST: i32 = -9;
+    const HIGHEST: i32 = 1;
+    let mut canvas = Canvas::new(2.0 * MARGIN + LEFT + WIDTH);
+    let names = curves.iter().map(|curve| curve.scheme.name());
+    let names: Vec<(&str, &str)> = names.zip(COLOURS).collect();
+    let pairs = HEAD_DIM / 2;
+    let conditions = [
+        format!(
+            "theta {}, head_dim {HEAD_DIM}, as Llama 3. A point is the largest error of cos and sin, \
+             over all {pairs} pairs and the {WINDOW} positions up to it.",
+            thousands(THETA as i64)
+        ),
+        "Against angles in 128-bit fixed point. The formulas are those of the systems named, each \
+         operation rounded correctly."
+            .to_owned(),
+    ];
+    let title = "Rotary embedding: error of cos and sin against position";
+    let top = canvas.head(title, &conditions, &names) + 8.0;
+    let left = MARGIN + LEFT;
+    let (right, bottom) = (left + WIDTH, top + HEIGHT);
+    let last = curves.iter().flat_map(|curve| &curve.points);
+    let last = last
+        .map(|&(position, _)| position)
+        .max()
+        .unwrap_or(1)
+        .max(2);
+    let at_x = |position: i64| left + WIDTH * (position as f64).log10() / (last as f64).log10();
+    let at_y = |error: f64| {
+        let decades = f64::from(HIGHEST) - error.log10();
+        top + HEIGHT * decades.clamp(0.0, f64::from(HIGHEST - LOWEST)) / f64::from(HIGHEST - LOWEST)
+    };
+
+    for decade in LOWEST..=HIGHEST {
+        let y = at_y(10f64.powi(decade));
+        canvas.line("grid", (left, y), (right, y));
+        canvas.text(left - 6.0, y + 4.0, "small", "end", &power_of_ten(decade));
+    }
+    for decade in 0..=last.ilog10() {
+        let x = at_x(10i64.pow(decade));
+        canvas.line("grid", (x, top), (x, bottom));
+        let label = power_of_ten(decade as i32);
+        canvas.text(x, bottom + 16.0, "small", "middle", &label);
+    }
+    canvas.text(left + WIDTH / 2.0, bottom + 34.0, "", "middle", "position");
+    for (context, name) in [
+        (8 << 10, "8k tokens"),
+        (128 << 10, "128k"),
+        (1 << 20, "1M"),
+        (10 << 20, "10M"),
+    ] {
+        let x = at_x(context);
+        canvas.line("guide", (x, top), (x, bottom));
+        canvas.text(x, top - 5.0, "small", "middle", name);
+    }
+    // Half a unit in the last place of the values in 0.5..1.
+    for (error, name) in [
+        (2f64.powi(-9), "one rounding to bf16"),
+        (2f64.powi(-25), "one rounding to f32"),
+    ] {
+        let y = at_y(error);
+        canvas.line("guide", (left, y), (right, y));
+        canvas.text(right - 4.0, y + 13.0, "small", "end", name);
+    }
+    // phasor's last, above the others.
+    for (curve, (_, colour)) in curves.iter().zip(&names).rev() {
+        let points = curve.points.iter();
+        let points = points.map(|&(position, error)| (at_x(position), at_y(error)));
+        canvas.curve(&points.collect::<Vec<_>>(), colour);
+    }
+    canvas.height = bottom + 34.0 + MARGIN;
+    canvas.finish()
+}
+
+/// `10⁻³` of -3.
+fn power_of_ten(exponent: i32) -> String {
+    let raised = |c| match c {
+        '-' => '⁻',
+        '1' => '¹',
+        '2' => '²',
+        '3' => '³',
+        // The others are in order.
+        _ => char::from_u32(0x2070 + u32::from(c) - u32::from('0')).unwrap_or(c),
+    };
+    let exponent = exponent.to_string();
+    format!("10{}", exponent.chars().map(raised).collect::<String>())
+}
+
+/// `500,000` of 500000.
+fn thousands(value: i64) -> String {
+    match value {
+        ..1000 => value.to_string(),
+        _ => format!("{},{:03}", thousands(value / 1000), value % 1000),
+    }
 }

@@ -1,0 +1,340 @@
+//! Committed results as tables and charts beside them, and as sections of the README.
+
+use crate::report::Report;
+use crate::{Failure, accuracy, svg};
+use std::ffi::OsStr;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+const ACCURACY: &str = "accuracy";
+const PERFORMANCE: &str = "performance";
+/// Results of the host backend are `host-<machine>.json`.
+const PREFIX: &str = "host-";
+
+/// Why a section of a text could not be replaced.
+#[derive(Debug, PartialEq)]
+pub enum MarkerError {
+    Missing(String),
+    Repeated(String),
+    /// The end stands before the beginning, which is named.
+    Order(String),
+}
+
+impl fmt::Display for MarkerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing(marker) => {
+                write!(f, "there is no {marker}: add it where its text belongs")
+            }
+            Self::Repeated(marker) => write!(f, "{marker} stands more than once: leave one"),
+            Self::Order(marker) => write!(f, "{marker} comes after its end: swap the two"),
+        }
+    }
+}
+
+impl std::error::Error for MarkerError {}
+
+/// `text` with `section` between the two markers of this name, and the rest as it was.
+fn replaced(text: &str, name: &str, section: &str) -> Result<String, MarkerError> {
+    let find = |edge: &str| {
+        let marker = format!("<!-- {name}: {edge} -->");
+        let mut found = text.match_indices(&marker).map(|(at, _)| at);
+        match (found.next(), found.next()) {
+            (Some(at), None) => Ok((at, marker)),
+            (None, _) => Err(MarkerError::Missing(marker)),
+            (Some(_), Some(_)) => Err(MarkerError::Repeated(marker)),
+        }
+    };
+    let ((begin, marker), (end, _)) = (find("begin")?, find("end")?);
+    if end < begin {
+        return Err(MarkerError::Order(marker));
+    }
+    let (head, tail) = (&text[..begin + marker.len()], &text[end..]);
+    Ok(format!("{head}\n{section}{tail}"))
+}
+
+/// A committed file of results.
+struct Published {
+    /// The name of its file without `.json`.
+    stem: String,
+    report: Report,
+}
+
+fn read(folder: &Path) -> Result<Vec<Published>, Failure> {
+    let mut results = Vec::new();
+    for path in files_of(folder)? {
+        let (Some(stem), Some("json")) = (name(path.file_stem()), name(path.extension())) else {
+            continue;
+        };
+        let named = |error: Failure| format!("{}: {error}", path.display());
+        let report: Report = std::fs::read_to_string(&path)
+            .map_err(Failure::from)
+            .and_then(|text| Ok(serde_json::from_str(&text)?))
+            .map_err(named)?;
+        if report.quick {
+            return Err(named("numbers of a quick run mean nothing".into()).into());
+        }
+        let stem = stem.to_owned();
+        results.push(Published { stem, report });
+    }
+    Ok(results)
+}
+
+fn name(part: Option<&OsStr>) -> Option<&str> {
+    part.and_then(OsStr::to_str)
+}
+
+/// Files whose name says that they are results, or made of some; in order.
+fn files_of(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let entries = std::fs::read_dir(folder)
+        .map_err(|error| format!("{}: {error}", folder.display()))?
+        .map(|entry| Ok(entry?.path()));
+    let mut paths = entries.collect::<Result<Vec<_>, std::io::Error>>()?;
+    paths.retain(|path| name(path.file_name()).is_some_and(|name| name.starts_with(PREFIX)));
+    paths.sort();
+    Ok(paths)
+}
+
+/// All that the results give: paths and what stands there.
+fn outputs(folder: &Path, readme: &Path) -> Result<Vec<(PathBuf, String)>, Failure> {
+    let results = read(folder)?;
+    let chart = svg::accuracy(&accuracy::curves()?);
+    let mut outputs = vec![(folder.join(format!("{ACCURACY}.svg")), chart)];
+    for Published { stem, report } in &results {
+        let mut text = report.markdown() + "\n## Charts\n";
+        for (suffix, chart) in svg::charts(report) {
+            let file = format!("{stem}{suffix}.svg");
+            text += &format!("\n![{}]({file})\n", alternative(&suffix));
+            outputs.push((folder.join(file), chart));
+        }
+        outputs.push((folder.join(format!("{stem}.md")), text));
+    }
+    let readme_error = |error: Failure| format!("{}: {error}", readme.display());
+    let text = std::fs::read_to_string(readme).map_err(|error| readme_error(error.into()))?;
+    let link = link(readme, folder)?;
+    let text = replaced(&text, ACCURACY, &accuracy_section(&link))
+        .and_then(|text| replaced(&text, PERFORMANCE, &performance_section(&link, &results)))
+        .map_err(|error| readme_error(error.into()))?;
+    outputs.push((readme.to_owned(), text));
+    Ok(outputs)
+}
+
+/// The folder as the README calls it.
+fn link(readme: &Path, folder: &Path) -> Result<String, Failure> {
+    let (readme, folder) = (readme.canonicalize()?, folder.canonicalize()?);
+    let root = readme.parent().unwrap_or(Path::new(""));
+    let below = folder.strip_prefix(root).map_err(|_| {
+        let (folder, root) = (folder.display(), root.display());
+        format!("{folder} is not in {root}, so that the README cannot link to it")
+    })?;
+    let parts: Vec<_> = below.iter().map(|part| part.to_string_lossy()).collect();
+    Ok(parts.join("/"))
+}
+
+/// What a chart shows, for those who do not see it.
+fn alternative(suffix: &str) -> &'static str {
+    match suffix {
+        svg::GROWTH => "Time of a call against tokens, heads, head_dim and threads",
+        _ => "Share of the update pass's speed, of each library in each case",
+    }
+}
+
+fn accuracy_section(link: &str) -> String {
+    format!(
+        "![Largest error of cos and sin against position, from 1 to 2^31. phasor's stays below 7e-8. That \
+         of angles in f32 grows with the position until nothing is left; in bf16 sooner still.]\
+         ({link}/{ACCURACY}.svg)\n"
+    )
+}
+
+fn performance_section(link: &str, results: &[Published]) -> String {
+    let mut text = "## Performance\n\n\
+        The host backend beside two passes over the same bytes, and beside other implementations. A share\n\
+        is the time of the pass over the time of the library: 1 is the speed of the pass. q and k are\n\
+        Llama-3-8B's unless the case says otherwise; phasor forms its angles in each call, most others\n\
+        read tables. [benches/compare](benches/compare/README.md) says exactly what is measured.\n"
+        .to_owned();
+    for Published { stem, report } in results {
+        let image = |suffix| {
+            let seen = alternative(suffix);
+            format!("![{seen}]({link}/{stem}{suffix}.svg)\n\n")
+        };
+        text += &format!("\n### {}\n\n", report.machine.cpu);
+        text += &format!("{}\n\n", report.conditions().join("\n"));
+        text += &image(svg::OVERVIEW);
+        text += &format!("{}\n", report.headlines());
+        if !report.growth.is_empty() {
+            text += "<details><summary>How time grows with tokens, heads, head_dim and threads</summary>\n\n";
+            text += &image(svg::GROWTH);
+            text += "</details>\n\n";
+        }
+        text += &format!(
+            "[All cases, types, pairings and libraries, and more charts]({link}/{stem}.md);\n\
+             [the results as data]({link}/{stem}.json).\n"
+        );
+    }
+    text + "\nTo measure a machine, in `benches/compare` (its README says how to install the peers):\n\n\
+        ```sh\n\
+        cargo run --release -- --growth --python venv/bin/python --json ../results/host-NAME.json\n\
+        cargo run --release -- --publish ../results --readme ../../README.md\n\
+        ```\n"
+}
+
+/// Writes all that the results give.
+pub fn write(folder: &Path, readme: &Path) -> Result<(), Failure> {
+    for (path, text) in outputs(folder, readme)? {
+        std::fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Fails unless all is there as the results give it, and nothing beside it.
+pub fn check(folder: &Path, readme: &Path) -> Result<(), Failure> {
+    let outputs = outputs(folder, readme)?;
+    let mut complaints: Vec<String> = outputs
+        .iter()
+        .filter(|(path, text)| std::fs::read_to_string(path).ok().as_ref() != Some(text))
+        .map(|(path, _)| {
+            format!(
+                "{} is not what the results give: publish again",
+                path.display()
+            )
+        })
+        .collect();
+    let strays = files_of(folder)?.into_iter().filter(|path| {
+        let is_output = outputs.iter().any(|(output, _)| output == path);
+        !is_output && name(path.extension()) != Some("json")
+    });
+    complaints.extend(strays.map(|path| format!("{} is of no results: remove it", path.display())));
+    match complaints.is_empty() {
+        true => Ok(()),
+        false => Err(complaints.join("\n").into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::{Machine, Measurement};
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::fs;
+
+    const README: &str = "a\n<!-- accuracy: begin -->\nold\n<!-- accuracy: end -->\nb\n\
+        <!-- performance: begin -->\n<!-- performance: end -->\nc\n";
+
+    #[test]
+    fn only_what_is_between_the_markers_is_replaced() {
+        let text = replaced(README, ACCURACY, "new\n").unwrap();
+        assert_eq!(text, README.replace("old", "new"));
+        assert_eq!(replaced(&text, ACCURACY, "new\n").unwrap(), text);
+    }
+
+    #[test]
+    fn markers_that_do_not_mark_a_section_are_named() {
+        let begin = "<!-- accuracy: begin -->".to_owned();
+        let end = "<!-- accuracy: end -->".to_owned();
+        let of = |text: &str| replaced(text, ACCURACY, "new\n").unwrap_err();
+        assert_eq!(of("a"), MarkerError::Missing(begin.clone()));
+        assert_eq!(of(&begin), MarkerError::Missing(end.clone()));
+        assert_eq!(
+            of(&format!("{end}{begin}")),
+            MarkerError::Order(begin.clone())
+        );
+        let twice = format!("{begin}{begin}{end}");
+        assert_eq!(of(&twice), MarkerError::Repeated(begin.clone()));
+        assert!(of("a").to_string().contains(&begin));
+    }
+
+    fn report() -> Report {
+        let row = |case: &str, library: &str, seconds: f64| Measurement {
+            case: case.to_owned(),
+            dtype: "bf16".to_owned(),
+            pairing: "half-split".to_owned(),
+            threads: 1,
+            library: library.to_owned(),
+            seconds,
+            memcpy: 2e-3,
+            update: 1e-3,
+            bytes: 20_000_000,
+        };
+        Report {
+            date: "2026-01-01".to_owned(),
+            machine: Machine {
+                cpu: "a processor".to_owned(),
+                threads: 1,
+                caches: Vec::new(),
+                last_level_cache: 1 << 20,
+                memory: None,
+            },
+            versions: BTreeMap::new(),
+            isa: "scalar".to_owned(),
+            quick: false,
+            measurements: vec![
+                row("prefill, in place, cold", "phasor", 2e-3),
+                row("prefill, in place, cold", "phasor, scalar", 3e-3),
+                row("prefill, in place, cold", "slow", 9e-3),
+                row("prefill, in place, cold", "fast", 5e-3),
+                row("head_dim 80, in place, cold", "phasor", 2e-3),
+            ],
+            growth: Vec::new(),
+            skipped: BTreeSet::new(),
+        }
+    }
+
+    #[test]
+    fn the_short_table_holds_phasor_against_the_fastest_peer() {
+        let table = report().headlines();
+        let rows: Vec<&str> = table.lines().skip(2).collect();
+        assert_eq!(
+            rows,
+            [
+                "| 1 | prefill, in place, cold | bf16 half-split | 10.0 | 0.50 | 1.00 | fast | 0.20 | 2.5x |"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_published_passes_the_check_until_something_changes() {
+        let root = std::env::temp_dir().join(format!("compare-publish-{}", std::process::id()));
+        let (folder, readme) = (root.join("results"), root.join("README.md"));
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(&readme, README).unwrap();
+        let json = folder.join("host-a.json");
+        fs::write(&json, serde_json::to_string(&report()).unwrap()).unwrap();
+        let complaint = || check(&folder, &readme).unwrap_err().to_string();
+
+        assert!(complaint().contains("README.md"));
+        write(&folder, &readme).unwrap();
+        check(&folder, &readme).unwrap();
+        let text = fs::read_to_string(&readme).unwrap();
+        assert!(text.contains("(results/accuracy.svg)"), "{text}");
+        assert!(text.contains("(results/host-a-overview.svg)"), "{text}");
+        for file in [
+            "accuracy.svg",
+            "host-a.svg",
+            "host-a-overview.svg",
+            "host-a.md",
+        ] {
+            let path = folder.join(file);
+            let saved = fs::read_to_string(&path).unwrap();
+            fs::write(&path, saved.clone() + " ").unwrap();
+            assert!(complaint().contains(file));
+            fs::write(&path, saved).unwrap();
+        }
+        fs::write(&readme, text.replace("2.5x", "9.5x")).unwrap();
+        assert!(complaint().contains("README.md"));
+        fs::write(&readme, text).unwrap();
+        fs::write(folder.join("host-b.svg"), "").unwrap();
+        assert!(complaint().contains("host-b.svg is of no results"));
+        fs::remove_file(folder.join("host-b.svg")).unwrap();
+        check(&folder, &readme).unwrap();
+
+        let mut quick = report();
+        quick.quick = true;
+        fs::write(&json, serde_json::to_string(&quick).unwrap()).unwrap();
+        assert!(complaint().contains("quick"));
+        fs::write(&json, "{").unwrap();
+        assert!(complaint().contains("host-a.json"));
+        fs::remove_dir_all(&root).unwrap();
+    }
+}

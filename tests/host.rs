@@ -290,17 +290,13 @@ fn plain(shape: [usize; 4], rotary_dim: usize, in_place: bool, positions: TestPo
 /// is compared with the scalar variant on one thread.
 #[test]
 fn large_calls_are_split_without_a_trace() {
-    // 256 KiB read and written is where splitting begins; all of these are above it in f32, and
-    // the last two have more pairs than are formed at a time.
-    let shapes: [([usize; 4], usize); 8] = [
-        ([1, 1, 64, 512], 512),
-        ([1, 1, 67, 512], 510),
-        ([1, 3, 41, 320], 320),
-        ([1, 257, 3, 130], 128),
-        ([5, 13, 7, 96], 96),
-        ([33, 1, 17, 96], 64),
-        ([1, 2, 12, 2100], 2090),
-        ([2, 1, 40, 1030], 1026),
+    // 1 MiB read and written is where splitting begins; all of these are above it, also in 16 bits.
+    // The first and the last have more pairs than are formed at a time, and few tokens.
+    let shapes: [([usize; 4], usize); 4] = [
+        ([1, 1, 530, 512], 510),
+        ([1, 3, 300, 320], 320),
+        ([1, 257, 9, 130], 128),
+        ([2, 1, 140, 1030], 1026),
     ];
     for (shape, rotary_dim) in shapes {
         for pairing in BOTH {
@@ -331,13 +327,38 @@ fn large_calls_are_split_without_a_trace() {
     }
 }
 
+/// The stride of a dim of one is never walked, however large it is.
+#[test]
+fn strides_that_lead_nowhere() {
+    let rope = rope(1e4, 64, Pairing::HalfSplit);
+    let mut expected = [1.0f32; 64];
+    rotate_head(&rope, &mut expected, 7);
+    for huge in [usize::MAX, usize::MAX / 2, 1 << 61] {
+        let layout = Layout::tokens(1, 1, 64).with_strides(huge, huge, huge);
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+            let rotator = Host::new().with_isa(isa).unwrap().rotator(&rope);
+            let plan = rotator.plan(&Problem::new(Dtype::F32).q(layout)).unwrap();
+            let mut head = [1.0f32; 64];
+            rotator
+                .rotate(
+                    &plan,
+                    Some(InOut::InPlace(&mut head[..])),
+                    None,
+                    Positions::start(7),
+                )
+                .unwrap();
+            assert_eq!(head, expected, "{} {huge}", isa.name());
+        }
+    }
+}
+
 /// A large call against the definition, so that splitting is judged by more than itself.
 #[test]
 fn large_calls_are_those_of_the_definition() {
     for (shape, rotary_dim) in [
-        ([1, 1, 70, 512], 512),
-        ([3, 50, 9, 128], 64),
-        ([1, 2, 20, 1100], 1090),
+        ([1, 1, 520, 512], 512),
+        ([3, 50, 15, 128], 64),
+        ([1, 2, 130, 1100], 1090),
     ] {
         for dtype in Dtype::ALL {
             let mut case = plain(shape, rotary_dim, false, TestPositions::start(-20));

@@ -1,4 +1,4 @@
-//! AVX2, FMA and F16C: eight pairs at a time, in the scalar definition's order of operations.
+//! AVX2, FMA and F16C: eight pairs at a time (bf16: sixteen), in the scalar definition's order of operations.
 //!
 //! Every function needs `avx2`, `fma` and `f16c`; [`super::Isa`] checks for them.
 

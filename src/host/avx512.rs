@@ -1,4 +1,4 @@
-//! AVX-512 (F, BW, DQ, VL): sixteen pairs at a time, in the scalar definition's order of
+//! AVX-512 (F, BW, DQ, VL): sixteen pairs at a time (bf16: 32), in the scalar definition's order of
 //! operations. What is left of a head goes to AVX2's vectors.
 //!
 //! Every function needs `avx512f`, `avx512bw`, `avx512dq` and `avx512vl` beside what AVX2's
@@ -197,7 +197,7 @@ fn without_nan((a, b): (__m512, __m512)) -> (__m512, __m512) {
     }
 }
 
-/// 64 bytes, past the caches if `STREAM` is the alignment.
+/// 64 bytes, past the caches if `STREAM` is 64 or 16: the alignment.
 ///
 /// # Safety
 /// Writable for 64 bytes, and aligned; the processor has AVX-512.

@@ -20,7 +20,7 @@ pub trait Converts: Sized {
     /// Rotates all heads of a run by the first `pairs` angles.
     ///
     /// # Safety
-    /// The run's pointers are valid for its heads; the processor has what this variant needs.
+    /// The run's pointers are valid for its heads and these pairs; the processor has what this variant needs.
     unsafe fn rotate_converting(
         pairings: Pairings,
         run: &HeadRun<Self>,

@@ -14,16 +14,19 @@ pub(super) fn last_level() -> usize {
 
 #[cfg(target_arch = "x86_64")]
 fn read() -> Option<usize> {
-    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    use std::arch::x86_64::__cpuid_count;
     /// "Deterministic cache parameters" of Intel, and AMD's of the same form, a cache per subleaf.
     const LEAVES: [u32; 2] = [0x4, 0x8000_001d];
     /// More than any processor has.
     const CACHES: u32 = 16;
+    // SAFETY: every x86-64 processor has the instruction. Newer compilers know that by themselves.
+    #[allow(unused_unsafe)]
+    let ask = |leaf, subleaf| unsafe { __cpuid_count(leaf, subleaf) };
     LEAVES
         .into_iter()
-        .filter(|leaf| __cpuid(leaf & 0x8000_0000).eax >= *leaf)
+        .filter(|leaf| ask(leaf & 0x8000_0000, 0).eax >= *leaf)
         .flat_map(|leaf| {
-            let caches = (0..CACHES).map(move |i| __cpuid_count(leaf, i));
+            let caches = (0..CACHES).map(move |i| ask(leaf, i));
             caches.take_while(|cache| cache.eax & 0x1f != 0)
         })
         .map(|cache| {

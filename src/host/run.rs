@@ -24,6 +24,16 @@ pub struct AngleBlock {
     pub(super) sin: [f32; BLOCK],
 }
 
+impl AngleBlock {
+    pub(super) fn new() -> Self {
+        Self {
+            phases: [0; BLOCK],
+            cos: [0.0; BLOCK],
+            sin: [0.0; BLOCK],
+        }
+    }
+}
+
 /// Which phases to form.
 #[derive(Clone, Copy)]
 pub(super) enum Phases {
@@ -45,21 +55,23 @@ pub struct HeadRun<T> {
     /// Pairs of a whole head, and the first of this run.
     pub(super) pairs: usize,
     pub(super) first: usize,
+    /// Whether heads of the next token follow at the same distance.
+    pub(super) continues: bool,
     /// Whether to write past the caches.
     pub(super) stream: bool,
 }
 
 impl<T> HeadRun<T> {
-    /// What all whole vectors of the destination are aligned to, if they are to be written past the
-    /// caches: 64 or 16 bytes, else 0.
+    /// What the destination is aligned to, if it is to be written past the caches: heads and second
+    /// members begin at multiples of 64 or of 16 bytes; else 0.
     pub(super) fn stream_alignment(&self) -> usize {
         if !self.stream {
             return 0;
         }
         // Where the first head, the next one and second members begin, in bytes.
         let elements = self.destination_stride | self.pairs | self.first;
-        let begins = self.destination.addr() | (elements * size_of::<T>());
-        match 1 << begins.trailing_zeros() {
+        let begins = self.destination.addr() | elements.wrapping_mul(size_of::<T>());
+        match 1usize << begins.trailing_zeros() {
             64.. => 64,
             16.. => 16,
             _ => 0,
@@ -146,11 +158,7 @@ unsafe fn execute_share<T: Element>(
     positions: &Positions<'_>,
     share: Share,
 ) {
-    let mut angles = AngleBlock {
-        phases: [0; BLOCK],
-        cos: [0.0; BLOCK],
-        sin: [0.0; BLOCK],
-    };
+    let mut angles = AngleBlock::new();
     let mut formed = None;
     let pairs = plan.rope.angles().pairs();
     let pairings = plan.rope.pairings();
@@ -197,6 +205,8 @@ unsafe fn execute_share<T: Element>(
                         heads: heads.len(),
                         pairs,
                         first,
+                        continues: source.strides()[1]
+                            == source.strides()[2].wrapping_mul(source.shape()[2]),
                         // Lines that are written in part would be read before.
                         stream: stream && !planned.in_place && 2 * pairs == source.shape()[3],
                     }

@@ -1,4 +1,4 @@
-//! The one place where a call goes to the variant that was chosen.
+//! Where a call goes to the variant that was chosen.
 
 use super::run::{AngleBlock, HeadRun, Phases};
 use super::{Isa, scalar};
@@ -135,83 +135,116 @@ mod tests {
     use super::*;
     use crate::Element;
     use crate::host::run::BLOCK;
-    use crate::rope::Pairing::{self, HalfSplit, Interleaved};
+    use crate::rope::Pairing::{HalfSplit, Interleaved};
     use half::{bf16, f16};
 
     const HEADS: usize = 3;
 
-    /// Heads of `2 * pairs` elements, rotated into memory that starts `offset` elements past a cache
-    /// line; some values need care on the way out.
+    /// Where the heads lie.
+    #[derive(Clone, Copy, Debug)]
+    struct Place {
+        /// Elements from a cache line to the destination.
+        offset: usize,
+        /// Elements between heads.
+        gap: usize,
+        stream: bool,
+    }
+
+    /// Rotates heads of `2 * pairs` elements; some values need care on the way out.
     fn rotated<T: Element>(
         isa: Isa,
-        pairings: [Pairing; 2],
+        pairings: Pairings,
         pairs: usize,
-        offset: usize,
-        stream: bool,
+        Place {
+            offset,
+            gap,
+            stream,
+        }: Place,
     ) -> Vec<u32> {
-        let len = HEADS * 2 * pairs;
+        let stride = 2 * pairs + gap;
+        let len = HEADS * stride;
         let special = [f32::NAN, f32::INFINITY, 1e-39, -0.0, 3e38, 7e-8];
+        let value = |i: usize| match i % 61 {
+            at @ 0..6 if i > 61 => special[at],
+            at => at as f32 / 16.0 - 2.0,
+        };
+        // The same values whatever lies between heads.
         let source: Vec<T> = (0..len)
-            .map(|i| match i % 61 {
-                at @ 0..6 if i > 61 => T::narrow(special[at]),
-                at => T::narrow(at as f32 / 16.0 - 2.0),
-            })
+            .map(|i| T::narrow(value(i / stride * 2 * pairs + i % stride)))
             .collect();
         let guard = T::narrow(0.5);
         let mut destination = vec![guard; len + offset + 64];
         let start = destination.as_ptr().align_offset(64) + offset;
-        let mut angles = AngleBlock {
-            phases: [0; BLOCK],
-            cos: [0.0; BLOCK],
-            sin: [0.0; BLOCK],
-        };
+        let mut angles = AngleBlock::new();
         let steps: Vec<u64> = (1..=pairs as u64).map(|i| u64::MAX / (7 * i)).collect();
-        let run = HeadRun {
-            source: source.as_ptr(),
-            destination: destination[start..].as_mut_ptr(),
-            source_stride: 2 * pairs,
-            destination_stride: 2 * pairs,
-            heads: HEADS,
-            pairs,
-            first: 0,
-            stream,
-        };
-        let [source, destination_pairing] = pairings;
-        let pairings = Pairings {
-            source,
-            destination: destination_pairing,
-        };
-        // SAFETY: the variant is available, the buffers hold all heads, and no more steps than a
-        // block has.
-        unsafe {
-            form(isa, &steps, Phases::At(1234), (1.0, 1.0), &mut angles);
-            T::rotate_heads(isa, pairings, &run, &angles, pairs);
+        for first in (0..pairs).step_by(BLOCK) {
+            let steps = &steps[first..pairs.min(first + BLOCK)];
+            let run = HeadRun {
+                source: source.as_ptr(),
+                destination: destination[start..].as_mut_ptr(),
+                source_stride: stride,
+                destination_stride: stride,
+                heads: HEADS,
+                pairs,
+                first,
+                continues: true,
+                stream,
+            };
+            // SAFETY: the variant is available, the buffers hold all heads, and no more steps than
+            // a block has.
+            unsafe {
+                form(isa, steps, Phases::At(1234), (1.0, 1.0), &mut angles);
+                T::rotate_heads(isa, pairings, &run, &angles, steps.len());
+            }
         }
         fence();
-        let rotated = destination[start..][..len].iter();
-        let bits = rotated.map(|x| x.widen().to_bits()).collect();
-        destination.drain(start..start + len);
-        assert!(destination.iter().all(|x| x.widen() == 0.5));
+        let mut bits = Vec::new();
+        for (i, x) in destination.iter().enumerate() {
+            let at = i.wrapping_sub(start);
+            if at < len && at % stride < 2 * pairs {
+                bits.push(x.widen().to_bits());
+            } else {
+                assert!(x.widen() == 0.5, "element {i} was not to be written");
+            }
+        }
         bits
     }
 
     fn check<T: Element>() {
-        for pairs in (1..=20).chain([24, 32, 40, 44, 48, 60, 64, 80, 96, 100, 127, BLOCK]) {
-            for from in [HalfSplit, Interleaved] {
-                for to in [HalfSplit, Interleaved] {
-                    let expected = rotated::<T>(Isa::Scalar, [from, to], pairs, 0, false);
-                    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-                        for offset in [0, 8, 16, 1] {
-                            for stream in [false, true] {
-                                let got = rotated::<T>(isa, [from, to], pairs, offset, stream);
-                                assert!(
-                                    got == expected,
-                                    "{} {}, {pairs} pairs, {from:?} to {to:?}, offset {offset}, \
-                                     stream: {stream}",
-                                    T::DTYPE,
-                                    isa.name(),
-                                );
-                            }
+        let plain = Place {
+            offset: 0,
+            gap: 0,
+            stream: false,
+        };
+        let sizes = [
+            24, 32, 40, 44, 48, 60, 64, 80, 96, 100, 127, BLOCK, 140, 256,
+        ];
+        for pairs in (1..=20).chain(sizes) {
+            for (source, destination) in [
+                (HalfSplit, HalfSplit),
+                (Interleaved, Interleaved),
+                (HalfSplit, Interleaved),
+                (Interleaved, HalfSplit),
+            ] {
+                let pairings = Pairings {
+                    source,
+                    destination,
+                };
+                let expected = rotated::<T>(Isa::Scalar, pairings, pairs, plain);
+                for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                    for (offset, gap) in [(0, 0), (8, 0), (16, 64), (1, 0), (0, 32), (0, 8)] {
+                        for stream in [false, true] {
+                            let place = Place {
+                                offset,
+                                gap,
+                                stream,
+                            };
+                            assert!(
+                                rotated::<T>(isa, pairings, pairs, place) == expected,
+                                "{} {}, {pairs} pairs, {source:?} to {destination:?}, {place:?}",
+                                T::DTYPE,
+                                isa.name(),
+                            );
                         }
                     }
                 }
@@ -233,11 +266,7 @@ mod tests {
             for pairs in [1, 8, 13, 32, BLOCK] {
                 let steps: Vec<u64> = (1..=pairs as u64).map(|i| u64::MAX / (3 * i)).collect();
                 let formed = |at: &[Phases]| {
-                    let mut angles = AngleBlock {
-                        phases: [0; BLOCK],
-                        cos: [0.0; BLOCK],
-                        sin: [0.0; BLOCK],
-                    };
+                    let mut angles = AngleBlock::new();
                     for &phases in at {
                         // SAFETY: the variant is available, and a block has as many pairs.
                         unsafe { form(isa, &steps, phases, (0.5, 2.0), &mut angles) };

@@ -2,8 +2,9 @@
 //! of an element type are read and written, and how phases are formed and taken apart.
 //!
 //! All of this is inlined into functions that enable the set's features, and called from there only.
-//! So every function here is unsafe for one reason beside those it states: the processor must have
-//! what the set needs.
+//! So the unsafe functions here have two conditions throughout: the processor has what the set needs,
+//! and pointers are valid for the vectors that are read or written, which lie in the rotated windows of
+//! a run's heads or in an [`AngleBlock`]. What else one needs, it says.
 
 use super::run::{AngleBlock, BLOCK, HeadRun, Phases};
 use crate::angle::phase;
@@ -75,8 +76,8 @@ pub trait PairVectors<T> {
     /// First members, each followed by its second.
     unsafe fn load_adjacent(from: *const T) -> (Self::Vector, Self::Vector);
 
-    /// The reverse of [`load_halves`](Self::load_halves). Past the caches where `STREAM` is not 0: to
-    /// addresses aligned to as many bytes.
+    /// The reverse of [`load_halves`](Self::load_halves). Past the caches where `STREAM` is not 0: what
+    /// is written begins at multiples of `STREAM` bytes, or of its own size if that is less.
     unsafe fn store_halves<const STREAM: usize>(
         a: *mut T,
         b: *mut T,
@@ -212,7 +213,7 @@ unsafe fn straight_heads<
         }
         for h in 0..run.heads {
             let head = run.head(h);
-            fetch_ahead::<T, FROM_HALVES>(run, &head, PAIRS);
+            fetch_ahead::<T, FROM_HALVES>(run, (h, &head), PAIRS);
             let mut i = 0;
             while i < whole {
                 let group = head.group::<FROM_HALVES, TO_HALVES>(run, i * V::LANES);
@@ -234,27 +235,31 @@ unsafe fn straight_heads<
 
 /// Asks early for what processors do not foresee.
 #[inline(always)]
-fn fetch_ahead<T, const FROM_HALVES: bool>(run: &HeadRun<T>, head: &Head<T>, pairs: usize) {
+fn fetch_ahead<T, const FROM_HALVES: bool>(
+    run: &HeadRun<T>,
+    (h, head): (usize, &Head<T>),
+    pairs: usize,
+) {
     const LINE: usize = 64;
     /// Two halves that are so far apart look like no stream to a processor that watches a page for
     /// one, unless the first half is asked for in order.
     const FAR: usize = 512;
     /// Heads whose lines are on the way at a time, where only some lines of each are touched.
     const HEADS: usize = 12;
-    let half = pairs * size_of::<T>();
-    let gap = run.source_stride.saturating_sub(2 * run.pairs) * size_of::<T>();
-    let (start, bytes) = if gap >= LINE {
-        (
-            head.source.wrapping_add(HEADS * run.source_stride),
-            2 * half,
-        )
-    } else if FROM_HALVES && half >= FAR {
-        (head.source, half)
+    let gap = run.source_stride.saturating_sub(2 * run.pairs);
+    let (start, len) = if gap >= LINE / size_of::<T>() {
+        if run.first > 0 || !(run.continues || h + HEADS < run.heads) {
+            return;
+        }
+        let ahead = HEADS.wrapping_mul(run.source_stride);
+        (head.source.wrapping_add(ahead), 2 * pairs)
+    } else if FROM_HALVES && run.pairs * size_of::<T>() >= FAR {
+        (head.source.wrapping_add(run.first), pairs)
     } else {
         return;
     };
     let mut at = 0;
-    while at < bytes {
+    while at < len * size_of::<T>() {
         prefetch(start.cast::<i8>().wrapping_add(at));
         at += LINE;
     }
@@ -295,7 +300,7 @@ unsafe fn any_heads<V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const 
         // SAFETY: the caller vouches for every head of the run.
         unsafe {
             let head = run.head(h);
-            fetch_ahead::<T, FROM_HALVES>(run, &head, pairs);
+            fetch_ahead::<T, FROM_HALVES>(run, (h, &head), pairs);
             let mut at = 0;
             while at + V::LANES <= end {
                 let group = head.group::<FROM_HALVES, TO_HALVES>(run, at);
@@ -434,7 +439,8 @@ unsafe fn turn<V: PairVectors<T>, T, const HALVES: bool>(
     }
 }
 
-/// Rotates the only pairs of a block, which fill no vector, in copies that do.
+/// Rotates the only pairs of a block, which fill no vector, in copies that do. The block's other angles
+/// are anything.
 #[inline(always)]
 unsafe fn turn_copies<V, T, const FROM_HALVES: bool, const TO_HALVES: bool>(
     group: &Group<T>,
@@ -485,7 +491,8 @@ pub(super) trait PhaseVectors {
     unsafe fn add(a: Self::Phases, b: Self::Phases) -> Self::Phases;
     /// The lower 64 bits of each product.
     unsafe fn mul(steps: Self::Phases, position: u64) -> Self::Phases;
-    /// The distance to the nearest quarter turn, with 62 bits: bits 40 to 61, and bits 9 to 39.
+    /// The distance to the nearest quarter turn, as the magnitude of `phase << 2`: bits 40 to 63, and
+    /// bits 9 to 39.
     unsafe fn distance(phases: Self::Phases) -> (Self::Vector, Self::Vector);
     /// cos and sin from those of the distance: signs, and which is which.
     unsafe fn place(
@@ -499,7 +506,7 @@ pub(super) trait PhaseVectors {
 /// [`phase::cos_sin`] of as many phases as there are steps, each times its scale.
 ///
 /// # Safety
-/// See above.
+/// There are at most [`BLOCK`] steps.
 #[inline(always)]
 pub(super) unsafe fn form<V: PhaseVectors>(
     steps: &[u64],

@@ -638,6 +638,67 @@ fn narrowing_is_to_nearest_even() {
     }
 }
 
+/// Vectors take shortcuts where factors are of a usual size. A table may hold any, in any place, and so
+/// may an attention factor be.
+#[test]
+fn factors_of_any_size() {
+    fn check<T: TestElement>(rope: &Rope, rotary_dim: usize) {
+        let run = |isa| {
+            let rotator = host(isa, Threads::One).rotator(rope);
+            let problem = Problem::new(T::DTYPE).q(Layout::tokens(1, 2, rotary_dim));
+            let plan = rotator.plan(&problem).unwrap();
+            let value = |i: usize| T::nearest((i % 13) as f32 * 1.37 - 6.1);
+            let mut x: Vec<T> = (0..2 * rotary_dim).map(value).collect();
+            let q = Some(InOut::InPlace(&mut x[..]));
+            rotator.rotate(&plan, q, None, Positions::start(0)).unwrap();
+            x.into_iter().map(T::bits32).collect::<Vec<_>>()
+        };
+        let scalar = run(Isa::Scalar);
+        for isa in variants() {
+            assert!(run(isa) == scalar, "{} {} {rope:?}", T::DTYPE, isa.name());
+        }
+    }
+    let check = |rope: Rope, rotary_dim| {
+        check::<f32>(&rope, rotary_dim);
+        check::<f16>(&rope, rotary_dim);
+        check::<bf16>(&rope, rotary_dim);
+    };
+    let sizes = [
+        f32::NAN,
+        f32::INFINITY,
+        f32::MAX,
+        1e30,
+        4097.0,
+        1.0,
+        1e-5,
+        1e-36,
+        1e-40,
+        0.0,
+    ];
+    for pairing in BOTH {
+        for cos in sizes {
+            for sin in sizes.into_iter().chain(sizes.map(|size| -size)) {
+                for at in [0, 20, 31] {
+                    let mut columns = [vec![0.6; 32], vec![0.8; 32]];
+                    (columns[0][at], columns[1][at]) = (cos, sin);
+                    let [cos, sin] = columns;
+                    check(
+                        Rope::new(CosSinTable::new(cos, sin, 32).unwrap(), pairing),
+                        64,
+                    );
+                }
+            }
+        }
+        for factor in [f32::MAX, 1e30, 4097.0, 1e-5, 1e-36, 1e-40] {
+            let frequencies = Frequencies::from_theta(1e4, 128).unwrap();
+            check(
+                Rope::new(frequencies.with_attention_factor(factor).unwrap(), pairing),
+                128,
+            );
+        }
+    }
+}
+
 /// What rotating stores is rounded once, to nearest even, in every variant: at position 0 a pair
 /// (x, 0) is multiplied by cos = 1, and with a table's row by any f32 at all.
 #[test]

@@ -1,3 +1,5 @@
+use std::ops::RangeInclusive;
+
 use super::frequencies::check_rotary_dim;
 use crate::Error;
 
@@ -25,6 +27,8 @@ pub struct CosSinTable {
     sin: Vec<f32>,
     pairs: usize,
     out_of_range: OutOfRange,
+    /// Smallest and largest of what [`magnitudes`](Self::magnitudes) says.
+    magnitudes: (f32, f32),
 }
 
 impl CosSinTable {
@@ -43,12 +47,30 @@ impl CosSinTable {
                 pairs,
             });
         }
+        let mut magnitudes = (f32::INFINITY, 0.0f32);
+        for (cos, sin) in cos.iter().zip(&sin) {
+            let larger = match (cos.abs(), sin.abs()) {
+                // What is no number has no bounds.
+                (a, b) if a.is_nan() || b.is_nan() => {
+                    magnitudes = (0.0, f32::INFINITY);
+                    break;
+                }
+                (a, b) => a.max(b),
+            };
+            magnitudes = (magnitudes.0.min(larger), magnitudes.1.max(larger));
+        }
         Ok(Self {
             cos,
             sin,
             pairs,
             out_of_range: OutOfRange::default(),
+            magnitudes,
         })
+    }
+
+    /// Of all entries: where the larger of |cos| and |sin| lies.
+    pub(crate) fn magnitudes(&self) -> RangeInclusive<f32> {
+        self.magnitudes.0..=self.magnitudes.1
     }
 
     /// Sets what a position outside the table does.

@@ -1,4 +1,4 @@
-//! AVX2, FMA and F16C: eight pairs at a time (bf16: sixteen), in the scalar definition's order of operations.
+//! AVX2, FMA and F16C: eight pairs at a time, in the scalar definition's order of operations.
 //!
 //! Every function needs `avx2`, `fma` and `f16c`; [`super::Isa`] checks for them.
 
@@ -7,7 +7,10 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::run::{AngleBlock, HeadRun, Phases};
-use super::vector::{self, Float, Loops, PairVectors, PhaseVectors};
+use super::vector::{
+    self, Adjacent, Careful, F16_KEPT, F16_SCALE, Float, Halves, Loops, PairVectors, PhaseVectors,
+    Straight, vector_at,
+};
 use crate::element::Element;
 
 /// The variant for elements of every type.
@@ -44,6 +47,20 @@ pub(super) unsafe fn form(
 }
 
 impl Float for __m256 {
+    const LANES: usize = 8;
+
+    #[inline]
+    #[target_feature(enable = "avx")]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's.
+        unsafe { _mm256_loadu_ps(from) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx")]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's.
+        unsafe { _mm256_storeu_ps(to, self) }
+    }
     #[inline]
     #[target_feature(enable = "avx")]
     unsafe fn splat(x: f32) -> Self {
@@ -182,13 +199,6 @@ impl PhaseVectors for Avx2 {
             in_order(flip(_mm256_blendv_ps(sine, cosine, odd), quarter)),
         )
     }
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn store_factors(to: *mut f32, factors: __m256) {
-        // SAFETY: the caller's.
-        unsafe { _mm256_storeu_ps(to, factors) }
-    }
 }
 
 /// Whether either holds a NaN in any place.
@@ -259,13 +269,8 @@ impl PairVectors<f32> for Avx2 {
     type Vector = __m256;
     const LANES: usize = 8;
     type Rest = Avx2;
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn factors(from: *const f32) -> __m256 {
-        // SAFETY: the caller's.
-        unsafe { _mm256_loadu_ps(from) }
-    }
+    type Halves = Careful<Self, true, true>;
+    type Adjacent = Careful<Self, false, false>;
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -325,13 +330,8 @@ impl PairVectors<f16> for Avx2 {
     type Vector = __m256;
     const LANES: usize = 8;
     type Rest = Avx2;
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn factors(from: *const f32) -> __m256 {
-        // SAFETY: the caller's.
-        unsafe { _mm256_loadu_ps(from) }
-    }
+    type Halves = Halves<Self>;
+    type Adjacent = Adjacent<Self>;
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -427,24 +427,6 @@ fn upper_halves(x: __m256i) -> __m128i {
     _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x))
 }
 
-/// The upper halves of 16 lanes that hold elements in the order of [`widened`].
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn both_upper_halves(low: __m256i, high: __m256i) -> __m256i {
-    _mm256_packus_epi32(_mm256_srli_epi32::<16>(low), _mm256_srli_epi32::<16>(high))
-}
-
-/// 16 elements: 0 to 3 and 8 to 11, and the others. Nothing has to cross the halves of a vector so.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn widened(x: __m256i) -> [__m256; 2] {
-    let zero = _mm256_setzero_si256();
-    [
-        _mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, x)),
-        _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, x)),
-    ]
-}
-
 /// First and second members of 8 adjacent pairs.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -464,96 +446,11 @@ fn merged((x, y): (__m256i, __m256i)) -> __m256i {
 }
 
 impl PairVectors<bf16> for Avx2 {
-    type Vector = [__m256; 2];
-    const LANES: usize = 16;
-    type Rest = Avx2Eight;
-
-    // In the order of `widened`, here and below.
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn factors(from: *const f32) -> Self::Vector {
-        // SAFETY: the caller's.
-        unsafe {
-            [
-                _mm256_loadu2_m128(from.add(8), from),
-                _mm256_loadu2_m128(from.add(12), from.add(4)),
-            ]
-        }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load_halves(a: *const bf16, b: *const bf16) -> (Self::Vector, Self::Vector) {
-        // SAFETY: the caller's.
-        unsafe {
-            (
-                widened(_mm256_loadu_si256(a.cast())),
-                widened(_mm256_loadu_si256(b.cast())),
-            )
-        }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load_adjacent(from: *const bf16) -> (Self::Vector, Self::Vector) {
-        // SAFETY: the caller's.
-        let (first, second) = unsafe {
-            (
-                _mm256_loadu2_m128i(from.add(16).cast(), from.cast()),
-                _mm256_loadu2_m128i(from.add(24).cast(), from.add(8).cast()),
-            )
-        };
-        let ((a0, b0), (a1, b1)) = (parted(first), parted(second));
-        ([a0, a1], [b0, b1])
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn store_halves<const STREAM: usize>(
-        a: *mut bf16,
-        b: *mut bf16,
-        (x, y): (Self::Vector, Self::Vector),
-    ) {
-        let ((x0, y0), (x1, y1)) = (both_rounded((x[0], y[0])), both_rounded((x[1], y[1])));
-        // SAFETY: the caller's.
-        unsafe {
-            store_half_line::<STREAM>(a.cast(), both_upper_halves(x0, x1));
-            store_half_line::<STREAM>(b.cast(), both_upper_halves(y0, y1));
-        }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn store_adjacent<const STREAM: usize>(
-        to: *mut bf16,
-        (x, y): (Self::Vector, Self::Vector),
-    ) {
-        let first = merged(both_rounded((x[0], y[0])));
-        let second = merged(both_rounded((x[1], y[1])));
-        // SAFETY: the caller's.
-        unsafe {
-            store_quarter_line::<STREAM>(to.cast(), _mm256_castsi256_si128(first));
-            store_quarter_line::<STREAM>(to.add(8).cast(), _mm256_castsi256_si128(second));
-            store_quarter_line::<STREAM>(to.add(16).cast(), _mm256_extracti128_si256::<1>(first));
-            store_quarter_line::<STREAM>(to.add(24).cast(), _mm256_extracti128_si256::<1>(second));
-        }
-    }
-}
-
-/// Half as many pairs of bf16.
-pub struct Avx2Eight;
-
-impl PairVectors<bf16> for Avx2Eight {
     type Vector = __m256;
     const LANES: usize = 8;
-    type Rest = Avx2Eight;
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn factors(from: *const f32) -> __m256 {
-        // SAFETY: the caller's.
-        unsafe { _mm256_loadu_ps(from) }
-    }
+    type Rest = Avx2;
+    type Halves = Halves<Self>;
+    type Adjacent = Adjacent<Self>;
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -595,4 +492,205 @@ impl PairVectors<bf16> for Avx2Eight {
         // SAFETY: the caller's.
         unsafe { store_half_line::<STREAM>(to.cast(), merged(both_rounded(members))) }
     }
+}
+
+/// The reverse of [`parted`], of ordinary results.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn merged_ordinary(even: __m256, odd: __m256) -> __m256i {
+    let even = _mm256_srli_epi32::<16>(_mm256_castps_si256(rounded_ordinary(even)));
+    _mm256_or_si256(even, _mm256_castps_si256(rounded_ordinary(odd)))
+}
+
+/// To the nearest bf16, ties to even. `x * 65535` rounded is `x * 65536` less a multiple of bf16's
+/// unit in the last place, and the multiplication above leaves that alone: it is `x`, rounded.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn rounded_ordinary(x: __m256) -> __m256 {
+    let less = _mm256_mul_ps(x, _mm256_set1_ps(65535.0));
+    _mm256_fmsub_ps(x, _mm256_set1_ps(65536.0), less)
+}
+
+impl Straight<bf16> for Halves<Avx2> {
+    type Vector = [__m256; 2];
+    const LANES: usize = 16;
+
+    // Even indices, then odd ones, here and below.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn factors(from: *const f32) -> Self::Vector {
+        // SAFETY: the caller's.
+        let (even, odd) = unsafe { Avx2::load_adjacent(from) };
+        [even, odd]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load(a: *const bf16, b: *const bf16) -> (Self::Vector, Self::Vector) {
+        // SAFETY: the caller's.
+        let (a, b) = unsafe { (_mm256_loadu_si256(a.cast()), _mm256_loadu_si256(b.cast())) };
+        let ((a0, a1), (b0, b1)) = (parted(a), parted(b));
+        ([a0, a1], [b0, b1])
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn store<const STREAM: usize>(
+        a: *mut bf16,
+        b: *mut bf16,
+        (x, y): (Self::Vector, Self::Vector),
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            store_half_line::<STREAM>(a.cast(), merged_ordinary(x[0], x[1]));
+            store_half_line::<STREAM>(b.cast(), merged_ordinary(y[0], y[1]));
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn are_ordinary<const N: usize>(a: *const bf16, b: *const bf16) -> bool {
+        // SAFETY: the caller's.
+        unsafe { are_ordinary_bf16::<N>(a, b) }
+    }
+}
+
+impl Straight<bf16> for Adjacent<Avx2> {
+    type Vector = __m256;
+    const LANES: usize = 8;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load(a: *const bf16, _: *const bf16) -> (__m256, __m256) {
+        // SAFETY: the caller's.
+        parted(unsafe { _mm256_loadu_si256(a.cast()) })
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn store<const STREAM: usize>(a: *mut bf16, _: *mut bf16, (x, y): (__m256, __m256)) {
+        // SAFETY: the caller's.
+        unsafe { store_half_line::<STREAM>(a.cast(), merged_ordinary(x, y)) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn are_ordinary<const N: usize>(a: *const bf16, b: *const bf16) -> bool {
+        // SAFETY: the caller's.
+        unsafe { are_ordinary_bf16::<N>(a, b) }
+    }
+}
+
+/// Whether the upper two bits of every exponent differ.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn are_ordinary_bf16<const N: usize>(a: *const bf16, b: *const bf16) -> bool {
+    // Where they do, this addition leaves the upper one set.
+    let (lower, upper) = (_mm256_set1_epi16(0x2000), _mm256_set1_epi16(0x4000));
+    let mut all = upper;
+    let mut i = 0;
+    while i < N.div_ceil(16) {
+        let at = vector_at(i, 16, N);
+        // SAFETY: the caller's.
+        let (x, y) = unsafe {
+            (
+                _mm256_loadu_si256(a.add(at).cast()),
+                _mm256_loadu_si256(b.add(at).cast()),
+            )
+        };
+        all = _mm256_and_si256(all, _mm256_add_epi16(x, lower));
+        all = _mm256_and_si256(all, _mm256_add_epi16(y, lower));
+        i += 1;
+    }
+    _mm256_testc_si256(all, upper) != 0
+}
+
+impl Straight<f16> for Halves<Avx2> {
+    type Vector = __m256;
+    const LANES: usize = 8;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load(a: *const f16, b: *const f16) -> (__m256, __m256) {
+        // SAFETY: the caller's.
+        unsafe { Avx2::load_halves(a, b) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn store<const STREAM: usize>(a: *mut f16, b: *mut f16, (x, y): (__m256, __m256)) {
+        // SAFETY: the caller's.
+        unsafe {
+            store_quarter_line::<STREAM>(a.cast(), to_f16(x));
+            store_quarter_line::<STREAM>(b.cast(), to_f16(y));
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn are_ordinary<const N: usize>(a: *const f16, b: *const f16) -> bool {
+        // SAFETY: the caller's.
+        unsafe { are_ordinary_f16::<N>(a, b) }
+    }
+}
+
+impl Straight<f16> for Adjacent<Avx2> {
+    type Vector = __m256;
+    const LANES: usize = 8;
+    const SCALE: f32 = F16_SCALE;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load(a: *const f16, _: *const f16) -> (__m256, __m256) {
+        // SAFETY: the caller's.
+        let odd = unsafe { _mm256_loadu_si256(a.cast()) };
+        let even = _mm256_slli_epi32::<16>(odd);
+        let kept = _mm256_set1_epi32(F16_KEPT);
+        let widened = |x| _mm256_and_si256(_mm256_srai_epi32::<3>(x), kept);
+        (
+            _mm256_castsi256_ps(widened(even)),
+            _mm256_castsi256_ps(widened(odd)),
+        )
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn store<const STREAM: usize>(a: *mut f16, _: *mut f16, (x, y): (__m256, __m256)) {
+        let (x, y) = (to_f16(x), to_f16(y));
+        // SAFETY: the caller's.
+        unsafe {
+            store_quarter_line::<STREAM>(a.cast(), _mm_unpacklo_epi16(x, y));
+            store_quarter_line::<STREAM>(a.add(8).cast(), _mm_unpackhi_epi16(x, y));
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn are_ordinary<const N: usize>(a: *const f16, b: *const f16) -> bool {
+        // SAFETY: the caller's.
+        unsafe { are_ordinary_f16::<N>(a, b) }
+    }
+}
+
+/// Whether all are finite.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn are_ordinary_f16<const N: usize>(a: *const f16, b: *const f16) -> bool {
+    let exponent = _mm256_set1_epi16(0x7c00);
+    let mut largest = _mm256_setzero_si256();
+    let mut i = 0;
+    while i < N.div_ceil(16) {
+        let at = vector_at(i, 16, N);
+        // SAFETY: the caller's.
+        let (x, y) = unsafe {
+            (
+                _mm256_loadu_si256(a.add(at).cast()),
+                _mm256_loadu_si256(b.add(at).cast()),
+            )
+        };
+        largest = _mm256_max_epu16(largest, _mm256_and_si256(x, exponent));
+        largest = _mm256_max_epu16(largest, _mm256_and_si256(y, exponent));
+        i += 1;
+    }
+    _mm256_movemask_epi8(_mm256_cmpeq_epi16(largest, exponent)) == 0
 }

@@ -8,9 +8,12 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::avx2::{self, Avx2, Avx2Eight};
+use super::avx2::{self, Avx2};
 use super::run::{AngleBlock, HeadRun, Phases};
-use super::vector::{self, Float, Loops, PairVectors, PhaseVectors};
+use super::vector::{
+    self, Adjacent, Careful, F16_KEPT, F16_SCALE, Float, Halves, Loops, PairVectors, PhaseVectors,
+    Straight, vector_at,
+};
 use crate::element::Element;
 
 /// The variant for elements of every type.
@@ -47,6 +50,20 @@ pub(super) unsafe fn form(
 }
 
 impl Float for __m512 {
+    const LANES: usize = 16;
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's.
+        unsafe { _mm512_loadu_ps(from) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's.
+        unsafe { _mm512_storeu_ps(to, self) }
+    }
     #[inline]
     #[target_feature(enable = "avx512f")]
     unsafe fn splat(x: f32) -> Self {
@@ -169,13 +186,6 @@ impl PhaseVectors for Avx512 {
             flip(_mm512_mask_blend_ps(odd, sine, cosine), quarter),
         )
     }
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn store_factors(to: *mut f32, factors: __m512) {
-        // SAFETY: the caller's.
-        unsafe { _mm512_storeu_ps(to, factors) }
-    }
 }
 
 /// Every NaN becomes 0x7fffffff. NaNs are rare: kept out of the way of all else.
@@ -226,13 +236,8 @@ impl PairVectors<f32> for Avx512 {
     type Rest = Avx2;
     // 64 bytes.
     const HALVES: usize = 16;
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn factors(from: *const f32) -> __m512 {
-        // SAFETY: the caller's.
-        unsafe { _mm512_loadu_ps(from) }
-    }
+    type Halves = Careful<Self, true, true>;
+    type Adjacent = Careful<Self, false, false>;
 
     #[inline]
     #[target_feature(enable = "avx512f")]
@@ -290,14 +295,14 @@ impl PairVectors<f32> for Avx512 {
 /// `x` with its elements in the order of `from`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn permuted(x: __m512i, from: &[u16; 32]) -> __m512i {
+pub(super) fn permuted(x: __m512i, from: &[u16; 32]) -> __m512i {
     // SAFETY: an array of 32 u16 is as large as a vector, and the load needs no alignment.
     let from = unsafe { _mm512_loadu_si512(from.as_ptr().cast()) };
     _mm512_permutexvar_epi16(from, x)
 }
 
 /// 0, 16, 1, 17, ...
-const MERGED: [u16; 32] = {
+pub(super) const MERGED: [u16; 32] = {
     let mut order = [0; 32];
     let mut i = 0;
     while i < 32 {
@@ -329,13 +334,8 @@ impl PairVectors<f16> for Avx512 {
     type Vector = __m512;
     const LANES: usize = 16;
     type Rest = Avx2;
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn factors(from: *const f32) -> __m512 {
-        // SAFETY: the caller's.
-        unsafe { _mm512_loadu_ps(from) }
-    }
+    type Halves = Halves<Self>;
+    type Adjacent = Adjacent<Self>;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
@@ -387,6 +387,12 @@ pub(super) trait NarrowBf16 {
     /// # Safety
     /// The processor has what the variant needs.
     unsafe fn narrow(low: __m512, high: __m512) -> __m512i;
+
+    /// Of ordinary results: elements of even index, and those of odd.
+    ///
+    /// # Safety
+    /// The processor has what the variant needs.
+    unsafe fn merged(even: __m512, odd: __m512) -> __m512i;
 }
 
 /// Rounds on integers, as the scalar definition does.
@@ -399,6 +405,21 @@ impl NarrowBf16 for Avx512 {
             _ => narrow_any(low, high),
         }
     }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn merged(even: __m512, odd: __m512) -> __m512i {
+        let even = _mm512_srli_epi32::<16>(_mm512_castps_si512(rounded_ordinary(even)));
+        _mm512_or_si512(even, _mm512_castps_si512(rounded_ordinary(odd)))
+    }
+}
+
+/// As in AVX2's variant.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn rounded_ordinary(x: __m512) -> __m512 {
+    let less = _mm512_mul_ps(x, _mm512_set1_ps(65535.0));
+    _mm512_fmsub_ps(x, _mm512_set1_ps(65536.0), less)
 }
 
 /// The upper halves of the lanes of `low`, then those of `high`.
@@ -446,14 +467,9 @@ fn widened(x: __m512i) -> [__m512; 2] {
 impl<N: NarrowBf16> PairVectors<bf16> for N {
     type Vector = [__m512; 2];
     const LANES: usize = 32;
-    type Rest = Avx2Eight;
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn factors(from: *const f32) -> Self::Vector {
-        // SAFETY: the caller's.
-        unsafe { [_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(16))] }
-    }
+    type Rest = Avx2;
+    type Halves = Halves<Self>;
+    type Adjacent = Adjacent<Self>;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
@@ -509,4 +525,187 @@ impl<N: NarrowBf16> PairVectors<bf16> for N {
             store_line::<STREAM>(to.add(32).cast(), second);
         }
     }
+}
+
+impl<N: NarrowBf16> Straight<bf16> for Halves<N> {
+    type Vector = [__m512; 2];
+    const LANES: usize = 32;
+
+    // Even indices, then odd ones, here and below.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn factors(from: *const f32) -> Self::Vector {
+        // SAFETY: the caller's.
+        let (even, odd) = unsafe { Avx512::load_adjacent(from) };
+        [even, odd]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(a: *const bf16, b: *const bf16) -> (Self::Vector, Self::Vector) {
+        // SAFETY: the caller's.
+        unsafe {
+            (
+                widened(_mm512_loadu_si512(a.cast())),
+                widened(_mm512_loadu_si512(b.cast())),
+            )
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn store<const STREAM: usize>(
+        a: *mut bf16,
+        b: *mut bf16,
+        (x, y): (Self::Vector, Self::Vector),
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            store_line::<STREAM>(a.cast(), N::merged(x[0], x[1]));
+            store_line::<STREAM>(b.cast(), N::merged(y[0], y[1]));
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn are_ordinary<const PAIRS: usize>(a: *const bf16, b: *const bf16) -> bool {
+        // SAFETY: the caller's.
+        unsafe { are_ordinary_bf16::<PAIRS>(a, b) }
+    }
+}
+
+impl<N: NarrowBf16> Straight<bf16> for Adjacent<N> {
+    type Vector = __m512;
+    const LANES: usize = 16;
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(a: *const bf16, _: *const bf16) -> (__m512, __m512) {
+        // SAFETY: the caller's.
+        let [x, y] = widened(unsafe { _mm512_loadu_si512(a.cast()) });
+        (x, y)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn store<const STREAM: usize>(a: *mut bf16, _: *mut bf16, (x, y): (__m512, __m512)) {
+        // SAFETY: the caller's.
+        unsafe { store_line::<STREAM>(a.cast(), N::merged(x, y)) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn are_ordinary<const PAIRS: usize>(a: *const bf16, b: *const bf16) -> bool {
+        // SAFETY: the caller's.
+        unsafe { are_ordinary_bf16::<PAIRS>(a, b) }
+    }
+}
+
+/// Whether the upper two bits of every exponent differ.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn are_ordinary_bf16<const PAIRS: usize>(a: *const bf16, b: *const bf16) -> bool {
+    // Where they do, this addition leaves the upper one set.
+    let (lower, upper) = (_mm512_set1_epi16(0x2000), _mm512_set1_epi16(0x4000));
+    let mut all = upper;
+    let mut i = 0;
+    while i < PAIRS.div_ceil(32) {
+        let at = vector_at(i, 32, PAIRS);
+        // SAFETY: the caller's.
+        let (x, y) = unsafe {
+            (
+                _mm512_loadu_si512(a.add(at).cast()),
+                _mm512_loadu_si512(b.add(at).cast()),
+            )
+        };
+        let (x, y) = (_mm512_add_epi16(x, lower), _mm512_add_epi16(y, lower));
+        all = _mm512_and_si512(all, _mm512_and_si512(x, y));
+        i += 1;
+    }
+    _mm512_testn_epi16_mask(all, upper) == 0
+}
+
+impl Straight<f16> for Halves<Avx512> {
+    type Vector = __m512;
+    const LANES: usize = 16;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn load(a: *const f16, b: *const f16) -> (__m512, __m512) {
+        // SAFETY: the caller's.
+        unsafe { Avx512::load_halves(a, b) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn store<const STREAM: usize>(a: *mut f16, b: *mut f16, (x, y): (__m512, __m512)) {
+        // SAFETY: the caller's.
+        unsafe {
+            avx2::store_half_line::<STREAM>(a.cast(), to_f16(x));
+            avx2::store_half_line::<STREAM>(b.cast(), to_f16(y));
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn are_ordinary<const PAIRS: usize>(a: *const f16, b: *const f16) -> bool {
+        // SAFETY: the caller's.
+        unsafe { are_ordinary_f16::<PAIRS>(a, b) }
+    }
+}
+
+impl Straight<f16> for Adjacent<Avx512> {
+    type Vector = __m512;
+    const LANES: usize = 16;
+    const SCALE: f32 = F16_SCALE;
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(a: *const f16, _: *const f16) -> (__m512, __m512) {
+        // SAFETY: the caller's.
+        let odd = unsafe { _mm512_loadu_si512(a.cast()) };
+        let even = _mm512_slli_epi32::<16>(odd);
+        let kept = _mm512_set1_epi32(F16_KEPT);
+        let even = _mm512_and_si512(_mm512_srai_epi32::<3>(even), kept);
+        let odd = _mm512_and_si512(_mm512_srai_epi32::<3>(odd), kept);
+        (_mm512_castsi512_ps(even), _mm512_castsi512_ps(odd))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn store<const STREAM: usize>(a: *mut f16, _: *mut f16, (x, y): (__m512, __m512)) {
+        let x = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(to_f16(x)), to_f16(y));
+        // SAFETY: the caller's.
+        unsafe { store_line::<STREAM>(a.cast(), permuted(x, &MERGED)) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn are_ordinary<const PAIRS: usize>(a: *const f16, b: *const f16) -> bool {
+        // SAFETY: the caller's.
+        unsafe { are_ordinary_f16::<PAIRS>(a, b) }
+    }
+}
+
+/// Whether all are finite.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn are_ordinary_f16<const PAIRS: usize>(a: *const f16, b: *const f16) -> bool {
+    let exponent = _mm512_set1_epi16(0x7c00);
+    let mut largest = _mm512_setzero_si512();
+    let mut i = 0;
+    while i < PAIRS.div_ceil(32) {
+        let at = vector_at(i, 32, PAIRS);
+        // SAFETY: the caller's.
+        let (x, y) = unsafe {
+            (
+                _mm512_loadu_si512(a.add(at).cast()),
+                _mm512_loadu_si512(b.add(at).cast()),
+            )
+        };
+        largest = _mm512_max_epu16(largest, _mm512_and_si512(x, exponent));
+        largest = _mm512_max_epu16(largest, _mm512_and_si512(y, exponent));
+        i += 1;
+    }
+    _mm512_cmpeq_epi16_mask(largest, exponent) == 0
 }

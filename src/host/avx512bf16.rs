@@ -79,4 +79,12 @@ impl NarrowBf16 for Avx512Bf16 {
         // SAFETY: both are 64 bytes of plain data.
         unsafe { std::mem::transmute::<__m512bh, __m512i>(rounded) }
     }
+    #[inline]
+    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn merged(even: __m512, odd: __m512) -> __m512i {
+        let rounded = _mm512_cvtne2ps_pbh(odd, even);
+        // SAFETY: both are 64 bytes of plain data.
+        let rounded = unsafe { std::mem::transmute::<__m512bh, __m512i>(rounded) };
+        avx512::permuted(rounded, &avx512::MERGED)
+    }
 }

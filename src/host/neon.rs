@@ -10,7 +10,7 @@ use std::arch::asm;
 use half::{bf16, f16};
 
 use super::run::{AngleBlock, HeadRun, Phases};
-use super::vector::{self, Float, Loops, PairVectors, PhaseVectors};
+use super::vector::{self, Careful, Float, Loops, PairVectors, PhaseVectors};
 use crate::element::Element;
 
 /// The variant for elements of every type.
@@ -50,6 +50,20 @@ pub(super) unsafe fn form(
 }
 
 impl Float for float32x4_t {
+    const LANES: usize = 4;
+
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's.
+        unsafe { vld1q_f32(from) }
+    }
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's.
+        unsafe { vst1q_f32(to, self) }
+    }
     #[inline]
     #[target_feature(enable = "neon")]
     unsafe fn splat(x: f32) -> Self {
@@ -206,34 +220,6 @@ impl PhaseVectors for Neon {
         let (cos1, sin1) = place(c, d, cosine[1], sine[1]);
         ([cos0, cos1], [sin0, sin1])
     }
-
-    #[inline]
-    #[target_feature(enable = "neon")]
-    unsafe fn store_factors(to: *mut f32, factors: Eight) {
-        // SAFETY: the caller's.
-        unsafe { store_eight(to, factors) }
-    }
-}
-
-/// # Safety
-/// Readable for 8 elements.
-#[inline]
-#[target_feature(enable = "neon")]
-unsafe fn load_eight(from: *const f32) -> Eight {
-    // SAFETY: the caller's.
-    unsafe { [vld1q_f32(from), vld1q_f32(from.add(4))] }
-}
-
-/// # Safety
-/// Writable for 8 elements.
-#[inline]
-#[target_feature(enable = "neon")]
-unsafe fn store_eight(to: *mut f32, [low, high]: Eight) {
-    // SAFETY: the caller's.
-    unsafe {
-        vst1q_f32(to, low);
-        vst1q_f32(to.add(4), high);
-    }
 }
 
 /// NaNs that narrow to the canonical one of f32, of f16 and of bf16. The last has nothing below what
@@ -279,19 +265,14 @@ impl PairVectors<f32> for Neon {
     type Vector = Eight;
     const LANES: usize = 8;
     type Rest = Neon;
-
-    #[inline]
-    #[target_feature(enable = "neon")]
-    unsafe fn factors(from: *const f32) -> Eight {
-        // SAFETY: the caller's.
-        unsafe { load_eight(from) }
-    }
+    type Halves = Careful<Self, true, true>;
+    type Adjacent = Careful<Self, false, false>;
 
     #[inline]
     #[target_feature(enable = "neon")]
     unsafe fn load_halves(a: *const f32, b: *const f32) -> (Eight, Eight) {
         // SAFETY: the caller's.
-        unsafe { (load_eight(a), load_eight(b)) }
+        unsafe { (Eight::load(a), Eight::load(b)) }
     }
 
     #[inline]
@@ -308,8 +289,8 @@ impl PairVectors<f32> for Neon {
         let (x, y) = without_nan::<NAN>(members);
         // SAFETY: the caller's.
         unsafe {
-            store_eight(a, x);
-            store_eight(b, y);
+            x.store(a);
+            y.store(b);
         }
     }
 
@@ -374,13 +355,8 @@ impl PairVectors<f16> for Neon {
     type Vector = Eight;
     const LANES: usize = 8;
     type Rest = Neon;
-
-    #[inline]
-    #[target_feature(enable = "neon")]
-    unsafe fn factors(from: *const f32) -> Eight {
-        // SAFETY: the caller's.
-        unsafe { load_eight(from) }
-    }
+    type Halves = Careful<Self, true, true>;
+    type Adjacent = Careful<Self, false, false>;
 
     #[inline]
     #[target_feature(enable = "neon")]
@@ -468,13 +444,8 @@ impl PairVectors<bf16> for Neon {
     type Vector = Eight;
     const LANES: usize = 8;
     type Rest = Neon;
-
-    #[inline]
-    #[target_feature(enable = "neon")]
-    unsafe fn factors(from: *const f32) -> Eight {
-        // SAFETY: the caller's.
-        unsafe { load_eight(from) }
-    }
+    type Halves = Careful<Self, true, true>;
+    type Adjacent = Careful<Self, false, false>;
 
     #[inline]
     #[target_feature(enable = "neon")]

@@ -7,10 +7,13 @@ use crate::angle::{Angles, CosSinTable, OutOfRange};
 use crate::element::Element;
 use crate::plan::{Plan, PlannedTensor};
 use crate::positions::{Positions, Token};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 /// Pairs whose cos and sin are formed at a time; they stay in the first-level cache.
 pub(super) const BLOCK: usize = 128;
+
+/// The largest ordinary factor. Its inverse is the smallest, for the larger of cos and sin.
+const LARGEST_ORDINARY: f32 = 4096.0;
 
 /// Bytes below which a call stays on the calling thread: less than waking another costs.
 #[cfg(feature = "rayon")]
@@ -59,6 +62,8 @@ pub struct HeadRun<T> {
     pub(super) continues: bool,
     /// Whether to write past the caches.
     pub(super) stream: bool,
+    /// Whether no factor is above [`LARGEST_ORDINARY`], and one of each pair at least its inverse.
+    pub(super) ordinary: bool,
 }
 
 impl<T> HeadRun<T> {
@@ -209,6 +214,7 @@ unsafe fn execute_share<T: Element>(
                             == source.strides()[2].wrapping_mul(source.shape()[2]),
                         // Lines that are written in part would be read before.
                         stream: stream && !planned.in_place && 2 * pairs == source.shape()[3],
+                        ordinary: row.ordinary,
                     }
                 };
                 // SAFETY: as above; the variant was checked when it was chosen.
@@ -250,11 +256,19 @@ unsafe fn copy_heads<T>(
     }
 }
 
+/// Whether factors are ordinary where the larger of each cos and sin is in this range. What that is
+/// for: see `Straight` in vector.rs.
+fn is_ordinary(magnitudes: RangeInclusive<f32>) -> bool {
+    *magnitudes.start() >= 1.0 / LARGEST_ORDINARY && *magnitudes.end() <= LARGEST_ORDINARY
+}
+
 /// The angles of one token.
 struct Row<'a> {
     source: Source<'a>,
     /// Factors for cos and sin.
     scales: (f32, f32),
+    /// As in [`HeadRun`].
+    ordinary: bool,
 }
 
 enum Source<'a> {
@@ -292,8 +306,11 @@ impl<'a> Row<'a> {
             }
             Angles::Table(table) => {
                 let source = Self::in_table(table, position)?;
-                let scales = plan.rope.scales(1.0);
-                return Some(Row { source, scales });
+                return Some(Row {
+                    source,
+                    scales: plan.rope.scales(1.0),
+                    ordinary: is_ordinary(table.magnitudes()),
+                });
             }
         };
         let source = if angles.axes() == 1 {
@@ -306,8 +323,13 @@ impl<'a> Row<'a> {
                 token,
             }
         };
-        let scales = plan.rope.scales(factor);
-        Some(Row { source, scales })
+        // The larger of cos and sin is at least half of the square root of 2.
+        let magnitudes = 0.7 * factor..=factor;
+        Some(Row {
+            source,
+            scales: plan.rope.scales(factor),
+            ordinary: is_ordinary(magnitudes),
+        })
     }
 
     fn in_table(table: &'a CosSinTable, position: i64) -> Option<Source<'a>> {

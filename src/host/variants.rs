@@ -133,12 +133,12 @@ pub(super) fn fence() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Element;
     use crate::host::run::BLOCK;
-    use crate::rope::Pairing::{HalfSplit, Interleaved};
+    use crate::rope::Pairing::{self, HalfSplit, Interleaved};
+    use crate::{Dtype, Element};
     use half::{bf16, f16};
 
-    const HEADS: usize = 3;
+    const HEADS: usize = 4;
 
     /// Where the heads lie.
     #[derive(Clone, Copy, Debug)]
@@ -148,9 +148,11 @@ mod tests {
         /// Elements between heads.
         gap: usize,
         stream: bool,
+        /// What the variants are told about the factors, which are ordinary.
+        ordinary: bool,
     }
 
-    /// Rotates heads of `2 * pairs` elements; some values need care on the way out.
+    /// Rotates heads of `2 * pairs` elements; in all but two some values need care on the way out.
     fn rotated<T: Element>(
         isa: Isa,
         pairings: Pairings,
@@ -159,14 +161,15 @@ mod tests {
             offset,
             gap,
             stream,
+            ordinary,
         }: Place,
     ) -> Vec<u32> {
         let stride = 2 * pairs + gap;
         let len = HEADS * stride;
         let special = [f32::NAN, f32::INFINITY, 1e-39, -0.0, 3e38, 7e-8];
         let value = |i: usize| match i % 61 {
-            at @ 0..6 if i > 61 => special[at],
-            at => at as f32 / 16.0 - 2.0,
+            at @ 0..6 if i >= 4 * pairs => special[at],
+            at => at as f32 / 16.0 - 2.03,
         };
         // The same values whatever lies between heads.
         let source: Vec<T> = (0..len)
@@ -189,6 +192,7 @@ mod tests {
                 first,
                 continues: true,
                 stream,
+                ordinary,
             };
             // SAFETY: the variant is available, the buffers hold all heads, and no more steps than
             // a block has.
@@ -215,6 +219,7 @@ mod tests {
             offset: 0,
             gap: 0,
             stream: false,
+            ordinary: false,
         };
         let sizes = [
             24, 32, 40, 44, 48, 60, 64, 80, 96, 100, 127, BLOCK, 140, 256,
@@ -233,11 +238,12 @@ mod tests {
                 let expected = rotated::<T>(Isa::Scalar, pairings, pairs, plain);
                 for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
                     for (offset, gap) in [(0, 0), (8, 0), (16, 64), (1, 0), (0, 32), (0, 8)] {
-                        for stream in [false, true] {
+                        for (stream, ordinary) in [(false, true), (true, true), (false, false)] {
                             let place = Place {
                                 offset,
                                 gap,
                                 stream,
+                                ordinary,
                             };
                             assert!(
                                 rotated::<T>(isa, pairings, pairs, place) == expected,
@@ -257,6 +263,159 @@ mod tests {
         check::<f32>();
         check::<f16>();
         check::<bf16>();
+    }
+
+    /// Rotates heads of half-split or adjacent pairs in place by angles scaled by `scale`.
+    fn rotate_ordinary<T: Element>(
+        isa: Isa,
+        pairing: Pairing,
+        pairs: usize,
+        scale: f32,
+        heads: &mut [T],
+    ) {
+        let pairings = Pairings {
+            source: pairing,
+            destination: pairing,
+        };
+        // The first angle is 0, the second a tiny one.
+        let steps: Vec<u64> = (0..pairs as u64)
+            .map(|i| (i * i * i).wrapping_mul(0x1234_5678_9abc))
+            .collect();
+        let mut angles = AngleBlock::new();
+        let run = HeadRun {
+            source: heads.as_ptr(),
+            destination: heads.as_mut_ptr(),
+            source_stride: 2 * pairs,
+            destination_stride: 2 * pairs,
+            heads: heads.len() / (2 * pairs),
+            pairs,
+            first: 0,
+            continues: true,
+            stream: false,
+            ordinary: true,
+        };
+        // SAFETY: the variant is available, the buffer holds all heads, and a block that many steps.
+        unsafe {
+            form(isa, &steps, Phases::At(987), (scale, -scale), &mut angles);
+            T::rotate_heads(isa, pairings, &run, &angles, pairs);
+        }
+    }
+
+    /// Of every exponent that ordinary elements have, next to the ends more often.
+    fn ordinary<T: Element>(random: &mut u64) -> T {
+        *random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        let bits = (*random >> 32) as u32;
+        let (least, most) = match T::DTYPE {
+            Dtype::F32 => (1, 254),
+            Dtype::F16 => (127 - 24, 127 + 15),
+            Dtype::Bf16 => (127 - 63, 127 + 64),
+        };
+        let exponent = match bits >> 28 & 7 {
+            0 => least,
+            1 => most,
+            2 => least + (bits >> 20 & 0xff) % (most - least + 1),
+            _ => 127,
+        };
+        let mantissa = bits & 0x7f_ffff;
+        // Not beyond what f16 holds, nor up to the next exponent.
+        let mantissa = mantissa.min(0x7f_e000)
+            & if T::DTYPE == Dtype::Bf16 {
+                0x7f_0000
+            } else {
+                u32::MAX
+            };
+        T::narrow(f32::from_bits(bits & 1 << 31 | exponent << 23 | mantissa))
+    }
+
+    fn for_ordinary(mut check: impl FnMut(Isa, Pairing, usize, f32)) {
+        for pairs in [32, 40, 48, 64, BLOCK] {
+            for pairing in [HalfSplit, Interleaved] {
+                for isa in Isa::ALL[1..]
+                    .iter()
+                    .copied()
+                    .filter(|isa| isa.is_available())
+                {
+                    for scale in [1.0, -1.3, 1.0 / 2048.0, 4096.0] {
+                        check(isa, pairing, pairs, scale);
+                    }
+                }
+            }
+        }
+    }
+
+    fn bits<T: Element>(heads: &[T]) -> Vec<u32> {
+        heads.iter().map(|x| x.widen().to_bits()).collect()
+    }
+
+    fn check_ordinary<T: Element>() {
+        let mut random = 1;
+        for_ordinary(|isa, pairing, pairs, scale| {
+            let heads: Vec<T> = (0..200 * pairs).map(|_| ordinary(&mut random)).collect();
+            let (mut expected, mut got) = (heads.clone(), heads);
+            rotate_ordinary(Isa::Scalar, pairing, pairs, scale, &mut expected);
+            rotate_ordinary(isa, pairing, pairs, scale, &mut got);
+            let name = T::DTYPE.name();
+            assert!(
+                bits(&got) == bits(&expected),
+                "{name} {}, {pairs} pairs, {pairing:?}, {scale}",
+                isa.name()
+            );
+        });
+    }
+
+    /// Heads that all take the straight code, to its limits.
+    #[test]
+    fn ordinary_heads_get_the_scalar_bits() {
+        check_ordinary::<f32>();
+        check_ordinary::<f16>();
+        check_ordinary::<bf16>();
+    }
+
+    fn check_one<T: Element>(special: &[u16]) {
+        let mut random = 1;
+        for_ordinary(|isa, pairing, pairs, scale| {
+            let ordinary: Vec<T> = (0..6 * pairs).map(|_| ordinary(&mut random)).collect();
+            for at in 0..pairs {
+                let pair = match pairing {
+                    HalfSplit => [at, pairs + at],
+                    Interleaved => [2 * at, 2 * at + 1],
+                };
+                for (i, &special) in special.iter().enumerate() {
+                    // One member, the other, both.
+                    for members in [&pair[..1], &pair[1..], &pair[..]] {
+                        let mut expected = ordinary.clone();
+                        for member in members {
+                            let head = 2 * pairs * (i % 2);
+                            expected[head + member] = from_bits::<T>(special);
+                        }
+                        let mut got = expected.clone();
+                        rotate_ordinary(Isa::Scalar, pairing, pairs, scale, &mut expected);
+                        rotate_ordinary(isa, pairing, pairs, scale, &mut got);
+                        assert!(
+                            bits(&got) == bits(&expected),
+                            "{} {}, {pairs} pairs, {pairing:?}, {scale}: {special:x} in {members:?}",
+                            T::DTYPE,
+                            isa.name(),
+                        );
+                    }
+                }
+            }
+        });
+    }
+
+    fn from_bits<T: Element>(bits: u16) -> T {
+        T::narrow(match T::DTYPE {
+            Dtype::F16 => f16::from_bits(bits).to_f32(),
+            _ => bf16::from_bits(bits).to_f32(),
+        })
+    }
+
+    /// Wherever it is. NaN, infinities, zeros; in bf16 also the smallest number, the largest, and those
+    /// next to ordinary ones.
+    #[test]
+    fn one_value_that_is_not_ordinary_is_noticed() {
+        check_one::<f16>(&[0x7e00, 0x7c00, 0xfc00, 0, 0x8000, 1]);
+        check_one::<bf16>(&[0x7fc0, 0x7f80, 0xff80, 0, 0x8000, 1, 0x7f7f, 0x1fff, 0x6000]);
     }
 
     /// Forming the next phases by addition is forming those of the next position.

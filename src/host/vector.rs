@@ -10,6 +10,8 @@ use super::run::{AngleBlock, BLOCK, HeadRun, Phases};
 use crate::angle::phase;
 use crate::element::Element;
 use crate::rope::{Pairing, Pairings};
+use std::marker::PhantomData;
+use std::ops::Range;
 
 /// The most pairs that any set has in a vector, and the fewest.
 const MOST_LANES: usize = 32;
@@ -20,6 +22,10 @@ const MOST_VECTORS: usize = BLOCK / FEWEST_LANES;
 
 /// A vector of f32.
 pub trait Float: Copy {
+    const LANES: usize;
+
+    unsafe fn load(from: *const f32) -> Self;
+    unsafe fn store(self, to: *mut f32);
     unsafe fn splat(x: f32) -> Self;
     unsafe fn mul(self, by: Self) -> Self;
     /// `self * by + plus`, rounded once.
@@ -30,6 +36,21 @@ pub trait Float: Copy {
 
 /// Twice the width.
 impl<F: Float> Float for [F; 2] {
+    const LANES: usize = 2 * F::LANES;
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's.
+        unsafe { [F::load(from), F::load(from.add(F::LANES))] }
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's.
+        unsafe {
+            self[0].store(to);
+            self[1].store(to.add(F::LANES));
+        }
+    }
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
         // SAFETY: the caller's, here and below.
@@ -56,7 +77,7 @@ impl<F: Float> Float for [F; 2] {
 
 /// How an instruction set reads and writes pairs of elements `T`. Reading is exact; writing rounds
 /// as [`Element::narrow`] does.
-pub trait PairVectors<T> {
+pub trait PairVectors<T>: Sized {
     /// First members, second members or factors, in any order that these share.
     type Vector: Float;
     /// Pairs at a time, [`FEWEST_LANES`] to [`MOST_LANES`]. Divides [`BLOCK`].
@@ -66,9 +87,16 @@ pub trait PairVectors<T> {
     /// Halves of a multiple of this many pairs are worth vectors of `LANES`. Those of others lie across
     /// cache lines, and are left to `Rest`.
     const HALVES: usize = 1;
+    /// For heads of common sizes that are halves, and remain so; and the same of adjacent pairs.
+    type Halves: Straight<T>;
+    type Adjacent: Straight<T>;
 
     /// `LANES` consecutive factors.
-    unsafe fn factors(from: *const f32) -> Self::Vector;
+    #[inline(always)]
+    unsafe fn factors(from: *const f32) -> Self::Vector {
+        // SAFETY: the caller's.
+        unsafe { Self::Vector::load(from) }
+    }
 
     /// First members from `a` on, second members from `b` on.
     unsafe fn load_halves(a: *const T, b: *const T) -> (Self::Vector, Self::Vector);
@@ -89,6 +117,99 @@ pub trait PairVectors<T> {
         to: *mut T,
         members: (Self::Vector, Self::Vector),
     );
+}
+
+/// How straight code for one pairing reads and writes. It may leave out what ordinary values do not
+/// need, if it can tell them beforehand.
+///
+/// Ordinary factors are those of [`HeadRun::ordinary`]: F, the larger of |cos| and |sin|, is between
+/// 2^-12 and 2^12. Ordinary elements are finite, and those of bf16 between 2^-63 and 2^65. Then no
+/// result is NaN. And with such bf16 none is subnormal, or -0: take u = x cos - y sin, the product
+/// y sin rounded. Where the two differ much, |u| is above 2^-77, half of the product with F. Else both
+/// are above 2^-77. So the rounded one is a multiple of 2^-100, as it has 24 bits; the exact one has 32,
+/// and is a multiple of 2^-108. Their difference then is +0, or at least 2^-108.
+pub trait Straight<T> {
+    type Vector: Float;
+    /// Pairs at a time, at least [`FEWEST_LANES`]. Divides [`BLOCK`].
+    const LANES: usize;
+    /// Whether it is right for ordinary values only.
+    const ORDINARY: bool = true;
+    /// What factors are multiplied by, as [`load`](Self::load) gives members divided by it: a power of
+    /// two, up to 2^112.
+    const SCALE: f32 = 1.0;
+
+    /// `LANES` consecutive factors.
+    #[inline(always)]
+    unsafe fn factors(from: *const f32) -> Self::Vector {
+        // SAFETY: the caller's.
+        unsafe { Self::Vector::load(from) }
+    }
+
+    /// Halves: first members from `a` on, second members from `b` on. Adjacent pairs: from `a` on.
+    unsafe fn load(a: *const T, b: *const T) -> (Self::Vector, Self::Vector);
+
+    /// The reverse of [`load`](Self::load), past the caches as in [`PairVectors::store_halves`].
+    unsafe fn store<const STREAM: usize>(
+        a: *mut T,
+        b: *mut T,
+        members: (Self::Vector, Self::Vector),
+    );
+
+    /// Whether all of `N` elements from `a` on, and as many from `b` on, are ordinary. `N` is at least 32.
+    unsafe fn are_ordinary<const N: usize>(a: *const T, b: *const T) -> bool;
+}
+
+/// An f16 shifted by 3 bits, with its sign, into the upper half of a word, is an f32 if only these bits
+/// are kept: its value over [`F16_SCALE`], subnormals included.
+pub(super) const F16_KEPT: i32 = 0x8fff_e000_u32 as i32;
+pub(super) const F16_SCALE: f32 = f32::from_bits((127 + 112) << 23);
+
+/// Where vector `i` of `lanes` elements begins, if the last one is to end with element `n`.
+#[inline(always)]
+pub(super) fn vector_at(i: usize, lanes: usize, n: usize) -> usize {
+    (i * lanes).min(n - lanes)
+}
+
+/// Halves of ordinary values, of an instruction set.
+pub struct Halves<S>(PhantomData<S>);
+
+/// Adjacent pairs of ordinary values, of an instruction set.
+pub struct Adjacent<S>(PhantomData<S>);
+
+/// [`PairVectors`] as straight code, for any values.
+pub struct Careful<V, const FROM_HALVES: bool, const TO_HALVES: bool>(PhantomData<V>);
+
+impl<T, V, const FROM_HALVES: bool, const TO_HALVES: bool> Straight<T>
+    for Careful<V, FROM_HALVES, TO_HALVES>
+where
+    V: PairVectors<T>,
+{
+    type Vector = V::Vector;
+    const LANES: usize = V::LANES;
+    const ORDINARY: bool = false;
+
+    #[inline(always)]
+    unsafe fn factors(from: *const f32) -> V::Vector {
+        // SAFETY: the caller's, here and below.
+        unsafe { V::factors(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(a: *const T, b: *const T) -> (V::Vector, V::Vector) {
+        // SAFETY: the caller's.
+        unsafe { load::<V, T, FROM_HALVES>([a, b]) }
+    }
+
+    #[inline(always)]
+    unsafe fn store<const STREAM: usize>(a: *mut T, b: *mut T, members: (V::Vector, V::Vector)) {
+        // SAFETY: the caller's.
+        unsafe { store::<V, T, TO_HALVES, STREAM>([a, b], members) }
+    }
+
+    #[inline(always)]
+    unsafe fn are_ordinary<const N: usize>(_: *const T, _: *const T) -> bool {
+        true
+    }
 }
 
 /// An instruction set: how it enters the loop over heads with its features enabled. A function for each
@@ -170,23 +291,55 @@ unsafe fn heads_of<V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const S
 {
     // SAFETY: the caller's.
     unsafe {
-        // The common sizes as straight code, where no branch is mispredicted and every load keeps its
-        // distance from one head to the next, which prefetchers see.
-        match pairs {
-            32 => straight_heads::<V, T, FROM_HALVES, TO_HALVES, STREAM, 32>(run, angles),
-            40 => straight_heads::<V, T, FROM_HALVES, TO_HALVES, STREAM, 40>(run, angles),
-            48 => straight_heads::<V, T, FROM_HALVES, TO_HALVES, STREAM, 48>(run, angles),
-            64 => straight_heads::<V, T, FROM_HALVES, TO_HALVES, STREAM, 64>(run, angles),
-            BLOCK => straight_heads::<V, T, FROM_HALVES, TO_HALVES, STREAM, BLOCK>(run, angles),
-            _ => any_heads::<V, T, FROM_HALVES, TO_HALVES, STREAM>(run, angles, pairs),
+        match (FROM_HALVES, TO_HALVES) {
+            (true, true) => common::<V::Halves, V, T, true, true, STREAM>(run, angles, pairs),
+            (false, false) => {
+                common::<V::Adjacent, V, T, false, false, STREAM>(run, angles, pairs);
+            }
+            _ => {
+                common::<Careful<V, FROM_HALVES, TO_HALVES>, V, T, FROM_HALVES, TO_HALVES, STREAM>(
+                    run, angles, pairs,
+                )
+            }
         }
     }
 }
 
-/// Heads of `PAIRS` pairs, a multiple of the lanes of `V::Rest`. The factors stay in registers, as far
-/// as there are enough.
+/// Sends the common sizes to straight code, where no branch is mispredicted and every load keeps its
+/// distance from one head to the next, which prefetchers see; and what remains to [`any_heads`].
+#[inline(always)]
+unsafe fn common<S, V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const STREAM: usize>(
+    run: &HeadRun<T>,
+    angles: &AngleBlock,
+    pairs: usize,
+) where
+    S: Straight<T>,
+    V: PairVectors<T>,
+    T: Element,
+{
+    // SAFETY: the caller's.
+    unsafe {
+        let at = match pairs {
+            _ if S::ORDINARY && !run.ordinary => 0,
+            32 => straight_heads::<S, V, T, FROM_HALVES, TO_HALVES, STREAM, 32>(run, angles),
+            40 => straight_heads::<S, V, T, FROM_HALVES, TO_HALVES, STREAM, 40>(run, angles),
+            48 => straight_heads::<S, V, T, FROM_HALVES, TO_HALVES, STREAM, 48>(run, angles),
+            64 => straight_heads::<S, V, T, FROM_HALVES, TO_HALVES, STREAM, 64>(run, angles),
+            BLOCK => straight_heads::<S, V, T, FROM_HALVES, TO_HALVES, STREAM, BLOCK>(run, angles),
+            _ => 0,
+        };
+        // No more straight code after this: the factors would not stay in registers if they had to
+        // outlast it.
+        any_heads::<V, T, FROM_HALVES, TO_HALVES, STREAM>(run, angles, pairs, at..run.heads);
+    }
+}
+
+/// Rotates heads of `PAIRS` pairs, a multiple of the lanes of `V::Rest`, up to one that has other than
+/// ordinary values: returns its index, or the number of heads. The factors stay in registers, as far as
+/// there are enough.
 #[inline(always)]
 unsafe fn straight_heads<
+    S,
     V,
     T,
     const FROM_HALVES: bool,
@@ -196,41 +349,52 @@ unsafe fn straight_heads<
 >(
     run: &HeadRun<T>,
     angles: &AngleBlock,
-) where
+) -> usize
+where
+    S: Straight<T>,
     V: PairVectors<T>,
 {
     let rest = <V::Rest as PairVectors<T>>::LANES;
-    let (whole, parts) = (PAIRS / V::LANES, PAIRS % V::LANES / rest);
+    let (whole, parts) = (PAIRS / S::LANES, PAIRS % S::LANES / rest);
     // SAFETY: the caller vouches for every head of the run.
     unsafe {
-        let mut cos = [V::Vector::splat(0.0); MOST_VECTORS];
+        let mut cos = [S::Vector::splat(0.0); MOST_VECTORS];
         let mut sin = cos;
+        let scale = S::Vector::splat(S::SCALE);
         let mut i = 0;
         while i < whole {
-            cos[i] = V::factors(angles.cos.as_ptr().add(i * V::LANES));
-            sin[i] = V::factors(angles.sin.as_ptr().add(i * V::LANES));
+            cos[i] = S::factors(angles.cos.as_ptr().add(i * S::LANES)).mul(scale);
+            sin[i] = S::factors(angles.sin.as_ptr().add(i * S::LANES)).mul(scale);
             i += 1;
         }
         for h in 0..run.heads {
             let head = run.head(h);
             fetch_ahead::<T, FROM_HALVES>(run, (h, &head), PAIRS);
+            let [a, b] = head.group::<FROM_HALVES, TO_HALVES>(run, 0).source;
+            let b = if FROM_HALVES { b } else { a.add(PAIRS) };
+            if !S::are_ordinary::<PAIRS>(a, b) {
+                return h;
+            }
             let mut i = 0;
             while i < whole {
-                let group = head.group::<FROM_HALVES, TO_HALVES>(run, i * V::LANES);
-                let members = rotate(load::<V, T, FROM_HALVES>(&group), cos[i], sin[i]);
-                store::<V, T, TO_HALVES, STREAM>(&group, members);
+                let group = head.group::<FROM_HALVES, TO_HALVES>(run, i * S::LANES);
+                let [a, b] = group.source;
+                let members = rotate(S::load(a, b), cos[i], sin[i]);
+                let [a, b] = group.destination;
+                S::store::<STREAM>(a, b, members);
                 i += 1;
             }
             let mut i = 0;
             while i < parts {
-                let at = whole * V::LANES + i * rest;
+                let at = whole * S::LANES + i * rest;
                 let group = head.group::<FROM_HALVES, TO_HALVES>(run, at);
                 let members = turn::<V::Rest, T, FROM_HALVES>(&group, angles, at);
-                store::<V::Rest, T, TO_HALVES, STREAM>(&group, members);
+                store::<V::Rest, T, TO_HALVES, STREAM>(group.destination, members);
                 i += 1;
             }
         }
     }
+    run.heads
 }
 
 /// Asks early for what processors do not foresee.
@@ -277,12 +441,13 @@ fn prefetch(line: *const i8) {
     let _ = line;
 }
 
-/// Heads of any number of pairs.
+/// Some heads, of any number of pairs and any values.
 #[inline(always)]
 unsafe fn any_heads<V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const STREAM: usize>(
     run: &HeadRun<T>,
     angles: &AngleBlock,
     pairs: usize,
+    heads: Range<usize>,
 ) where
     V: PairVectors<T>,
     T: Element,
@@ -296,7 +461,7 @@ unsafe fn any_heads<V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const 
     } else {
         pairs - part - rest
     };
-    for h in 0..run.heads {
+    for h in heads {
         // SAFETY: the caller vouches for every head of the run.
         unsafe {
             let head = run.head(h);
@@ -305,13 +470,13 @@ unsafe fn any_heads<V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const 
             while at + V::LANES <= end {
                 let group = head.group::<FROM_HALVES, TO_HALVES>(run, at);
                 let members = turn::<V, T, FROM_HALVES>(&group, angles, at);
-                store::<V, T, TO_HALVES, STREAM>(&group, members);
+                store::<V, T, TO_HALVES, STREAM>(group.destination, members);
                 at += V::LANES;
             }
             while at < end {
                 let group = head.group::<FROM_HALVES, TO_HALVES>(run, at);
                 let members = turn::<V::Rest, T, FROM_HALVES>(&group, angles, at);
-                store::<V::Rest, T, TO_HALVES, STREAM>(&group, members);
+                store::<V::Rest, T, TO_HALVES, STREAM>(group.destination, members);
                 at += rest;
             }
             if part == 0 {
@@ -325,8 +490,8 @@ unsafe fn any_heads<V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const 
             let last = head.group::<FROM_HALVES, TO_HALVES>(run, at + part);
             let members = turn::<V::Rest, T, FROM_HALVES>(&group, angles, at);
             let last_members = turn::<V::Rest, T, FROM_HALVES>(&last, angles, at + part);
-            store::<V::Rest, T, TO_HALVES, 0>(&group, members);
-            store::<V::Rest, T, TO_HALVES, 0>(&last, last_members);
+            store::<V::Rest, T, TO_HALVES, 0>(group.destination, members);
+            store::<V::Rest, T, TO_HALVES, 0>(last.destination, last_members);
         }
     }
 }
@@ -389,9 +554,8 @@ fn members<const HALVES: bool>(pair: usize, pairs: usize) -> (usize, usize) {
 
 #[inline(always)]
 unsafe fn load<V: PairVectors<T>, T, const HALVES: bool>(
-    group: &Group<T>,
+    [a, b]: [*const T; 2],
 ) -> (V::Vector, V::Vector) {
-    let [a, b] = group.source;
     // SAFETY: the caller's.
     unsafe {
         if HALVES {
@@ -404,10 +568,9 @@ unsafe fn load<V: PairVectors<T>, T, const HALVES: bool>(
 
 #[inline(always)]
 unsafe fn store<V: PairVectors<T>, T, const HALVES: bool, const STREAM: usize>(
-    group: &Group<T>,
+    [a, b]: [*mut T; 2],
     members: (V::Vector, V::Vector),
 ) {
-    let [a, b] = group.destination;
     // SAFETY: the caller's.
     unsafe {
         if HALVES {
@@ -435,7 +598,7 @@ unsafe fn turn<V: PairVectors<T>, T, const HALVES: bool>(
     unsafe {
         let cos = V::factors(angles.cos.as_ptr().add(at));
         let sin = V::factors(angles.sin.as_ptr().add(at));
-        rotate(load::<V, T, HALVES>(group), cos, sin)
+        rotate(load::<V, T, HALVES>(group.source), cos, sin)
     }
 }
 
@@ -467,7 +630,7 @@ unsafe fn turn_copies<V, T, const FROM_HALVES: bool, const TO_HALVES: bool>(
             destination: [a, b],
         };
         let members = turn::<V, T, FROM_HALVES>(&whole, angles, 0);
-        store::<V, T, TO_HALVES, 0>(&whole, members);
+        store::<V, T, TO_HALVES, 0>(whole.destination, members);
         let [to_a, to_b] = group.destination;
         if TO_HALVES {
             to_a.copy_from_nonoverlapping(a, pairs);
@@ -500,7 +663,6 @@ pub(super) trait PhaseVectors {
         cosine: Self::Vector,
         sine: Self::Vector,
     ) -> (Self::Vector, Self::Vector);
-    unsafe fn store_factors(to: *mut f32, factors: Self::Vector);
 }
 
 /// [`phase::cos_sin`] of as many phases as there are steps, each times its scale.
@@ -567,13 +729,9 @@ unsafe fn form_vector<V: PhaseVectors>(
         let c = z.mul_add(c, V::Vector::splat(phase::COS[0]));
         let cosine = z.mul_add(c, V::Vector::splat(1.0));
         let (cos, sin) = V::place(phases, cosine, sine);
-        V::store_factors(
-            angles.cos.as_mut_ptr().add(at),
-            cos.mul(V::Vector::splat(cos_scale)),
-        );
-        V::store_factors(
-            angles.sin.as_mut_ptr().add(at),
-            sin.mul(V::Vector::splat(sin_scale)),
-        );
+        cos.mul(V::Vector::splat(cos_scale))
+            .store(angles.cos.as_mut_ptr().add(at));
+        sin.mul(V::Vector::splat(sin_scale))
+            .store(angles.sin.as_mut_ptr().add(at));
     }
 }

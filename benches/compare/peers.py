@@ -1,8 +1,10 @@
 """Rotary embedding in Python packages, on the problems that `compare` writes to standard input.
 
-Input is one JSON object: threads, sampling, problems, and what to avoid because it crashed. Output is
-one JSON object a line: the versions found, then for each problem which package is tried, why one was
-skipped, and what the limits and the packages took.
+One JSON object a line, both ways. The first tells the number of threads, how much memory is cold and
+how long to warm up; the answer is the versions found. Then `prepare` names a problem, and the packages
+to avoid because they crashed: the answers are which package is tried, why one was skipped, and at last
+which are ready. `run` names one of these and a number of calls: the answer is what they took, or why
+they failed.
 """
 
 import importlib.metadata
@@ -11,23 +13,19 @@ import json
 import os
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
-REQUEST = json.load(sys.stdin)
+START = json.loads(sys.stdin.readline())
 # The OpenMP runtimes of torch and of vLLM's kernels read it when they are loaded.
-os.environ["OMP_NUM_THREADS"] = str(REQUEST["threads"])
+os.environ["OMP_NUM_THREADS"] = str(START["threads"])
 # Packages print to standard output too; only answers may reach the other end.
 ANSWERS = os.fdopen(os.dup(1), "w", buffering=1)
 os.dup2(2, 1)
 
 import numpy as np  # noqa: E402
 
-# Waking a thread for less would be slower than doing without.
-BYTES_WORTH_A_THREAD = 128 << 10
-FEWEST_SAMPLES = 3
 TOLERANCE = {"f32": 1e-3, "f16": 1e-2, "bf16": 6e-2}
 
 
@@ -39,7 +37,6 @@ class Unsupported(Exception):
 class Problem:
     """One case with its element type and pairing; shapes as in `cases.rs`."""
 
-    id: int
     sequences: int
     tokens: int
     q_heads: int
@@ -52,7 +49,6 @@ class Problem:
     pairing: str
     positions: list[int]
     theta: float
-    bytes: int
 
     @property
     def interleaved(self) -> bool:
@@ -121,8 +117,10 @@ def torch_peer(problem: Problem, rotate: Callable) -> Peer:
         torch.from_numpy(np.concatenate([table, table], -1)).to(dtype) for table in problem.tables()
     )
     back = lambda x: x.transpose(1, 2).float().numpy()  # noqa: E731
+    # A copy also where the type is the same, as one array serves all buffers.
+    tensor = lambda x: torch.from_numpy(x).to(dtype, copy=True).transpose(1, 2)  # noqa: E731
     return Peer(
-        lambda q, k: tuple(torch.from_numpy(x).to(dtype).transpose(1, 2) for x in (q, k)),
+        lambda q, k: (tensor(q), tensor(k)),
         lambda qk: rotate(qk[0], qk[1], cos, sin),
         lambda _, out: (back(out[0]), back(out[1])),
     )
@@ -251,7 +249,7 @@ def vllm_formula(problem: Problem) -> Peer:
 def mlx_peer(problem: Problem) -> Peer:
     import mlx.core as mx
 
-    if REQUEST["threads"] > 1:
+    if START["threads"] > 1:
         raise Unsupported("one thread a stream, so measured with one thread only")
     mx.set_default_device(mx.cpu)
     dtype = {"f32": mx.float32, "f16": mx.float16, "bf16": mx.bfloat16}[problem.dtype]
@@ -318,7 +316,7 @@ def onnxruntime_peer(problem: Problem) -> Peer:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
     options = ort.SessionOptions()
-    options.intra_op_num_threads = REQUEST["threads"]
+    options.intra_op_num_threads = START["threads"]
     options.log_severity_level = 3
     session = ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -369,42 +367,25 @@ class Ring:
         self.call, self.entries, self.next = call, entries, 0
 
     def run(self, calls: int) -> float:
-        call, entries, at = self.call, self.entries, self.next
+        """Seconds, warmed up as `time` in `cases.rs` does."""
+        start, done = time.perf_counter(), 0
+        while done < -(-calls // 4) or time.perf_counter() - start < START["warm_up"]:
+            self.repeat(1)
+            done += 1
         start = time.perf_counter()
+        self.repeat(calls)
+        return time.perf_counter() - start
+
+    def repeat(self, calls: int) -> None:
+        call, entries, at = self.call, self.entries, self.next
         for _ in range(calls):
             call(entries[at])
             at = at + 1 if at + 1 < len(entries) else 0
-        taken = time.perf_counter() - start
         self.next = at
-        return taken
-
-
-def limits(problem: Problem, pool: ThreadPoolExecutor | None) -> dict[str, Ring]:
-    dtype = np.uint32 if problem.width == 4 else np.uint16
-    n = problem.bytes // 2 // problem.width
-    # The update pass walks through the first of each pair only.
-    count = buffers(problem, problem.bytes // 2)
-    entries = [(np.ones(n, dtype), np.ones(n, dtype)) for _ in range(count)]
-    parts = min(REQUEST["threads"], problem.bytes // BYTES_WORTH_A_THREAD)
-    one = dtype(1)
-
-    def whole(call):
-        if parts <= 1:
-            return call
-        cuts = [n * i // parts for i in range(parts + 1)]
-        slices = [slice(a, b) for a, b in zip(cuts, cuts[1:])]
-        return lambda entry: list(
-            pool.map(lambda s: call((entry[0][s], entry[1][s])), slices)
-        )
-
-    return {
-        "memcpy": Ring(whole(lambda entry: np.copyto(entry[1], entry[0])), entries),
-        "update pass": Ring(whole(lambda entry: np.add(entry[0], one, out=entry[0])), entries),
-    }
 
 
 def buffers(problem: Problem, size: int) -> int:
-    return -(-REQUEST["cold_bytes"] // size) if problem.cold else 1
+    return -(-START["cold_bytes"] // size) if problem.cold else 1
 
 
 def check(make: Callable[[Problem], Peer], problem: Problem) -> None:
@@ -428,27 +409,48 @@ def check(make: Callable[[Problem], Peer], problem: Problem) -> None:
             raise ValueError(f"the result is wrong by {error:.3g}")
 
 
-def measure(contenders: dict[str, Ring]) -> dict[str, float]:
-    """Median seconds a call, samples taken in turn."""
-    calls = {}
-    for name, ring in contenders.items():
-        ring.run(1)
-        calls[name] = int(min(max(REQUEST["sample"] / max(ring.run(1), 1e-9), 1), 10_000))
-    samples = {name: [] for name in contenders}
-    spent = dict.fromkeys(contenders, 0.0)
-    for _ in range(REQUEST["samples"]):
-        for name, ring in contenders.items():
-            if spent[name] > REQUEST["budget"] and len(samples[name]) >= FEWEST_SAMPLES:
-                continue
-            ring.run(-(-calls[name] // 4))
-            taken = ring.run(calls[name])
-            spent[name] += taken
-            samples[name].append(taken / calls[name])
-    return {name: float(np.median(taken)) for name, taken in samples.items()}
-
-
 def answer(**fields) -> None:
     print(json.dumps(fields), file=ANSWERS)
+
+
+def message(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else repr(error)
+
+
+def prepare(problem: Problem, avoid: list[str], missing: set[str]) -> dict[str, Ring]:
+    """Every package that can rotate this. Those that are not installed join the missing."""
+    contenders = {}
+    q, k = problem.values(problem.q_heads), problem.values(problem.k_heads)
+    size = (q.size + k.size) * problem.width
+    for name, make in PEERS.items():
+        if name in missing or name in avoid:
+            continue
+        # Should the package end the process, the other end knows which one it was.
+        answer(trying=name)
+        try:
+            # The compiled form would be compiled twice; it is the eager one's function.
+            if make is not transformers_compiled:
+                check(make, problem)
+            peer = make(problem)
+            entries = [peer.prepare(q, k) for _ in range(buffers(problem, size))]
+            ring = Ring(peer.rotate, entries)
+            ring.repeat(1)
+            contenders[name] = ring
+        except ImportError:
+            missing.add(name)
+        except Unsupported as reason:
+            answer(skipped={"library": name, "reason": str(reason), "always": True})
+        except Exception as error:  # whatever a package throws is its answer
+            answer(skipped={"library": name, "reason": message(error), "always": False})
+    return contenders
+
+
+def run(ring: Ring, calls: int) -> None:
+    try:
+        answer(seconds=ring.run(calls))
+    except Exception as error:  # as above
+        answer(failed=message(error))
 
 
 def main() -> None:
@@ -458,41 +460,21 @@ def main() -> None:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             pass
-    answer(versions=versions)
     if "torch" in versions:
         import torch
 
-        torch.set_num_threads(REQUEST["threads"])
-    threads = REQUEST["threads"]
-    pool = ThreadPoolExecutor(threads) if threads > 1 else None
-    missing = set()
-    for fields in REQUEST["problems"]:
-        problem = Problem(**fields)
-        contenders = limits(problem, pool)
-        q, k = problem.values(problem.q_heads), problem.values(problem.k_heads)
-        size = (q.size + k.size) * problem.width
-        for name, make in PEERS.items():
-            if name in missing or [problem.id, name] in REQUEST["avoid"]:
-                continue
-            # Should the package end the process, the other end knows which one it was.
-            answer(id=problem.id, trying=name)
-            try:
-                # The compiled form would be compiled twice; it is the eager one's function.
-                if make is not transformers_compiled:
-                    check(make, problem)
-                peer = make(problem)
-                entries = [peer.prepare(q, k) for _ in range(buffers(problem, size))]
-                contenders[name] = Ring(peer.rotate, entries)
-                contenders[name].run(1)
-            except ImportError:
-                missing.add(name)
-            except Unsupported as reason:
-                answer(id=None, library=name, skipped=str(reason))
-            except Exception as error:  # whatever a package throws is its answer
-                contenders.pop(name, None)
-                reason = str(error).strip().splitlines()
-                answer(id=problem.id, library=name, skipped=reason[0] if reason else repr(error))
-        answer(id=problem.id, seconds=measure(contenders))
+        torch.set_num_threads(START["threads"])
+    answer(versions=versions)
+    missing, contenders = set(), {}
+    for line in sys.stdin:
+        command = json.loads(line)
+        if "run" in command:
+            run(contenders[command["run"]], command["calls"])
+            continue
+        # Before memory is taken for the next.
+        contenders.clear()
+        contenders = prepare(Problem(**command["prepare"]), command["avoid"], missing)
+        answer(ready=list(contenders))
 
 
 main()

@@ -30,13 +30,13 @@ pub fn contender<T: Element + WithDType>(
     Ok(Contender {
         library: CANDLE.to_owned(),
         run: Box::new(move |calls| {
-            time(calls, || {
+            Ok(time(calls, || {
                 let (q, k) = ring.next();
                 for x in [q, k] {
                     let rotated = rotate(x, &cos, &sin, rotary_dim, pairing);
                     black_box(rotated.expect("the same shapes worked before"));
                 }
-            })
+            }))
         }),
     })
 }

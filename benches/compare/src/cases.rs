@@ -1,5 +1,6 @@
 //! What is measured, and how: problems, samples and the rings of buffers they work on.
 
+use crate::Failure;
 use crate::report::Machine;
 use phasor::half::{bf16, f16};
 use phasor::{Dtype, Element, Pairing};
@@ -226,13 +227,25 @@ impl<E> Ring<E> {
     }
 }
 
-/// Something measured: performs a number of calls and says how long they took.
+/// How long a contender warms up before each sample, at least. What the others evicted comes back to
+/// the cache, and sleeping threads wake; cold buffers stay cold.
+pub const WARM_UP: Duration = Duration::from_millis(1);
+
+/// Something measured: warms up, performs a number of calls and says how long they took.
 pub struct Contender {
     pub library: String,
-    pub run: Box<dyn FnMut(usize) -> Duration>,
+    pub run: Box<dyn FnMut(usize) -> Result<Duration, Failure>>,
 }
 
+/// A run of a contender of this process. It warms up with a quarter as many calls, or more if that
+/// is not [`WARM_UP`].
 pub fn time(calls: usize, mut call: impl FnMut()) -> Duration {
+    let start = Instant::now();
+    let mut done = 0;
+    while done < calls.div_ceil(4) || start.elapsed() < WARM_UP {
+        call();
+        done += 1;
+    }
     let start = Instant::now();
     for _ in 0..calls {
         call();
@@ -240,42 +253,70 @@ pub fn time(calls: usize, mut call: impl FnMut()) -> Duration {
     start.elapsed()
 }
 
-/// Median seconds per call of each contender. They take their samples in turn, so that what else
-/// the machine does hits all alike.
-pub fn measure(contenders: &mut [Contender], sampling: &Sampling) -> Vec<f64> {
-    // The first call may still set something up; the second tells how many make a sample.
-    let calls: Vec<usize> = contenders
-        .iter_mut()
-        .map(|contender| {
-            (contender.run)(1);
-            let one = (contender.run)(1).as_nanos().max(1);
-            (sampling.sample.as_nanos() / one).clamp(1, 10_000) as usize
-        })
-        .collect();
-    let mut samples = vec![Vec::new(); contenders.len()];
-    let mut spent = vec![Duration::ZERO; contenders.len()];
-    for _ in 0..sampling.samples {
-        for (i, contender) in contenders.iter_mut().enumerate() {
-            if spent[i] > sampling.budget && samples[i].len() >= Sampling::FEWEST {
-                continue;
-            }
-            // What the others evicted comes back; cold buffers stay cold.
-            (contender.run)(calls[i].div_ceil(4));
-            let taken = (contender.run)(calls[i]);
-            spent[i] += taken;
-            samples[i].push(taken.as_secs_f64() / calls[i] as f64);
-        }
-    }
-    samples.into_iter().map(median).collect()
+/// Seconds per call: the median of the samples, and their quartiles.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Seconds {
+    pub median: f64,
+    pub low: f64,
+    pub high: f64,
 }
 
-fn median(mut samples: Vec<f64>) -> f64 {
-    samples.sort_by(f64::total_cmp);
-    let middle = samples.len() / 2;
-    match samples.len() % 2 {
-        0 => (samples[middle - 1] + samples[middle]) / 2.0,
-        _ => samples[middle],
+impl Seconds {
+    fn of(mut samples: Vec<f64>) -> Self {
+        samples.sort_by(f64::total_cmp);
+        // Between two samples, on the line through them.
+        let at = |share: f64| {
+            let place = share * (samples.len() - 1) as f64;
+            let (below, above) = (
+                samples[place.floor() as usize],
+                samples[place.ceil() as usize],
+            );
+            below + (above - below) * place.fract()
+        };
+        Self {
+            median: at(0.5),
+            low: at(0.25),
+            high: at(0.75),
+        }
     }
+}
+
+/// What each contender takes, or why it failed. They take their samples in turn, so that what else
+/// the machine does hits all alike.
+pub fn measure(contenders: &mut [Contender], sampling: &Sampling) -> Vec<Result<Seconds, Failure>> {
+    struct Taken {
+        calls: usize,
+        spent: Duration,
+        samples: Vec<f64>,
+    }
+    let mut all: Vec<Result<Taken, Failure>> = contenders
+        .iter_mut()
+        .map(|contender| {
+            let one = (contender.run)(1)?.as_nanos().max(1);
+            Ok(Taken {
+                calls: (sampling.sample.as_nanos() / one).clamp(1, 10_000) as usize,
+                spent: Duration::ZERO,
+                samples: Vec::new(),
+            })
+        })
+        .collect();
+    for _ in 0..sampling.samples {
+        for (contender, state) in contenders.iter_mut().zip(&mut all) {
+            let Ok(taken) = state else { continue };
+            if taken.spent > sampling.budget && taken.samples.len() >= Sampling::FEWEST {
+                continue;
+            }
+            match (contender.run)(taken.calls) {
+                Ok(time) => {
+                    taken.spent += time;
+                    taken.samples.push(time.as_secs_f64() / taken.calls as f64);
+                }
+                Err(failure) => *state = Err(failure),
+            }
+        }
+    }
+    let seconds = |state: Result<Taken, Failure>| Ok(Seconds::of(state?.samples));
+    all.into_iter().map(seconds).collect()
 }
 
 /// Elements that start at a cache line, as allocators of inference engines align them.
@@ -330,4 +371,18 @@ pub fn filled<T: Element + Plain>(len: usize) -> Aligned<T> {
         *to = value;
     }
     buffer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quartiles_lie_between_samples() {
+        let seconds = |median, low, high| Seconds { median, low, high };
+        assert_eq!(Seconds::of(vec![7.0]), seconds(7.0, 7.0, 7.0));
+        assert_eq!(Seconds::of(vec![4.0, 2.0]), seconds(3.0, 2.5, 3.5));
+        let samples = [9.0, 1.0, 5.0, 3.0, 7.0];
+        assert_eq!(Seconds::of(samples.to_vec()), seconds(5.0, 3.0, 7.0));
+    }
 }

@@ -1,9 +1,8 @@
 //! What memory allows: a copy, and a pass that reads, adds one and writes back.
 
-use crate::cases::{Case, Contender, Line, Plain, Ring, Sampling, time};
-use crate::phasor::{Buffers, Entry};
+use crate::cases::{Case, Contender, Footprint, Line, Plain, Ring, Sampling, time};
+use crate::phasor::{Buffers, Entry, Tensor};
 use ::phasor::Element;
-use rayon::prelude::*;
 use std::hint::black_box;
 use std::rc::Rc;
 
@@ -32,12 +31,7 @@ fn limits<T: Element + Plain, const WIDTH: usize>(
 ) -> [Contender; 2] {
     let footprint = case.footprint(T::DTYPE);
     let parts = rayon::current_num_threads().min(footprint.bytes() / BYTES_WORTH_A_THREAD);
-    let split = Split {
-        parts: parts.max(1),
-        run: footprint.run,
-        stride: footprint.stride,
-        contiguous: footprint.is_contiguous(),
-    };
+    let split = Split::new(parts.max(1), footprint);
     // In place there is no memory to copy to yet. Not zeros, which the system may keep in one
     // shared page.
     let bytes = (case.q_len() + case.k_len()) * size_of::<T>();
@@ -53,14 +47,14 @@ fn limits<T: Element + Plain, const WIDTH: usize>(
         library: MEMCPY.to_owned(),
         run: Box::new(move |calls| {
             let mut ring = ring.borrow_mut();
-            time(calls, || {
+            Ok(time(calls, || {
                 let Entry { q, k, .. } = ring.next();
-                for (tensor, target) in [q, k].into_iter().zip(targets.next()) {
-                    let (from, to) = tensor.lines();
-                    let to = to.unwrap_or(target);
-                    split.copy(black_box(from), black_box(to));
-                }
-            })
+                let [q_target, k_target] = targets.next();
+                split.copy(black_box([
+                    from_and_to(q, q_target),
+                    from_and_to(k, k_target),
+                ]));
+            }))
         }),
     };
     let ring = Rc::clone(buffers);
@@ -68,64 +62,114 @@ fn limits<T: Element + Plain, const WIDTH: usize>(
         library: UPDATE.to_owned(),
         run: Box::new(move |calls| {
             let mut ring = ring.borrow_mut();
-            time(calls, || {
+            Ok(time(calls, || {
                 let Entry { q, k, raised } = ring.next();
                 let one = if *raised { -1 } else { 1 };
                 *raised = !*raised;
-                for tensor in [q, k] {
-                    split.update::<WIDTH>(black_box(tensor.lines().0), one);
-                }
-            })
+                split.update::<WIDTH>(black_box([q.lines().0, k.lines().0]), one);
+            }))
         }),
     };
     [copy, update]
 }
 
-/// How the lines of a tensor are shared by threads: whole runs, or parts of the only one.
-#[derive(Clone, Copy)]
+type FromAndTo<'a> = (&'a [Line], &'a mut [Line]);
+
+/// What a copy of a tensor reads, and where it goes: to `target` in place.
+fn from_and_to<'a, T: Element + Plain>(
+    tensor: &'a mut Tensor<T>,
+    target: &'a mut [Line],
+) -> FromAndTo<'a> {
+    let (from, to) = tensor.lines();
+    (from, to.unwrap_or(target))
+}
+
+/// Lines that threads share by cutting them in two again and again.
+trait Cut: Send + Sized {
+    fn lines(&self) -> usize;
+
+    fn cut(self, at: usize) -> (Self, Self);
+}
+
+impl Cut for &mut [Line] {
+    fn lines(&self) -> usize {
+        self.len()
+    }
+
+    fn cut(self, at: usize) -> (Self, Self) {
+        self.split_at_mut(at)
+    }
+}
+
+impl Cut for FromAndTo<'_> {
+    fn lines(&self) -> usize {
+        self.0.len()
+    }
+
+    fn cut(self, at: usize) -> (Self, Self) {
+        let (from, to) = (self.0.split_at(at), self.1.split_at_mut(at));
+        ((from.0, to.0), (from.1, to.1))
+    }
+}
+
+/// How threads share the lines of q and k: each part has some of both, so that a call forks once.
+#[derive(Clone, Copy, Debug)]
 struct Split {
     parts: usize,
+    /// Lines that stay together: a run and what lies between it and the next.
+    unit: usize,
     run: usize,
     stride: usize,
-    contiguous: bool,
 }
 
 impl Split {
-    /// Lines of a part, the length of runs and the distance between them.
-    fn of(&self, lines: usize) -> (usize, usize, usize) {
-        match self.contiguous {
-            true => (lines.div_ceil(self.parts), lines, lines),
-            false => {
-                let runs = lines.div_ceil(self.stride);
-                (
-                    runs.div_ceil(self.parts) * self.stride,
-                    self.run,
-                    self.stride,
-                )
-            }
+    fn new(parts: usize, footprint: Footprint) -> Self {
+        let Footprint { run, stride, .. } = footprint;
+        match footprint.is_contiguous() {
+            // The only run goes as far as a tensor does, and may be cut anywhere.
+            true => Self {
+                parts,
+                unit: 1,
+                run: usize::MAX,
+                stride: usize::MAX,
+            },
+            false => Self {
+                parts,
+                unit: stride,
+                run,
+                stride,
+            },
         }
     }
 
-    fn copy(&self, from: &[Line], to: &mut [Line]) {
-        let (part, run, stride) = self.of(from.len());
-        if self.parts > 1 {
-            to.par_chunks_mut(part)
-                .zip(from.par_chunks(part))
-                .for_each(|(to, from)| copy_runs(from, to, run, stride));
-        } else {
-            copy_runs(from, to, run, stride);
-        }
+    fn copy(&self, tensors: [FromAndTo; 2]) {
+        self.share(tensors, &|(from, to)| {
+            copy_runs(from, to, self.run, self.stride)
+        });
     }
 
-    fn update<const WIDTH: usize>(&self, lines: &mut [Line], one: i32) {
-        let (part, run, stride) = self.of(lines.len());
-        if self.parts > 1 {
-            lines
-                .par_chunks_mut(part)
-                .for_each(|part| update_runs::<WIDTH>(part, run, stride, one));
-        } else {
-            update_runs::<WIDTH>(lines, run, stride, one);
+    fn update<const WIDTH: usize>(&self, tensors: [&mut [Line]; 2], one: i32) {
+        self.share(tensors, &|lines: &mut [Line]| {
+            update_runs::<WIDTH>(lines, self.run, self.stride, one)
+        });
+    }
+
+    /// Hands each part of both tensors to `work`, each pair of parts on a thread.
+    fn share<T: Cut>(&self, tensors: [T; 2], work: &(impl Fn(T) + Sync)) {
+        if self.parts == 1 {
+            return tensors.into_iter().for_each(work);
         }
+        let left = self.parts / 2;
+        let [q, k] = tensors.map(|tensor| {
+            let units = tensor.lines().div_ceil(self.unit);
+            let at = units * left / self.parts * self.unit;
+            tensor.cut(at)
+        });
+        let with = |parts| Self { parts, ..*self };
+        rayon::join(
+            || with(left).share([q.0, k.0], work),
+            || with(self.parts - left).share([q.1, k.1], work),
+        );
     }
 }
 
@@ -249,6 +293,7 @@ fn update_line<const WIDTH: usize>(bytes: &mut [u8; 64], one: i32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Mutex;
 
     /// 10 lines in runs of 2 every 4; the last is cut off by the end.
     #[test]
@@ -259,6 +304,63 @@ mod tests {
             update(&mut lines, 2, 4, 1);
             copy_runs(&lines, &mut copy, 2, 4);
             for (i, (line, copy)) in lines.iter().zip(&copy).enumerate() {
+                assert_eq!(line.0.contains(&1), i % 4 < 2, "line {i}");
+                assert_eq!(line.0, copy.0, "line {i}");
+            }
+        }
+    }
+
+    /// Each part is marked by its turn: every line of q and k once, in whole units, all parts used
+    /// where there are units enough.
+    #[test]
+    fn parts_cover_every_line_once() {
+        for lens in [[0, 0], [1, 0], [5, 3], [64, 7], [40, 10], [97, 31]] {
+            for parts in [1, 2, 3, 4, 7, 8] {
+                for (run, stride, runs) in [(1, 1, 1), (1, 3, 9), (2, 4, 9)] {
+                    let split = Split::new(parts, Footprint { run, stride, runs });
+                    let what = format!("{lens:?} in {parts} parts of {split:?}");
+                    let [mut q, mut k] = lens.map(|len| vec![Line([0; 64]); len]);
+                    let taken = Mutex::new(Vec::new());
+                    split.share([&mut q[..], &mut k[..]], &|lines: &mut [Line]| {
+                        lines.iter_mut().for_each(|line| line.0[0] += 1);
+                        taken
+                            .lock()
+                            .unwrap()
+                            .push((lines.as_ptr() as usize, lines.len()));
+                    });
+                    assert!(q.iter().chain(&k).all(|line| line.0[0] == 1), "{what}");
+                    let taken = taken.into_inner().unwrap();
+                    assert_eq!(taken.len(), 2 * parts, "{what}");
+                    for tensor in [&q, &k] {
+                        let range = tensor.as_ptr_range();
+                        let (start, end) = (range.start as usize, range.end as usize);
+                        let own = taken.iter().filter(|part| (start..end).contains(&part.0));
+                        let filled = own.filter(|part| part.1 > 0).inspect(|(at, _)| {
+                            assert_eq!((at - start) / size_of::<Line>() % split.unit, 0, "{what}");
+                        });
+                        let units = tensor.len().div_ceil(split.unit);
+                        assert_eq!(filled.count(), parts.min(units), "{what}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// With parts as without: only the runs, in both tensors.
+    #[test]
+    fn split_passes_do_the_same() {
+        let footprint = Footprint {
+            run: 2,
+            stride: 4,
+            runs: 9,
+        };
+        let split = Split::new(3, footprint);
+        let [mut q, mut k] = [26, 10].map(|len| vec![Line([0; 64]); len]);
+        let [mut q_copy, mut k_copy] = [q.clone(), k.clone()];
+        split.update::<4>([&mut q, &mut k], 1);
+        split.copy([(&q[..], &mut q_copy[..]), (&k[..], &mut k_copy[..])]);
+        for (tensor, copy) in [(&q, &q_copy), (&k, &k_copy)] {
+            for (i, (line, copy)) in tensor.iter().zip(copy).enumerate() {
                 assert_eq!(line.0.contains(&1), i % 4 < 2, "line {i}");
                 assert_eq!(line.0, copy.0, "line {i}");
             }

@@ -11,7 +11,8 @@ mod publish;
 mod report;
 mod svg;
 
-use crate::cases::{Case, Contender, DTYPES, PAIRINGS, Plain, Sampling, measure};
+use crate::cases::{Case, Contender, DTYPES, PAIRINGS, Plain, Sampling, Seconds, measure};
+use crate::peers::Session;
 use crate::report::{Growth, Machine, Measurement, Report};
 use ::phasor::half::{bf16, f16};
 use ::phasor::{Dtype, Element, Isa, Pairing};
@@ -19,6 +20,7 @@ use candle_core::WithDType;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::collections::BTreeSet;
 use std::error::Error;
+use std::sync::{Arc, Mutex};
 
 const USAGE: &str = "\
 Options:
@@ -174,49 +176,31 @@ fn run(options: &Options) -> Result<Report, Failure> {
         skipped: BTreeSet::new(),
         machine,
     };
-    for python in &options.pythons {
-        peers::check(python)?;
-    }
+    // All are started before anything is measured: one that cannot run costs nothing then.
+    let mut rounds = Vec::new();
     for threads in BTreeSet::from([1, report.machine.threads]) {
         let settings = settings(threads, options);
+        if settings.is_empty() {
+            continue;
+        }
+        let mut sessions = Vec::new();
+        for python in &options.pythons {
+            let session = Session::start(python, threads, &sampling)?;
+            report.versions.extend(session.versions.clone());
+            sessions.push(Arc::new(Mutex::new(session)));
+        }
+        rounds.push((threads, settings, sessions));
+    }
+    for (threads, settings, sessions) in rounds {
         let pool = pool(threads)?;
-        let mut all = Vec::new();
         for setting in &settings {
             eprintln!("{setting}");
-            let (limits, measured) = pool.install(|| measure_setting(setting, &sampling))?;
-            let rows = measured.into_iter();
-            let rows = rows.map(|(library, seconds)| row(setting, library, seconds, limits));
+            let (rows, skipped) =
+                pool.install(|| measure_setting(setting, &sampling, &sessions))?;
             report.measurements.extend(rows);
-            all.push(limits);
-        }
-        // An idle pool would take processor time from the peers' processes.
-        drop(pool);
-        for python in options.pythons.iter().filter(|_| !settings.is_empty()) {
-            let mut answers = peers::run(python, &settings, &all, &sampling)?;
-            report.versions.append(&mut answers.versions);
-            for (id, library, seconds, limits) in answers.measured {
-                report
-                    .measurements
-                    .push(row(&settings[id], library, seconds, limits));
-            }
-            for (id, library, reason) in answers.skipped {
-                report.skipped.insert(match id {
-                    None => format!("{library}: {reason}"),
-                    Some(id) => format!("{library}, {}: {reason}", settings[id]),
-                });
-            }
+            report.skipped.extend(skipped);
         }
     }
-    // Rows of one setting side by side, whichever process they come from.
-    let order: Vec<String> = cases::all(options.quick)
-        .into_iter()
-        .map(|case| case.name)
-        .collect();
-    report.measurements.sort_by_key(|m| {
-        let case = order.iter().position(|name| *name == m.case);
-        let dtype = DTYPES.iter().position(|dtype| dtype.name() == m.dtype);
-        (m.threads, case, dtype, m.pairing.clone())
-    });
     if options.growth {
         report.growth = growth(options.quick, report.machine.threads, &sampling)?;
     }
@@ -241,29 +225,18 @@ fn settings(threads: usize, options: &Options) -> Vec<Setting> {
     settings
 }
 
-fn row(setting: &Setting, library: String, seconds: f64, limits: Limits) -> Measurement {
-    Measurement {
-        case: setting.case.name.clone(),
-        dtype: setting.dtype.name().to_owned(),
-        pairing: setting.pairing_name(),
-        threads: setting.threads,
-        library,
-        seconds,
-        memcpy: limits.memcpy,
-        update: limits.update,
-        bytes: setting.case.footprint(setting.dtype).bytes(),
-    }
-}
-
 fn pool(threads: usize) -> Result<ThreadPool, rayon::ThreadPoolBuildError> {
     ThreadPoolBuilder::new().num_threads(threads).build()
 }
 
 type Failure = Box<dyn Error + Send + Sync>;
-type Measured = Result<(Limits, Vec<(String, f64)>), Failure>;
 
-/// The limits, then every library of this process. Runs inside the pool whose threads are used.
-fn measure_setting(setting: &Setting, sampling: &Sampling) -> Measured {
+/// The rows of a setting, and what was skipped. Runs inside the pool whose threads are used.
+fn measure_setting(
+    setting: &Setting,
+    sampling: &Sampling,
+    sessions: &[peers::Shared],
+) -> Result<(Vec<Measurement>, Vec<String>), Failure> {
     fn of<T: Element + Plain + WithDType>(
         setting: &Setting,
         sampling: &Sampling,
@@ -276,31 +249,66 @@ fn measure_setting(setting: &Setting, sampling: &Sampling) -> Measured {
         contenders.push(candle::contender::<T>(case, *pairing, sampling)?);
         Ok(contenders)
     }
-    let contenders = match setting.dtype {
+    let mut contenders = match setting.dtype {
         Dtype::F32 => of::<f32>(setting, sampling),
         Dtype::F16 => of::<f16>(setting, sampling),
         Dtype::Bf16 => of::<bf16>(setting, sampling),
     }?;
-    Ok(beside_limits(contenders, sampling))
+    let (peers, unprepared) = peers::contenders(sessions, setting);
+    contenders.extend(peers);
+    let (limits, measured) = beside_limits(contenders, sampling)?;
+    let mut rows = Vec::new();
+    let mut skipped: Vec<String> = unprepared
+        .into_iter()
+        .map(|skipped| match skipped.always {
+            true => format!("{}: {}", skipped.library, skipped.reason),
+            false => format!("{}, {setting}: {}", skipped.library, skipped.reason),
+        })
+        .collect();
+    for (library, taken) in measured {
+        match taken {
+            Ok(seconds) => rows.push(row(setting, library, seconds, limits)),
+            Err(reason) => skipped.push(format!("{library}, {setting}: {reason}")),
+        }
+    }
+    Ok((rows, skipped))
 }
+
+fn row(setting: &Setting, library: String, seconds: Seconds, limits: Limits) -> Measurement {
+    Measurement {
+        case: setting.case.name.clone(),
+        dtype: setting.dtype.name().to_owned(),
+        pairing: setting.pairing_name(),
+        threads: setting.threads,
+        library,
+        seconds: seconds.median,
+        low: seconds.low,
+        high: seconds.high,
+        memcpy: limits.memcpy,
+        update: limits.update,
+        bytes: setting.case.footprint(setting.dtype).bytes(),
+    }
+}
+
+type Measured = Vec<(String, Result<Seconds, Failure>)>;
 
 /// Of contenders whose first two are the limits.
 fn beside_limits(
     mut contenders: Vec<Contender>,
     sampling: &Sampling,
-) -> (Limits, Vec<(String, f64)>) {
-    let seconds = measure(&mut contenders, sampling);
-    let limits = Limits {
-        memcpy: seconds[0],
-        update: seconds[1],
+) -> Result<(Limits, Measured), Failure> {
+    let taken = measure(&mut contenders, sampling);
+    let libraries = contenders.into_iter().map(|contender| contender.library);
+    let mut measured = libraries.zip(taken);
+    let mut limit = || {
+        let (_, taken) = measured.next().expect("the limits come first");
+        taken.map(|seconds| seconds.median)
     };
-    let measured = contenders.into_iter().zip(seconds).skip(2);
-    (
-        limits,
-        measured
-            .map(|(contender, taken)| (contender.library, taken))
-            .collect(),
-    )
+    let limits = Limits {
+        memcpy: limit()?,
+        update: limit()?,
+    };
+    Ok((limits, measured.collect()))
 }
 
 /// bf16, half-split, in place and cold, with all threads unless threads are the axis.
@@ -329,7 +337,7 @@ fn growth(quick: bool, threads: usize, sampling: &Sampling) -> Result<Vec<Growth
     let mut growth = Vec::new();
     for (axis, x, threads, case) in points {
         eprintln!("growth, {axis}: {x}");
-        let (limits, measured) = pool(threads)?.install(|| {
+        let (limits, mut measured) = pool(threads)?.install(|| {
             let pairing = Pairing::HalfSplit;
             let buffers = phasor::buffers::<bf16>(&case, sampling);
             let mut all = Vec::from(limits::contenders(&case, &buffers, sampling));
@@ -339,13 +347,14 @@ fn growth(quick: bool, threads: usize, sampling: &Sampling) -> Result<Vec<Growth
                 &[Isa::best()],
                 &buffers,
             )?);
-            Ok::<_, ::phasor::Error>(beside_limits(all, sampling))
+            beside_limits(all, sampling)
         })?;
+        let (_, taken) = measured.remove(0);
         growth.push(Growth {
             axis,
             x,
             bytes: case.footprint(Dtype::Bf16).bytes(),
-            phasor: measured[0].1,
+            phasor: taken?.median,
             memcpy: limits.memcpy,
             update: limits.update,
         });

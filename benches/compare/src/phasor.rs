@@ -118,7 +118,7 @@ pub fn contenders<T: Element + Plain>(
                     PositionKind::Start => Positions::start(starts[0]),
                     _ => Positions::start_per_row(&starts[..]),
                 };
-                time(calls, || {
+                Ok(time(calls, || {
                     let Entry { q, k, .. } = ring.next();
                     rotator
                         .rotate(
@@ -128,7 +128,7 @@ pub fn contenders<T: Element + Plain>(
                             black_box(positions),
                         )
                         .expect("the buffers are as planned");
-                })
+                }))
             }),
         });
     }

@@ -253,6 +253,8 @@ mod tests {
             threads: 1,
             library: library.to_owned(),
             seconds,
+            low: seconds - 1e-3,
+            high: seconds + 2e-3,
             memcpy: 2e-3,
             update: 1e-3,
             bytes: 20_000_000,
@@ -291,6 +293,31 @@ mod tests {
                 "| 1 | prefill, in place, cold | bf16 half-split | 10.0 | 0.50 | 1.00 | fast | 0.20 | 2.5x |"
             ]
         );
+    }
+
+    #[test]
+    fn rows_slower_than_the_fastest_peer_are_counted() {
+        let mut report = report();
+        let line = |report: &Report| {
+            let text = report.markdown();
+            let line = text.lines().find(|line| line.starts_with("Slower"));
+            line.expect("every table is followed by one").to_owned()
+        };
+        assert_eq!(line(&report), "Slower than the fastest peer: 0 of 1 rows.");
+        // 4 to 7 ms and 8 to 11 ms are those of the fastest peer and, below, of ours.
+        report.measurements[0].seconds = 9e-3;
+        report.measurements[0].low = 8e-3;
+        report.measurements[0].high = 11e-3;
+        assert_eq!(
+            line(&report),
+            "Slower than the fastest peer: 1 of 1 rows, of which 0 within noise \
+             (the middle halves of the samples overlap)."
+        );
+        report.measurements[0].low = 6e-3;
+        let text = report.markdown();
+        assert!(line(&report).contains("of which 1 within noise"), "{text}");
+        assert!(text.contains("| phasor | 9000 | 6000 to 11000 |"), "{text}");
+        assert!(text.contains("| fast | 0.20 | 0.56x |"), "{text}");
     }
 
     #[test]

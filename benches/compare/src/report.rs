@@ -32,8 +32,11 @@ pub struct Measurement {
     pub pairing: String,
     pub threads: usize,
     pub library: String,
-    /// Seconds of one call, and of each limit.
+    /// Seconds of one call: the median of the samples, and their quartiles.
     pub seconds: f64,
+    pub low: f64,
+    pub high: f64,
+    /// Median seconds of each limit.
     pub memcpy: f64,
     pub update: f64,
     /// Bytes of q and k that are read and written.
@@ -47,6 +50,11 @@ impl Measurement {
 
     pub fn of_memcpy(&self) -> f64 {
         self.memcpy / self.seconds
+    }
+
+    /// Whether the middle halves of the samples overlap.
+    fn is_within_noise_of(&self, other: &Self) -> bool {
+        self.low <= other.high && other.low <= self.high
     }
 
     fn gigabytes(&self, seconds: f64) -> f64 {
@@ -283,7 +291,7 @@ impl Report {
                     "| {} | {:.2} | {:.1}x |\n",
                     peer.library,
                     peer.of_update(),
-                    ours.of_update() / peer.of_update()
+                    peer.seconds / ours.seconds
                 ),
                 None => "| | | |\n".to_owned(),
             };
@@ -296,8 +304,9 @@ impl Report {
         for line in self.conditions() {
             text += &format!("{line}\n");
         }
-        text += "\nMedians. GB/s counts the bytes of q and k read and written once. A share is the \
-                 time of the limit over the time of the library: more is better.\n";
+        text += "\nMedians; half of the samples lie in the middle half. GB/s counts the bytes of q and k \
+                 read and written once. A share is the time of the limit over the time of the \
+                 library: more is better.\n";
         for threads in self.thread_counts() {
             let rows: Vec<_> = self
                 .measurements
@@ -355,7 +364,7 @@ pub fn threads_name(threads: usize) -> String {
     }
 }
 
-/// phasor beside the limits and the fastest peer of each row.
+/// phasor beside the limits and the fastest peer of each row, and how often that is faster.
 fn summary(text: &mut String, threads: usize, rows: &[&Measurement]) {
     let _ = write!(
         text,
@@ -365,9 +374,17 @@ fn summary(text: &mut String, threads: usize, rows: &[&Measurement]) {
          |---|---|---|---|---|---|---|---|---|---|---|\n",
         threads_name(threads)
     );
+    let (mut compared, mut slower, mut within_noise) = (0, 0, 0);
     for ours in rows.iter().filter(|m| m.library == PHASOR) {
         let (case, dtype, pairing) = ours.row();
         let peer = fastest_peer(ours, rows.iter().copied());
+        if let Some(peer) = peer {
+            compared += 1;
+            if ours.seconds > peer.seconds {
+                slower += 1;
+                within_noise += usize::from(ours.is_within_noise_of(peer));
+            }
+        }
         let _ = write!(
             text,
             "| {case} | {dtype} | {pairing} | {:.1} | {:.1} | {:.1} | {:.2} | {:.2} ",
@@ -382,11 +399,21 @@ fn summary(text: &mut String, threads: usize, rows: &[&Measurement]) {
                 "| {} | {:.2} | {:.2}x |\n",
                 peer.library,
                 peer.of_update(),
-                ours.of_update() / peer.of_update()
+                peer.seconds / ours.seconds
             ),
             None => "| | | |\n".to_owned(),
         };
     }
+    let _ = write!(
+        text,
+        "\nSlower than the fastest peer: {slower} of {compared} rows"
+    );
+    *text += &match slower {
+        0 => ".\n".to_owned(),
+        _ => format!(
+            ", of which {within_noise} within noise (the middle halves of the samples overlap).\n"
+        ),
+    };
 }
 
 fn fastest_peer<'a>(
@@ -395,24 +422,27 @@ fn fastest_peer<'a>(
 ) -> Option<&'a Measurement> {
     rows.filter(|m| m.threads == ours.threads && m.row() == ours.row())
         .filter(|m| m.library != PHASOR && !m.is_forced())
-        .max_by(|a, b| a.of_update().total_cmp(&b.of_update()))
+        .min_by(|a, b| a.seconds.total_cmp(&b.seconds))
 }
 
 fn details(text: &mut String, threads: usize, rows: &[&Measurement]) {
     let _ = write!(
         text,
         "\n<details><summary>Every library, {}</summary>\n\n\
-         | case | type | pairing | library | µs | GB/s | of {MEMCPY} | of {UPDATE} |\n\
-         |---|---|---|---|---|---|---|---|\n",
+         | case | type | pairing | library | µs | middle half, µs | GB/s | of {MEMCPY} \
+         | of {UPDATE} |\n\
+         |---|---|---|---|---|---|---|---|---|\n",
         threads_name(threads)
     );
     for m in rows {
         let (case, dtype, pairing) = m.row();
         let _ = writeln!(
             text,
-            "| {case} | {dtype} | {pairing} | {} | {} | {:.1} | {:.2} | {:.2} |",
+            "| {case} | {dtype} | {pairing} | {} | {} | {} to {} | {:.1} | {:.2} | {:.2} |",
             m.library,
             microseconds(m.seconds),
+            microseconds(m.low),
+            microseconds(m.high),
             m.gigabytes(m.seconds),
             m.of_memcpy(),
             m.of_update()

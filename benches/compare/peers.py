@@ -76,9 +76,10 @@ class Problem:
         return np.cos(angles), np.sin(angles)
 
     def values(self, heads: int) -> np.ndarray:
-        """`[sequences, tokens, heads, head_dim]`, between -1 and 1."""
+        """`[sequences, tokens, heads, head_dim]`, between -1 and 1, none 0."""
         shape = (self.sequences, self.tokens, heads, self.head_dim)
-        return (np.arange(np.prod(shape)) * 37 % 251 / 125 - 1).astype(np.float32).reshape(shape)
+        values = (np.arange(np.prod(shape)) * 37 % 251 + 0.25) / 125.5 - 1
+        return values.astype(np.float32).reshape(shape)
 
     def expected(self, x: np.ndarray) -> np.ndarray:
         half = self.rotary_dim // 2

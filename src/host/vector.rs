@@ -409,7 +409,7 @@ fn fetch_ahead<T, const FROM_HALVES: bool>(
     /// one, unless the first half is asked for in order.
     const FAR: usize = 512;
     /// Heads whose lines are on the way at a time, where only some lines of each are touched.
-    const HEADS: usize = 12;
+    const HEADS: usize = 20;
     let gap = run.source_stride.saturating_sub(2 * run.pairs);
     let (start, len) = if gap >= LINE / size_of::<T>() {
         if run.first > 0 || !(run.continues || h + HEADS < run.heads) {

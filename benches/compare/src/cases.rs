@@ -360,9 +360,10 @@ impl<T: Plain> Aligned<T> {
     }
 }
 
-/// Values between -1 and 1 without a pattern that a rotation would notice.
+/// Values between -1 and 1 without a pattern that a rotation would notice. None is 0, as hardly any is
+/// in q and k of a model.
 pub fn values<T: Element>(len: usize) -> impl Iterator<Item = T> {
-    (0..len).map(|i| T::narrow((i * 37 % 251) as f32 / 125.0 - 1.0))
+    (0..len).map(|i| T::narrow(((i * 37 % 251) as f32 + 0.25) / 125.5 - 1.0))
 }
 
 pub fn filled<T: Element + Plain>(len: usize) -> Aligned<T> {

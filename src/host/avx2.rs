@@ -270,7 +270,7 @@ impl PairVectors<f32> for Avx2 {
     const LANES: usize = 8;
     type Rest = Avx2;
     type Halves = Careful<Self, true, true>;
-    type Adjacent = Careful<Self, false, false>;
+    type Adjacent = Adjacent<Self>;
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -309,13 +309,76 @@ impl PairVectors<f32> for Avx2 {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn store_adjacent<const STREAM: usize>(to: *mut f32, members: (__m256, __m256)) {
         let (x, y) = without_nan(members);
-        let (x, y) = (in_order(x), in_order(y));
-        let (low, high) = (_mm256_unpacklo_ps(x, y), _mm256_unpackhi_ps(x, y));
+        // SAFETY: the caller's.
+        unsafe { store_two_half_lines::<STREAM>(to, adjacent(x, y)) }
+    }
+}
+
+/// The members of 8 pairs, side by side.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn adjacent(x: __m256, y: __m256) -> (__m256, __m256) {
+    let (x, y) = (in_order(x), in_order(y));
+    (_mm256_unpacklo_ps(x, y), _mm256_unpackhi_ps(x, y))
+}
+
+/// # Safety
+/// That of [`store_half_line`], for the next half of a line as well.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn store_two_half_lines<const STREAM: usize>(to: *mut f32, (a, b): (__m256, __m256)) {
+    // SAFETY: the caller's.
+    unsafe {
+        store_half_line::<STREAM>(to.cast(), _mm256_castps_si256(a));
+        store_half_line::<STREAM>(to.add(8).cast(), _mm256_castps_si256(b));
+    }
+}
+
+/// 4 adjacent pairs stay where they are: even places get x cos - y sin, odd ones x sin + y cos.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn rotate_adjacent(pairs: __m256, [cos_sin, sin_cos]: [__m256; 2]) -> __m256 {
+    let (x, y) = (_mm256_moveldup_ps(pairs), _mm256_movehdup_ps(pairs));
+    _mm256_fmaddsub_ps(x, cos_sin, _mm256_mul_ps(y, sin_cos))
+}
+
+impl Straight<f32> for Adjacent<Avx2> {
+    // Of 4 pairs each.
+    type Factors = [[__m256; 2]; 2];
+    const LANES: usize = 8;
+    const ORDINARY: bool = false;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn factors(cos: *const f32, sin: *const f32) -> Self::Factors {
+        // SAFETY: the caller's.
+        let (cos, sin) = unsafe { (__m256::load(cos), __m256::load(sin)) };
+        let (cos_sin, sin_cos) = (adjacent(cos, sin), adjacent(sin, cos));
+        [[cos_sin.0, sin_cos.0], [cos_sin.1, sin_cos.1]]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn turn<const STREAM: usize>(
+        [from, _]: [*const f32; 2],
+        [to, _]: [*mut f32; 2],
+        factors: Self::Factors,
+    ) {
         // SAFETY: the caller's.
         unsafe {
-            store_half_line::<STREAM>(to.cast(), _mm256_castps_si256(low));
-            store_half_line::<STREAM>(to.add(8).cast(), _mm256_castps_si256(high));
+            let (a, b) = (__m256::load(from), __m256::load(from.add(8)));
+            let rotated = (
+                rotate_adjacent(a, factors[0]),
+                rotate_adjacent(b, factors[1]),
+            );
+            store_two_half_lines::<STREAM>(to, without_nan(rotated));
         }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn are_ordinary<const N: usize>(_: *const f32, _: *const f32) -> bool {
+        true
     }
 }
 
@@ -512,38 +575,37 @@ fn rounded_ordinary(x: __m256) -> __m256 {
 }
 
 impl Straight<bf16> for Halves<Avx2> {
-    type Vector = [__m256; 2];
+    type Factors = ([__m256; 2], [__m256; 2]);
     const LANES: usize = 16;
+    const ORDINARY: bool = true;
 
-    // Even indices, then odd ones, here and below.
+    // Pairs of even indices, then those of odd ones.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn factors(from: *const f32) -> Self::Vector {
+    unsafe fn factors(cos: *const f32, sin: *const f32) -> Self::Factors {
         // SAFETY: the caller's.
-        let (even, odd) = unsafe { Avx2::load_adjacent(from) };
-        [even, odd]
+        unsafe {
+            (
+                Avx2::load_adjacent(cos).into(),
+                Avx2::load_adjacent(sin).into(),
+            )
+        }
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load(a: *const bf16, b: *const bf16) -> (Self::Vector, Self::Vector) {
-        // SAFETY: the caller's.
-        let (a, b) = unsafe { (_mm256_loadu_si256(a.cast()), _mm256_loadu_si256(b.cast())) };
-        let ((a0, a1), (b0, b1)) = (parted(a), parted(b));
-        ([a0, a1], [b0, b1])
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn store<const STREAM: usize>(
-        a: *mut bf16,
-        b: *mut bf16,
-        (x, y): (Self::Vector, Self::Vector),
+    unsafe fn turn<const STREAM: usize>(
+        [a, b]: [*const bf16; 2],
+        [to_a, to_b]: [*mut bf16; 2],
+        (cos, sin): Self::Factors,
     ) {
         // SAFETY: the caller's.
         unsafe {
-            store_half_line::<STREAM>(a.cast(), merged_ordinary(x[0], x[1]));
-            store_half_line::<STREAM>(b.cast(), merged_ordinary(y[0], y[1]));
+            let (a, b) = (_mm256_loadu_si256(a.cast()), _mm256_loadu_si256(b.cast()));
+            let ((a0, a1), (b0, b1)) = (parted(a), parted(b));
+            let (x, y) = vector::rotate(([a0, a1], [b0, b1]), cos, sin);
+            store_half_line::<STREAM>(to_a.cast(), merged_ordinary(x[0], x[1]));
+            store_half_line::<STREAM>(to_b.cast(), merged_ordinary(y[0], y[1]));
         }
     }
 
@@ -556,21 +618,30 @@ impl Straight<bf16> for Halves<Avx2> {
 }
 
 impl Straight<bf16> for Adjacent<Avx2> {
-    type Vector = __m256;
+    type Factors = (__m256, __m256);
     const LANES: usize = 8;
+    const ORDINARY: bool = true;
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load(a: *const bf16, _: *const bf16) -> (__m256, __m256) {
+    unsafe fn factors(cos: *const f32, sin: *const f32) -> Self::Factors {
         // SAFETY: the caller's.
-        parted(unsafe { _mm256_loadu_si256(a.cast()) })
+        unsafe { (__m256::load(cos), __m256::load(sin)) }
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn store<const STREAM: usize>(a: *mut bf16, _: *mut bf16, (x, y): (__m256, __m256)) {
+    unsafe fn turn<const STREAM: usize>(
+        [from, _]: [*const bf16; 2],
+        [to, _]: [*mut bf16; 2],
+        (cos, sin): Self::Factors,
+    ) {
         // SAFETY: the caller's.
-        unsafe { store_half_line::<STREAM>(a.cast(), merged_ordinary(x, y)) }
+        unsafe {
+            let members = parted(_mm256_loadu_si256(from.cast()));
+            let (x, y) = vector::rotate(members, cos, sin);
+            store_half_line::<STREAM>(to.cast(), merged_ordinary(x, y));
+        }
     }
 
     #[inline]
@@ -606,23 +677,29 @@ unsafe fn are_ordinary_bf16<const N: usize>(a: *const bf16, b: *const bf16) -> b
 }
 
 impl Straight<f16> for Halves<Avx2> {
-    type Vector = __m256;
+    type Factors = (__m256, __m256);
     const LANES: usize = 8;
+    const ORDINARY: bool = true;
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load(a: *const f16, b: *const f16) -> (__m256, __m256) {
+    unsafe fn factors(cos: *const f32, sin: *const f32) -> Self::Factors {
         // SAFETY: the caller's.
-        unsafe { Avx2::load_halves(a, b) }
+        unsafe { (__m256::load(cos), __m256::load(sin)) }
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn store<const STREAM: usize>(a: *mut f16, b: *mut f16, (x, y): (__m256, __m256)) {
+    unsafe fn turn<const STREAM: usize>(
+        [a, b]: [*const f16; 2],
+        [to_a, to_b]: [*mut f16; 2],
+        (cos, sin): Self::Factors,
+    ) {
         // SAFETY: the caller's.
         unsafe {
-            store_quarter_line::<STREAM>(a.cast(), to_f16(x));
-            store_quarter_line::<STREAM>(b.cast(), to_f16(y));
+            let (x, y) = vector::rotate(Avx2::load_halves(a, b), cos, sin);
+            store_quarter_line::<STREAM>(to_a.cast(), to_f16(x));
+            store_quarter_line::<STREAM>(to_b.cast(), to_f16(y));
         }
     }
 
@@ -634,33 +711,44 @@ impl Straight<f16> for Halves<Avx2> {
     }
 }
 
+/// The upper half of each lane, over [`F16_SCALE`].
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn widened_f16(x: __m256i) -> __m256 {
+    let kept = _mm256_set1_epi32(F16_KEPT);
+    _mm256_castsi256_ps(_mm256_and_si256(_mm256_srai_epi32::<3>(x), kept))
+}
+
 impl Straight<f16> for Adjacent<Avx2> {
-    type Vector = __m256;
+    type Factors = (__m256, __m256);
     const LANES: usize = 8;
-    const SCALE: f32 = F16_SCALE;
+    const ORDINARY: bool = true;
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load(a: *const f16, _: *const f16) -> (__m256, __m256) {
+    unsafe fn factors(cos: *const f32, sin: *const f32) -> Self::Factors {
         // SAFETY: the caller's.
-        let odd = unsafe { _mm256_loadu_si256(a.cast()) };
-        let even = _mm256_slli_epi32::<16>(odd);
-        let kept = _mm256_set1_epi32(F16_KEPT);
-        let widened = |x| _mm256_and_si256(_mm256_srai_epi32::<3>(x), kept);
-        (
-            _mm256_castsi256_ps(widened(even)),
-            _mm256_castsi256_ps(widened(odd)),
-        )
+        unsafe {
+            let scale = __m256::splat(F16_SCALE);
+            (__m256::load(cos).mul(scale), __m256::load(sin).mul(scale))
+        }
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn store<const STREAM: usize>(a: *mut f16, _: *mut f16, (x, y): (__m256, __m256)) {
-        let (x, y) = (to_f16(x), to_f16(y));
+    unsafe fn turn<const STREAM: usize>(
+        [from, _]: [*const f16; 2],
+        [to, _]: [*mut f16; 2],
+        (cos, sin): Self::Factors,
+    ) {
         // SAFETY: the caller's.
         unsafe {
-            store_quarter_line::<STREAM>(a.cast(), _mm_unpacklo_epi16(x, y));
-            store_quarter_line::<STREAM>(a.add(8).cast(), _mm_unpackhi_epi16(x, y));
+            let odd = _mm256_loadu_si256(from.cast());
+            let even = _mm256_slli_epi32::<16>(odd);
+            let (x, y) = vector::rotate((widened_f16(even), widened_f16(odd)), cos, sin);
+            let (x, y) = (to_f16(x), to_f16(y));
+            store_quarter_line::<STREAM>(to.cast(), _mm_unpacklo_epi16(x, y));
+            store_quarter_line::<STREAM>(to.add(8).cast(), _mm_unpackhi_epi16(x, y));
         }
     }
 

@@ -237,7 +237,7 @@ impl PairVectors<f32> for Avx512 {
     // 64 bytes.
     const HALVES: usize = 16;
     type Halves = Careful<Self, true, true>;
-    type Adjacent = Careful<Self, false, false>;
+    type Adjacent = Adjacent<Self>;
 
     #[inline]
     #[target_feature(enable = "avx512f")]
@@ -280,15 +280,81 @@ impl PairVectors<f32> for Avx512 {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     unsafe fn store_adjacent<const STREAM: usize>(to: *mut f32, members: (__m512, __m512)) {
-        let first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-        let second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
         let (x, y) = without_nan(members);
-        let (x, y) = (_mm512_castps_si512(x), _mm512_castps_si512(y));
+        // SAFETY: the caller's.
+        unsafe { store_two_lines::<STREAM>(to, adjacent(x, y)) }
+    }
+}
+
+/// The members of 16 pairs, side by side.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn adjacent(x: __m512, y: __m512) -> (__m512, __m512) {
+    let first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    let second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+    (
+        _mm512_permutex2var_ps(x, first, y),
+        _mm512_permutex2var_ps(x, second, y),
+    )
+}
+
+/// # Safety
+/// That of [`store_line`], for the next line as well.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn store_two_lines<const STREAM: usize>(to: *mut f32, (a, b): (__m512, __m512)) {
+    // SAFETY: the caller's.
+    unsafe {
+        store_line::<STREAM>(to.cast(), _mm512_castps_si512(a));
+        store_line::<STREAM>(to.add(16).cast(), _mm512_castps_si512(b));
+    }
+}
+
+/// 8 adjacent pairs stay where they are: even places get x cos - y sin, odd ones x sin + y cos.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn rotate_adjacent(pairs: __m512, [cos_sin, sin_cos]: [__m512; 2]) -> __m512 {
+    let (x, y) = (_mm512_moveldup_ps(pairs), _mm512_movehdup_ps(pairs));
+    _mm512_fmaddsub_ps(x, cos_sin, _mm512_mul_ps(y, sin_cos))
+}
+
+impl Straight<f32> for Adjacent<Avx512> {
+    // Of 8 pairs each.
+    type Factors = [[__m512; 2]; 2];
+    const LANES: usize = 16;
+    const ORDINARY: bool = false;
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn factors(cos: *const f32, sin: *const f32) -> Self::Factors {
+        // SAFETY: the caller's.
+        let (cos, sin) = unsafe { (__m512::load(cos), __m512::load(sin)) };
+        let (cos_sin, sin_cos) = (adjacent(cos, sin), adjacent(sin, cos));
+        [[cos_sin.0, sin_cos.0], [cos_sin.1, sin_cos.1]]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn turn<const STREAM: usize>(
+        [from, _]: [*const f32; 2],
+        [to, _]: [*mut f32; 2],
+        factors: Self::Factors,
+    ) {
         // SAFETY: the caller's.
         unsafe {
-            store_line::<STREAM>(to.cast(), _mm512_permutex2var_epi32(x, first, y));
-            store_line::<STREAM>(to.add(16).cast(), _mm512_permutex2var_epi32(x, second, y));
+            let (a, b) = (__m512::load(from), __m512::load(from.add(16)));
+            let rotated = (
+                rotate_adjacent(a, factors[0]),
+                rotate_adjacent(b, factors[1]),
+            );
+            store_two_lines::<STREAM>(to, without_nan(rotated));
         }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn are_ordinary<const PAIRS: usize>(_: *const f32, _: *const f32) -> bool {
+        true
     }
 }
 
@@ -393,6 +459,36 @@ pub(super) trait NarrowBf16 {
     /// # Safety
     /// The processor has what the variant needs.
     unsafe fn merged(even: __m512, odd: __m512) -> __m512i;
+
+    /// 32 elements, in an order of the variant's own.
+    ///
+    /// # Safety
+    /// The processor has what the variant needs.
+    #[inline(always)]
+    unsafe fn split(x: __m512i) -> [__m512; 2] {
+        // SAFETY: the caller's.
+        unsafe { widened(x) }
+    }
+
+    /// The reverse of [`split`](Self::split), of ordinary results.
+    ///
+    /// # Safety
+    /// The processor has what the variant needs.
+    #[inline(always)]
+    unsafe fn joined([even, odd]: [__m512; 2]) -> __m512i {
+        // SAFETY: the caller's.
+        unsafe { Self::merged(even, odd) }
+    }
+
+    /// 32 factors, in the order of [`split`](Self::split).
+    ///
+    /// # Safety
+    /// Readable for 32 elements; the processor has what the variant needs.
+    #[inline(always)]
+    unsafe fn split_factors(from: *const f32) -> [__m512; 2] {
+        // SAFETY: the caller's.
+        unsafe { Avx512::load_adjacent(from).into() }
+    }
 }
 
 /// Rounds on integers, as the scalar definition does.
@@ -456,7 +552,7 @@ pub(super) fn narrow_any(low: __m512, high: __m512) -> __m512i {
 /// The elements of even index, and those of odd.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn widened(x: __m512i) -> [__m512; 2] {
+pub(super) fn widened(x: __m512i) -> [__m512; 2] {
     let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
     [
         _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x)),
@@ -528,46 +624,35 @@ impl<N: NarrowBf16> PairVectors<bf16> for N {
 }
 
 impl<N: NarrowBf16> Straight<bf16> for Halves<N> {
-    type Vector = [__m512; 2];
+    type Factors = ([__m512; 2], [__m512; 2]);
     const LANES: usize = 32;
+    const ORDINARY: bool = true;
 
-    // Even indices, then odd ones, here and below.
     #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn factors(from: *const f32) -> Self::Vector {
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn factors(cos: *const f32, sin: *const f32) -> Self::Factors {
         // SAFETY: the caller's.
-        let (even, odd) = unsafe { Avx512::load_adjacent(from) };
-        [even, odd]
+        unsafe { (N::split_factors(cos), N::split_factors(sin)) }
     }
 
     #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn load(a: *const bf16, b: *const bf16) -> (Self::Vector, Self::Vector) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn turn<const STREAM: usize>(
+        [a, b]: [*const bf16; 2],
+        [to_a, to_b]: [*mut bf16; 2],
+        (cos, sin): Self::Factors,
+    ) {
         // SAFETY: the caller's.
         unsafe {
-            (
-                widened(_mm512_loadu_si512(a.cast())),
-                widened(_mm512_loadu_si512(b.cast())),
-            )
+            let (a, b) = (_mm512_loadu_si512(a.cast()), _mm512_loadu_si512(b.cast()));
+            let (x, y) = vector::rotate((N::split(a), N::split(b)), cos, sin);
+            store_line::<STREAM>(to_a.cast(), N::joined(x));
+            store_line::<STREAM>(to_b.cast(), N::joined(y));
         }
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn store<const STREAM: usize>(
-        a: *mut bf16,
-        b: *mut bf16,
-        (x, y): (Self::Vector, Self::Vector),
-    ) {
-        // SAFETY: the caller's.
-        unsafe {
-            store_line::<STREAM>(a.cast(), N::merged(x[0], x[1]));
-            store_line::<STREAM>(b.cast(), N::merged(y[0], y[1]));
-        }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn are_ordinary<const PAIRS: usize>(a: *const bf16, b: *const bf16) -> bool {
         // SAFETY: the caller's.
         unsafe { are_ordinary_bf16::<PAIRS>(a, b) }
@@ -575,26 +660,34 @@ impl<N: NarrowBf16> Straight<bf16> for Halves<N> {
 }
 
 impl<N: NarrowBf16> Straight<bf16> for Adjacent<N> {
-    type Vector = __m512;
+    type Factors = (__m512, __m512);
     const LANES: usize = 16;
+    const ORDINARY: bool = true;
 
     #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn load(a: *const bf16, _: *const bf16) -> (__m512, __m512) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn factors(cos: *const f32, sin: *const f32) -> Self::Factors {
         // SAFETY: the caller's.
-        let [x, y] = widened(unsafe { _mm512_loadu_si512(a.cast()) });
-        (x, y)
+        unsafe { (__m512::load(cos), __m512::load(sin)) }
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn store<const STREAM: usize>(a: *mut bf16, _: *mut bf16, (x, y): (__m512, __m512)) {
+    unsafe fn turn<const STREAM: usize>(
+        [from, _]: [*const bf16; 2],
+        [to, _]: [*mut bf16; 2],
+        (cos, sin): Self::Factors,
+    ) {
         // SAFETY: the caller's.
-        unsafe { store_line::<STREAM>(a.cast(), N::merged(x, y)) }
+        unsafe {
+            let [x, y] = widened(_mm512_loadu_si512(from.cast()));
+            let (x, y) = vector::rotate((x, y), cos, sin);
+            store_line::<STREAM>(to.cast(), N::merged(x, y));
+        }
     }
 
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     unsafe fn are_ordinary<const PAIRS: usize>(a: *const bf16, b: *const bf16) -> bool {
         // SAFETY: the caller's.
         unsafe { are_ordinary_bf16::<PAIRS>(a, b) }
@@ -626,61 +719,82 @@ unsafe fn are_ordinary_bf16<const PAIRS: usize>(a: *const bf16, b: *const bf16) 
 }
 
 impl Straight<f16> for Halves<Avx512> {
-    type Vector = __m512;
+    type Factors = (__m512, __m512);
     const LANES: usize = 16;
+    const ORDINARY: bool = true;
 
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn load(a: *const f16, b: *const f16) -> (__m512, __m512) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn factors(cos: *const f32, sin: *const f32) -> Self::Factors {
         // SAFETY: the caller's.
-        unsafe { Avx512::load_halves(a, b) }
+        unsafe { (__m512::load(cos), __m512::load(sin)) }
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn store<const STREAM: usize>(a: *mut f16, b: *mut f16, (x, y): (__m512, __m512)) {
+    unsafe fn turn<const STREAM: usize>(
+        [a, b]: [*const f16; 2],
+        [to_a, to_b]: [*mut f16; 2],
+        (cos, sin): Self::Factors,
+    ) {
         // SAFETY: the caller's.
         unsafe {
-            avx2::store_half_line::<STREAM>(a.cast(), to_f16(x));
-            avx2::store_half_line::<STREAM>(b.cast(), to_f16(y));
+            let (x, y) = vector::rotate(Avx512::load_halves(a, b), cos, sin);
+            avx2::store_half_line::<STREAM>(to_a.cast(), to_f16(x));
+            avx2::store_half_line::<STREAM>(to_b.cast(), to_f16(y));
         }
     }
 
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     unsafe fn are_ordinary<const PAIRS: usize>(a: *const f16, b: *const f16) -> bool {
         // SAFETY: the caller's.
         unsafe { are_ordinary_f16::<PAIRS>(a, b) }
     }
 }
 
+/// The upper half of each lane, over [`F16_SCALE`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn widened_f16(x: __m512i) -> __m512 {
+    let kept = _mm512_set1_epi32(F16_KEPT);
+    _mm512_castsi512_ps(_mm512_and_si512(_mm512_srai_epi32::<3>(x), kept))
+}
+
 impl Straight<f16> for Adjacent<Avx512> {
-    type Vector = __m512;
+    type Factors = (__m512, __m512);
     const LANES: usize = 16;
-    const SCALE: f32 = F16_SCALE;
+    const ORDINARY: bool = true;
 
     #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn load(a: *const f16, _: *const f16) -> (__m512, __m512) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn factors(cos: *const f32, sin: *const f32) -> Self::Factors {
         // SAFETY: the caller's.
-        let odd = unsafe { _mm512_loadu_si512(a.cast()) };
-        let even = _mm512_slli_epi32::<16>(odd);
-        let kept = _mm512_set1_epi32(F16_KEPT);
-        let even = _mm512_and_si512(_mm512_srai_epi32::<3>(even), kept);
-        let odd = _mm512_and_si512(_mm512_srai_epi32::<3>(odd), kept);
-        (_mm512_castsi512_ps(even), _mm512_castsi512_ps(odd))
+        unsafe {
+            let scale = __m512::splat(F16_SCALE);
+            (__m512::load(cos).mul(scale), __m512::load(sin).mul(scale))
+        }
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn store<const STREAM: usize>(a: *mut f16, _: *mut f16, (x, y): (__m512, __m512)) {
-        let x = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(to_f16(x)), to_f16(y));
+    unsafe fn turn<const STREAM: usize>(
+        [from, _]: [*const f16; 2],
+        [to, _]: [*mut f16; 2],
+        (cos, sin): Self::Factors,
+    ) {
         // SAFETY: the caller's.
-        unsafe { store_line::<STREAM>(a.cast(), permuted(x, &MERGED)) }
+        unsafe {
+            let odd = _mm512_loadu_si512(from.cast());
+            let even = _mm512_slli_epi32::<16>(odd);
+            let (x, y) = vector::rotate((widened_f16(even), widened_f16(odd)), cos, sin);
+            let x = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(to_f16(x)), to_f16(y));
+            store_line::<STREAM>(to.cast(), permuted(x, &MERGED));
+        }
     }
 
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     unsafe fn are_ordinary<const PAIRS: usize>(a: *const f16, b: *const f16) -> bool {
         // SAFETY: the caller's.
         unsafe { are_ordinary_f16::<PAIRS>(a, b) }

@@ -9,7 +9,7 @@ use half::{bf16, f16};
 
 use super::avx512::{self, Avx512, NarrowBf16};
 use super::run::{AngleBlock, HeadRun};
-use super::vector::{self, Loops, PairVectors};
+use super::vector::{self, Float, Loops, PairVectors};
 use crate::element::Element;
 use crate::rope::Pairings;
 
@@ -75,16 +75,40 @@ impl NarrowBf16 for Avx512Bf16 {
         if special != 0 {
             return avx512::narrow_any(low, high);
         }
-        let rounded = _mm512_cvtne2ps_pbh(high, low);
-        // SAFETY: both are 64 bytes of plain data.
-        unsafe { std::mem::transmute::<__m512bh, __m512i>(rounded) }
+        converted(low, high)
     }
+
     #[inline]
     #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     unsafe fn merged(even: __m512, odd: __m512) -> __m512i {
-        let rounded = _mm512_cvtne2ps_pbh(odd, even);
-        // SAFETY: both are 64 bytes of plain data.
-        let rounded = unsafe { std::mem::transmute::<__m512bh, __m512i>(rounded) };
-        avx512::permuted(rounded, &avx512::MERGED)
+        avx512::permuted(converted(even, odd), &avx512::MERGED)
     }
+
+    // The first 16, then the last, as the converts leave them.
+    #[inline]
+    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn split(x: __m512i) -> [__m512; 2] {
+        avx512::widened(avx512::permuted(x, &avx512::MERGED))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn joined([low, high]: [__m512; 2]) -> __m512i {
+        converted(low, high)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn split_factors(from: *const f32) -> [__m512; 2] {
+        // SAFETY: the caller's.
+        unsafe { Float::load(from) }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512bf16")]
+fn converted(low: __m512, high: __m512) -> __m512i {
+    let rounded = _mm512_cvtne2ps_pbh(high, low);
+    // SAFETY: both are 64 bytes of plain data.
+    unsafe { std::mem::transmute::<__m512bh, __m512i>(rounded) }
 }

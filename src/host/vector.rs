@@ -125,34 +125,26 @@ pub trait PairVectors<T>: Sized {
 /// Ordinary factors are those of [`HeadRun::ordinary`]: F, the larger of |cos| and |sin|, is between
 /// 2^-12 and 2^12. Ordinary elements are finite, and those of bf16 between 2^-63 and 2^65. Then no
 /// result is NaN. And with such bf16 none is subnormal, or -0: take u = x cos - y sin, the product
-/// y sin rounded. Where the two differ much, |u| is above 2^-77, half of the product with F. Else both
-/// are above 2^-77. So the rounded one is a multiple of 2^-100, as it has 24 bits; the exact one has 32,
+/// y sin rounded. Where they differ by half of the product with F, |u| is above 2^-77. Else both are
+/// above 2^-77. So the rounded one is a multiple of 2^-100, as it has 24 bits; the exact one has 32,
 /// and is a multiple of 2^-108. Their difference then is +0, or at least 2^-108.
 pub trait Straight<T> {
-    type Vector: Float;
+    /// cos and sin of as many pairs as are rotated at a time.
+    type Factors: Copy;
     /// Pairs at a time, at least [`FEWEST_LANES`]. Divides [`BLOCK`].
     const LANES: usize;
     /// Whether it is right for ordinary values only.
-    const ORDINARY: bool = true;
-    /// What factors are multiplied by, as [`load`](Self::load) gives members divided by it: a power of
-    /// two, up to 2^112.
-    const SCALE: f32 = 1.0;
+    const ORDINARY: bool;
 
-    /// `LANES` consecutive factors.
-    #[inline(always)]
-    unsafe fn factors(from: *const f32) -> Self::Vector {
-        // SAFETY: the caller's.
-        unsafe { Self::Vector::load(from) }
-    }
+    /// From `LANES` consecutive cos and sin.
+    unsafe fn factors(cos: *const f32, sin: *const f32) -> Self::Factors;
 
-    /// Halves: first members from `a` on, second members from `b` on. Adjacent pairs: from `a` on.
-    unsafe fn load(a: *const T, b: *const T) -> (Self::Vector, Self::Vector);
-
-    /// The reverse of [`load`](Self::load), past the caches as in [`PairVectors::store_halves`].
-    unsafe fn store<const STREAM: usize>(
-        a: *mut T,
-        b: *mut T,
-        members: (Self::Vector, Self::Vector),
+    /// Rotates `LANES` pairs. First members begin at the first pointers, second members at the second
+    /// ones; adjacent pairs at the first. Past the caches as in [`PairVectors::store_halves`].
+    unsafe fn turn<const STREAM: usize>(
+        from: [*const T; 2],
+        to: [*mut T; 2],
+        factors: Self::Factors,
     );
 
     /// Whether all of `N` elements from `a` on, and as many from `b` on, are ordinary. `N` is at least 32.
@@ -184,26 +176,27 @@ impl<T, V, const FROM_HALVES: bool, const TO_HALVES: bool> Straight<T>
 where
     V: PairVectors<T>,
 {
-    type Vector = V::Vector;
+    type Factors = (V::Vector, V::Vector);
     const LANES: usize = V::LANES;
     const ORDINARY: bool = false;
 
     #[inline(always)]
-    unsafe fn factors(from: *const f32) -> V::Vector {
+    unsafe fn factors(cos: *const f32, sin: *const f32) -> Self::Factors {
         // SAFETY: the caller's, here and below.
-        unsafe { V::factors(from) }
+        unsafe { (V::factors(cos), V::factors(sin)) }
     }
 
     #[inline(always)]
-    unsafe fn load(a: *const T, b: *const T) -> (V::Vector, V::Vector) {
+    unsafe fn turn<const STREAM: usize>(
+        from: [*const T; 2],
+        to: [*mut T; 2],
+        (cos, sin): Self::Factors,
+    ) {
         // SAFETY: the caller's.
-        unsafe { load::<V, T, FROM_HALVES>([a, b]) }
-    }
-
-    #[inline(always)]
-    unsafe fn store<const STREAM: usize>(a: *mut T, b: *mut T, members: (V::Vector, V::Vector)) {
-        // SAFETY: the caller's.
-        unsafe { store::<V, T, TO_HALVES, STREAM>([a, b], members) }
+        unsafe {
+            let members = rotate(load::<V, T, FROM_HALVES>(from), cos, sin);
+            store::<V, T, TO_HALVES, STREAM>(to, members);
+        }
     }
 
     #[inline(always)]
@@ -358,13 +351,11 @@ where
     let (whole, parts) = (PAIRS / S::LANES, PAIRS % S::LANES / rest);
     // SAFETY: the caller vouches for every head of the run.
     unsafe {
-        let mut cos = [S::Vector::splat(0.0); MOST_VECTORS];
-        let mut sin = cos;
-        let scale = S::Vector::splat(S::SCALE);
-        let mut i = 0;
+        let (cos, sin) = (angles.cos.as_ptr(), angles.sin.as_ptr());
+        let mut factors = [S::factors(cos, sin); MOST_VECTORS];
+        let mut i = 1;
         while i < whole {
-            cos[i] = S::factors(angles.cos.as_ptr().add(i * S::LANES)).mul(scale);
-            sin[i] = S::factors(angles.sin.as_ptr().add(i * S::LANES)).mul(scale);
+            factors[i] = S::factors(cos.add(i * S::LANES), sin.add(i * S::LANES));
             i += 1;
         }
         for h in 0..run.heads {
@@ -378,10 +369,7 @@ where
             let mut i = 0;
             while i < whole {
                 let group = head.group::<FROM_HALVES, TO_HALVES>(run, i * S::LANES);
-                let [a, b] = group.source;
-                let members = rotate(S::load(a, b), cos[i], sin[i]);
-                let [a, b] = group.destination;
-                S::store::<STREAM>(a, b, members);
+                S::turn::<STREAM>(group.source, group.destination, factors[i]);
                 i += 1;
             }
             let mut i = 0;
@@ -582,7 +570,7 @@ unsafe fn store<V: PairVectors<T>, T, const HALVES: bool, const STREAM: usize>(
 }
 
 #[inline(always)]
-unsafe fn rotate<F: Float>((x, y): (F, F), cos: F, sin: F) -> (F, F) {
+pub(super) unsafe fn rotate<F: Float>((x, y): (F, F), cos: F, sin: F) -> (F, F) {
     // SAFETY: the caller's.
     unsafe { (x.mul_sub(cos, y.mul(sin)), x.mul_add(sin, y.mul(cos))) }
 }

@@ -699,6 +699,79 @@ fn factors_of_any_size() {
     }
 }
 
+/// The shortcuts to their limits: elements and factors of every size that vectors take them for, products
+/// that cancel, and a second factor that is tiny or zero.
+#[test]
+fn usual_sizes_to_their_limits() {
+    /// A value of few bits, of every exponent but more often at the ends.
+    fn sized(random: &mut Random, least: i32, most: i32) -> f32 {
+        let exponent = match random.below(4) {
+            0 => least,
+            1 => most,
+            2 => 0.clamp(least, most),
+            _ => least + random.below((most - least + 1) as usize) as i32,
+        };
+        let size = (1.0 + random.below(128) as f32 / 128.0) * 2f32.powi(exponent);
+        [size, -size][random.below(2)]
+    }
+    fn check<T: TestElement>(random: &mut Random, least: i32, most: i32) {
+        let pairs = [32, 40, 48, 64, 128, 160, 256][random.below(7)];
+        let (offset, behind) = ([0, 8, 24][random.below(3)], [0, 3, 16][random.below(3)]);
+        let pairing = BOTH[random.below(2)];
+        let (mut cos, mut sin) = (vec![], vec![]);
+        for _ in 0..pairs {
+            let larger = sized(random, -12, 11);
+            let tiny = sized(random, -140, -13);
+            let other = [0.0, -0.0, tiny, larger, 0.7 * larger][random.below(5)];
+            let pair = [(larger, other), (other, larger)][random.below(2)];
+            cos.push(pair.0);
+            sin.push(pair.1);
+        }
+        let heads = 3;
+        let head_dim = offset + 2 * pairs + behind;
+        let mut x: Vec<T> = (0..heads * head_dim)
+            .map(|_| T::nearest(sized(random, least, most)))
+            .collect();
+        for head in x.chunks_mut(head_dim) {
+            for pair in (0..pairs).step_by(3) {
+                let (i, j) = match pairing {
+                    Pairing::HalfSplit => (pair, pairs + pair),
+                    Pairing::Interleaved => (2 * pair, 2 * pair + 1),
+                };
+                // x cos and y sin are about the same.
+                let y = head[offset + i].exact() as f32 * cos[pair] / sin[pair];
+                if (2f32.powi(least)..2f32.powi(most)).contains(&y.abs()) {
+                    head[offset + j] = T::nearest(y);
+                }
+            }
+        }
+        let rope = Rope::new(CosSinTable::new(cos, sin, pairs).unwrap(), pairing);
+        let layout = Layout::tokens(1, heads, head_dim).with_rotary_offset(offset);
+        let run = |isa| {
+            let rotator = host(isa, Threads::One).rotator(&rope);
+            let plan = rotator.plan(&Problem::new(T::DTYPE).q(layout)).unwrap();
+            let mut x = x.clone();
+            let q = Some(InOut::InPlace(&mut x[..]));
+            rotator.rotate(&plan, q, None, Positions::start(0)).unwrap();
+            x.into_iter().map(T::bits32).collect::<Vec<_>>()
+        };
+        let scalar = run(Isa::Scalar);
+        for isa in variants() {
+            let (dtype, name) = (T::DTYPE, isa.name());
+            assert!(
+                run(isa) == scalar,
+                "{dtype} {name}, {pairs} pairs, {pairing:?}, {x:?}"
+            );
+        }
+    }
+    let mut random = Random(12);
+    for _ in 0..300 {
+        check::<f32>(&mut random, -126, 126);
+        check::<f16>(&mut random, -24, 14);
+        check::<bf16>(&mut random, -63, 64);
+    }
+}
+
 /// What rotating stores is rounded once, to nearest even, in every variant: at position 0 a pair
 /// (x, 0) is multiplied by cos = 1, and with a table's row by any f32 at all.
 #[test]

@@ -346,7 +346,6 @@ impl Straight<f32> for Adjacent<Avx2> {
     // Of 4 pairs each.
     type Factors = [[__m256; 2]; 2];
     const LANES: usize = 8;
-    const ORDINARY: bool = false;
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -373,12 +372,6 @@ impl Straight<f32> for Adjacent<Avx2> {
             );
             store_two_half_lines::<STREAM>(to, without_nan(rotated));
         }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn are_ordinary<const N: usize>(_: *const f32, _: *const f32) -> bool {
-        true
     }
 }
 
@@ -565,8 +558,10 @@ fn merged_ordinary(even: __m256, odd: __m256) -> __m256i {
     _mm256_or_si256(even, _mm256_castps_si256(rounded_ordinary(odd)))
 }
 
-/// To the nearest bf16, ties to even. `x * 65535` rounded is `x * 65536` less a multiple of bf16's
-/// unit in the last place, and the multiplication above leaves that alone: it is `x`, rounded.
+/// To the nearest bf16, ties to even, of ordinary results. Let m, of 24 bits, be x in units of its last
+/// place. Then `less` is 65536 times the integer (or, just above a power of two, the half) nearest to
+/// m - m / 65536, and what is left of 65536 x is exact: 65536 times the integer nearest to m / 65536. In
+/// a tie m is even, so the even one of both is chosen together.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn rounded_ordinary(x: __m256) -> __m256 {
@@ -611,9 +606,9 @@ impl Straight<bf16> for Halves<Avx2> {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn are_ordinary<const N: usize>(a: *const bf16, b: *const bf16) -> bool {
+    unsafe fn are_ordinary<const COUNT: usize>(a: *const bf16, b: *const bf16) -> bool {
         // SAFETY: the caller's.
-        unsafe { are_ordinary_bf16::<N>(a, b) }
+        unsafe { are_ordinary_bf16::<COUNT>(a, b) }
     }
 }
 
@@ -646,22 +641,22 @@ impl Straight<bf16> for Adjacent<Avx2> {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn are_ordinary<const N: usize>(a: *const bf16, b: *const bf16) -> bool {
+    unsafe fn are_ordinary<const COUNT: usize>(a: *const bf16, b: *const bf16) -> bool {
         // SAFETY: the caller's.
-        unsafe { are_ordinary_bf16::<N>(a, b) }
+        unsafe { are_ordinary_bf16::<COUNT>(a, b) }
     }
 }
 
 /// Whether the upper two bits of every exponent differ.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn are_ordinary_bf16<const N: usize>(a: *const bf16, b: *const bf16) -> bool {
+unsafe fn are_ordinary_bf16<const COUNT: usize>(a: *const bf16, b: *const bf16) -> bool {
     // Where they do, this addition leaves the upper one set.
     let (lower, upper) = (_mm256_set1_epi16(0x2000), _mm256_set1_epi16(0x4000));
     let mut all = upper;
     let mut i = 0;
-    while i < N.div_ceil(16) {
-        let at = vector_at(i, 16, N);
+    while i < COUNT.div_ceil(16) {
+        let at = vector_at(i, 16, COUNT);
         // SAFETY: the caller's.
         let (x, y) = unsafe {
             (
@@ -705,9 +700,9 @@ impl Straight<f16> for Halves<Avx2> {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn are_ordinary<const N: usize>(a: *const f16, b: *const f16) -> bool {
+    unsafe fn are_ordinary<const COUNT: usize>(a: *const f16, b: *const f16) -> bool {
         // SAFETY: the caller's.
-        unsafe { are_ordinary_f16::<N>(a, b) }
+        unsafe { are_ordinary_f16::<COUNT>(a, b) }
     }
 }
 
@@ -754,21 +749,21 @@ impl Straight<f16> for Adjacent<Avx2> {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn are_ordinary<const N: usize>(a: *const f16, b: *const f16) -> bool {
+    unsafe fn are_ordinary<const COUNT: usize>(a: *const f16, b: *const f16) -> bool {
         // SAFETY: the caller's.
-        unsafe { are_ordinary_f16::<N>(a, b) }
+        unsafe { are_ordinary_f16::<COUNT>(a, b) }
     }
 }
 
 /// Whether all are finite.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn are_ordinary_f16<const N: usize>(a: *const f16, b: *const f16) -> bool {
+unsafe fn are_ordinary_f16<const COUNT: usize>(a: *const f16, b: *const f16) -> bool {
     let exponent = _mm256_set1_epi16(0x7c00);
     let mut largest = _mm256_setzero_si256();
     let mut i = 0;
-    while i < N.div_ceil(16) {
-        let at = vector_at(i, 16, N);
+    while i < COUNT.div_ceil(16) {
+        let at = vector_at(i, 16, COUNT);
         // SAFETY: the caller's.
         let (x, y) = unsafe {
             (

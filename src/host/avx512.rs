@@ -322,7 +322,6 @@ impl Straight<f32> for Adjacent<Avx512> {
     // Of 8 pairs each.
     type Factors = [[__m512; 2]; 2];
     const LANES: usize = 16;
-    const ORDINARY: bool = false;
 
     #[inline]
     #[target_feature(enable = "avx512f")]
@@ -349,12 +348,6 @@ impl Straight<f32> for Adjacent<Avx512> {
             );
             store_two_lines::<STREAM>(to, without_nan(rotated));
         }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn are_ordinary<const PAIRS: usize>(_: *const f32, _: *const f32) -> bool {
-        true
     }
 }
 
@@ -653,9 +646,9 @@ impl<N: NarrowBf16> Straight<bf16> for Halves<N> {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn are_ordinary<const PAIRS: usize>(a: *const bf16, b: *const bf16) -> bool {
+    unsafe fn are_ordinary<const COUNT: usize>(a: *const bf16, b: *const bf16) -> bool {
         // SAFETY: the caller's.
-        unsafe { are_ordinary_bf16::<PAIRS>(a, b) }
+        unsafe { are_ordinary_bf16::<COUNT>(a, b) }
     }
 }
 
@@ -688,22 +681,22 @@ impl<N: NarrowBf16> Straight<bf16> for Adjacent<N> {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn are_ordinary<const PAIRS: usize>(a: *const bf16, b: *const bf16) -> bool {
+    unsafe fn are_ordinary<const COUNT: usize>(a: *const bf16, b: *const bf16) -> bool {
         // SAFETY: the caller's.
-        unsafe { are_ordinary_bf16::<PAIRS>(a, b) }
+        unsafe { are_ordinary_bf16::<COUNT>(a, b) }
     }
 }
 
 /// Whether the upper two bits of every exponent differ.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn are_ordinary_bf16<const PAIRS: usize>(a: *const bf16, b: *const bf16) -> bool {
+unsafe fn are_ordinary_bf16<const COUNT: usize>(a: *const bf16, b: *const bf16) -> bool {
     // Where they do, this addition leaves the upper one set.
     let (lower, upper) = (_mm512_set1_epi16(0x2000), _mm512_set1_epi16(0x4000));
     let mut all = upper;
     let mut i = 0;
-    while i < PAIRS.div_ceil(32) {
-        let at = vector_at(i, 32, PAIRS);
+    while i < COUNT.div_ceil(32) {
+        let at = vector_at(i, 32, COUNT);
         // SAFETY: the caller's.
         let (x, y) = unsafe {
             (
@@ -747,9 +740,9 @@ impl Straight<f16> for Halves<Avx512> {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn are_ordinary<const PAIRS: usize>(a: *const f16, b: *const f16) -> bool {
+    unsafe fn are_ordinary<const COUNT: usize>(a: *const f16, b: *const f16) -> bool {
         // SAFETY: the caller's.
-        unsafe { are_ordinary_f16::<PAIRS>(a, b) }
+        unsafe { are_ordinary_f16::<COUNT>(a, b) }
     }
 }
 
@@ -795,21 +788,21 @@ impl Straight<f16> for Adjacent<Avx512> {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn are_ordinary<const PAIRS: usize>(a: *const f16, b: *const f16) -> bool {
+    unsafe fn are_ordinary<const COUNT: usize>(a: *const f16, b: *const f16) -> bool {
         // SAFETY: the caller's.
-        unsafe { are_ordinary_f16::<PAIRS>(a, b) }
+        unsafe { are_ordinary_f16::<COUNT>(a, b) }
     }
 }
 
 /// Whether all are finite.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn are_ordinary_f16<const PAIRS: usize>(a: *const f16, b: *const f16) -> bool {
+unsafe fn are_ordinary_f16<const COUNT: usize>(a: *const f16, b: *const f16) -> bool {
     let exponent = _mm512_set1_epi16(0x7c00);
     let mut largest = _mm512_setzero_si512();
     let mut i = 0;
-    while i < PAIRS.div_ceil(32) {
-        let at = vector_at(i, 32, PAIRS);
+    while i < COUNT.div_ceil(32) {
+        let at = vector_at(i, 32, COUNT);
         // SAFETY: the caller's.
         let (x, y) = unsafe {
             (

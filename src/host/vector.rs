@@ -91,13 +91,6 @@ pub trait PairVectors<T>: Sized {
     type Halves: Straight<T>;
     type Adjacent: Straight<T>;
 
-    /// `LANES` consecutive factors.
-    #[inline(always)]
-    unsafe fn factors(from: *const f32) -> Self::Vector {
-        // SAFETY: the caller's.
-        unsafe { Self::Vector::load(from) }
-    }
-
     /// First members from `a` on, second members from `b` on.
     unsafe fn load_halves(a: *const T, b: *const T) -> (Self::Vector, Self::Vector);
 
@@ -123,18 +116,18 @@ pub trait PairVectors<T>: Sized {
 /// need, if it can tell them beforehand.
 ///
 /// Ordinary factors are those of [`HeadRun::ordinary`]: F, the larger of |cos| and |sin|, is between
-/// 2^-12 and 2^12. Ordinary elements are finite, and those of bf16 between 2^-63 and 2^65. Then no
-/// result is NaN. And with such bf16 none is subnormal, or -0: take u = x cos - y sin, the product
-/// y sin rounded. Where they differ by half of the product with F, |u| is above 2^-77. Else both are
-/// above 2^-77. So the rounded one is a multiple of 2^-100, as it has 24 bits; the exact one has 32,
-/// and is a multiple of 2^-108. Their difference then is +0, or at least 2^-108.
+/// 2^-12 and 2^12. Ordinary elements are finite, and those of bf16 from 2^-63 to below 2^65. Then no
+/// result is NaN. And with such bf16 none is subnormal, or -0. Take u = x cos - y sin, where y sin has
+/// been rounded; x sin + y cos is alike. If the two products differ by at least half of the one with F,
+/// |u| is above 2^-77. Otherwise both are above 2^-77: the rounded one, of 24 bits, is a multiple of
+/// 2^-100; the exact one, of 32, is one of 2^-108. Their difference is +0, or at least 2^-108.
 pub trait Straight<T> {
     /// cos and sin of as many pairs as are rotated at a time.
     type Factors: Copy;
     /// Pairs at a time, at least [`FEWEST_LANES`]. Divides [`BLOCK`].
     const LANES: usize;
     /// Whether it is right for ordinary values only.
-    const ORDINARY: bool;
+    const ORDINARY: bool = false;
 
     /// From `LANES` consecutive cos and sin.
     unsafe fn factors(cos: *const f32, sin: *const f32) -> Self::Factors;
@@ -147,12 +140,19 @@ pub trait Straight<T> {
         factors: Self::Factors,
     );
 
-    /// Whether all of `N` elements from `a` on, and as many from `b` on, are ordinary. `N` is at least 32.
-    unsafe fn are_ordinary<const N: usize>(a: *const T, b: *const T) -> bool;
+    /// Whether it may be used for `COUNT` elements from `a` on, at least [`FEWEST_PAIRS`], and as many
+    /// from `b` on.
+    #[inline(always)]
+    unsafe fn are_ordinary<const COUNT: usize>(_a: *const T, _b: *const T) -> bool {
+        true
+    }
 }
 
-/// An f16 shifted by 3 bits, with its sign, into the upper half of a word, is an f32 if only these bits
-/// are kept: its value over [`F16_SCALE`], subnormals included.
+/// The fewest pairs of straight code, of which the widest vectors have as many elements.
+const FEWEST_PAIRS: usize = MOST_LANES;
+
+/// What to keep of an f16 in the upper half of a word, shifted right by 3 bits with its sign: this is an
+/// f32 then, of its value over [`F16_SCALE`], subnormals included.
 pub(super) const F16_KEPT: i32 = 0x8fff_e000_u32 as i32;
 pub(super) const F16_SCALE: f32 = f32::from_bits((127 + 112) << 23);
 
@@ -162,10 +162,10 @@ pub(super) fn vector_at(i: usize, lanes: usize, n: usize) -> usize {
     (i * lanes).min(n - lanes)
 }
 
-/// Halves of ordinary values, of an instruction set.
+/// An instruction set's own straight code for halves.
 pub struct Halves<S>(PhantomData<S>);
 
-/// Adjacent pairs of ordinary values, of an instruction set.
+/// An instruction set's own straight code for adjacent pairs.
 pub struct Adjacent<S>(PhantomData<S>);
 
 /// [`PairVectors`] as straight code, for any values.
@@ -178,12 +178,11 @@ where
 {
     type Factors = (V::Vector, V::Vector);
     const LANES: usize = V::LANES;
-    const ORDINARY: bool = false;
 
     #[inline(always)]
     unsafe fn factors(cos: *const f32, sin: *const f32) -> Self::Factors {
         // SAFETY: the caller's, here and below.
-        unsafe { (V::factors(cos), V::factors(sin)) }
+        unsafe { (V::Vector::load(cos), V::Vector::load(sin)) }
     }
 
     #[inline(always)]
@@ -197,11 +196,6 @@ where
             let members = rotate(load::<V, T, FROM_HALVES>(from), cos, sin);
             store::<V, T, TO_HALVES, STREAM>(to, members);
         }
-    }
-
-    #[inline(always)]
-    unsafe fn are_ordinary<const N: usize>(_: *const T, _: *const T) -> bool {
-        true
     }
 }
 
@@ -348,6 +342,10 @@ where
     V: PairVectors<T>,
 {
     let rest = <V::Rest as PairVectors<T>>::LANES;
+    const {
+        assert!(PAIRS >= FEWEST_PAIRS);
+        assert!((PAIRS % S::LANES).is_multiple_of(<V::Rest as PairVectors<T>>::LANES));
+    }
     let (whole, parts) = (PAIRS / S::LANES, PAIRS % S::LANES / rest);
     // SAFETY: the caller vouches for every head of the run.
     unsafe {
@@ -584,8 +582,8 @@ unsafe fn turn<V: PairVectors<T>, T, const HALVES: bool>(
 ) -> (V::Vector, V::Vector) {
     // SAFETY: the caller's.
     unsafe {
-        let cos = V::factors(angles.cos.as_ptr().add(at));
-        let sin = V::factors(angles.sin.as_ptr().add(at));
+        let cos = V::Vector::load(angles.cos.as_ptr().add(at));
+        let sin = V::Vector::load(angles.sin.as_ptr().add(at));
         rotate(load::<V, T, HALVES>(group.source), cos, sin)
     }
 }

@@ -3,18 +3,33 @@
 //! Every function needs `avx2`, `fma` and `f16c`; [`super::Isa`] checks for them.
 
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 
 use half::{bf16, f16};
 
 use super::run::{AngleBlock, HeadRun, Phases};
-use super::vector::{
-    self, Adjacent, Careful, F16_KEPT, F16_SCALE, Float, Halves, Loops, PairVectors, PhaseVectors,
-    Straight, vector_at,
-};
+use super::vector::{self, Careful, Float, Loops, PairVectors, PhaseVectors, Straight};
 use crate::element::Element;
 
 /// The variant for elements of every type.
 pub struct Avx2;
+
+/// What to keep of an f16 in the upper half of a word, shifted right by 3 bits with its sign: this is an
+/// f32 then, of its value over [`F16_SCALE`], subnormals included.
+pub(super) const F16_KEPT: i32 = 0x8fff_e000_u32 as i32;
+pub(super) const F16_SCALE: f32 = f32::from_bits((127 + 112) << 23);
+
+/// Where vector `i` of `lanes` elements begins, if the last one is to end with element `n`.
+#[inline(always)]
+pub(super) fn vector_at(i: usize, lanes: usize, n: usize) -> usize {
+    (i * lanes).min(n - lanes)
+}
+
+/// An instruction set's own straight code for halves.
+pub struct Halves<S>(PhantomData<S>);
+
+/// An instruction set's own straight code for adjacent pairs.
+pub struct Adjacent<S>(PhantomData<S>);
 
 impl Loops for Avx2 {
     #[target_feature(enable = "avx2,fma,f16c")]

@@ -8,12 +8,9 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::avx2::{self, Avx2};
+use super::avx2::{self, Adjacent, Avx2, F16_KEPT, F16_SCALE, Halves, vector_at};
 use super::run::{AngleBlock, HeadRun, Phases};
-use super::vector::{
-    self, Adjacent, Careful, F16_KEPT, F16_SCALE, Float, Halves, Loops, PairVectors, PhaseVectors,
-    Straight, vector_at,
-};
+use super::vector::{self, Careful, Float, Loops, PairVectors, PhaseVectors, Straight};
 use crate::element::Element;
 
 /// The variant for elements of every type.

@@ -151,23 +151,6 @@ pub trait Straight<T> {
 /// The fewest pairs of straight code, of which the widest vectors have as many elements.
 const FEWEST_PAIRS: usize = MOST_LANES;
 
-/// What to keep of an f16 in the upper half of a word, shifted right by 3 bits with its sign: this is an
-/// f32 then, of its value over [`F16_SCALE`], subnormals included.
-pub(super) const F16_KEPT: i32 = 0x8fff_e000_u32 as i32;
-pub(super) const F16_SCALE: f32 = f32::from_bits((127 + 112) << 23);
-
-/// Where vector `i` of `lanes` elements begins, if the last one is to end with element `n`.
-#[inline(always)]
-pub(super) fn vector_at(i: usize, lanes: usize, n: usize) -> usize {
-    (i * lanes).min(n - lanes)
-}
-
-/// An instruction set's own straight code for halves.
-pub struct Halves<S>(PhantomData<S>);
-
-/// An instruction set's own straight code for adjacent pairs.
-pub struct Adjacent<S>(PhantomData<S>);
-
 /// [`PairVectors`] as straight code, for any values.
 pub struct Careful<V, const FROM_HALVES: bool, const TO_HALVES: bool>(PhantomData<V>);
 

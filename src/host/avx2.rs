@@ -460,6 +460,29 @@ impl PairVectors<f16> for Avx2 {
             store_quarter_line::<STREAM>(to.add(8).cast(), _mm_unpackhi_epi16(x, y));
         }
     }
+
+    // Whether all are finite.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn are_ordinary<const COUNT: usize>(a: *const f16, b: *const f16) -> bool {
+        let exponent = _mm256_set1_epi16(0x7c00);
+        let mut largest = _mm256_setzero_si256();
+        let mut i = 0;
+        while i < COUNT.div_ceil(16) {
+            let at = vector_at(i, 16, COUNT);
+            // SAFETY: the caller's.
+            let (x, y) = unsafe {
+                (
+                    _mm256_loadu_si256(a.add(at).cast()),
+                    _mm256_loadu_si256(b.add(at).cast()),
+                )
+            };
+            largest = _mm256_max_epu16(largest, _mm256_and_si256(x, exponent));
+            largest = _mm256_max_epu16(largest, _mm256_and_si256(y, exponent));
+            i += 1;
+        }
+        _mm256_movemask_epi8(_mm256_cmpeq_epi16(largest, exponent)) == 0
+    }
 }
 
 /// To nearest even in the upper half of each 32-bit lane; the lower half is anything. Not for NaN.
@@ -563,6 +586,30 @@ impl PairVectors<bf16> for Avx2 {
         // SAFETY: the caller's.
         unsafe { store_half_line::<STREAM>(to.cast(), merged(both_rounded(members))) }
     }
+
+    // Whether the upper two bits of every exponent differ.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn are_ordinary<const COUNT: usize>(a: *const bf16, b: *const bf16) -> bool {
+        // Where they do, this addition leaves the upper one set.
+        let (lower, upper) = (_mm256_set1_epi16(0x2000), _mm256_set1_epi16(0x4000));
+        let mut all = upper;
+        let mut i = 0;
+        while i < COUNT.div_ceil(16) {
+            let at = vector_at(i, 16, COUNT);
+            // SAFETY: the caller's.
+            let (x, y) = unsafe {
+                (
+                    _mm256_loadu_si256(a.add(at).cast()),
+                    _mm256_loadu_si256(b.add(at).cast()),
+                )
+            };
+            all = _mm256_and_si256(all, _mm256_add_epi16(x, lower));
+            all = _mm256_and_si256(all, _mm256_add_epi16(y, lower));
+            i += 1;
+        }
+        _mm256_testc_si256(all, upper) != 0
+    }
 }
 
 /// The reverse of [`parted`], of ordinary results.
@@ -618,13 +665,6 @@ impl Straight<bf16> for Halves<Avx2> {
             store_half_line::<STREAM>(to_b.cast(), merged_ordinary(y[0], y[1]));
         }
     }
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn are_ordinary<const COUNT: usize>(a: *const bf16, b: *const bf16) -> bool {
-        // SAFETY: the caller's.
-        unsafe { are_ordinary_bf16::<COUNT>(a, b) }
-    }
 }
 
 impl Straight<bf16> for Adjacent<Avx2> {
@@ -653,37 +693,6 @@ impl Straight<bf16> for Adjacent<Avx2> {
             store_half_line::<STREAM>(to.cast(), merged_ordinary(x, y));
         }
     }
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn are_ordinary<const COUNT: usize>(a: *const bf16, b: *const bf16) -> bool {
-        // SAFETY: the caller's.
-        unsafe { are_ordinary_bf16::<COUNT>(a, b) }
-    }
-}
-
-/// Whether the upper two bits of every exponent differ.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn are_ordinary_bf16<const COUNT: usize>(a: *const bf16, b: *const bf16) -> bool {
-    // Where they do, this addition leaves the upper one set.
-    let (lower, upper) = (_mm256_set1_epi16(0x2000), _mm256_set1_epi16(0x4000));
-    let mut all = upper;
-    let mut i = 0;
-    while i < COUNT.div_ceil(16) {
-        let at = vector_at(i, 16, COUNT);
-        // SAFETY: the caller's.
-        let (x, y) = unsafe {
-            (
-                _mm256_loadu_si256(a.add(at).cast()),
-                _mm256_loadu_si256(b.add(at).cast()),
-            )
-        };
-        all = _mm256_and_si256(all, _mm256_add_epi16(x, lower));
-        all = _mm256_and_si256(all, _mm256_add_epi16(y, lower));
-        i += 1;
-    }
-    _mm256_testc_si256(all, upper) != 0
 }
 
 impl Straight<f16> for Halves<Avx2> {
@@ -711,13 +720,6 @@ impl Straight<f16> for Halves<Avx2> {
             store_quarter_line::<STREAM>(to_a.cast(), to_f16(x));
             store_quarter_line::<STREAM>(to_b.cast(), to_f16(y));
         }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn are_ordinary<const COUNT: usize>(a: *const f16, b: *const f16) -> bool {
-        // SAFETY: the caller's.
-        unsafe { are_ordinary_f16::<COUNT>(a, b) }
     }
 }
 
@@ -761,34 +763,4 @@ impl Straight<f16> for Adjacent<Avx2> {
             store_quarter_line::<STREAM>(to.add(8).cast(), _mm_unpackhi_epi16(x, y));
         }
     }
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn are_ordinary<const COUNT: usize>(a: *const f16, b: *const f16) -> bool {
-        // SAFETY: the caller's.
-        unsafe { are_ordinary_f16::<COUNT>(a, b) }
-    }
-}
-
-/// Whether all are finite.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn are_ordinary_f16<const COUNT: usize>(a: *const f16, b: *const f16) -> bool {
-    let exponent = _mm256_set1_epi16(0x7c00);
-    let mut largest = _mm256_setzero_si256();
-    let mut i = 0;
-    while i < COUNT.div_ceil(16) {
-        let at = vector_at(i, 16, COUNT);
-        // SAFETY: the caller's.
-        let (x, y) = unsafe {
-            (
-                _mm256_loadu_si256(a.add(at).cast()),
-                _mm256_loadu_si256(b.add(at).cast()),
-            )
-        };
-        largest = _mm256_max_epu16(largest, _mm256_and_si256(x, exponent));
-        largest = _mm256_max_epu16(largest, _mm256_and_si256(y, exponent));
-        i += 1;
-    }
-    _mm256_movemask_epi8(_mm256_cmpeq_epi16(largest, exponent)) == 0
 }

@@ -436,6 +436,29 @@ impl PairVectors<f16> for Avx512 {
         // SAFETY: the caller's.
         unsafe { store_line::<STREAM>(to.cast(), permuted(x, &MERGED)) }
     }
+
+    // Whether all are finite.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn are_ordinary<const COUNT: usize>(a: *const f16, b: *const f16) -> bool {
+        let exponent = _mm512_set1_epi16(0x7c00);
+        let mut largest = _mm512_setzero_si512();
+        let mut i = 0;
+        while i < COUNT.div_ceil(32) {
+            let at = vector_at(i, 32, COUNT);
+            // SAFETY: the caller's.
+            let (x, y) = unsafe {
+                (
+                    _mm512_loadu_si512(a.add(at).cast()),
+                    _mm512_loadu_si512(b.add(at).cast()),
+                )
+            };
+            largest = _mm512_max_epu16(largest, _mm512_and_si512(x, exponent));
+            largest = _mm512_max_epu16(largest, _mm512_and_si512(y, exponent));
+            i += 1;
+        }
+        _mm512_cmpeq_epi16_mask(largest, exponent) == 0
+    }
 }
 
 /// How 32 values become bf16.
@@ -611,6 +634,30 @@ impl<N: NarrowBf16> PairVectors<bf16> for N {
             store_line::<STREAM>(to.add(32).cast(), second);
         }
     }
+
+    // Whether the upper two bits of every exponent differ.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn are_ordinary<const COUNT: usize>(a: *const bf16, b: *const bf16) -> bool {
+        // Where they do, this addition leaves the upper one set.
+        let (lower, upper) = (_mm512_set1_epi16(0x2000), _mm512_set1_epi16(0x4000));
+        let mut all = upper;
+        let mut i = 0;
+        while i < COUNT.div_ceil(32) {
+            let at = vector_at(i, 32, COUNT);
+            // SAFETY: the caller's.
+            let (x, y) = unsafe {
+                (
+                    _mm512_loadu_si512(a.add(at).cast()),
+                    _mm512_loadu_si512(b.add(at).cast()),
+                )
+            };
+            let (x, y) = (_mm512_add_epi16(x, lower), _mm512_add_epi16(y, lower));
+            all = _mm512_and_si512(all, _mm512_and_si512(x, y));
+            i += 1;
+        }
+        _mm512_testn_epi16_mask(all, upper) == 0
+    }
 }
 
 impl<N: NarrowBf16> Straight<bf16> for Halves<N> {
@@ -640,13 +687,6 @@ impl<N: NarrowBf16> Straight<bf16> for Halves<N> {
             store_line::<STREAM>(to_b.cast(), N::joined(y));
         }
     }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn are_ordinary<const COUNT: usize>(a: *const bf16, b: *const bf16) -> bool {
-        // SAFETY: the caller's.
-        unsafe { are_ordinary_bf16::<COUNT>(a, b) }
-    }
 }
 
 impl<N: NarrowBf16> Straight<bf16> for Adjacent<N> {
@@ -675,37 +715,6 @@ impl<N: NarrowBf16> Straight<bf16> for Adjacent<N> {
             store_line::<STREAM>(to.cast(), N::merged(x, y));
         }
     }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn are_ordinary<const COUNT: usize>(a: *const bf16, b: *const bf16) -> bool {
-        // SAFETY: the caller's.
-        unsafe { are_ordinary_bf16::<COUNT>(a, b) }
-    }
-}
-
-/// Whether the upper two bits of every exponent differ.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn are_ordinary_bf16<const COUNT: usize>(a: *const bf16, b: *const bf16) -> bool {
-    // Where they do, this addition leaves the upper one set.
-    let (lower, upper) = (_mm512_set1_epi16(0x2000), _mm512_set1_epi16(0x4000));
-    let mut all = upper;
-    let mut i = 0;
-    while i < COUNT.div_ceil(32) {
-        let at = vector_at(i, 32, COUNT);
-        // SAFETY: the caller's.
-        let (x, y) = unsafe {
-            (
-                _mm512_loadu_si512(a.add(at).cast()),
-                _mm512_loadu_si512(b.add(at).cast()),
-            )
-        };
-        let (x, y) = (_mm512_add_epi16(x, lower), _mm512_add_epi16(y, lower));
-        all = _mm512_and_si512(all, _mm512_and_si512(x, y));
-        i += 1;
-    }
-    _mm512_testn_epi16_mask(all, upper) == 0
 }
 
 impl Straight<f16> for Halves<Avx512> {
@@ -733,13 +742,6 @@ impl Straight<f16> for Halves<Avx512> {
             avx2::store_half_line::<STREAM>(to_a.cast(), to_f16(x));
             avx2::store_half_line::<STREAM>(to_b.cast(), to_f16(y));
         }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn are_ordinary<const COUNT: usize>(a: *const f16, b: *const f16) -> bool {
-        // SAFETY: the caller's.
-        unsafe { are_ordinary_f16::<COUNT>(a, b) }
     }
 }
 
@@ -782,34 +784,4 @@ impl Straight<f16> for Adjacent<Avx512> {
             store_line::<STREAM>(to.cast(), permuted(x, &MERGED));
         }
     }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn are_ordinary<const COUNT: usize>(a: *const f16, b: *const f16) -> bool {
-        // SAFETY: the caller's.
-        unsafe { are_ordinary_f16::<COUNT>(a, b) }
-    }
-}
-
-/// Whether all are finite.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn are_ordinary_f16<const COUNT: usize>(a: *const f16, b: *const f16) -> bool {
-    let exponent = _mm512_set1_epi16(0x7c00);
-    let mut largest = _mm512_setzero_si512();
-    let mut i = 0;
-    while i < COUNT.div_ceil(32) {
-        let at = vector_at(i, 32, COUNT);
-        // SAFETY: the caller's.
-        let (x, y) = unsafe {
-            (
-                _mm512_loadu_si512(a.add(at).cast()),
-                _mm512_loadu_si512(b.add(at).cast()),
-            )
-        };
-        largest = _mm512_max_epu16(largest, _mm512_and_si512(x, exponent));
-        largest = _mm512_max_epu16(largest, _mm512_and_si512(y, exponent));
-        i += 1;
-    }
-    _mm512_cmpeq_epi16_mask(largest, exponent) == 0
 }

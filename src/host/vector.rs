@@ -91,6 +91,13 @@ pub trait PairVectors<T>: Sized {
     type Halves: Straight<T>;
     type Adjacent: Straight<T>;
 
+    /// Whether all of `COUNT` elements from `a` on, at least [`FEWEST_PAIRS`], and as many from `b` on
+    /// are [ordinary](Straight).
+    #[inline(always)]
+    unsafe fn are_ordinary<const COUNT: usize>(_a: *const T, _b: *const T) -> bool {
+        false
+    }
+
     /// First members from `a` on, second members from `b` on.
     unsafe fn load_halves(a: *const T, b: *const T) -> (Self::Vector, Self::Vector);
 
@@ -139,13 +146,6 @@ pub trait Straight<T> {
         to: [*mut T; 2],
         factors: Self::Factors,
     );
-
-    /// Whether it may be used for `COUNT` elements from `a` on, at least [`FEWEST_PAIRS`], and as many
-    /// from `b` on.
-    #[inline(always)]
-    unsafe fn are_ordinary<const COUNT: usize>(_a: *const T, _b: *const T) -> bool {
-        true
-    }
 }
 
 /// The fewest pairs of straight code, of which the widest vectors have as many elements.
@@ -344,7 +344,7 @@ where
             fetch_ahead::<T, FROM_HALVES>(run, (h, &head), PAIRS);
             let [a, b] = head.group::<FROM_HALVES, TO_HALVES>(run, 0).source;
             let b = if FROM_HALVES { b } else { a.add(PAIRS) };
-            if !S::are_ordinary::<PAIRS>(a, b) {
+            if S::ORDINARY && !V::are_ordinary::<PAIRS>(a, b) {
                 return h;
             }
             let mut i = 0;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Every kernel module: one per element type, and the one that reports struct layouts.
-const MODULES: [&str; 4] = ["rope_f32", "rope_f16", "rope_bf16", "params_layout"];
+const MODULES: [&str; 4] = ["rope_f32", "rope_f16", "rope_bf16", "call_layout"];
 const DEFAULT_ARCHS: &str = "75,80,86,89,90,100,120";
 /// The kernels use `__grid_constant__` and C++17.
 const OLDEST_NVCC: (u32, u32) = (12, 0);
@@ -267,11 +267,11 @@ fn out_dir() -> PathBuf {
 #[cfg(feature = "bindgen")]
 fn generate_bindings() {
     let bindings = bindgen::Builder::default()
-        .header("cuda/phasor_params.h")
+        .header("cuda/phasor_call.h")
         .allowlist_item("Phasor.*|PHASOR_.*")
-        .blocklist_item("PHASOR_PARAMS_H")
+        .blocklist_item("PHASOR_CALL_H|PHASOR_(FIELDS_|STRUCTS|DECLARE_|SIZE_OF_|STATIC_ASSERT).*")
         .derive_default(true)
-        .raw_line("// Generated from cuda/phasor_params.h by bindgen; see src/params.rs.")
+        .raw_line("// Generated from cuda/phasor_call.h by bindgen; see src/call/mod.rs.")
         .generate();
     let written = bindings
         .map_err(|error| error.to_string())
@@ -281,6 +281,6 @@ fn generate_bindings() {
                 .map_err(|error| error.to_string())
         });
     if let Err(error) = written {
-        fail(&format!("bindgen on cuda/phasor_params.h: {error}"));
+        fail(&format!("bindgen on cuda/phasor_call.h: {error}"));
     }
 }

@@ -1,16 +1,19 @@
-// Angle sources: cos and sin of a pair at a position. The sequence of operations in `sincos_turn`
-// is the one in src/angle/phase.rs; every change must be made in both, or the bits part.
+// Angle sources, which are data: cos and sin of a pair at a position. The sequence of operations in
+// `sincos_turn` is the one in src/angle/phase.rs, and what positions and rows mean is what
+// src/call/read.rs says; every change must be made in both, or the bits part.
 #pragma once
 
 #include "ptx.cuh"
 
 namespace phasor {
 
-// cos and sin of `phase` / 2^64 turns.
+// cos and sin of `phase` / 2^64 turns, times `factor`; the sign bit of sin flipped by `sin_sign`.
 //
 // The phase is reduced to the nearest quarter turn on the integer; what is left, in units of an
-// eighth of a turn, has |s| <= 1 and is rounded to f32 once. Two polynomials in s * s follow.
-__device__ __forceinline__ void sincos_turn(uint64_t phase, float& cos_out, float& sin_out) {
+// eighth of a turn, has |s| <= 1 and is rounded to f32 once. Two polynomials in s * s follow, with the
+// factor in their last operations: multiplied in afterwards, it would round once more.
+__device__ __forceinline__ void sincos_turn(uint64_t phase, float factor, uint32_t sin_sign,
+                                            float& cos_out, float& sin_out) {
     const int64_t rest = static_cast<int64_t>(phase << 2);
     const uint64_t magnitude = static_cast<uint64_t>(rest < 0 ? -static_cast<uint64_t>(rest) : rest);
     const float high = __int2float_rn(static_cast<int32_t>(magnitude >> 40));
@@ -21,12 +24,15 @@ __device__ __forceinline__ void sincos_turn(uint64_t phase, float& cos_out, floa
     float p = __fmaf_rn(z, __uint_as_float(0xb8167e3au), __uint_as_float(0x3b232d34u));
     p = __fmaf_rn(z, p, __uint_as_float(0xbda55dd4u));
     p = __fmaf_rn(z, p, __uint_as_float(0xb30c7d7du));
-    const float sine = __fmaf_rn(s, __uint_as_float(0x3f490fdbu), __fmul_rn(s, p));
+    // The factor times the first coefficient, and what rounding that left over.
+    const float sin_1 = __fmul_rn(factor, __uint_as_float(0x3f490fdbu));
+    const float sin_1_rest = __fmaf_rn(factor, __uint_as_float(0x3f490fdbu), -sin_1);
+    const float sine = __fmaf_rn(s, sin_1, __fmul_rn(s, __fmaf_rn(factor, p, sin_1_rest)));
 
     float c = __fmaf_rn(z, __uint_as_float(0x366a3a40u), __uint_as_float(0xb9aad89cu));
     c = __fmaf_rn(z, c, __uint_as_float(0x3c81e0d7u));
     c = __fmaf_rn(z, c, __uint_as_float(0xbe9de9e6u));
-    const float cosine = __fmaf_rn(z, c, 1.0f);
+    const float cosine = __fmaf_rn(__fmul_rn(factor, z), c, factor);
 
     // Quarter turns: an odd one swaps the two, and each result takes its sign bit.
     const uint32_t top = static_cast<uint32_t>(phase >> 32);
@@ -36,160 +42,94 @@ __device__ __forceinline__ void sincos_turn(uint64_t phase, float& cos_out, floa
     const uint32_t sine_bits = __float_as_uint(sine) ^ rest_sign;
     const uint32_t cosine_bits = __float_as_uint(cosine);
     const uint32_t cos_sign = ((quarter + 1u) << 30) & 0x80000000u;
-    const uint32_t sin_sign = (quarter << 30) & 0x80000000u;
+    const uint32_t quarter_sign = (quarter << 30) & 0x80000000u;
     cos_out = __uint_as_float((odd ? sine_bits : cosine_bits) ^ cos_sign);
-    sin_out = __uint_as_float((odd ? cosine_bits : sine_bits) ^ sin_sign);
+    sin_out = __uint_as_float((odd ? cosine_bits : sine_bits) ^ quarter_sign ^ sin_sign);
 }
 
-// The position of token (b, s) on an axis.
-__device__ __forceinline__ int64_t token_position(const PhasorPositions& p, uint32_t axis, int64_t b,
-                                                  int64_t s) {
-    const uint64_t base =
-        static_cast<uint64_t>(p.start) + static_cast<uint64_t>(s) * static_cast<uint64_t>(p.advance);
-    const uint64_t address =
-        p.ids + axis * p.axis_stride + b * p.batch_stride + s * p.sequence_stride;
-    uint64_t id = 0;
-    if (p.type == PHASOR_POSITION_I64) {
-        id = ptx::load_constant_8(address);
-    } else if (p.type == PHASOR_POSITION_I32) {
-        id = static_cast<uint64_t>(
-            static_cast<int64_t>(static_cast<int32_t>(ptx::load_constant_4(address))));
-    } else if (p.type == PHASOR_POSITION_U32) {
-        id = ptx::load_constant_4(address);
-    }
-    return static_cast<int64_t>(base + id);
+// The id of token (b, t). Earlier work may write ids, so that they are not read through the
+// non-coherent cache.
+__device__ __forceinline__ uint64_t token_id(const PhasorIds& ids, uint32_t b, uint32_t t,
+                                             uint64_t further) {
+    const uint64_t address = ids.address + further + b * ids.batch + t * ids.token;
+    if (ids.type == PHASOR_IDS_I64) return ptx::load_8(address);
+    const uint32_t word = ptx::load_4(address);
+    if (ids.type == PHASOR_IDS_U32) return word;
+    return static_cast<uint64_t>(static_cast<int64_t>(static_cast<int32_t>(word)));
 }
 
-// Exact phases on one axis: step * position modulo one turn. Every position is in range.
-struct ExactAngles {
-    uint64_t position;
+// The position of token (b, t) on an axis.
+__device__ __forceinline__ uint64_t token_position(const PhasorPositions& p, uint32_t axis,
+                                                   uint32_t b, uint32_t t) {
+    const uint64_t start = static_cast<uint64_t>(p.start) +
+                           static_cast<uint64_t>(t) * static_cast<uint64_t>(p.advance);
+    if (p.ids.type == PHASOR_IDS_NONE) return start;
+    return start + token_id(p.ids, b, t, axis * static_cast<uint64_t>(p.axis_stride));
+}
 
-    __device__ __forceinline__ ExactAngles(const PhasorRopeParams& p, int64_t b, int64_t s)
-        : position(static_cast<uint64_t>(token_position(p.positions, 0, b, s))) {}
+// What the angles of one token are formed from. Whatever the ids are, nothing is read outside the
+// rows of steps or of the table.
+struct TokenAngles {
+    uint32_t b, t;
+    uint64_t position; // on the first axis
+    uint32_t row = 0;
+    bool rotates = true;
 
-    __device__ __forceinline__ bool rotates(const PhasorAngles&) const { return true; }
+    // Only starts to load: nothing here needs the position's value.
+    __device__ __forceinline__ TokenAngles(const PhasorCall& call, uint32_t b, uint32_t t)
+        : b(b), t(t), position(token_position(call.positions, 0, b, t)) {}
 
-    __device__ __forceinline__ void one(const PhasorAngles& angles, uint32_t pair, float& cos_out,
-                                        float& sin_out) const {
-        sincos_turn(ptx::load_constant_8(angles.steps + 8ull * pair) * position, cos_out, sin_out);
-    }
-
-    // Pairs `pair` and `pair + 1`; `pair` is even.
-    __device__ __forceinline__ void two(const PhasorAngles& angles, uint32_t pair, float* cos_out,
-                                        float* sin_out) const {
-        uint64_t a, b;
-        ptx::load_constant_2x8(angles.steps + 8ull * pair, a, b);
-        sincos_turn(a * position, cos_out[0], sin_out[0]);
-        sincos_turn(b * position, cos_out[1], sin_out[1]);
-    }
-};
-
-// Exact phases where each token has a row of steps, and a position on each of several axes: the
-// phase is the sum over the axes of step * position, modulo one turn.
-struct RowAngles {
-    int64_t b, s;
-
-    __device__ __forceinline__ RowAngles(const PhasorRopeParams&, int64_t b, int64_t s)
-        : b(b), s(s) {}
-
-    __device__ __forceinline__ bool rotates(const PhasorAngles&) const { return true; }
-
-    // Never outside the steps, whatever the index.
-    __device__ __forceinline__ uint64_t row(const PhasorRopeParams& p) const {
-        uint64_t row = p.rows.row;
-        if (p.rows.type == PHASOR_ROW_IDS) {
-            row = ptx::load_constant_4(p.rows.ids + b * p.rows.batch_stride +
-                                       s * p.rows.sequence_stride);
-        } else if (p.rows.type == PHASOR_ROW_BY_POSITION) {
-            row = token_position(p.positions, 0, b, s) >= p.rows.boundary ? 1 : 0;
+    __device__ __forceinline__ void choose_row(const PhasorCall& call) {
+        const PhasorRows& rows = call.rows;
+        if (call.angles.source == PHASOR_ANGLES_TABLE) {
+            // As an unsigned number a negative position is past the last row too.
+            const bool inside = position < rows.count;
+            row = static_cast<int64_t>(position) < 0 ? 0 : inside ? position : ~0u;
+            rotates = inside || call.angles.out_of_range != PHASOR_OUT_OF_RANGE_PASS_THROUGH;
+        } else if (rows.choice == PHASOR_ROW_OF_CALL) {
+            row = rows.row;
+        } else if (rows.choice == PHASOR_ROW_IDS) {
+            const uint64_t id = token_id(rows.ids, b, t, 0);
+            row = id < rows.count ? id : ~0u;
+        } else if (rows.choice == PHASOR_ROW_BY_POSITION) {
+            row = static_cast<int64_t>(position) >= rows.boundary ? 1 : 0;
         }
-        return row < p.angles.rows ? row : p.angles.rows - 1;
-    }
-};
-
-// Rows of a caller's table. A row outside it is never read: the position is clamped first, and
-// whether the token then rotates at all is the caller's choice.
-struct TableAngles {
-    uint64_t row;
-    bool inside;
-
-    __device__ __forceinline__ TableAngles(const PhasorRopeParams& p, int64_t b, int64_t s) {
-        const int64_t at = token_position(p.positions, 0, b, s);
-        const int64_t last = static_cast<int64_t>(p.angles.rows) - 1;
-        row = static_cast<uint64_t>(at < 0 ? 0 : (at > last ? last : at));
-        inside = at >= 0 && at <= last;
+        row = row < rows.count ? row : rows.count - 1;
     }
 
-    __device__ __forceinline__ bool rotates(const PhasorAngles& angles) const {
-        return inside || angles.out_of_range != PHASOR_OUT_OF_RANGE_PASS_THROUGH;
+    // The step of a pair on the first axis, in the token's row; before that is chosen, in row 0.
+    __device__ __forceinline__ uint64_t first_step(const PhasorAngles& angles, uint32_t pair) const {
+        return ptx::load_constant_8(angles.steps + 8 * row_start(angles) + 8ull * pair);
     }
 
-    __device__ __forceinline__ void one(const PhasorAngles& angles, uint32_t pair, float& cos_out,
-                                        float& sin_out) const {
-        const uint64_t at = 4ull * (row * angles.pairs + pair);
-        cos_out = ptx::load_constant_f(angles.cos + at);
-        sin_out = ptx::load_constant_f(angles.sin + at);
-    }
-
-    __device__ __forceinline__ void two(const PhasorAngles& angles, uint32_t pair, float* cos_out,
-                                        float* sin_out) const {
-        const uint64_t at = 4ull * (row * angles.pairs + pair);
-        ptx::load_constant_2f(angles.cos + at, cos_out[0], cos_out[1]);
-        ptx::load_constant_2f(angles.sin + at, sin_out[0], sin_out[1]);
-    }
-};
-
-// cos and sin of the pairs of chunk `c`, and the factors that are to be multiplied in.
-template <class Pairing, uint32_t kPairs, class Angles>
-__device__ __forceinline__ void form(const PhasorRopeParams& p, const Angles& at, uint32_t c,
-                                     float* cos, float* sin, float& cos_scale, float& sin_scale) {
-    const uint32_t pairs = p.angles.pairs;
-    if constexpr (kPairs == 1) {
-        at.one(p.angles, Pairing::template pair<kPairs>(c, pairs, 0), cos[0], sin[0]);
-    } else {
-#pragma unroll
-        for (uint32_t j = 0; j < kPairs; j += 2) {
-            at.two(p.angles, Pairing::template pair<kPairs>(c, pairs, j), cos + j, sin + j);
+    // cos and sin of a pair whose first step is known.
+    __device__ __forceinline__ void form(const PhasorCall& call, uint32_t pair, uint64_t step,
+                                         float& cos, float& sin) const {
+        const PhasorAngles& angles = call.angles;
+        const uint32_t sin_sign = angles.inverse << 31;
+        if (angles.source == PHASOR_ANGLES_TABLE) {
+            const uint64_t at = 4 * (static_cast<uint64_t>(row) * angles.pairs + pair);
+            cos = ptx::load_constant_f(angles.cos + at);
+            sin = __uint_as_float(__float_as_uint(ptx::load_constant_f(angles.sin + at)) ^ sin_sign);
+            return;
         }
-    }
-    cos_scale = p.angles.cos_scale;
-    sin_scale = p.angles.sin_scale;
-}
-
-// The same with axes outermost, so that each position is read once for the whole chunk. The row is
-// looked up here, after the first heads have been loaded.
-template <class Pairing, uint32_t kPairs>
-__device__ __forceinline__ void form(const PhasorRopeParams& p, const RowAngles& at, uint32_t c,
-                                     float* cos, float* sin, float& cos_scale, float& sin_scale) {
-    const uint32_t pairs = p.angles.pairs;
-    const uint64_t row = at.row(p);
-    uint64_t steps = p.angles.steps + 8ull * row * p.angles.axes * pairs;
-    uint64_t phase[kPairs] = {};
-    uint32_t axis = 0;
-    // Unrolled, it would take more registers than there are.
+        uint64_t phase = step * position;
+        uint64_t at = angles.steps + 8 * row_start(angles) + 8ull * pair;
 #pragma unroll 1
-    do {
-        const uint64_t position =
-            static_cast<uint64_t>(token_position(p.positions, axis, at.b, at.s));
-        if constexpr (kPairs == 1) {
-            const uint32_t pair = Pairing::template pair<kPairs>(c, pairs, 0);
-            phase[0] += ptx::load_constant_8(steps + 8ull * pair) * position;
-        } else {
-#pragma unroll
-            for (uint32_t j = 0; j < kPairs; j += 2) {
-                uint64_t x, y;
-                const uint32_t pair = Pairing::template pair<kPairs>(c, pairs, j);
-                ptx::load_constant_2x8(steps + 8ull * pair, x, y);
-                phase[j] += x * position;
-                phase[j + 1] += y * position;
-            }
+        for (uint32_t axis = 1; axis < angles.axes; ++axis) {
+            at += 8ull * angles.pairs;
+            phase += ptx::load_constant_8(at) * token_position(call.positions, axis, b, t);
         }
-        steps += 8ull * pairs;
-    } while (++axis < p.angles.axes);
-#pragma unroll
-    for (uint32_t j = 0; j < kPairs; ++j) sincos_turn(phase[j], cos[j], sin[j]);
-    cos_scale = ptx::load_constant_f(p.angles.factors + 4ull * row);
-    sin_scale = __fmul_rn(cos_scale, p.angles.sin_scale);
-}
+        const float factor = call.rows.choice == PHASOR_ROW_ONLY
+                                 ? angles.factor
+                                 : ptx::load_constant_f(call.rows.factors + 4ull * row);
+        sincos_turn(phase, factor, sin_sign, cos, sin);
+    }
+
+  private:
+    __device__ __forceinline__ uint64_t row_start(const PhasorAngles& angles) const {
+        return static_cast<uint64_t>(row) * (angles.axes * angles.pairs);
+    }
+};
 
 } // namespace phasor

@@ -2,31 +2,54 @@
 // that brought it and the lowest SM that has it.
 #pragma once
 
-#include "phasor_params.h"
+#include "phasor_call.h"
 
 namespace phasor::ptx {
 
-struct alignas(16) Words4 {
-    uint32_t w[4];
+// What one access moves.
+template <uint32_t kWords>
+struct alignas(4 * kWords) Words {
+    uint32_t w[kWords];
 };
 
 // ld.global.L1::no_allocate.v4.b32   PTX 7.4, sm_70
 // q and k are read once: they must not displace steps and tables from L1.
-__device__ __forceinline__ Words4 load_16_once(uint64_t address) {
-    Words4 v;
+__device__ __forceinline__ void load_once(uint64_t address, Words<4>& v) {
     asm volatile("ld.global.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v.w[0]), "=r"(v.w[1]), "=r"(v.w[2]), "=r"(v.w[3])
                  : "l"(address)
                  : "memory");
-    return v;
 }
 
 // st.global.L1::no_allocate.v4.b32   PTX 7.4, sm_70
-__device__ __forceinline__ void store_16_once(uint64_t address, const Words4& v) {
+__device__ __forceinline__ void store_once(uint64_t address, const Words<4>& v) {
     asm volatile("st.global.L1::no_allocate.v4.b32 [%0], {%1, %2, %3, %4};"
                  :
                  : "l"(address), "r"(v.w[0]), "r"(v.w[1]), "r"(v.w[2]), "r"(v.w[3])
                  : "memory");
+}
+
+// ld.global.L1::no_allocate.v2.b32   PTX 7.4, sm_70
+__device__ __forceinline__ void load_once(uint64_t address, Words<2>& v) {
+    asm volatile("ld.global.L1::no_allocate.v2.b32 {%0, %1}, [%2];"
+                 : "=r"(v.w[0]), "=r"(v.w[1])
+                 : "l"(address)
+                 : "memory");
+}
+
+// st.global.L1::no_allocate.v2.b32   PTX 7.4, sm_70
+__device__ __forceinline__ void store_once(uint64_t address, const Words<2>& v) {
+    asm volatile("st.global.L1::no_allocate.v2.b32 [%0], {%1, %2};"
+                 :
+                 : "l"(address), "r"(v.w[0]), "r"(v.w[1])
+                 : "memory");
+}
+
+// ld.global.b64   PTX 1.0
+__device__ __forceinline__ uint64_t load_8(uint64_t address) {
+    uint64_t v;
+    asm volatile("ld.global.b64 %0, [%1];" : "=l"(v) : "l"(address) : "memory");
+    return v;
 }
 
 // ld.global.b32   PTX 1.0
@@ -53,28 +76,12 @@ __device__ __forceinline__ void store_2(uint64_t address, uint32_t v) {
     asm volatile("st.global.u16 [%0], %1;" : : "l"(address), "r"(v) : "memory");
 }
 
-// ld.global.nc.v2.u64   PTX 3.1, sm_32
-__device__ __forceinline__ void load_constant_2x8(uint64_t address, uint64_t& a, uint64_t& b) {
-    asm("ld.global.nc.v2.u64 {%0, %1}, [%2];" : "=l"(a), "=l"(b) : "l"(address));
-}
-
 // ld.global.nc.u64   PTX 3.1, sm_32
+// Only for what no work on the device writes: steps, factors, tables.
 __device__ __forceinline__ uint64_t load_constant_8(uint64_t address) {
     uint64_t v;
     asm("ld.global.nc.u64 %0, [%1];" : "=l"(v) : "l"(address));
     return v;
-}
-
-// ld.global.nc.u32   PTX 3.1, sm_32
-__device__ __forceinline__ uint32_t load_constant_4(uint64_t address) {
-    uint32_t v;
-    asm("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(address));
-    return v;
-}
-
-// ld.global.nc.v2.f32   PTX 3.1, sm_32
-__device__ __forceinline__ void load_constant_2f(uint64_t address, float& a, float& b) {
-    asm("ld.global.nc.v2.f32 {%0, %1}, [%2];" : "=f"(a), "=f"(b) : "l"(address));
 }
 
 // ld.global.nc.f32   PTX 3.1, sm_32
@@ -82,6 +89,23 @@ __device__ __forceinline__ float load_constant_f(uint64_t address) {
     float v;
     asm("ld.global.nc.f32 %0, [%1];" : "=f"(v) : "l"(address));
     return v;
+}
+
+// griddepcontrol.launch_dependents   PTX 7.8, sm_90
+// Lets a dependent kernel start while this one runs. It waits for this one's end by itself.
+__device__ __forceinline__ void launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" : : : "memory");
+#endif
+}
+
+// griddepcontrol.wait   PTX 7.8, sm_90
+// Until all earlier work has ended and what it wrote can be read. Returns at once where the launch
+// is no dependent one.
+__device__ __forceinline__ void wait_for_earlier_work() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" : : : "memory");
+#endif
 }
 
 // cvt.f32.f16   PTX 1.0

@@ -1,11 +1,12 @@
-// The rotation kernel. Element type, pairing, angle source and access width are separate template
-// parameters; everything else (shapes, strides, positions, in or out of place) is data. Where
-// accesses are narrow, so is the pairing.
+// The rotation kernel. Element type and pairing are template parameters, as they change the inner
+// stream of instructions; everything else (shapes, strides, positions, where angles come from, in or
+// out of place) is data.
 //
 // A block is (lanes, rows, tokens): a lane owns one chunk of pairs of every head it visits, rows
-// visit different heads, the grid is (tokens, heads, batch). The angles of a lane's chunk are
-// formed once per token and stay in registers over its heads. Both members of a pair belong to
-// one thread, so every byte is read once and written once, and in place is safe.
+// visit different heads, the grid is (tokens, heads, batch). A block forms the angles of its tokens
+// once, in shared memory, while its first loads of q and k are in flight; a lane then keeps those of
+// its chunk in registers over its heads. Both members of a pair belong to one thread, so every byte
+// is read once and written once, and in place is safe.
 #pragma once
 
 #include "angle.cuh"
@@ -13,49 +14,46 @@
 
 namespace phasor {
 
-// Chunks of 16 bytes from each of two places in the head.
+// Two vectors of `kPairs` elements each, from two places in the head: 8 bytes of 16-bit types, 16 of
+// f32, which is what was fastest on an H200 (docs/kernel-launch.md).
 template <class Element>
-struct Wide {
-    static constexpr uint32_t kPairs = 16 / Element::kBytes;
-    // Blocks of 256 threads that a multiprocessor must hold. Left alone, some versions of ptxas
-    // aim for 64 registers and spill.
-    static constexpr uint32_t kMinBlocks = 2;
+struct Vectors {
+    static constexpr uint32_t kPairs = 4;
+    static constexpr uint32_t kWords = kPairs / Element::kPerWord;
 
-    using Storage = ptx::Words4;
-    static __device__ __forceinline__ Storage load(uint64_t address) {
-        return ptx::load_16_once(address);
+    using Storage = ptx::Words<kWords>;
+    static __device__ __forceinline__ void load(uint64_t address, Storage& v) {
+        ptx::load_once(address, v);
     }
     static __device__ __forceinline__ void store(uint64_t address, const Storage& v) {
-        ptx::store_16_once(address, v);
+        ptx::store_once(address, v);
     }
     static __device__ __forceinline__ void unpack(const Storage& v, float* x) {
 #pragma unroll
-        for (uint32_t i = 0; i < 4; ++i) Element::unpack(v.w[i], x + i * Element::kPerWord);
+        for (uint32_t i = 0; i < kWords; ++i) Element::unpack(v.w[i], x + i * Element::kPerWord);
     }
-    static __device__ __forceinline__ Storage pack(const float* x) {
-        Storage v;
+    static __device__ __forceinline__ void pack(const float* x, Storage& v) {
 #pragma unroll
-        for (uint32_t i = 0; i < 4; ++i) v.w[i] = Element::pack(x + i * Element::kPerWord);
-        return v;
+        for (uint32_t i = 0; i < kWords; ++i) v.w[i] = Element::pack(x + i * Element::kPerWord);
     }
 };
 
 // One element from each of two places: any alignment, any even rotary_dim.
 template <class Element>
-struct Narrow {
+struct Scalars {
     static constexpr uint32_t kPairs = 1;
-    // As above, with the registers that this path needs.
-    static constexpr uint32_t kMinBlocks = 3;
 
     using Storage = uint32_t;
-    static __device__ __forceinline__ Storage load(uint64_t address) {
-        return Element::load_one(address);
+    static __device__ __forceinline__ void load(uint64_t address, Storage& v) {
+        v = Element::load_one(address);
     }
     static __device__ __forceinline__ void store(uint64_t address, Storage v) {
         Element::store_one(address, v);
     }
     static __device__ __forceinline__ void unpack(Storage v, float* x) { x[0] = Element::widen(v); }
-    static __device__ __forceinline__ Storage pack(const float* x) { return Element::narrow(x[0]); }
+    static __device__ __forceinline__ void pack(const float* x, Storage& v) {
+        v = Element::narrow(x[0]);
+    }
 };
 
 // Where the two places of a chunk start, in elements from the first rotated dim.
@@ -64,100 +62,119 @@ struct Places {
     uint32_t second;
 };
 
-// A pairing says where the two places of chunk `c` are in what is read and in what is written, which
-// pairs they hold, and which two of the loaded values are pair `j`.
+// A pairing says how elements are accessed, where the two places of chunk `c` are in what is read and
+// in what is written, which pairs they hold, and which two of the loaded values are pair `j`.
 struct HalfSplit {
-    template <uint32_t kPairs>
-    static __device__ __forceinline__ Places source(const PhasorRopeParams& p, uint32_t c) {
-        return {c * kPairs, p.angles.pairs + c * kPairs};
+    template <class Element>
+    using Access = Vectors<Element>;
+
+    static __device__ __forceinline__ Places source(const PhasorCall& call, uint32_t c) {
+        return {4 * c, call.angles.pairs + 4 * c};
     }
-    template <uint32_t kPairs>
-    static __device__ __forceinline__ Places destination(const PhasorRopeParams& p, uint32_t c) {
-        return source<kPairs>(p, c);
+    static __device__ __forceinline__ Places destination(const PhasorCall& call, uint32_t c) {
+        return source(call, c);
     }
-    // Pair of local index j, which is even: pairs j and j + 1 are formed together.
-    template <uint32_t kPairs>
-    static __device__ __forceinline__ uint32_t pair(uint32_t c, uint32_t, uint32_t j) {
-        return c * kPairs + j;
+    static __device__ __forceinline__ uint32_t pair(const PhasorCall&, uint32_t c, uint32_t j) {
+        return 4 * c + j;
     }
-    // Index of the members of pair j in the 2 * kPairs loaded values.
-    template <uint32_t kPairs>
-    static constexpr __device__ uint32_t a(uint32_t j) {
-        return j;
-    }
-    template <uint32_t kPairs>
-    static constexpr __device__ uint32_t b(uint32_t j) {
-        return kPairs + j;
-    }
+    // Index of the members of pair j in the loaded values.
+    static constexpr __device__ uint32_t a(uint32_t j) { return j; }
+    static constexpr __device__ uint32_t b(uint32_t j) { return 4 + j; }
 };
 
+// The two places lie half the rotated window apart, so that neighbouring lanes access neighbouring
+// vectors.
 struct Interleaved {
-    // The two places lie half the rotated window apart, so that neighbouring lanes access
-    // neighbouring 16 bytes.
-    template <uint32_t kPairs>
-    static __device__ __forceinline__ Places source(const PhasorRopeParams& p, uint32_t c) {
-        return {c * kPairs, p.angles.pairs + c * kPairs};
+    template <class Element>
+    using Access = Vectors<Element>;
+
+    static __device__ __forceinline__ Places source(const PhasorCall& call, uint32_t c) {
+        return HalfSplit::source(call, c);
     }
-    template <uint32_t kPairs>
-    static __device__ __forceinline__ Places destination(const PhasorRopeParams& p, uint32_t c) {
-        return source<kPairs>(p, c);
+    static __device__ __forceinline__ Places destination(const PhasorCall& call, uint32_t c) {
+        return HalfSplit::source(call, c);
     }
-    template <uint32_t kPairs>
-    static __device__ __forceinline__ uint32_t pair(uint32_t c, uint32_t pairs, uint32_t j) {
-        constexpr uint32_t kHalf = kPairs / 2;
-        return j < kHalf ? c * kHalf + j : (pairs + c * kPairs) / 2 + j - kHalf;
+    static __device__ __forceinline__ uint32_t pair(const PhasorCall& call, uint32_t c, uint32_t j) {
+        return 2 * c + (j < 2 ? j : call.angles.pairs / 2 + j - 2);
     }
-    template <uint32_t kPairs>
-    static constexpr __device__ uint32_t a(uint32_t j) {
-        return 2 * j;
-    }
-    template <uint32_t kPairs>
-    static constexpr __device__ uint32_t b(uint32_t j) {
-        return 2 * j + 1;
-    }
+    static constexpr __device__ uint32_t a(uint32_t j) { return 2 * j; }
+    static constexpr __device__ uint32_t b(uint32_t j) { return 2 * j + 1; }
 };
 
 // Any pairing, also another in what is written than in what is read: one pair at a time.
 struct AnyPairing {
-    template <uint32_t kPairs>
-    static __device__ __forceinline__ Places source(const PhasorRopeParams& p, uint32_t c) {
-        const uint32_t first = c * p.pairing.source_step;
-        return {first, first + p.pairing.source_gap};
+    template <class Element>
+    using Access = Scalars<Element>;
+
+    static __device__ __forceinline__ Places source(const PhasorCall& call, uint32_t c) {
+        const uint32_t first = c * call.pairing.source_step;
+        return {first, first + call.pairing.source_gap};
     }
-    template <uint32_t kPairs>
-    static __device__ __forceinline__ Places destination(const PhasorRopeParams& p, uint32_t c) {
-        const uint32_t first = c * p.pairing.destination_step;
-        return {first, first + p.pairing.destination_gap};
+    static __device__ __forceinline__ Places destination(const PhasorCall& call, uint32_t c) {
+        const uint32_t first = c * call.pairing.destination_step;
+        return {first, first + call.pairing.destination_gap};
     }
-    template <uint32_t kPairs>
-    static __device__ __forceinline__ uint32_t pair(uint32_t c, uint32_t, uint32_t) {
-        static_assert(kPairs == 1, "one pair at a time");
+    static __device__ __forceinline__ uint32_t pair(const PhasorCall&, uint32_t c, uint32_t) {
         return c;
     }
-    template <uint32_t kPairs>
-    static constexpr __device__ uint32_t a(uint32_t) {
-        return 0;
+    static constexpr __device__ uint32_t a(uint32_t) { return 0; }
+    static constexpr __device__ uint32_t b(uint32_t) { return 1; }
+};
+
+// cos and sin of the pairs of a block: of each token, those of each lane's chunk, side by side.
+template <uint32_t kPairs>
+struct SharedAngles {
+    float* cos; // of this thread's token
+    float* sin;
+
+    __device__ __forceinline__ SharedAngles() {
+        extern __shared__ __align__(16) float phasor_shared[];
+        const uint32_t pairs = blockDim.x * kPairs;
+        cos = phasor_shared + threadIdx.z * 2 * pairs;
+        sin = cos + pairs;
     }
-    template <uint32_t kPairs>
-    static constexpr __device__ uint32_t b(uint32_t) {
-        return 1;
+
+    // The threads of a token form its angles: this one those of the pairs at `first`, and at every
+    // blockDim.x * blockDim.y from there.
+    static __device__ __forceinline__ uint32_t first() {
+        return threadIdx.y * blockDim.x + threadIdx.x;
+    }
+
+    // `step`: that of the first of them, in row 0.
+    template <class Pairing>
+    __device__ __forceinline__ void form(const PhasorCall& call, const TokenAngles& token,
+                                         uint32_t chunks, uint32_t first_chunk, uint64_t step) const {
+        bool known = token.row == 0;
+#pragma unroll 1
+        for (uint32_t i = first(); i < blockDim.x * kPairs; i += blockDim.x * blockDim.y) {
+            const uint32_t c = first_chunk + i / kPairs;
+            if (c >= chunks) break;
+            const uint32_t pair = Pairing::pair(call, c, i % kPairs);
+            if (!known && call.angles.source == PHASOR_ANGLES_STEPS) {
+                step = token.first_step(call.angles, pair);
+            }
+            known = false;
+            token.form(call, pair, step, cos[i], sin[i]);
+        }
     }
 };
 
-// One thread's cos and sin for the pairs of its chunk, the attention factor multiplied in.
+// One thread's cos and sin for the pairs of its chunk.
 template <uint32_t kPairs>
 struct ChunkAngles {
     float cos[kPairs];
     float sin[kPairs];
 
-    template <class Pairing, class Angles>
-    __device__ __forceinline__ void fill(const PhasorRopeParams& p, const Angles& at, uint32_t c) {
-        float cos_scale, sin_scale;
-        form<Pairing, kPairs>(p, at, c, cos, sin, cos_scale, sin_scale);
-#pragma unroll
-        for (uint32_t j = 0; j < kPairs; ++j) {
-            cos[j] = __fmul_rn(cos[j], cos_scale);
-            sin[j] = __fmul_rn(sin[j], sin_scale);
+    __device__ __forceinline__ explicit ChunkAngles(const SharedAngles<kPairs>& shared) {
+        if constexpr (kPairs == 4) {
+            const float4 c = reinterpret_cast<const float4*>(shared.cos)[threadIdx.x];
+            const float4 s = reinterpret_cast<const float4*>(shared.sin)[threadIdx.x];
+            cos[0] = c.x, cos[1] = c.y, cos[2] = c.z, cos[3] = c.w;
+            sin[0] = s.x, sin[1] = s.y, sin[2] = s.z, sin[3] = s.w;
+        } else {
+            static_assert(kPairs == 1, "one value or a vector of four");
+            cos[0] = shared.cos[threadIdx.x];
+            sin[0] = shared.sin[threadIdx.x];
         }
     }
 };
@@ -176,8 +193,8 @@ struct Fragment {
         Access::unpack(second, x + kPairs);
 #pragma unroll
         for (uint32_t j = 0; j < kPairs; ++j) {
-            float& a = x[Pairing::template a<kPairs>(j)];
-            float& b = x[Pairing::template b<kPairs>(j)];
+            float& a = x[Pairing::a(j)];
+            float& b = x[Pairing::b(j)];
             const float cos = angles.cos[j];
             const float sin = angles.sin[j];
             const float a_rotated = __fmaf_rn(a, cos, -__fmul_rn(b, sin));
@@ -185,144 +202,177 @@ struct Fragment {
             a = a_rotated;
             b = b_rotated;
         }
-        first = Access::pack(x);
-        second = Access::pack(x + kPairs);
+        Access::pack(x, first);
+        Access::pack(x + kPairs, second);
     }
 };
 
-// The rows of q and k that belong to one token: addresses of dim 0 of head 0.
-struct TokenRows {
-    uint64_t q_source, q_destination, k_source, k_destination;
+// The heads of q and k that belong to one token, numbered through: head h of k follows those of q.
+struct TokenHeads {
+    uint64_t q, k;
+    int64_t q_stride, k_stride;
 
-    __device__ __forceinline__ TokenRows(const PhasorRopeParams& p, int64_t b, int64_t s)
-        : q_source(p.q.source + b * p.q.source_strides.batch + s * p.q.source_strides.sequence),
-          q_destination(p.q.destination + b * p.q.destination_strides.batch +
-                        s * p.q.destination_strides.sequence),
-          k_source(p.k.source + b * p.k.source_strides.batch + s * p.k.source_strides.sequence),
-          k_destination(p.k.destination + b * p.k.destination_strides.batch +
-                        s * p.k.destination_strides.sequence) {}
+    // `at` bytes into the rotated window.
+    __device__ __forceinline__ TokenHeads(const PhasorView& q_view, const PhasorView& k_view,
+                                          uint32_t q_at, uint32_t k_at, uint32_t q_heads, uint32_t b,
+                                          uint32_t t)
+        : q(q_view.address + b * q_view.batch + t * q_view.token + q_at),
+          k(k_view.address + b * k_view.batch + t * k_view.token + k_at - q_heads * k_view.head),
+          q_stride(q_view.head),
+          k_stride(k_view.head) {}
+
+    __device__ __forceinline__ uint64_t address(uint32_t h, bool is_q) const {
+        return (is_q ? q : k) + h * (is_q ? q_stride : k_stride);
+    }
 };
 
 // Copies the dims of a head that do not rotate, for a destination that is not the source.
 template <class Access, class Element>
-__device__ __forceinline__ void copy_unrotated(const PhasorTensor& tensor, uint64_t source,
-                                               uint64_t destination, uint32_t rotary_dim) {
+__device__ __forceinline__ void copy_unrotated(const PhasorStream& stream, uint32_t b, uint32_t t,
+                                               uint32_t rotary_dim) {
+    if (stream.in_place) return;
     constexpr uint32_t kBytes = Access::kPairs * Element::kBytes;
-    const uint32_t prefix = tensor.rotary_offset / Access::kPairs;
+    const uint64_t source = stream.source.address + b * stream.source.batch + t * stream.source.token;
+    const uint64_t destination =
+        stream.destination.address + b * stream.destination.batch + t * stream.destination.token;
+    const uint32_t prefix = stream.rotary_offset / Access::kPairs;
     const uint32_t rotated = rotary_dim / Access::kPairs;
-    const uint32_t units = tensor.head_dim / Access::kPairs - rotated;
-    for (uint32_t h = blockIdx.y * blockDim.y + threadIdx.y; h < tensor.heads;
+    const uint32_t units = stream.head_dim / Access::kPairs - rotated;
+    for (uint32_t h = blockIdx.y * blockDim.y + threadIdx.y; h < stream.heads;
          h += gridDim.y * blockDim.y) {
-        const uint64_t from = source + h * tensor.source_strides.head;
-        const uint64_t to = destination + h * tensor.destination_strides.head;
+        const uint64_t from = source + h * stream.source.head;
+        const uint64_t to = destination + h * stream.destination.head;
         for (uint32_t i = threadIdx.x; i < units; i += blockDim.x) {
             const uint64_t at = static_cast<uint64_t>(i < prefix ? i : i + rotated) * kBytes;
-            Access::store(to + at, Access::load(from + at));
+            typename Access::Storage v;
+            Access::load(from + at, v);
+            Access::store(to + at, v);
         }
     }
 }
 
-template <class Element, class Pairing, class Angles, template <class> class Width>
-__device__ __forceinline__ void rope(const PhasorRopeParams& p) {
-    using Access = Width<Element>;
+template <class Element, class Pairing>
+__device__ __forceinline__ void rope(const PhasorCall& call) {
+    using Access = typename Pairing::template Access<Element>;
     constexpr uint32_t kPairs = Access::kPairs;
-    // Heads whose loads are in flight together. More of them do not fit in registers beside the
-    // angles of a wide chunk.
+    // Heads whose loads are in flight together.
     constexpr uint32_t kHeads = 4;
 
-    const uint32_t pairs = p.angles.pairs;
-    const uint32_t chunks = pairs / kPairs;
-    const uint32_t heads = p.q.heads + p.k.heads;
+    ptx::launch_dependents();
+    // Every thread waits once, whatever it has to do: before it reads or writes q and k, before it
+    // reads ids unless they are promised, and before it ends.
+    bool waits_later = (call.flags & PHASOR_ANGLES_BEFORE_WAIT) != 0;
+    if (!waits_later) ptx::wait_for_earlier_work();
+
+    uint32_t b = 0, group = blockIdx.x;
+    if (call.batch > 1) {
+        b = group / call.token_groups;
+        group -= b * call.token_groups;
+    }
+    const uint32_t t = group * blockDim.z + threadIdx.z;
+    const uint32_t chunks = call.angles.pairs / kPairs;
+    const uint32_t heads = call.q.heads + call.k.heads;
     const uint32_t head_step = gridDim.y * blockDim.y;
-    const int64_t batch = static_cast<int64_t>(p.batch);
-    const int64_t sequence = static_cast<int64_t>(p.sequence);
+    const uint32_t first_head = blockIdx.y * blockDim.y + threadIdx.y;
+    const bool has_token = t < call.tokens;
+    // Threads of tokens past the last one have nothing to do but to wait with the others.
+    const uint32_t own_chunks = has_token ? chunks : 0;
+    const SharedAngles<kPairs> shared;
 
-    for (int64_t b = blockIdx.z; b < batch; b += gridDim.z) {
-        for (int64_t s = static_cast<int64_t>(blockIdx.x) * blockDim.z + threadIdx.z; s < sequence;
-             s += static_cast<int64_t>(gridDim.x) * blockDim.z) {
-            const TokenRows rows(p, b, s);
-            const Angles at(p, b, s);
-            const bool rotates = at.rotates(p.angles);
+    // Chunks that the lanes of a block hold at a time. The loop goes round as often for each thread of
+    // the block, so that all meet at its barriers.
+    for (uint32_t first_chunk = blockIdx.z * blockDim.x; first_chunk < chunks;
+         first_chunk += gridDim.z * blockDim.x) {
+        const uint32_t c = first_chunk + threadIdx.x;
+        const bool has_work = c < own_chunks && first_head < heads;
+        const Places from = Pairing::source(call, c);
+        const TokenHeads sources(call.q.source, call.k.source,
+                                 (call.q.rotary_offset + from.first) * Element::kBytes,
+                                 (call.k.rotary_offset + from.first) * Element::kBytes,
+                                 call.q.heads, b, t);
+        const uint32_t source_gap = (from.second - from.first) * Element::kBytes;
 
-            for (uint32_t c = threadIdx.x; c < chunks; c += blockDim.x) {
-                const Places from = Pairing::template source<kPairs>(p, c);
-                const Places to = Pairing::template destination<kPairs>(p, c);
-
-                ChunkAngles<kPairs> angles;
-                bool formed = false;
-                for (uint32_t h0 = blockIdx.y * blockDim.y + threadIdx.y; h0 < heads;
-                     h0 += kHeads * head_step) {
-                    Fragment<Access> fragment[kHeads];
-                    uint64_t destination[kHeads];
+        Fragment<Access> fragment[kHeads];
+        uint64_t source[kHeads];
+        const auto load = [&](uint32_t h0) {
 #pragma unroll
-                    for (uint32_t u = 0; u < kHeads; ++u) {
-                        const uint32_t h = h0 + u * head_step;
-                        if (h >= heads) break;
-                        const bool is_q = h < p.q.heads;
-                        const int64_t i = is_q ? h : h - p.q.heads;
-                        const uint64_t in_head =
-                            static_cast<uint64_t>(is_q ? p.q.rotary_offset : p.k.rotary_offset) *
-                            Element::kBytes;
-                        const uint64_t source =
-                            in_head + (is_q ? rows.q_source + i * p.q.source_strides.head
-                                            : rows.k_source + i * p.k.source_strides.head);
-                        destination[u] =
-                            in_head +
-                            (is_q ? rows.q_destination + i * p.q.destination_strides.head
-                                  : rows.k_destination + i * p.k.destination_strides.head);
-                        fragment[u].first = Access::load(source + from.first * Element::kBytes);
-                        fragment[u].second = Access::load(source + from.second * Element::kBytes);
-                    }
-                    // After the first loads have been issued, so that they hide the arithmetic.
-                    if (rotates && !formed) {
-                        angles.template fill<Pairing>(p, at, c);
-                        formed = true;
-                    }
+            for (uint32_t u = 0; u < kHeads; ++u) {
+                const uint32_t h = h0 + u * head_step;
+                if (h >= heads) break;
+                source[u] = sources.address(h, h < call.q.heads);
+                Access::load(source[u], fragment[u].first);
+                Access::load(source[u] + source_gap, fragment[u].second);
+            }
+        };
+
+        // In this order, so that the longest way, from a position over the angles to the first
+        // store, starts first, and nothing waits before all loads are on their way.
+        const bool early = waits_later;
+        const uint32_t form_chunk = first_chunk + shared.first() / kPairs;
+        TokenAngles token(call, b, has_token ? t : 0);
+        uint64_t step = 0;
+        if (call.angles.source == PHASOR_ANGLES_STEPS && form_chunk < own_chunks) {
+            step = token.first_step(call.angles,
+                                    Pairing::pair(call, form_chunk, shared.first() % kPairs));
+        }
+        if (has_work && !early) load(first_head);
+        token.choose_row(call);
+        shared.template form<Pairing>(call, token, own_chunks, first_chunk, step);
+        if (early) {
+            ptx::wait_for_earlier_work();
+            waits_later = false;
+            if (has_work) load(first_head);
+        }
+        __syncthreads();
+        if (has_work) {
+            const ChunkAngles<kPairs> angles(shared);
+            const Places to = Pairing::destination(call, c);
+            const TokenHeads destinations(call.q.destination, call.k.destination,
+                                          (call.q.rotary_offset + to.first) * Element::kBytes,
+                                          (call.k.rotary_offset + to.first) * Element::kBytes,
+                                          call.q.heads, b, t);
+            const uint32_t destination_gap = (to.second - to.first) * Element::kBytes;
+            for (uint32_t h0 = first_head;;) {
 #pragma unroll
-                    for (uint32_t u = 0; u < kHeads; ++u) {
-                        if (h0 + u * head_step >= heads) break;
-                        if (rotates) fragment[u].template rotate<Pairing>(angles);
-                        Access::store(destination[u] + to.first * Element::kBytes,
-                                      fragment[u].first);
-                        Access::store(destination[u] + to.second * Element::kBytes,
-                                      fragment[u].second);
-                    }
+                for (uint32_t u = 0; u < kHeads; ++u) {
+                    const uint32_t h = h0 + u * head_step;
+                    if (h >= heads) break;
+                    if (token.rotates) fragment[u].template rotate<Pairing>(angles);
+                    const uint64_t destination =
+                        call.in_place ? source[u] : destinations.address(h, h < call.q.heads);
+                    Access::store(destination, fragment[u].first);
+                    Access::store(destination + destination_gap, fragment[u].second);
                 }
-            }
-
-            if (p.q.source != p.q.destination) {
-                copy_unrotated<Access, Element>(p.q, rows.q_source, rows.q_destination, 2 * pairs);
-            }
-            if (p.k.source != p.k.destination) {
-                copy_unrotated<Access, Element>(p.k, rows.k_source, rows.k_destination, 2 * pairs);
+                h0 += kHeads * head_step;
+                if (h0 >= heads) break;
+                load(h0);
             }
         }
+        // The next round writes the angles that this one reads.
+        if (first_chunk + gridDim.z * blockDim.x < chunks) __syncthreads();
     }
+    if (waits_later) ptx::wait_for_earlier_work();
+
+    if (call.in_place || !has_token || blockIdx.z != 0) return;
+    copy_unrotated<Access, Element>(call.q, b, t, 2 * call.angles.pairs);
+    copy_unrotated<Access, Element>(call.k, b, t, 2 * call.angles.pairs);
 }
 
-// Blocks that a multiprocessor must hold, with what the angle source needs.
-template <class Access, class Angles>
-constexpr uint32_t kMinBlocks = Access::kMinBlocks;
-template <class Access>
-constexpr uint32_t kMinBlocks<Access, RowAngles> = 2;
+// Blocks of 256 threads that a multiprocessor must hold. Left alone, some versions of ptxas aim for
+// fewer registers than the heads in flight take, and spill.
+template <class Element>
+constexpr uint32_t kMinBlocks = Element::kBytes == 4 ? 3 : 4;
 
 } // namespace phasor
 
-// The entry points of one element type: rope_<pairing>_<dtype>[_rows|_table], and
-// rope_<dtype>[_rows|_table]_narrow for any pairing.
-#define PHASOR_ROPE_KERNEL(name, element, pairing, angles, width)                              \
-    extern "C" __global__ void                                                                 \
-    __launch_bounds__(256, phasor::kMinBlocks<phasor::width<phasor::element>, phasor::angles>) \
-        name(const __grid_constant__ PhasorRopeParams params) {                                \
-        phasor::rope<phasor::element, phasor::pairing, phasor::angles, phasor::width>(params); \
+// The entry points of one element type: rope_<dtype>_<pairing>.
+#define PHASOR_ROPE_KERNEL(name, element, pairing)                              \
+    extern "C" __global__ void __launch_bounds__(256, phasor::kMinBlocks<phasor::element>) \
+        name(const __grid_constant__ PhasorCall call) {                         \
+        phasor::rope<phasor::element, phasor::pairing>(call);                   \
     }
 
-#define PHASOR_ROPE_KERNEL_PAIRINGS(dtype, suffix, element, angles)                                   \
-    PHASOR_ROPE_KERNEL(rope_half_split_##dtype##suffix, element, HalfSplit, angles, Wide)     \
-    PHASOR_ROPE_KERNEL(rope_interleaved_##dtype##suffix, element, Interleaved, angles, Wide)  \
-    PHASOR_ROPE_KERNEL(rope_##dtype##suffix##_narrow, element, AnyPairing, angles, Narrow)
-
-#define PHASOR_ROPE_KERNELS(dtype, element)                          \
-    PHASOR_ROPE_KERNEL_PAIRINGS(dtype, , element, ExactAngles)       \
-    PHASOR_ROPE_KERNEL_PAIRINGS(dtype, _rows, element, RowAngles)    \
-    PHASOR_ROPE_KERNEL_PAIRINGS(dtype, _table, element, TableAngles)
+#define PHASOR_ROPE_KERNELS(dtype, element)                                     \
+    PHASOR_ROPE_KERNEL(rope_##dtype##_half_split, element, HalfSplit)           \
+    PHASOR_ROPE_KERNEL(rope_##dtype##_interleaved, element, Interleaved)        \
+    PHASOR_ROPE_KERNEL(rope_##dtype##_any, element, AnyPairing)

@@ -18,9 +18,9 @@ import pathlib
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SOURCES = ["rope_f32", "rope_f16", "rope_bf16", "params_layout"]
-HEADERS = ["phasor_params.h", "ptx.cuh", "element.cuh", "angle.cuh", "rope.cuh"]
-ARCHITECTURES = ["compute_75", "compute_80"]
+SOURCES = ["rope_f32", "rope_f16", "rope_bf16", "call_layout"]
+HEADERS = ["phasor_call.h", "ptx.cuh", "element.cuh", "angle.cuh", "rope.cuh"]
+ARCHITECTURES = ["compute_75", "compute_80", "compute_90"]
 NVRTC_VERSION = (12, 0)
 
 

@@ -5,11 +5,11 @@ use std::borrow::Cow;
 
 use crate::element::{Dtype, Element};
 use crate::plan::{InOut, Plan, Problem};
-use crate::positions::{PositionIds, Positions, PositionsIn};
-use crate::{Error, Host, HostRotator, Rope};
+use crate::positions::{Positions, PositionsIn};
+use crate::{Error, Host, HostDestination, HostRotator, Rope};
 
 #[cfg(feature = "cuda")]
-use crate::cuda::{self, Cuda, CudaPositionIds, CudaPositions, CudaRotator};
+use crate::cuda::{self, Cuda, CudaPositions, CudaRotator};
 #[cfg(feature = "cuda")]
 use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut};
 #[cfg(feature = "cuda")]
@@ -145,7 +145,7 @@ impl Device {
     ///
     /// # Errors
     /// [`Error::Driver`] if the device has no room.
-    pub fn upload<T: Element>(&self, data: &[T]) -> Result<Buffer<T>, Error> {
+    pub fn upload<T: DeviceElement>(&self, data: &[T]) -> Result<Buffer<T>, Error> {
         Ok(Buffer(self.memory(data)?))
     }
 
@@ -154,18 +154,7 @@ impl Device {
     /// # Errors
     /// [`Error::Driver`] if the device has no room.
     pub fn positions(&self, positions: Positions<'_>) -> Result<DevicePositions, Error> {
-        positions.try_map(
-            |&ids| self.upload_ids(ids),
-            |&rows| self.memory(rows).map(RowBuffer),
-        )
-    }
-
-    fn upload_ids(&self, ids: PositionIds<'_>) -> Result<PositionBuffer, Error> {
-        Ok(PositionBuffer(match ids {
-            PositionIds::I32(ids) => IdMemory::I32(self.memory(ids)?),
-            PositionIds::I64(ids) => IdMemory::I64(self.memory(ids)?),
-            PositionIds::U32(ids) => IdMemory::U32(self.memory(ids)?),
-        }))
+        positions.try_map(|&ids| self.memory(ids).map(DeviceMemory))
     }
 
     fn memory<T: Stored>(&self, data: &[T]) -> Result<Memory<T>, Error> {
@@ -234,7 +223,7 @@ enum Memory<T> {
     Cuda(CudaSlice<T>),
 }
 
-impl<T: Element> Buffer<T> {
+impl<T: DeviceElement> Buffer<T> {
     /// Elements.
     pub fn len(&self) -> usize {
         match &self.0 {
@@ -263,22 +252,11 @@ impl<T: Element> Buffer<T> {
 }
 
 /// Positions on a [`Device`], made by [`Device::positions`].
-pub type DevicePositions = PositionsIn<PositionBuffer, RowBuffer>;
+pub type DevicePositions = PositionsIn<DeviceMemory>;
 
-/// Position values on a [`Device`].
+/// Bytes of ids on a [`Device`].
 #[derive(Debug)]
-pub struct PositionBuffer(IdMemory);
-
-#[derive(Debug)]
-enum IdMemory {
-    I32(Memory<i32>),
-    I64(Memory<i64>),
-    U32(Memory<u32>),
-}
-
-/// Indices of rows of frequencies on a [`Device`].
-#[derive(Debug)]
-pub struct RowBuffer(Memory<u32>);
+pub struct DeviceMemory(Memory<u8>);
 
 impl<T> Memory<T> {
     fn host(&self, _what: &'static str) -> Result<&[T], Error> {
@@ -359,7 +337,7 @@ impl Rotator {
     /// # Errors
     /// Those of [`HostRotator::rotate`], and [`Error::DeviceMismatch`] for a buffer or positions
     /// elsewhere.
-    pub fn rotate<T: Element>(
+    pub fn rotate<T: DeviceElement>(
         &self,
         plan: &Plan,
         q: Option<DeviceInOut<'_, T>>,
@@ -369,20 +347,20 @@ impl Rotator {
         match &self.0 {
             AnyRotator::Host(rotator) => {
                 let q = q
-                    .map(|q| q.try_map(Buffer::host, Buffer::host_mut))
+                    .map(|q| q.try_map(Buffer::host, Buffer::host_mut, Buffer::host_destination))
                     .transpose()?;
                 let k = k
-                    .map(|k| k.try_map(Buffer::host, Buffer::host_mut))
+                    .map(|k| k.try_map(Buffer::host, Buffer::host_mut, Buffer::host_destination))
                     .transpose()?;
                 rotator.rotate(plan, q, k, positions.on_host()?)
             }
             #[cfg(feature = "cuda")]
             AnyRotator::Cuda { rotator, stream } => {
                 let q = q
-                    .map(|q| q.try_map(Buffer::cuda, Buffer::cuda_mut))
+                    .map(|q| q.try_map(Buffer::cuda, Buffer::cuda_mut, Buffer::cuda_mut))
                     .transpose()?;
                 let k = k
-                    .map(|k| k.try_map(Buffer::cuda, Buffer::cuda_mut))
+                    .map(|k| k.try_map(Buffer::cuda, Buffer::cuda_mut, Buffer::cuda_mut))
                     .transpose()?;
                 rotator.rotate(stream, plan, q, k, &positions.on_cuda()?)
             }
@@ -393,7 +371,7 @@ impl Rotator {
     ///
     /// # Errors
     /// Those of [`rotate`](Self::rotate).
-    pub fn rotate_one_buffer<T: Element>(
+    pub fn rotate_one_buffer<T: DeviceElement>(
         &self,
         plan: &Plan,
         buffer: &mut Buffer<T>,
@@ -413,40 +391,26 @@ impl Rotator {
 
 impl DevicePositions {
     fn on_host(&self) -> Result<Positions<'_>, Error> {
-        self.try_map(
-            |PositionBuffer(ids)| {
-                Ok(match ids {
-                    IdMemory::I32(ids) => PositionIds::I32(ids.host("positions")?),
-                    IdMemory::I64(ids) => PositionIds::I64(ids.host("positions")?),
-                    IdMemory::U32(ids) => PositionIds::U32(ids.host("positions")?),
-                })
-            },
-            |RowBuffer(rows)| rows.host("frequency rows"),
-        )
+        self.try_map(|DeviceMemory(ids)| ids.host("positions"))
     }
 
     #[cfg(feature = "cuda")]
     fn on_cuda(&self) -> Result<CudaPositions<'_>, Error> {
-        self.try_map(
-            |PositionBuffer(ids)| {
-                Ok(match ids {
-                    IdMemory::I32(ids) => CudaPositionIds::I32(ids.cuda("positions")?),
-                    IdMemory::I64(ids) => CudaPositionIds::I64(ids.cuda("positions")?),
-                    IdMemory::U32(ids) => CudaPositionIds::U32(ids.cuda("positions")?),
-                })
-            },
-            |RowBuffer(rows)| rows.cuda("frequency rows"),
-        )
+        self.try_map(|DeviceMemory(ids)| ids.cuda("positions"))
     }
 }
 
-impl<T: Element> Buffer<T> {
+impl<T: DeviceElement> Buffer<T> {
     fn host(&self) -> Result<&[T], Error> {
         self.0.host("a tensor")
     }
 
     fn host_mut(&mut self) -> Result<&mut [T], Error> {
         self.0.host_mut("a tensor")
+    }
+
+    fn host_destination(&mut self) -> Result<HostDestination<'_, T>, Error> {
+        Ok(self.host_mut()?.into())
     }
 
     #[cfg(feature = "cuda")]
@@ -459,6 +423,17 @@ impl<T: Element> Buffer<T> {
         self.0.cuda_mut("a tensor")
     }
 }
+
+/// An [`Element`] that a [`Device`] can hold: all of them.
+#[cfg(feature = "cuda")]
+pub trait DeviceElement: Element + cudarc::driver::DeviceRepr {}
+#[cfg(feature = "cuda")]
+impl<T: Element + cudarc::driver::DeviceRepr> DeviceElement for T {}
+/// An [`Element`] that a [`Device`] can hold: all of them.
+#[cfg(not(feature = "cuda"))]
+pub trait DeviceElement: Element {}
+#[cfg(not(feature = "cuda"))]
+impl<T: Element> DeviceElement for T {}
 
 /// What buffers hold.
 #[cfg(feature = "cuda")]

@@ -4,6 +4,7 @@ use half::{bf16, f16};
 
 /// The type of the elements of q and k. Angles and arithmetic are f32 in all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Dtype {
     /// IEEE binary32.
     F32,
@@ -48,30 +49,12 @@ mod sealed {
     impl Sealed for half::bf16 {}
 }
 
-/// What the CUDA backend asks of an element type.
-#[cfg(feature = "cuda")]
-pub(crate) use cuda_element::DeviceElement;
-#[cfg(feature = "cuda")]
-mod cuda_element {
-    pub trait DeviceElement: cudarc::driver::DeviceRepr {}
-    impl<T: cudarc::driver::DeviceRepr> DeviceElement for T {}
-}
-#[cfg(not(feature = "cuda"))]
-pub(crate) use host_element::DeviceElement;
-#[cfg(not(feature = "cuda"))]
-mod host_element {
-    pub trait DeviceElement {}
-    impl<T> DeviceElement for T {}
-}
-
 /// An element of q and k: [`f32`], [`half::f16`] or [`half::bf16`].
 ///
 /// Conversion to f32 is exact. Conversion from f32 rounds to nearest even, keeps infinities,
 /// signed zeros and subnormals, and turns every NaN into the canonical one that NVIDIA GPUs
 /// produce: `0x7fffffff` (f32) or `0x7fff` (f16, bf16).
-pub trait Element:
-    sealed::Sealed + crate::host::VectorElement + DeviceElement + Copy + Default + Send + Sync + 'static
-{
+pub trait Element: sealed::Sealed + Copy + Default + Send + Sync + 'static {
     /// The [`Dtype`] of this type.
     const DTYPE: Dtype;
     /// The value, exactly.

@@ -99,20 +99,9 @@ pub enum Error {
     #[error("frequency row {row} of {rows}: rows are numbered from 0")]
     FrequencyRowOutOfRange {
         /// The row asked for.
-        row: u32,
+        row: i64,
         /// Rows there are.
         rows: usize,
-    },
-    /// A call says which rows of frequencies to use in another way than the plan.
-    #[error(
-        "the plan needs {planned}, the call gives {given}: plan with Problem::frequency_rows, and \
-         give the rows with the positions"
-    )]
-    FrequencyRowMismatch {
-        /// What the plan needs.
-        planned: crate::FrequencyRowKind,
-        /// What the call gives.
-        given: crate::FrequencyRowKind,
     },
     /// Too few or too many row indices.
     #[error("{got} frequency row indices given, give {expected}: {kind}")]
@@ -121,7 +110,7 @@ pub enum Error {
         expected: usize,
         /// What was given.
         got: usize,
-        /// The plan's kind.
+        /// How they are given.
         kind: crate::FrequencyRowKind,
     },
     /// The arrays of a table do not form rows.
@@ -177,8 +166,8 @@ pub enum Error {
     },
     /// A layout counts past what 64-bit byte offsets or kernel counters hold.
     #[error(
-        "{tensor}: the layout is too large: bytes read and written must stay below 2^63, and heads \
-         and head_dim below 2^28 each"
+        "{tensor}: the layout is too large: bytes read and written must stay below 2^63, heads and \
+         head_dim below 2^28 each, and tokens of the whole batch below 2^31"
     )]
     LayoutTooLarge {
         /// The tensor.
@@ -227,6 +216,36 @@ pub enum Error {
         /// Elements that the buffer has.
         got: usize,
     },
+    /// A buffer has room for more than the plan rotates, as if the plan were of an earlier step.
+    #[error(
+        "{what}: the buffer has {got} elements, room for another {more} after the {needed} that the \
+         plan reaches: plan for what is to be rotated, take Plan::first_tokens or first_sequences of a \
+         larger plan, or say with Problem::longer_buffers that more room is meant"
+    )]
+    BufferHasRoom {
+        /// The buffer.
+        what: &'static str,
+        /// What there is room for: `token` or `sequence`.
+        more: &'static str,
+        /// Elements that the layout reaches.
+        needed: usize,
+        /// Elements that the buffer has.
+        got: usize,
+    },
+    /// A part of a plan is larger than the plan.
+    #[error(
+        "the plan has {planned:?} [batch, tokens], {asked:?} were asked for: plan for the most that a \
+         step has, and take parts of that"
+    )]
+    NotInPlan {
+        /// `[batch, tokens]` of the plan.
+        planned: [usize; 2],
+        /// `[batch, tokens]` of the part.
+        asked: [usize; 2],
+    },
+    /// A problem has neither q nor k.
+    #[error("there is nothing to rotate: give the problem a layout, with Problem::q or Problem::k")]
+    NothingToRotate,
     /// A tensor is given where the plan has none, or the other way round, or in place against out
     /// of place.
     #[error(
@@ -259,17 +278,6 @@ pub enum Error {
         /// The buffers'.
         given: Dtype,
     },
-    /// Positions are of another kind than the plan's.
-    #[error(
-        "the plan was made for positions as {planned}, the call gives {given}: choose the kind with \
-         Problem::positions"
-    )]
-    PositionKindMismatch {
-        /// The plan's.
-        planned: crate::PositionKind,
-        /// The call's.
-        given: crate::PositionKind,
-    },
     /// Too few or too many positions.
     #[error("{got} positions given, give {expected}: {kind}")]
     PositionsLength {
@@ -277,7 +285,7 @@ pub enum Error {
         expected: usize,
         /// What was given.
         got: usize,
-        /// The plan's kind.
+        /// How they are given.
         kind: crate::PositionKind,
     },
     /// A position has no row in the table.

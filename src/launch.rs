@@ -1,636 +1,294 @@
-//! A plan as a kernel launch: which kernel, on what grid, with which parameter bytes.
+//! A call as a kernel launch: which kernel, on what grid, with which parameter bytes.
 //!
 //! This is data. The CUDA backend hands it to the driver; tests execute the same data elsewhere.
 
-use crate::element::Dtype;
-use crate::layout::Layout;
-use crate::params::{
-    PHASOR_OUT_OF_RANGE_CLAMP, PHASOR_OUT_OF_RANGE_PASS_THROUGH, PHASOR_POSITION_I32,
-    PHASOR_POSITION_I64, PHASOR_POSITION_NONE, PHASOR_POSITION_U32, PHASOR_ROW_BY_POSITION,
-    PHASOR_ROW_CALL, PHASOR_ROW_IDS, PhasorAngles, PhasorPairing, PhasorPositions,
-    PhasorRopeParams, PhasorRows, PhasorStrides, PhasorTensor,
+use crate::call::{
+    Call, PHASOR_ANGLES_BEFORE_WAIT, PHASOR_IDS_NONE, PhasorCall, PhasorStream, PhasorView,
 };
-use crate::plan::{Plan, PlannedTensor};
-use crate::positions::{FrequencyRowKind, PositionKind, Positions};
-use crate::rope::{Pairing, Rope};
-use crate::{Angles, Error, OutOfRange};
-
-/// What a kernel forms its angles from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum AngleKind {
-    /// One step per pair.
-    Exact,
-    /// Steps of several rows or axes, and a factor per row.
-    Rows,
-    /// A table of cos and sin.
-    Table,
-}
-
-impl AngleKind {
-    /// All kinds, in the order of [`Kernel::index`].
-    pub const ALL: [AngleKind; 3] = [AngleKind::Exact, AngleKind::Rows, AngleKind::Table];
-
-    /// The kind that an angle source needs.
-    pub fn of(angles: &Angles) -> Self {
-        match angles {
-            Angles::Exact(frequencies) if frequencies.axes() == 1 => AngleKind::Exact,
-            Angles::Exact(_) | Angles::Rows(_) => AngleKind::Rows,
-            Angles::Table(_) => AngleKind::Table,
-        }
-    }
-
-    const fn suffix(self) -> &'static str {
-        match self {
-            AngleKind::Exact => "",
-            AngleKind::Rows => "_rows",
-            AngleKind::Table => "_table",
-        }
-    }
-}
-
-/// How a kernel accesses q and k.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Access {
-    /// 16 bytes at a time, for one pairing.
-    Wide(Pairing),
-    /// One element at a time, for any pairing, also one that differs in what is written.
-    Narrow,
-}
+use crate::element::Dtype;
+use crate::rope::Pairing;
 
 /// One entry point of the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Kernel {
     /// Element type; each has a module of its own.
     pub dtype: Dtype,
-    /// How it accesses q and k.
-    pub access: Access,
-    /// What angles are formed from.
-    pub angles: AngleKind,
+    /// The pairing that it serves, by vectors of [`vector`](Self::vector) elements; `None` for any
+    /// pairing, also one that differs in what is written, by single elements.
+    pub pairing: Option<Pairing>,
 }
 
 impl Kernel {
     /// Kernels of one element type.
-    pub const PER_DTYPE: usize = Self::ACCESSES.len() * AngleKind::ALL.len();
+    pub const PER_DTYPE: usize = Self::PAIRINGS.len();
 
-    const ACCESSES: [Access; 3] = [
-        Access::Wide(Pairing::HalfSplit),
-        Access::Wide(Pairing::Interleaved),
-        Access::Narrow,
-    ];
+    const PAIRINGS: [Option<Pairing>; 3] =
+        [Some(Pairing::HalfSplit), Some(Pairing::Interleaved), None];
 
     /// All kernels of an element type, in the order of [`index`](Self::index).
     pub fn all(dtype: Dtype) -> [Kernel; Self::PER_DTYPE] {
-        std::array::from_fn(|index| Kernel {
-            dtype,
-            access: Self::ACCESSES[index / AngleKind::ALL.len()],
-            angles: AngleKind::ALL[index % AngleKind::ALL.len()],
-        })
+        Self::PAIRINGS.map(|pairing| Kernel { dtype, pairing })
     }
 
     /// Its place among the kernels of its element type.
     pub fn index(self) -> usize {
-        let access = match self.access {
-            Access::Wide(Pairing::HalfSplit) => 0,
-            Access::Wide(Pairing::Interleaved) => 1,
-            Access::Narrow => 2,
-        };
-        access * AngleKind::ALL.len() + self.angles as usize
-    }
-
-    /// Whether it accesses 16 bytes at a time.
-    pub fn is_wide(self) -> bool {
-        self.pairing().is_some()
-    }
-
-    /// The pairing, if it serves only one.
-    pub fn pairing(self) -> Option<Pairing> {
-        match self.access {
-            Access::Wide(pairing) => Some(pairing),
-            Access::Narrow => None,
+        match self.pairing {
+            Some(Pairing::HalfSplit) => 0,
+            Some(Pairing::Interleaved) => 1,
+            None => 2,
         }
     }
 
-    /// The entry's name: `rope_<pairing>_<dtype>[_rows|_table]`, or
-    /// `rope_<dtype>[_rows|_table]_narrow`.
+    /// Elements of q and k that it accesses at a time, and pairs that a thread rotates of a head.
+    pub fn vector(self) -> usize {
+        match self.pairing {
+            Some(_) => VECTOR,
+            None => 1,
+        }
+    }
+
+    /// The entry's name: `rope_<dtype>_<pairing>`, where the pairing is `half_split`, `interleaved` or
+    /// `any`.
     pub fn name(self) -> String {
-        let (dtype, angles) = (self.dtype.name(), self.angles.suffix());
-        match self.access {
-            Access::Wide(pairing) => format!("rope_{}_{dtype}{angles}", pairing.name()),
-            Access::Narrow => format!("rope_{dtype}{angles}_narrow"),
+        let pairing = self.pairing.map_or("any", Pairing::name);
+        format!("rope_{}_{pairing}", self.dtype.name())
+    }
+}
+
+/// Elements of a vector: 8 bytes of 16-bit types, 16 of f32. On an H200, with q and k of 32 and 8 heads
+/// of 128, vectors of 8 bytes were as fast as those of 16 in bf16 or faster at every size, with half
+/// the registers; in f32 those of 16 bytes were 1% faster at 32,768 tokens.
+const VECTOR: usize = 4;
+
+/// How a launch stands to the work that was enqueued before it.
+///
+/// A dependent launch (programmatic dependent launch, compute capability 9.0 and later) may start while
+/// the kernel before it still runs: it prepares itself, and waits until all earlier work has ended before
+/// it reads or writes q and k. What that is worth, in µs that a rotation adds after another kernel that
+/// has just written the same q and k (H200, bf16, half-split, 32 and 8 heads of 128; the figures are of a
+/// prototype with these launch modes):
+///
+/// | tokens | the kernel before | ordinary | dependent | dependent, positions settled |
+/// |--:|---|--:|--:|--:|
+/// | 1 | lets dependents start at its beginning | 1.39 | 0.88 | 0.93 |
+/// | 1 | does not | 1.39 | 1.40 | 1.57 |
+/// | 32 | lets dependents start at its beginning | 1.51 | 0.95 | 0.72 |
+/// | 32 | does not | 1.53 | 1.61 | 1.71 |
+/// | 256 | lets dependents start at its beginning | 2.11 | 1.82 | 1.44 |
+/// | 256 | does not | 2.10 | 2.26 | 2.18 |
+/// | 2,048 | lets dependents start at its beginning | 8.38 | 7.89 | 7.79 |
+/// | 2,048 | does not | 8.38 | 8.39 | 9.07 |
+///
+/// So it pays after a kernel that executes `griddepcontrol.launch_dependents`
+/// (`cudaTriggerProgrammaticLaunchCompletion`), as these kernels do themselves, and costs a little after
+/// one that does not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LaunchMode {
+    /// After all earlier work of the stream.
+    #[default]
+    Ordinary,
+    /// Dependent. With positions from a start, angles are formed before the wait; with those in device
+    /// memory after it.
+    Dependent,
+    /// Dependent, and the caller promises that positions and rows of frequencies in device memory are
+    /// written by no work of the stream that may still be running when this kernel starts. That is not
+    /// just the kernel before: in a chain of dependent launches several are in flight. Ids that were
+    /// uploaded before the chain began, or behind an event or an ordinary launch since, are settled.
+    /// Angles are then formed before the wait.
+    ///
+    /// A false promise gives angles of other positions, and never an access out of bounds.
+    DependentPositionsSettled,
+}
+
+/// What calls are launched on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Target {
+    /// Multiprocessors of the device. Their number shapes the grid, and never the result.
+    pub multiprocessors: u32,
+    /// How launches stand to earlier work. Only for images that were compiled for compute capability
+    /// 9.0 or later is this another than ordinary.
+    pub mode: LaunchMode,
+}
+
+impl Target {
+    /// Ordinary launches on a device.
+    pub const fn new(multiprocessors: u32) -> Self {
+        Self {
+            multiprocessors,
+            mode: LaunchMode::Ordinary,
         }
+    }
+
+    /// In another mode.
+    pub const fn with_mode(mut self, mode: LaunchMode) -> Self {
+        self.mode = mode;
+        self
     }
 }
 
 /// A kernel launch.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Launch {
     /// The kernel.
     pub kernel: Kernel,
-    /// Blocks: over tokens, heads, batch rows.
+    /// Blocks: tokens of all sequences, heads, dims of wide heads.
     pub grid: [u32; 3],
     /// Threads: lanes of a head, heads, tokens.
     pub block: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub shared_bytes: u32,
+    /// Whether it is launched dependently (`CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`).
+    pub dependent: bool,
     /// The kernel's one parameter, passed by value.
-    pub params: PhasorRopeParams,
+    pub params: PhasorCall,
 }
 
-/// Device addresses of the buffers of one tensor.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TensorAddresses {
-    /// Start of the buffer that is read; the layout's offset is added to it. Not used in place.
-    pub source: u64,
-    /// Start of the buffer that is written.
-    pub destination: u64,
-}
-
-/// Device addresses of an angle source.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AngleAddresses {
-    /// `u64` steps, one per pair.
-    Exact {
-        /// 16-byte aligned.
-        steps: u64,
-    },
-    /// Steps of several rows or axes.
-    Rows {
-        /// `u64[rows, axes, pairs]`, 16-byte aligned.
-        steps: u64,
-        /// Attention factors, `f32[rows]`.
-        factors: u64,
-    },
-    /// Table rows.
-    Table {
-        /// `f32[rows, pairs]`, 8-byte aligned.
-        cos: u64,
-        /// `f32[rows, pairs]`, 8-byte aligned.
-        sin: u64,
-    },
-}
-
-/// Type of position values in device memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum PositionDtype {
-    /// Signed 32-bit.
-    I32,
-    /// Signed 64-bit.
-    I64,
-    /// Unsigned 32-bit.
-    U32,
-}
-
-impl PositionDtype {
-    /// Bytes of one value.
-    pub const fn size(self) -> usize {
-        match self {
-            PositionDtype::I32 | PositionDtype::U32 => 4,
-            PositionDtype::I64 => 8,
-        }
-    }
-}
-
-/// The positions of one launch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PositionAddresses {
-    /// For [`PositionKind::Start`].
-    Start(i64),
-    /// For the other kinds: as many values as the plan needs, aligned to their size.
-    Ids {
-        /// Device address.
-        address: u64,
-        /// Type of the values.
-        dtype: PositionDtype,
-    },
-}
-
-/// The rows of frequencies of one launch.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum RowAddresses {
-    /// For [`FrequencyRowKind::None`].
-    #[default]
-    None,
-    /// For [`FrequencyRowKind::Call`].
-    Call(u32),
-    /// For the other kinds: the address of as many `u32` as the plan needs. An index past the last
-    /// row is the last row.
-    Ids(u64),
-}
-
-/// All addresses of one launch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Addresses {
-    /// Ignored where the plan has no q.
-    pub q: TensorAddresses,
-    /// Ignored where the plan has no k.
-    pub k: TensorAddresses,
-    /// The angle source.
-    pub angles: AngleAddresses,
-    /// The positions.
-    pub positions: PositionAddresses,
-    /// The rows of frequencies.
-    pub rows: RowAddresses,
-}
-
-/// Threads of a full block; the kernels' launch bounds allow no more.
-const BLOCK: u32 = 256;
-/// Most lanes of a block that share a head; wider heads loop.
-const MAX_LANES: u32 = 64;
-/// Heads that one thread visits where there is work for the whole device.
-const HEADS_PER_THREAD: u32 = 8;
-/// Threads per multiprocessor below which heads are spread over more threads.
-const BUSY_THREADS: u64 = 512;
-const MAX_GRID_X: u64 = (1 << 31) - 1;
-const MAX_GRID_YZ: u64 = 65_535;
+/// Most threads of a block; the kernels' launch bounds allow no more.
+const MOST_THREADS: u32 = 256;
+/// Most lanes of a block that share a head; wider heads take several blocks.
+const MOST_LANES: u32 = 64;
+const MOST_GRID_YZ: u32 = 65_535;
 /// The hardware's limit on `blockDim.z`.
-const MAX_BLOCK_Z: u64 = 64;
+const MOST_BLOCK_Z: u32 = 64;
 
-impl Plan {
-    /// The launch that performs this plan on the given addresses; `None` if there is nothing to
-    /// rotate. Allocates nothing.
-    ///
-    /// `multiprocessors` is the device's count; it shapes the grid and never the result.
-    ///
-    /// # Errors
-    /// [`Error::PositionKindMismatch`] if the positions are not of the plan's kind, and
-    /// [`Error::FrequencyRowMismatch`] if the rows are not; [`Error::FrequencyRowOutOfRange`];
-    /// [`Error::PositionOutOfRange`] for a start that a table with [`OutOfRange::Error`] refuses;
-    /// [`Error::PlanMismatch`] if the angle addresses are not of the plan's angle source;
-    /// [`Error::DevicePositionsUnchecked`] for a table with [`OutOfRange::Error`] whose positions
-    /// the host cannot see.
-    pub fn launch(
-        &self,
-        addresses: &Addresses,
-        multiprocessors: u32,
-    ) -> Result<Option<Launch>, Error> {
-        if self.is_empty() {
-            return Ok(None);
-        }
-        // One token per row, as in decoding: the rows become the tokens of one row.
-        let transposed = self.sequence == 1;
-        let positions = self.position_params(&addresses.positions, transposed)?;
-        let rows = self.row_params(&addresses.rows, transposed)?;
-        let angles = self.angle_params(&addresses.angles)?;
-        let tensor = |planned: &Option<PlannedTensor>, at: TensorAddresses| {
-            planned.as_ref().map_or(ABSENT, |planned| {
-                tensor_params(planned, at, self.dtype, transposed)
-            })
-        };
-        let q = tensor(&self.q, addresses.q);
-        let k = tensor(&self.k, addresses.k);
-        let (batch, sequence) = if transposed {
-            (1, self.batch as u64)
-        } else {
-            (self.batch as u64, self.sequence as u64)
-        };
+/// How a call is cut into blocks, where there are so many tokens.
+struct Rule {
+    /// For fewer tokens than this many per multiprocessor.
+    tokens_below: u32,
+    /// Heads that a thread visits.
+    heads_of_thread: u32,
+    /// Threads that a block has, as far as heads and tokens allow.
+    threads: u32,
+    /// Whether a block takes all heads of its tokens, and so forms their angles once.
+    all_heads: bool,
+}
 
-        let wide = self.is_wide(&q, &k, &addresses.angles);
+/// From sweeps over launch shapes of a prototype on an H200, with q and k of 32 and 8 heads of 128,
+/// bf16, half-split: see docs/kernel-launch.md.
+const RULES: [Rule; 2] = [
+    // Up to 32 tokens, blocks of 64 to 160 threads with 4 to 8 heads each were the fastest: 1.57 and
+    // 2.01 µs at 1 and 32 tokens, where one thread that visits 8 heads took 2.60 and 2.89.
+    Rule {
+        tokens_below: 1,
+        heads_of_thread: 1,
+        threads: 64,
+        all_heads: false,
+    },
+    // From 256 tokens on, a block per token with all its heads and 80 to 224 threads: 3.13 µs at 256
+    // tokens, where blocks of 240 threads with half of the heads took 5.64. Four heads of a thread are
+    // in flight at once.
+    Rule {
+        tokens_below: u32::MAX,
+        heads_of_thread: 4,
+        threads: 160,
+        all_heads: true,
+    },
+];
+
+impl Call {
+    /// The launch that performs this call. Allocates nothing.
+    pub fn launch(&self, target: &Target) -> Launch {
+        let mut params = self.params;
+        let pairing = self.vector_pairing();
         let kernel = Kernel {
             dtype: self.dtype,
-            access: if wide {
-                Access::Wide(self.rope.pairing())
-            } else {
-                Access::Narrow
-            },
-            angles: AngleKind::of(self.rope.angles()),
+            pairing,
         };
-        let pairs_per_lane = if wide {
-            16 / self.dtype.size() as u32
-        } else {
-            1
+        let shape = Shape::new(&params, kernel.vector() as u32, target.multiprocessors);
+        params.token_groups = params.tokens.div_ceil(shape.block[2]);
+        let has_ids = [params.positions.ids, params.rows.ids]
+            .iter()
+            .any(|ids| ids.type_ != PHASOR_IDS_NONE);
+        let before_wait = match target.mode {
+            LaunchMode::Ordinary => false,
+            LaunchMode::Dependent => !has_ids,
+            LaunchMode::DependentPositionsSettled => true,
         };
-        let (grid, block) = shape(
-            batch,
-            sequence,
-            q.heads + k.heads,
-            angles.pairs / pairs_per_lane,
-            multiprocessors,
-        );
-        Ok(Some(Launch {
+        if before_wait {
+            params.flags |= PHASOR_ANGLES_BEFORE_WAIT;
+        }
+        Launch {
             kernel,
-            grid,
-            block,
-            params: PhasorRopeParams {
-                q,
-                k,
-                angles,
-                positions,
-                rows,
-                pairing: pairing_params(&self.rope),
-                batch,
-                sequence,
-            },
-        }))
+            grid: shape.grid,
+            block: shape.block,
+            shared_bytes: shape.shared_bytes,
+            dependent: target.mode != LaunchMode::Ordinary,
+            params,
+        }
     }
 
-    /// 16-byte accesses need every address they form to be a multiple of 16 bytes, chunks that do not
-    /// straddle an edge of the rotated window, and one pairing.
-    fn is_wide(&self, q: &PhasorTensor, k: &PhasorTensor, angles: &AngleAddresses) -> bool {
-        let per_access = 16 / self.dtype.size();
-        let aligned = |tensor: &PhasorTensor| {
-            let strides = |s: &PhasorStrides| (s.batch | s.sequence | s.head) as u64;
-            let in_place = tensor.source == tensor.destination;
-            let bytes = tensor.source
-                | tensor.destination
-                | strides(&tensor.source_strides)
-                | strides(&tensor.destination_strides);
-            bytes.is_multiple_of(16)
-                && (tensor.rotary_offset as usize).is_multiple_of(per_access)
-                && (in_place || (tensor.head_dim as usize).is_multiple_of(per_access))
+    /// The pairing, where vectors can serve it. They need every address they form to be a multiple of
+    /// their size, vectors that do not straddle an edge of the rotated window, and one pairing.
+    fn vector_pairing(&self) -> Option<Pairing> {
+        let params = &self.params;
+        let bytes = (VECTOR * self.dtype.size()) as u64;
+        let view = |v: &PhasorView| v.address | (v.batch | v.token | v.head) as u64;
+        let aligned = |stream: &PhasorStream| {
+            (view(&stream.source) | view(&stream.destination)).is_multiple_of(bytes)
+                && stream.rotary_offset.is_multiple_of(VECTOR as u32)
+                && (stream.in_place == 1 || stream.head_dim.is_multiple_of(VECTOR as u32))
         };
-        let angles_aligned = match *angles {
-            AngleAddresses::Exact { steps } | AngleAddresses::Rows { steps, .. } => {
-                steps.is_multiple_of(16)
-            }
-            AngleAddresses::Table { cos, sin } => (cos | sin).is_multiple_of(8),
-        };
-        self.rope.pairing() == self.rope.output_pairing()
-            && self.rope.angles().pairs().is_multiple_of(per_access)
-            && aligned(q)
-            && aligned(k)
-            && angles_aligned
-    }
-
-    fn position_params(
-        &self,
-        positions: &PositionAddresses,
-        transposed: bool,
-    ) -> Result<PhasorPositions, Error> {
-        let mut params = PhasorPositions {
-            ids: 0,
-            start: 0,
-            advance: 0,
-            axis_stride: 0,
-            batch_stride: 0,
-            sequence_stride: 0,
-            type_: PHASOR_POSITION_NONE,
-            reserved: 0,
-        };
-        let (per_row, per_token) = match (*positions, self.positions) {
-            (PositionAddresses::Start(start), PositionKind::Start) => {
-                self.check_table_range(&Positions::start(start))?;
-                params.start = start;
-                params.advance = 1;
-                (0, 0)
-            }
-            (PositionAddresses::Ids { .. }, PositionKind::StartPerRow) => {
-                params.advance = 1;
-                (1, 0)
-            }
-            (PositionAddresses::Ids { .. }, PositionKind::PerRow) => (1, 0),
-            (PositionAddresses::Ids { .. }, PositionKind::PerToken | PositionKind::PerAxis) => {
-                (self.sequence, 1)
-            }
-            (given, planned) => {
-                return Err(Error::PositionKindMismatch {
-                    planned,
-                    given: match given {
-                        PositionAddresses::Start(_) => PositionKind::Start,
-                        PositionAddresses::Ids { .. } => PositionKind::PerToken,
-                    },
-                });
-            }
-        };
-        if let PositionAddresses::Ids { address, dtype } = *positions {
-            params.ids = address;
-            params.type_ = match dtype {
-                PositionDtype::I32 => PHASOR_POSITION_I32,
-                PositionDtype::I64 => PHASOR_POSITION_I64,
-                PositionDtype::U32 => PHASOR_POSITION_U32,
-            };
-            params.batch_stride = (per_row * dtype.size()) as i64;
-            params.sequence_stride = (per_token * dtype.size()) as i64;
-            if self.positions == PositionKind::PerAxis {
-                params.axis_stride = (self.batch * self.sequence * dtype.size()) as i64;
-            }
+        let pairing = &params.pairing;
+        let one_pairing = (pairing.source_step, pairing.source_gap)
+            == (pairing.destination_step, pairing.destination_gap);
+        let fits = params.angles.pairs.is_multiple_of(VECTOR as u32)
+            && params.streams().into_iter().all(aligned);
+        match pairing.source_step {
+            _ if !(one_pairing && fits) => None,
+            1 => Some(Pairing::HalfSplit),
+            _ => Some(Pairing::Interleaved),
         }
-        if transposed {
-            // There is one token per row, so nothing advances along it.
-            params.sequence_stride = params.batch_stride;
-            params.batch_stride = 0;
-            params.advance = 0;
-        }
-        Ok(params)
-    }
-
-    fn row_params(&self, rows: &RowAddresses, transposed: bool) -> Result<PhasorRows, Error> {
-        let mut params = PhasorRows {
-            ids: 0,
-            batch_stride: 0,
-            sequence_stride: 0,
-            boundary: 0,
-            type_: PHASOR_ROW_CALL,
-            row: 0,
-        };
-        let (per_row, per_token) = match (*rows, self.frequency_rows) {
-            (RowAddresses::None, FrequencyRowKind::None) => {
-                if let Angles::Rows(rows) = self.rope.angles()
-                    && let Some(boundary) = rows.boundary()
-                {
-                    params.type_ = PHASOR_ROW_BY_POSITION;
-                    params.boundary = boundary;
-                }
-                (0, 0)
-            }
-            (RowAddresses::Call(row), FrequencyRowKind::Call) => {
-                self.check_row(row)?;
-                params.row = row;
-                (0, 0)
-            }
-            (RowAddresses::Ids(_), FrequencyRowKind::PerSequence) => (1, 0),
-            (RowAddresses::Ids(_), FrequencyRowKind::PerToken) => (self.sequence, 1),
-            (given, planned) => {
-                return Err(Error::FrequencyRowMismatch {
-                    planned,
-                    given: match given {
-                        RowAddresses::None => FrequencyRowKind::None,
-                        RowAddresses::Call(_) => FrequencyRowKind::Call,
-                        RowAddresses::Ids(_) => FrequencyRowKind::PerSequence,
-                    },
-                });
-            }
-        };
-        if let RowAddresses::Ids(address) = *rows {
-            params.ids = address;
-            params.type_ = PHASOR_ROW_IDS;
-            params.batch_stride = (per_row * size_of::<u32>()) as i64;
-            params.sequence_stride = (per_token * size_of::<u32>()) as i64;
-        }
-        if transposed {
-            params.sequence_stride = params.batch_stride;
-            params.batch_stride = 0;
-        }
-        Ok(params)
-    }
-
-    fn angle_params(&self, addresses: &AngleAddresses) -> Result<PhasorAngles, Error> {
-        let angles = self.rope.angles();
-        let (cos_scale, sin_scale) = self.rope.scales(1.0);
-        let mut params = PhasorAngles {
-            steps: 0,
-            factors: 0,
-            cos: 0,
-            sin: 0,
-            rows: 1,
-            pairs: angles.pairs() as u32,
-            axes: angles.axes() as u32,
-            out_of_range: PHASOR_OUT_OF_RANGE_CLAMP,
-            cos_scale,
-            sin_scale,
-            reserved: 0,
-        };
-        match (angles, *addresses) {
-            // A plan made with `PositionMemory::Host` can get here, so this is checked again.
-            (Angles::Table(table), _)
-                if table.out_of_range() == OutOfRange::Error
-                    && self.positions != PositionKind::Start =>
-            {
-                return Err(Error::DevicePositionsUnchecked);
-            }
-            (Angles::Exact(frequencies), AngleAddresses::Exact { steps })
-                if frequencies.axes() == 1 =>
-            {
-                params.steps = steps;
-                (params.cos_scale, params.sin_scale) =
-                    self.rope.scales(frequencies.attention_factor());
-            }
-            (Angles::Exact(_) | Angles::Rows(_), AngleAddresses::Rows { steps, factors })
-                if AngleKind::of(angles) == AngleKind::Rows =>
-            {
-                params.steps = steps;
-                params.factors = factors;
-                if let Angles::Rows(rows) = angles {
-                    params.rows = rows.rows() as u64;
-                }
-            }
-            (Angles::Table(table), AngleAddresses::Table { cos, sin }) => {
-                params.cos = cos;
-                params.sin = sin;
-                params.rows = table.rows() as u64;
-                // Positions that must be in range have been checked by the host.
-                if table.out_of_range() == OutOfRange::PassThrough {
-                    params.out_of_range = PHASOR_OUT_OF_RANGE_PASS_THROUGH;
-                }
-            }
-            _ => return Err(Error::PlanMismatch),
-        }
-        Ok(params)
     }
 }
 
-fn pairing_params(rope: &Rope) -> PhasorPairing {
-    let steps = |pairing| match pairing {
-        Pairing::HalfSplit => (1, rope.angles().pairs() as u32),
-        Pairing::Interleaved => (2, 1),
-    };
-    let (source_step, source_gap) = steps(rope.pairing());
-    let (destination_step, destination_gap) = steps(rope.output_pairing());
-    PhasorPairing {
-        source_step,
-        source_gap,
-        destination_step,
-        destination_gap,
-    }
+/// Grid and block of a call, which has at least one token and one head. The kernels accept any that has
+/// a place for every token.
+struct Shape {
+    grid: [u32; 3],
+    block: [u32; 3],
+    shared_bytes: u32,
 }
 
-const ABSENT: PhasorTensor = PhasorTensor {
-    source: 0,
-    destination: 0,
-    source_strides: NO_STRIDES,
-    destination_strides: NO_STRIDES,
-    heads: 0,
-    head_dim: 0,
-    rotary_offset: 0,
-    reserved: 0,
-};
-const NO_STRIDES: PhasorStrides = PhasorStrides {
-    batch: 0,
-    sequence: 0,
-    head: 0,
-};
+impl Shape {
+    fn new(params: &PhasorCall, pairs_of_lane: u32, multiprocessors: u32) -> Self {
+        let heads = params.q.heads + params.k.heads;
+        let chunks = params.angles.pairs / pairs_of_lane;
+        // Lanes that divide the chunks evenly among the fewest blocks.
+        let lanes = chunks.div_ceil(chunks.div_ceil(MOST_LANES));
+        let tokens = u64::from(params.batch) * u64::from(params.tokens);
 
-fn tensor_params(
-    planned: &PlannedTensor,
-    at: TensorAddresses,
-    dtype: Dtype,
-    transposed: bool,
-) -> PhasorTensor {
-    let [.., heads, head_dim] = planned.source.shape();
-    if planned.source.is_empty() {
-        return ABSENT;
+        let applies = |rule: &&Rule| {
+            tokens < u64::from(rule.tokens_below) * u64::from(multiprocessors)
+        };
+        let rule = RULES.iter().find(applies).unwrap_or(&RULES[1]);
+        let rows_of_heads = heads.div_ceil(rule.heads_of_thread);
+        let rows = match rule.all_heads {
+            true => rows_of_heads,
+            // As many threads as a lane has pairs, at least, so that each forms one angle.
+            false => rows_of_heads.min((rule.threads / lanes).max(pairs_of_lane)),
+        };
+        let rows = rows.min(MOST_THREADS / lanes);
+        let block_tokens = (rule.threads / (lanes * rows)).clamp(1, params.tokens.min(MOST_BLOCK_Z));
+        let head_blocks = match rule.all_heads {
+            true => 1,
+            false => rows_of_heads.div_ceil(rows).min(MOST_GRID_YZ),
+        };
+        Self {
+            grid: [
+                // A plan has fewer tokens than a grid has blocks.
+                params.batch * params.tokens.div_ceil(block_tokens),
+                head_blocks,
+                chunks.div_ceil(lanes).min(MOST_GRID_YZ),
+            ],
+            block: [lanes, rows, block_tokens],
+            // A cosine and a sine for each pair of each token.
+            shared_bytes: 2 * size_of::<f32>() as u32 * lanes * pairs_of_lane * block_tokens,
+        }
     }
-    let address =
-        |start: u64, layout: &Layout| start.wrapping_add((layout.offset * dtype.size()) as u64);
-    let source = if planned.in_place {
-        at.destination
-    } else {
-        at.source
-    };
-    PhasorTensor {
-        source: address(source, &planned.source),
-        destination: address(at.destination, &planned.destination),
-        source_strides: byte_strides(&planned.source, dtype, transposed),
-        destination_strides: byte_strides(&planned.destination, dtype, transposed),
-        heads: heads as u32,
-        head_dim: head_dim as u32,
-        rotary_offset: planned.source.rotary_offset() as u32,
-        reserved: 0,
-    }
-}
-
-fn byte_strides(layout: &Layout, dtype: Dtype, transposed: bool) -> PhasorStrides {
-    // The stride of a dimension of size 1 is never used; as 0 it cannot spoil alignment or overflow.
-    let stride = |count: usize, stride: usize| match count {
-        0 | 1 => 0,
-        _ => (stride * dtype.size()) as i64,
-    };
-    let [batch, sequence, heads, _] = layout.shape();
-    let [batch_stride, sequence_stride, head_stride] = layout.strides();
-    let batch = stride(batch, batch_stride);
-    let sequence = stride(sequence, sequence_stride);
-    let (batch, sequence) = if transposed {
-        (0, batch)
-    } else {
-        (batch, sequence)
-    };
-    PhasorStrides {
-        batch,
-        sequence,
-        head: stride(heads, head_stride),
-    }
-}
-
-/// Grid and block for a problem that is not empty. The kernels accept any shape; this one keeps a
-/// device busy.
-fn shape(
-    batch: u64,
-    sequence: u64,
-    heads: u32,
-    chunks: u32,
-    multiprocessors: u32,
-) -> ([u32; 3], [u32; 3]) {
-    // Lanes that divide the chunks evenly among the fewest rounds.
-    let lanes = chunks.div_ceil(chunks.div_ceil(MAX_LANES));
-    let tokens = batch.saturating_mul(sequence);
-
-    // Few tokens leave multiprocessors idle: then each thread visits fewer heads.
-    let busy = BUSY_THREADS * u64::from(multiprocessors);
-    let mut heads_per_thread = HEADS_PER_THREAD;
-    let threads = |per_thread: u32| {
-        tokens.saturating_mul(u64::from(heads.div_ceil(per_thread)) * u64::from(lanes))
-    };
-    while heads_per_thread > 1 && threads(heads_per_thread) < busy {
-        heads_per_thread /= 2;
-    }
-    let rows_needed = heads.div_ceil(heads_per_thread);
-    let rows = rows_needed.min(BLOCK / lanes).max(1);
-    let block_tokens = u64::from(BLOCK / (lanes * rows))
-        .min(sequence)
-        .clamp(1, MAX_BLOCK_Z);
-    let grid = [
-        sequence.div_ceil(block_tokens).min(MAX_GRID_X) as u32,
-        u64::from(rows_needed.div_ceil(rows)).min(MAX_GRID_YZ) as u32,
-        batch.min(MAX_GRID_YZ) as u32,
-    ];
-    (grid, [lanes, rows, block_tokens as u32])
 }
 
 #[cfg(test)]
@@ -648,18 +306,30 @@ mod tests {
 
     #[test]
     fn blocks_respect_the_hardware() {
-        for batch in [1, 3, 70_000] {
-            for sequence in [1, 2, 100, 1 << 20, 1 << 40] {
-                for heads in [1, 5, 40, 1000, 1 << 28] {
-                    for chunks in [1, 8, 9, 64, 65, 1 << 27] {
-                        let (grid, [x, y, z]) = shape(batch, sequence, heads, chunks, 132);
-                        assert!(x >= 1 && y >= 1 && z >= 1 && x * y * z <= BLOCK);
-                        assert!(z <= 64 && x <= chunks);
-                        assert!(grid.iter().all(|&n| n >= 1));
-                        assert!(grid[1] <= 65_535 && grid[2] <= 65_535 && grid[0] < 1 << 31);
-                        // The head loop goes 4 rounds of the grid's heads past the last one, and
-                        // looks 3 further.
-                        assert!(u64::from(heads) + u64::from(grid[1]) * u64::from(y) * 7 < 1 << 32);
+        let mut params = PhasorCall::default();
+        for (batch, tokens) in [(1, 1), (3, 2), (1, 100), (70_000, 2), (1, (1 << 31) - 1), (40_000, 50_000)] {
+            for heads in [1, 5, 40, 1000, (1 << 28) - 1] {
+                for pairs in [4, 8, 36, 256, 260, 1 << 27] {
+                    for pairs_of_lane in [1, 4] {
+                        for multiprocessors in [1, 132] {
+                            (params.batch, params.tokens) = (batch, tokens);
+                            (params.q.heads, params.k.heads) = (heads, heads);
+                            params.angles.pairs = pairs;
+                            let shape = Shape::new(&params, pairs_of_lane, multiprocessors);
+                            let ([gx, gy, gz], [x, y, z]) = (shape.grid, shape.block);
+                            assert!(x >= 1 && y >= 1 && z >= 1 && x * y * z <= MOST_THREADS);
+                            assert!(z <= 64 && x * pairs_of_lane <= pairs && z <= tokens);
+                            assert!(gx >= 1 && gy >= 1 && gz >= 1);
+                            assert!(gy <= 65_535 && gz <= 65_535 && gx < 1 << 31);
+                            // Every token has a place.
+                            assert!(u64::from(gx) >= u64::from(batch) * u64::from(tokens.div_ceil(z)));
+                            // The head loop goes 4 rounds of the grid's heads past the last one, and
+                            // looks 3 further.
+                            let step = u64::from(gy) * u64::from(y);
+                            assert!(2 * u64::from(heads) + step * 7 < 1 << 32);
+                            assert!(shape.shared_bytes <= 16 << 10);
+                            assert_eq!(shape.shared_bytes, 8 * x * pairs_of_lane * z);
+                        }
                     }
                 }
             }

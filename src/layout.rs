@@ -3,10 +3,10 @@
 use crate::Error;
 use crate::error::TensorName;
 
-/// Shape and strides of one tensor, `[batch, sequence, heads, head_dim]`, in elements.
+/// Shape and strides of one tensor, `[batch, tokens, heads, head_dim]`, in elements.
 ///
 /// The innermost dimension is contiguous; the others have any strides, so that
-/// `[batch, sequence, heads, dim]`, `[batch, heads, sequence, dim]`, `[tokens, heads, dim]` and
+/// `[batch, tokens, heads, dim]`, `[batch, heads, tokens, dim]`, `[tokens, heads, dim]` and
 /// windows of a packed qkv buffer are all just layouts. A layout says nothing about element type
 /// or memory; a [`Plan`](crate::Plan) checks it.
 ///
@@ -22,44 +22,44 @@ use crate::error::TensorName;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Layout {
     pub(crate) batch: usize,
-    pub(crate) sequence: usize,
+    pub(crate) tokens: usize,
     pub(crate) heads: usize,
     pub(crate) head_dim: usize,
     pub(crate) batch_stride: usize,
-    pub(crate) sequence_stride: usize,
+    pub(crate) token_stride: usize,
     pub(crate) head_stride: usize,
     pub(crate) offset: usize,
     pub(crate) rotary_offset: usize,
 }
 
 impl Layout {
-    /// Contiguous `[batch, sequence, heads, head_dim]` (BSHD, BTHD).
-    pub const fn bshd(batch: usize, sequence: usize, heads: usize, head_dim: usize) -> Self {
+    /// Contiguous `[batch, tokens, heads, head_dim]` (BSHD, BTHD).
+    pub const fn bshd(batch: usize, tokens: usize, heads: usize, head_dim: usize) -> Self {
         let token = heads.saturating_mul(head_dim);
         Self {
             batch,
-            sequence,
+            tokens,
             heads,
             head_dim,
-            batch_stride: sequence.saturating_mul(token),
-            sequence_stride: token,
+            batch_stride: tokens.saturating_mul(token),
+            token_stride: token,
             head_stride: head_dim,
             offset: 0,
             rotary_offset: 0,
         }
     }
 
-    /// Contiguous `[batch, heads, sequence, head_dim]` (BHSD, BHTD). The arguments keep the order
-    /// batch, sequence, heads, head_dim.
-    pub const fn bhsd(batch: usize, sequence: usize, heads: usize, head_dim: usize) -> Self {
-        let head = sequence.saturating_mul(head_dim);
+    /// Contiguous `[batch, heads, tokens, head_dim]` (BHSD, BHTD). The arguments keep the order
+    /// batch, tokens, heads, head_dim.
+    pub const fn bhsd(batch: usize, tokens: usize, heads: usize, head_dim: usize) -> Self {
+        let head = tokens.saturating_mul(head_dim);
         Self {
             batch,
-            sequence,
+            tokens,
             heads,
             head_dim,
             batch_stride: heads.saturating_mul(head),
-            sequence_stride: head_dim,
+            token_stride: head_dim,
             head_stride: head,
             offset: 0,
             rotary_offset: 0,
@@ -71,26 +71,26 @@ impl Layout {
         Self::bshd(1, tokens, heads, head_dim)
     }
 
-    /// The heads `range` of a contiguous `[batch, sequence, total_heads, head_dim]` buffer, such
+    /// The heads `range` of a contiguous `[batch, tokens, total_heads, head_dim]` buffer, such
     /// as q or k in packed qkv. An empty or backward range has no heads; one that ends past
     /// `total_heads` reaches into the next token, and past the end of the buffer.
     pub const fn packed_heads(
         batch: usize,
-        sequence: usize,
+        tokens: usize,
         total_heads: usize,
         head_dim: usize,
         range: std::ops::Range<usize>,
     ) -> Self {
-        let mut layout = Self::bshd(batch, sequence, total_heads, head_dim);
+        let mut layout = Self::bshd(batch, tokens, total_heads, head_dim);
         layout.heads = range.end.saturating_sub(range.start);
         layout.offset = range.start.saturating_mul(head_dim);
         layout
     }
 
-    /// Replaces the strides, in elements, over batch, sequence and heads.
-    pub const fn with_strides(mut self, batch: usize, sequence: usize, head: usize) -> Self {
+    /// Replaces the strides, in elements, over batch, tokens and heads.
+    pub const fn with_strides(mut self, batch: usize, token: usize, head: usize) -> Self {
         self.batch_stride = batch;
-        self.sequence_stride = sequence;
+        self.token_stride = token;
         self.head_stride = head;
         self
     }
@@ -108,14 +108,14 @@ impl Layout {
         self
     }
 
-    /// `[batch, sequence, heads, head_dim]`.
+    /// `[batch, tokens, heads, head_dim]`.
     pub const fn shape(&self) -> [usize; 4] {
-        [self.batch, self.sequence, self.heads, self.head_dim]
+        [self.batch, self.tokens, self.heads, self.head_dim]
     }
 
-    /// Strides over batch, sequence and heads, in elements.
+    /// Strides over batch, tokens and heads, in elements.
     pub const fn strides(&self) -> [usize; 3] {
-        [self.batch_stride, self.sequence_stride, self.head_stride]
+        [self.batch_stride, self.token_stride, self.head_stride]
     }
 
     /// Element of the buffer at which `[0, 0, 0, 0]` lies.
@@ -130,7 +130,7 @@ impl Layout {
 
     /// Whether it has no elements.
     pub const fn is_empty(&self) -> bool {
-        self.batch == 0 || self.sequence == 0 || self.heads == 0 || self.head_dim == 0
+        self.batch == 0 || self.tokens == 0 || self.heads == 0 || self.head_dim == 0
     }
 
     /// Elements a buffer must have; 0 for an empty layout, `None` past `usize`.
@@ -145,13 +145,29 @@ impl Layout {
         Some(len)
     }
 
-    /// Element at which a head of a token starts. In range for valid indices of a layout whose
-    /// [`required_len`](Self::required_len) exists.
-    pub(crate) fn index(&self, batch: usize, sequence: usize, head: usize) -> usize {
-        self.offset
-            + batch * self.batch_stride
-            + sequence * self.sequence_stride
-            + head * self.head_stride
+    /// What a buffer of `len` elements has room for beyond this layout: one more token, or one more
+    /// sequence, at the layout's stride.
+    pub(crate) fn room_in(&self, len: usize) -> Option<&'static str> {
+        let fits = |batch, tokens| {
+            let more = self.with_counts(batch, tokens);
+            more.required_len().is_some_and(|needed| needed <= len)
+        };
+        if self.is_empty() {
+            None
+        } else if self.token_stride > 0 && fits(self.batch, self.tokens.saturating_add(1)) {
+            Some("token")
+        } else if self.batch_stride > 0 && fits(self.batch.saturating_add(1), self.tokens) {
+            Some("sequence")
+        } else {
+            None
+        }
+    }
+
+    /// The first tokens of the first sequences.
+    pub(crate) const fn with_counts(mut self, batch: usize, tokens: usize) -> Self {
+        self.batch = batch;
+        self.tokens = tokens;
+        self
     }
 
     /// All dims that rotate lie inside the head.
@@ -174,14 +190,14 @@ impl Layout {
     fn dims(&self) -> [(usize, usize); 3] {
         [
             (self.batch, self.batch_stride),
-            (self.sequence, self.sequence_stride),
+            (self.tokens, self.token_stride),
             (self.heads, self.head_stride),
         ]
     }
 
     /// The elements of all heads' dims `first..first + run`.
     pub(crate) fn region(&self, first: usize, run: usize) -> Region {
-        Region::new(self.offset + first, run, &self.dims())
+        Region::new(self.offset + first, run, self.dims())
     }
 }
 
@@ -191,7 +207,8 @@ pub(crate) struct Region {
     base: usize,
     run: usize,
     /// (count, stride), largest stride first; counts of at least 2.
-    dims: Vec<(usize, usize)>,
+    dims: [(usize, usize); 3],
+    rank: usize,
 }
 
 /// What can be said about two sets of elements, or about one set written twice.
@@ -204,31 +221,37 @@ pub(crate) enum Overlap {
 }
 
 impl Region {
-    fn new(base: usize, run: usize, dims: &[(usize, usize)]) -> Self {
-        let mut dims: Vec<_> = dims.iter().copied().filter(|&(n, _)| n > 1).collect();
+    fn new(base: usize, run: usize, mut dims: [(usize, usize); 3]) -> Self {
         dims.sort_by_key(|&(_, stride)| std::cmp::Reverse(stride));
-        // Dims that continue each other become one, so that the same set has the same form.
-        let mut merged: Vec<(usize, usize)> = Vec::with_capacity(dims.len());
-        for (count, stride) in dims {
-            match merged.last_mut() {
-                Some(outer) if Some(outer.1) == stride.checked_mul(count) => {
-                    *outer = (outer.0.saturating_mul(count), stride);
-                }
-                _ => merged.push((count, stride)),
-            }
-        }
         let mut region = Self {
             base,
             run,
-            dims: merged,
+            dims: [(0, 0); 3],
+            rank: 0,
         };
-        if let Some(&(count, stride)) = region.dims.last()
+        // Dims that continue each other become one, so that the same set has the same form.
+        for (count, stride) in dims.into_iter().filter(|&(count, _)| count > 1) {
+            match region.dims[..region.rank].last_mut() {
+                Some(outer) if Some(outer.1) == stride.checked_mul(count) => {
+                    *outer = (outer.0.saturating_mul(count), stride);
+                }
+                _ => {
+                    region.dims[region.rank] = (count, stride);
+                    region.rank += 1;
+                }
+            }
+        }
+        if let Some(&(count, stride)) = region.dims().last()
             && stride == region.run
         {
             region.run *= count;
-            region.dims.pop();
+            region.rank -= 1;
         }
         region
+    }
+
+    fn dims(&self) -> &[(usize, usize)] {
+        &self.dims[..self.rank]
     }
 
     /// Whether any element occurs twice. Exact where the dims nest: each stride at least the
@@ -237,10 +260,10 @@ impl Region {
         if self.run == 0 {
             return Overlap::Disjoint;
         }
-        if self.dims.iter().any(|&(_, stride)| stride < self.run) {
+        if self.dims().iter().any(|&(_, stride)| stride < self.run) {
             return Overlap::Overlapping;
         }
-        for inner in 0..self.dims.len() {
+        for inner in 0..self.rank {
             if self.dims[inner].1 < self.extent(inner + 1) {
                 return Overlap::Unknown;
             }
@@ -250,7 +273,7 @@ impl Region {
 
     /// Elements from the first to the last of the part inside dim `from - 1`.
     fn extent(&self, from: usize) -> usize {
-        self.dims[from..]
+        self.dims()[from..]
             .iter()
             .map(|&(count, stride)| (count - 1) * stride)
             .sum::<usize>()
@@ -298,7 +321,7 @@ impl Region {
         }
         *budget -= 1;
         let stride_of = |dims: &[(usize, usize)], i: usize| dims.get(i).map_or(0, |&(_, s)| s);
-        let (stride_a, stride_b) = (stride_of(&self.dims, a), stride_of(&other.dims, b));
+        let (stride_a, stride_b) = (stride_of(self.dims(), a), stride_of(other.dims(), b));
         let stride = stride_a.max(stride_b) as i128;
         if stride == 0 {
             return Overlap::Overlapping;
@@ -340,7 +363,7 @@ mod tests {
 
     fn elements(region: &Region) -> Vec<usize> {
         let mut starts = vec![region.base];
-        for &(count, stride) in &region.dims {
+        for &(count, stride) in region.dims() {
             starts = starts
                 .iter()
                 .flat_map(|&at| (0..count).map(move |i| at + i * stride))
@@ -353,9 +376,9 @@ mod tests {
         (
             0usize..40,
             1usize..5,
-            prop::collection::vec((1usize..4, 0usize..30), 3),
+            prop::array::uniform3((1usize..4, 0usize..30)),
         )
-            .prop_map(|(base, run, dims)| Region::new(base, run, &dims))
+            .prop_map(|(base, run, dims)| Region::new(base, run, dims))
     }
 
     proptest! {

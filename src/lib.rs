@@ -18,8 +18,8 @@
 //! [`config`] makes them from a model's own files; [`interfaces`] has the calls of MLX, MAX, ONNX, vLLM
 //! and Hugging Face, for those who come from there. [`Layout`]s make a [`Problem`], and a rotator
 //! turns it into a checked [`Plan`] that serves any number of calls.
-//! [`Host`] and `cuda::Cuda` are the backends; [`Device`] picks one of them. [`launch`] and
-//! [`params`] are for those who launch the kernels by other means: a plan as plain data.
+//! [`Host`] and `cuda::Cuda` are the backends; [`Device`] picks one of them. Both execute a
+//! [`call`], which is plain data; [`launch`] is for those who launch the kernels by other means.
 //!
 //! ```
 //! use phasor::{Dtype, Frequencies, Host, InOut, Layout, Pairing, Positions, Problem, Rope};
@@ -65,6 +65,7 @@
 #![warn(missing_docs, unsafe_op_in_unsafe_fn)]
 
 mod angle;
+pub mod call;
 pub mod config;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -72,10 +73,10 @@ mod device;
 mod element;
 mod error;
 mod host;
+mod ids;
 pub mod interfaces;
 pub mod launch;
 mod layout;
-pub mod params;
 mod plan;
 mod positions;
 mod rope;
@@ -83,16 +84,15 @@ mod rope;
 pub use angle::{Angles, CosSinTable, Frequencies, FrequencyRows, OutOfRange};
 #[cfg(feature = "cuda")]
 pub use cudarc;
-pub use device::{
-    Buffer, Device, DeviceInOut, DevicePositions, PositionBuffer, Rotator, RowBuffer,
-};
+pub use device::{Buffer, Device, DeviceElement, DeviceInOut, DeviceMemory, DevicePositions, Rotator};
 pub use element::{Dtype, Element};
 pub use error::{Error, TensorName};
 pub use half;
-pub use host::{Host, HostInOut, HostRotator, Isa, Threads};
+pub use host::{Host, HostDestination, HostInOut, HostRotator, Isa, Threads};
+pub use ids::{Id, IdType, Ids};
 pub use layout::Layout;
-pub use plan::{InOut, Plan, PositionMemory, Problem};
-pub use positions::{FrequencyRowKind, PositionIds, PositionKind, Positions, PositionsIn};
+pub use plan::{InOut, Plan, Problem};
+pub use positions::{FrequencyRowKind, PositionKind, Positions, PositionsIn};
 pub use rope::{Direction, Pairing, Rope};
 
 /// The README's examples are compiled and run with the documentation's.

@@ -3,7 +3,6 @@
 use crate::element::Dtype;
 use crate::error::TensorName;
 use crate::layout::{Layout, Overlap, Region};
-use crate::positions::{FrequencyRowKind, PositionIds, PositionKind, Positions, Token};
 use crate::{Angles, Error, OutOfRange, Rope};
 
 /// One tensor of a call: written where it is read, or somewhere else.
@@ -11,27 +10,28 @@ use crate::{Angles, Error, OutOfRange, Rope};
 /// Used for layouts (`InOut<Layout>`) when planning, and for buffers of each backend when
 /// rotating.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InOut<S, D = S> {
+pub enum InOut<S, D = S, O = D> {
     /// Rotated where it is. Dims that do not rotate are not touched.
     InPlace(D),
     /// Read from `source`, written to `destination`; dims that do not rotate are copied.
     OutOfPlace {
         /// Read only.
         source: S,
-        /// Written in full.
-        destination: D,
+        /// Written in full, as far as its layout goes.
+        destination: O,
     },
 }
 
-impl<S, D> InOut<S, D> {
+impl<S, D, O> InOut<S, D, O> {
     /// Turns each side into something else.
-    pub(crate) fn try_map<S2, D2, E>(
+    pub(crate) fn try_map<S2, D2, O2, E>(
         self,
         source: impl FnOnce(S) -> Result<S2, E>,
-        destination: impl FnOnce(D) -> Result<D2, E>,
-    ) -> Result<InOut<S2, D2>, E> {
+        in_place: impl FnOnce(D) -> Result<D2, E>,
+        destination: impl FnOnce(O) -> Result<O2, E>,
+    ) -> Result<InOut<S2, D2, O2>, E> {
         Ok(match self {
-            InOut::InPlace(buffer) => InOut::InPlace(destination(buffer)?),
+            InOut::InPlace(buffer) => InOut::InPlace(in_place(buffer)?),
             InOut::OutOfPlace {
                 source: from,
                 destination: to,
@@ -59,15 +59,15 @@ impl From<(Layout, Layout)> for InOut<Layout> {
     }
 }
 
-/// What is to be rotated: element type, the layouts of q and k, how positions are given.
+/// What is to be rotated: element type, and the layouts of q and k. How positions are given is said by
+/// the positions of each call.
 ///
 /// ```
-/// use phasor::{Dtype, Layout, PositionKind, Problem};
+/// use phasor::{Dtype, Layout, Problem};
 ///
 /// let problem = Problem::new(Dtype::Bf16)
 ///     .q(Layout::tokens(256, 32, 128))
-///     .k(Layout::tokens(256, 8, 128))
-///     .positions(PositionKind::PerToken);
+///     .k(Layout::tokens(256, 8, 128));
 /// # let _ = problem;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,22 +75,20 @@ pub struct Problem {
     dtype: Dtype,
     q: Option<InOut<Layout>>,
     k: Option<InOut<Layout>>,
-    positions: PositionKind,
-    frequency_rows: FrequencyRowKind,
     one_buffer: bool,
+    longer_buffers: bool,
     assume_disjoint: bool,
 }
 
 impl Problem {
-    /// An empty problem over elements of `dtype`, with positions from one start.
+    /// An empty problem over elements of `dtype`.
     pub const fn new(dtype: Dtype) -> Self {
         Self {
             dtype,
             q: None,
             k: None,
-            positions: PositionKind::Start,
-            frequency_rows: FrequencyRowKind::None,
             one_buffer: false,
+            longer_buffers: false,
             assume_disjoint: false,
         }
     }
@@ -108,23 +106,18 @@ impl Problem {
         self
     }
 
-    /// How positions are given; [`PositionKind::Start`] if not set.
-    pub const fn positions(mut self, kind: PositionKind) -> Self {
-        self.positions = kind;
-        self
-    }
-
-    /// How a call chooses among the rotation's [`FrequencyRows`](crate::FrequencyRows);
-    /// [`FrequencyRowKind::None`] if not set, for rotations without rows.
-    pub const fn frequency_rows(mut self, kind: FrequencyRowKind) -> Self {
-        self.frequency_rows = kind;
-        self
-    }
-
     /// All layouts are windows of one buffer, such as packed qkv. Overlap is then checked across
     /// tensors too. Otherwise every source and destination is a buffer of its own.
     pub const fn one_buffer(mut self) -> Self {
         self.one_buffer = true;
+        self
+    }
+
+    /// Says that buffers may have room for more tokens or sequences than are rotated, such as a cache
+    /// that is filled in part. Otherwise a call with such a buffer is refused
+    /// ([`Error::BufferHasRoom`]), as it may be a plan of an earlier step.
+    pub const fn longer_buffers(mut self) -> Self {
+        self.longer_buffers = true;
         self
     }
 
@@ -158,8 +151,14 @@ impl PlannedTensor {
         }
     }
 
-    /// Buffers of these lengths reach as far as the layouts do.
-    pub(crate) fn check_lengths(&self, source: usize, destination: usize) -> Result<(), Error> {
+    /// Buffers of these lengths reach as far as the layouts do and, unless that is meant, have no room
+    /// for another token or sequence.
+    fn check_lengths(
+        &self,
+        source: usize,
+        destination: usize,
+        longer_buffers: bool,
+    ) -> Result<(), Error> {
         let (written, read) = self.labels();
         for (what, layout, got) in [
             (read, &self.source, source),
@@ -169,6 +168,14 @@ impl PlannedTensor {
             let needed = layout.required_len().unwrap_or(usize::MAX);
             if got < needed {
                 return Err(Error::BufferTooShort { what, needed, got });
+            }
+            if !longer_buffers && let Some(more) = layout.room_in(got) {
+                return Err(Error::BufferHasRoom {
+                    what,
+                    more,
+                    needed,
+                    got,
+                });
             }
         }
         Ok(())
@@ -207,42 +214,37 @@ impl PlannedTensor {
 ///
 /// All that can be wrong with shapes, strides and overlap has been refused; a call checks that it
 /// brings what was planned (rotation, element type, operands), buffer lengths and positions.
+///
+/// A plan takes 0.2 to 0.7 µs to make, and serves every layer: make one per step, not one per call, which
+/// would double the time of a decode step on the host. Where the number of tokens changes from step to
+/// step, plan once for the most, and take [`first_tokens`](Self::first_tokens) or
+/// [`first_sequences`](Self::first_sequences) of it.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub(crate) rope: Rope,
     pub(crate) dtype: Dtype,
     pub(crate) q: Option<PlannedTensor>,
     pub(crate) k: Option<PlannedTensor>,
-    pub(crate) positions: PositionKind,
-    pub(crate) frequency_rows: FrequencyRowKind,
-    pub(crate) one_buffer: bool,
+    one_buffer: bool,
+    longer_buffers: bool,
     pub(crate) batch: usize,
-    pub(crate) sequence: usize,
-}
-
-/// Where the positions of a plan will be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PositionMemory {
-    /// By the host, which can check them.
-    Host,
-    /// By the device: starts per row and positions per token are device addresses.
-    Device,
+    pub(crate) tokens: usize,
 }
 
 /// Kernels count heads and dims in 32 bits, with room to step past the end.
 const MAX_COUNT: usize = 1 << 28;
+/// Blocks of a grid are counted in 31 bits, and one has a token at least.
+const MAX_TOKENS: usize = (1 << 31) - 1;
 
 impl Plan {
     /// Checks `problem` for `rope`. Backends call this through their own `plan`.
     ///
     /// # Errors
-    /// [`Error::RotaryWindow`], [`Error::ShapeMismatch`], [`Error::RotaryOffsetMismatch`],
-    /// [`Error::LayoutTooLarge`], [`Error::SelfOverlap`], [`Error::Overlap`],
-    /// [`Error::OverlapUnknown`], [`Error::OutputPairingInPlace`],
-    /// [`Error::OutputPairingPassThrough`], [`Error::FrequencyRows`] if rows are to be chosen where there are
-    /// none or the other way round, and [`Error::DevicePositionsUnchecked`] for a table with [`OutOfRange::Error`] whose positions
-    /// the host cannot see.
-    pub fn new(rope: &Rope, problem: &Problem, memory: PositionMemory) -> Result<Self, Error> {
+    /// [`Error::NothingToRotate`] for neither q nor k, [`Error::RotaryWindow`],
+    /// [`Error::ShapeMismatch`], [`Error::RotaryOffsetMismatch`], [`Error::LayoutTooLarge`],
+    /// [`Error::SelfOverlap`], [`Error::Overlap`], [`Error::OverlapUnknown`],
+    /// [`Error::OutputPairingInPlace`] and [`Error::OutputPairingPassThrough`].
+    pub fn new(rope: &Rope, problem: &Problem) -> Result<Self, Error> {
         let checked = |name, operand: &Option<InOut<Layout>>| {
             operand
                 .as_ref()
@@ -251,11 +253,14 @@ impl Plan {
         };
         let q = checked(TensorName::Q, &problem.q)?;
         let k = checked(TensorName::K, &problem.k)?;
+        let Some(first) = q.or(k) else {
+            return Err(Error::NothingToRotate);
+        };
         if let (Some(q), Some(k)) = (&q, &k) {
             let (left, right) = (q.source.shape(), k.source.shape());
             if left[..2] != right[..2] {
                 return Err(Error::ShapeMismatch {
-                    what: "q and k must agree in batch and sequence",
+                    what: "q and k must agree in batch and tokens",
                     left,
                     right,
                 });
@@ -265,29 +270,71 @@ impl Plan {
                 check_apart(k, q, rope.rotary_dim(), problem.assume_disjoint)?;
             }
         }
-        if let Angles::Table(table) = rope.angles()
-            && table.out_of_range() == OutOfRange::Error
-            && memory == PositionMemory::Device
-            && problem.positions != PositionKind::Start
-        {
-            return Err(Error::DevicePositionsUnchecked);
-        }
-        check_row_kind(rope.angles(), problem.frequency_rows)?;
         if rope.pairing() != rope.output_pairing() {
             check_output_pairing(rope.angles(), [&q, &k])?;
         }
-        let [batch, sequence, ..] = q.or(k).map_or([0; 4], |tensor| tensor.source.shape());
+        let [batch, tokens, ..] = first.source.shape();
         Ok(Self {
             rope: rope.clone(),
             dtype: problem.dtype,
             q,
             k,
-            positions: problem.positions,
-            frequency_rows: problem.frequency_rows,
             one_buffer: problem.one_buffer,
+            longer_buffers: problem.longer_buffers,
             batch,
-            sequence,
+            tokens,
         })
+    }
+
+    /// The same plan for the first `tokens` tokens of each sequence: any part of a checked plan is
+    /// checked. Takes a few nanoseconds and allocates nothing. Buffers may be as long as those of this
+    /// plan, or longer.
+    ///
+    /// ```
+    /// use phasor::{Dtype, Frequencies, Host, InOut, Layout, Pairing, Positions, Problem, Rope};
+    ///
+    /// # fn main() -> Result<(), phasor::Error> {
+    /// let rope = Rope::new(Frequencies::from_theta(10_000.0, 64)?, Pairing::HalfSplit);
+    /// let rotator = Host::new().rotator(&rope);
+    /// let most = rotator.plan(&Problem::new(Dtype::F32).q(Layout::tokens(512, 4, 64)))?;
+    /// let mut q = vec![1.0f32; 512 * 4 * 64];
+    /// for (start, tokens) in [(0, 130), (130, 1), (131, 1)] {
+    ///     let step = most.first_tokens(tokens)?;
+    ///     rotator.rotate(&step, Some(InOut::from(&mut q[..])), None, Positions::start(start))?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NotInPlan`] if there are fewer.
+    pub fn first_tokens(&self, tokens: usize) -> Result<Self, Error> {
+        self.part(self.batch, tokens)
+    }
+
+    /// The same plan for the first `sequences` of the batch, where a step is one token of each.
+    ///
+    /// # Errors
+    /// [`Error::NotInPlan`] if there are fewer.
+    pub fn first_sequences(&self, sequences: usize) -> Result<Self, Error> {
+        self.part(sequences, self.tokens)
+    }
+
+    fn part(&self, batch: usize, tokens: usize) -> Result<Self, Error> {
+        if batch > self.batch || tokens > self.tokens {
+            return Err(Error::NotInPlan {
+                planned: [self.batch, self.tokens],
+                asked: [batch, tokens],
+            });
+        }
+        let mut part = self.clone();
+        (part.batch, part.tokens, part.longer_buffers) = (batch, tokens, true);
+        for tensor in part.q.iter_mut().chain(&mut part.k) {
+            for layout in [&mut tensor.source, &mut tensor.destination] {
+                *layout = layout.with_counts(batch, tokens);
+            }
+        }
+        Ok(part)
     }
 
     /// The rotation that this plan performs.
@@ -300,14 +347,29 @@ impl Plan {
         self.dtype
     }
 
-    /// How a call gives its positions.
-    pub fn position_kind(&self) -> PositionKind {
-        self.positions
+    /// Sequences of the batch.
+    pub fn batch(&self) -> usize {
+        self.batch
     }
 
-    /// How a call chooses rows of frequencies.
-    pub fn frequency_row_kind(&self) -> FrequencyRowKind {
-        self.frequency_rows
+    /// Tokens of each sequence.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// `[batch, tokens, heads, head_dim]` of the queries, if there are any.
+    pub fn q_shape(&self) -> Option<[usize; 4]> {
+        self.q.map(|q| q.source.shape())
+    }
+
+    /// `[batch, tokens, heads, head_dim]` of the keys, if there are any.
+    pub fn k_shape(&self) -> Option<[usize; 4]> {
+        self.k.map(|k| k.source.shape())
+    }
+
+    /// Whether there is no head to rotate, as in a batch of no sequences: a call then does nothing.
+    pub fn is_empty(&self) -> bool {
+        self.tensors().all(|tensor| tensor.source.is_empty())
     }
 
     /// Bytes that a call reads and writes: in place the rotated dims, out of place all of them.
@@ -315,24 +377,19 @@ impl Plan {
     pub fn bytes(&self) -> u64 {
         self.tensors()
             .map(|tensor| {
-                let [batch, sequence, heads, head_dim] = tensor.source.shape();
+                let [batch, tokens, heads, head_dim] = tensor.source.shape();
                 let dims = if tensor.in_place {
                     self.rope.rotary_dim()
                 } else {
                     head_dim
                 };
-                2 * (batch * sequence * heads * dims * self.dtype.size()) as u64
+                2 * (batch * tokens * heads * dims * self.dtype.size()) as u64
             })
             .sum()
     }
 
     pub(crate) fn tensors(&self) -> impl Iterator<Item = &PlannedTensor> {
         self.q.iter().chain(&self.k)
-    }
-
-    /// No head to rotate.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.tensors().all(|tensor| tensor.source.is_empty())
     }
 
     /// The plan is over one buffer, which reaches as far as its layouts do.
@@ -344,128 +401,24 @@ impl Plan {
             });
         }
         self.tensors()
-            .try_for_each(|tensor| tensor.check_lengths(len, len))
+            .try_for_each(|tensor| tensor.check_lengths(len, len, self.longer_buffers))
     }
 
-    /// Checks the kind and number of positions whose values are not seen.
-    pub(crate) fn check_position_count(
+    /// The buffers of an operand reach as far as its layouts do.
+    pub(crate) fn check_lengths(
         &self,
-        given: PositionKind,
-        got: usize,
+        tensor: &PlannedTensor,
+        source: usize,
+        destination: usize,
     ) -> Result<(), Error> {
-        let planned = self.positions;
-        if given != planned {
-            return Err(Error::PositionKindMismatch { planned, given });
-        }
-        let axes = self.rope.angles().axes();
-        let expected = planned.expected_len(axes, self.batch, self.sequence);
-        if got != expected {
-            return Err(Error::PositionsLength {
-                expected,
-                got,
-                kind: planned,
-            });
-        }
-        Ok(())
-    }
-
-    /// Checks the kind and number of row indices whose values are not seen.
-    pub(crate) fn check_row_count(&self, given: FrequencyRowKind, got: usize) -> Result<(), Error> {
-        let planned = self.frequency_rows;
-        if given != planned {
-            return Err(Error::FrequencyRowMismatch { planned, given });
-        }
-        let expected = planned.expected_len(self.batch, self.sequence);
-        if got != expected {
-            return Err(Error::FrequencyRowsLength {
-                expected,
-                got,
-                kind: planned,
-            });
-        }
-        Ok(())
-    }
-
-    /// The index of a row that the host sees is one of the rotation's.
-    pub(crate) fn check_row(&self, row: u32) -> Result<(), Error> {
-        match self.rope.angles() {
-            Angles::Rows(rows) if row as usize >= rows.rows() => {
-                Err(Error::FrequencyRowOutOfRange {
-                    row,
-                    rows: rows.rows(),
-                })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    pub(crate) fn token(&self, b: usize, s: usize) -> Token {
-        Token {
-            b,
-            s,
-            batch: self.batch,
-            sequence: self.sequence,
-        }
-    }
-
-    /// Checks host positions and row indices: kind, number, and that rows and the table have them.
-    pub(crate) fn check_positions(&self, positions: &Positions<'_>) -> Result<(), Error> {
-        let ids = positions.ids().map_or(0, PositionIds::len);
-        self.check_position_count(positions.kind(), ids)?;
-        let rows = positions.frequency_row_ids().copied().unwrap_or_default();
-        self.check_row_count(positions.frequency_row_kind(), rows.len())?;
-        for row in positions.as_frequency_row().iter().chain(rows) {
-            self.check_row(*row)?;
-        }
-        self.check_table_range(positions)
-    }
-
-    /// Positions are inside the table, where it refuses others.
-    pub(crate) fn check_table_range(&self, positions: &Positions<'_>) -> Result<(), Error> {
-        if self.is_empty() {
-            return Ok(());
-        }
-        let Angles::Table(table) = self.rope.angles() else {
-            return Ok(());
-        };
-        if table.out_of_range() != OutOfRange::Error {
-            return Ok(());
-        }
-        let rows = table.rows();
-        // The usual case at no cost: this runs at every launch.
-        if let Some(start) = positions.as_start()
-            && let Ok(start) = usize::try_from(start)
-            && start
-                .checked_add(self.sequence)
-                .is_some_and(|end| end <= rows)
-        {
-            return Ok(());
-        }
-        for batch in 0..self.batch {
-            for token in 0..self.sequence {
-                let position = positions.at(0, self.token(batch, token));
-                if position < 0 || position as u64 >= rows as u64 {
-                    return Err(Error::PositionOutOfRange {
-                        position,
-                        batch,
-                        token,
-                        rows,
-                    });
-                }
-            }
-            // All rows are alike.
-            if self.positions == PositionKind::Start {
-                break;
-            }
-        }
-        Ok(())
+        tensor.check_lengths(source, destination, self.longer_buffers)
     }
 
     /// Checks the forms of the operands of a call against the plan's.
-    pub(crate) fn check_operands<'a, S: 'a, D: 'a>(
+    pub(crate) fn check_operands<S, D, O>(
         &self,
-        q: &Option<InOut<S, D>>,
-        k: &Option<InOut<S, D>>,
+        q: &Option<InOut<S, D, O>>,
+        k: &Option<InOut<S, D, O>>,
     ) -> Result<(), Error> {
         if self.one_buffer {
             return Err(Error::OneBufferMismatch {
@@ -547,7 +500,12 @@ fn check_tensor(
             .iter()
             .try_fold(2 * problem.dtype.size(), |n, &dim| n.checked_mul(dim));
         let fits = |n: Option<usize>| n.is_some_and(|n| i64::try_from(n).is_ok());
-        if !fits(bytes) || !fits(count) || layout.heads >= MAX_COUNT || layout.head_dim >= MAX_COUNT
+        let tokens = layout.batch.checked_mul(layout.tokens);
+        if !fits(bytes)
+            || !fits(count)
+            || layout.heads >= MAX_COUNT
+            || layout.head_dim >= MAX_COUNT
+            || tokens.is_none_or(|tokens| tokens > MAX_TOKENS)
         {
             return Err(Error::LayoutTooLarge { tensor: name });
         }
@@ -572,21 +530,6 @@ fn check_tensor(
         )?;
     }
     Ok(tensor)
-}
-
-/// Rows are chosen where there are rows to choose from, and only there.
-fn check_row_kind(angles: &Angles, kind: FrequencyRowKind) -> Result<(), Error> {
-    let to_choose = matches!(angles, Angles::Rows(rows) if rows.boundary().is_none());
-    match (to_choose, kind) {
-        (true, FrequencyRowKind::None) => Err(Error::FrequencyRows {
-            what: "say how a call chooses among them, with Problem::frequency_rows",
-        }),
-        (true, _) | (false, FrequencyRowKind::None) => Ok(()),
-        (false, _) => Err(Error::FrequencyRows {
-            what: "the rotation has none that a call could choose among: leave out \
-                   Problem::frequency_rows",
-        }),
-    }
 }
 
 /// Each pair has one place to be read from and another to be written to.

@@ -1,30 +1,38 @@
-/// How a plan's positions are given.
+//! Where the tokens of a call are.
+
+use crate::ids::Ids;
+
+/// How the positions of a call are given.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum PositionKind {
-    /// One start for all rows: token `s` of every batch row is at `start + s`.
+    /// One start for all sequences of the batch: token `t` of each is at `start + t`.
     #[default]
     Start,
-    /// A start per batch row, `[batch]`: token `s` of row `b` is at `start[b] + s`.
-    StartPerRow,
-    /// A position per batch row, `[batch]`, that all tokens of the row share: what
+    /// A start per sequence, `[batch]`: token `t` of sequence `b` is at `start[b] + t`.
+    StartPerSequence,
+    /// A position per sequence, `[batch]`, that all its tokens share: what
     /// [`Rope::shift`](crate::Rope::shift) moves the keys of each sequence by.
-    PerRow,
-    /// A position per token, `[batch, sequence]`, contiguous.
+    PerSequence,
+    /// A position per token, `[batch, tokens]`, contiguous.
     PerToken,
-    /// A position per axis and token, `[axes, batch, sequence]`, contiguous. With the other kinds
+    /// A position per token that all sequences share, `[tokens]` (position_ids of shape `[1, tokens]`).
+    PerTokenShared,
+    /// A position per axis and token, `[axes, batch, tokens]`, contiguous. With the other kinds
     /// all axes of a token are at one position, as those of text are.
     PerAxis,
 }
 
 impl PositionKind {
     /// Positions a call must give, besides a start.
-    pub(crate) fn expected_len(self, axes: usize, batch: usize, sequence: usize) -> usize {
+    pub(crate) fn expected_len(self, axes: usize, batch: usize, tokens: usize) -> usize {
         match self {
             PositionKind::Start => 0,
-            PositionKind::StartPerRow | PositionKind::PerRow => batch,
-            PositionKind::PerToken => batch.saturating_mul(sequence),
+            PositionKind::StartPerSequence | PositionKind::PerSequence => batch,
+            PositionKind::PerToken => batch.saturating_mul(tokens),
+            PositionKind::PerTokenShared => tokens,
             // A plan without elements may have any shape.
-            PositionKind::PerAxis => axes.saturating_mul(batch).saturating_mul(sequence),
+            PositionKind::PerAxis => axes.saturating_mul(batch).saturating_mul(tokens),
         }
     }
 }
@@ -33,17 +41,19 @@ impl std::fmt::Display for PositionKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             PositionKind::Start => "one start",
-            PositionKind::StartPerRow => "one start per batch row",
-            PositionKind::PerRow => "one position per batch row",
+            PositionKind::StartPerSequence => "one start per sequence of the batch",
+            PositionKind::PerSequence => "one position per sequence of the batch",
             PositionKind::PerToken => "one position per token",
+            PositionKind::PerTokenShared => "one position per token of a sequence",
             PositionKind::PerAxis => "one position per axis and token",
         })
     }
 }
 
-/// How a plan's rows of frequencies are chosen, where the rotation has
+/// How a call chooses rows of frequencies, where the rotation has
 /// [`FrequencyRows`](crate::FrequencyRows).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum FrequencyRowKind {
     /// Not by the call: there are no rows, or positions choose between them.
     #[default]
@@ -51,20 +61,19 @@ pub enum FrequencyRowKind {
     /// One row for the whole call. (Hugging Face transformers does this, by the call's largest
     /// position.)
     Call,
-    /// A row per batch row, `[batch]`: for sequences of differing lengths.
+    /// A row per sequence, `[batch]`: for sequences of differing lengths.
     PerSequence,
-    /// A row per token, `[batch, sequence]`, contiguous: for sequences that are packed in one
-    /// batch row.
+    /// A row per token, `[batch, tokens]`, contiguous: for sequences that are packed as one.
     PerToken,
 }
 
 impl FrequencyRowKind {
     /// Indices a call must give, besides that of the whole call.
-    pub(crate) fn expected_len(self, batch: usize, sequence: usize) -> usize {
+    pub(crate) fn expected_len(self, batch: usize, tokens: usize) -> usize {
         match self {
             FrequencyRowKind::None | FrequencyRowKind::Call => 0,
             FrequencyRowKind::PerSequence => batch,
-            FrequencyRowKind::PerToken => batch.saturating_mul(sequence),
+            FrequencyRowKind::PerToken => batch.saturating_mul(tokens),
         }
     }
 }
@@ -74,91 +83,20 @@ impl std::fmt::Display for FrequencyRowKind {
         f.write_str(match self {
             FrequencyRowKind::None => "no frequency row",
             FrequencyRowKind::Call => "one frequency row",
-            FrequencyRowKind::PerSequence => "one frequency row per batch row",
+            FrequencyRowKind::PerSequence => "one frequency row per sequence of the batch",
             FrequencyRowKind::PerToken => "one frequency row per token",
         })
     }
 }
 
-/// Position values in host memory. They are signed 64-bit once read; arithmetic on them wraps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PositionIds<'a> {
-    /// Signed 32-bit.
-    I32(&'a [i32]),
-    /// Signed 64-bit.
-    I64(&'a [i64]),
-    /// Unsigned 32-bit.
-    U32(&'a [u32]),
-}
-
-impl PositionIds<'_> {
-    /// How many values there are.
-    pub fn len(&self) -> usize {
-        match self {
-            PositionIds::I32(ids) => ids.len(),
-            PositionIds::I64(ids) => ids.len(),
-            PositionIds::U32(ids) => ids.len(),
-        }
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    fn get(&self, index: usize) -> i64 {
-        match self {
-            PositionIds::I32(ids) => i64::from(ids[index]),
-            PositionIds::I64(ids) => ids[index],
-            PositionIds::U32(ids) => i64::from(ids[index]),
-        }
-    }
-}
-
-impl<'a> From<&'a [i32]> for PositionIds<'a> {
-    fn from(ids: &'a [i32]) -> Self {
-        PositionIds::I32(ids)
-    }
-}
-
-impl<'a> From<&'a [i64]> for PositionIds<'a> {
-    fn from(ids: &'a [i64]) -> Self {
-        PositionIds::I64(ids)
-    }
-}
-
-impl<'a> From<&'a [u32]> for PositionIds<'a> {
-    fn from(ids: &'a [u32]) -> Self {
-        PositionIds::U32(ids)
-    }
-}
-
-impl<'a, T> From<&'a Vec<T>> for PositionIds<'a>
-where
-    PositionIds<'a>: From<&'a [T]>,
-{
-    fn from(ids: &'a Vec<T>) -> Self {
-        ids[..].into()
-    }
-}
-
-impl<'a, T, const N: usize> From<&'a [T; N]> for PositionIds<'a>
-where
-    PositionIds<'a>: From<&'a [T]>,
-{
-    fn from(ids: &'a [T; N]) -> Self {
-        ids[..].into()
-    }
-}
-
 /// Where the tokens of a call are: their positions and, where the rotation has
-/// [`FrequencyRows`](crate::FrequencyRows) to choose from, their rows. `I` is where position values
-/// are, `R` where row indices are: see [`Positions`] for host memory,
-/// [`DevicePositions`](crate::DevicePositions), and `cuda::CudaPositions`.
+/// [`FrequencyRows`](crate::FrequencyRows) to choose from, their rows. `M` is where their
+/// [`Ids`] are: see [`Positions`] for host memory, [`DevicePositions`](crate::DevicePositions), and
+/// `cuda::CudaPositions`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PositionsIn<I, R> {
-    values: Values<I>,
-    rows: RowIds<R>,
+pub struct PositionsIn<M> {
+    values: Values<M>,
+    rows: RowIds<M>,
 }
 
 /// The positions of one call, in host memory.
@@ -167,55 +105,65 @@ pub struct PositionsIn<I, R> {
 /// use phasor::Positions;
 ///
 /// let starts = [0i64, 40_000];
-/// let positions = Positions::start_per_row(&starts).frequency_rows_per_sequence(&[0, 1]);
+/// let positions = Positions::start_per_sequence(&starts).frequency_rows_per_sequence(&[0, 1]);
 /// # let _ = positions;
 /// ```
-pub type Positions<'a> = PositionsIn<PositionIds<'a>, &'a [u32]>;
+pub type Positions<'a> = PositionsIn<&'a [u8]>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Values<I> {
+enum Values<M> {
     Start(i64),
-    Ids(PositionKind, I),
+    Ids(PositionKind, Ids<M>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum RowIds<R> {
+enum RowIds<M> {
     None,
     Call(u32),
-    Ids(FrequencyRowKind, R),
+    Ids(FrequencyRowKind, Ids<M>),
 }
 
-impl<I, R> PositionsIn<I, R> {
-    const fn new(values: Values<I>) -> Self {
+impl<M> PositionsIn<M> {
+    const fn new(values: Values<M>) -> Self {
         Self {
             values,
             rows: RowIds::None,
         }
     }
 
-    /// One start for all batch rows; see [`PositionKind::Start`].
+    /// One start for all sequences of the batch; see [`PositionKind::Start`].
     pub const fn start(start: i64) -> Self {
         Self::new(Values::Start(start))
     }
 
-    /// One start per batch row; see [`PositionKind::StartPerRow`].
-    pub fn start_per_row(starts: impl Into<I>) -> Self {
-        Self::new(Values::Ids(PositionKind::StartPerRow, starts.into()))
+    /// One start per sequence, `[batch]`; see [`PositionKind::StartPerSequence`].
+    pub fn start_per_sequence(starts: impl Into<Ids<M>>) -> Self {
+        Self::ids_of(PositionKind::StartPerSequence, starts)
     }
 
-    /// One position per batch row, `[batch]`, for all its tokens; see [`PositionKind::PerRow`].
-    pub fn per_row(ids: impl Into<I>) -> Self {
-        Self::new(Values::Ids(PositionKind::PerRow, ids.into()))
+    /// One position per sequence, `[batch]`, for all its tokens; see [`PositionKind::PerSequence`].
+    pub fn per_sequence(ids: impl Into<Ids<M>>) -> Self {
+        Self::ids_of(PositionKind::PerSequence, ids)
     }
 
-    /// One position per token, `[batch, sequence]`; see [`PositionKind::PerToken`].
-    pub fn per_token(ids: impl Into<I>) -> Self {
-        Self::new(Values::Ids(PositionKind::PerToken, ids.into()))
+    /// One position per token, `[batch, tokens]`; see [`PositionKind::PerToken`].
+    pub fn per_token(ids: impl Into<Ids<M>>) -> Self {
+        Self::ids_of(PositionKind::PerToken, ids)
     }
 
-    /// One position per axis and token, `[axes, batch, sequence]`; see [`PositionKind::PerAxis`].
-    pub fn per_axis(ids: impl Into<I>) -> Self {
-        Self::new(Values::Ids(PositionKind::PerAxis, ids.into()))
+    /// One position per token, `[tokens]`, for all sequences of the batch; see
+    /// [`PositionKind::PerTokenShared`].
+    pub fn per_token_shared(ids: impl Into<Ids<M>>) -> Self {
+        Self::ids_of(PositionKind::PerTokenShared, ids)
+    }
+
+    /// One position per axis and token, `[axes, batch, tokens]`; see [`PositionKind::PerAxis`].
+    pub fn per_axis(ids: impl Into<Ids<M>>) -> Self {
+        Self::ids_of(PositionKind::PerAxis, ids)
+    }
+
+    fn ids_of(kind: PositionKind, ids: impl Into<Ids<M>>) -> Self {
+        Self::new(Values::Ids(kind, ids.into()))
     }
 
     /// One row of frequencies for the whole call; see [`FrequencyRowKind::Call`].
@@ -224,15 +172,15 @@ impl<I, R> PositionsIn<I, R> {
         self
     }
 
-    /// A row of frequencies per batch row, `[batch]`; see [`FrequencyRowKind::PerSequence`].
-    pub fn frequency_rows_per_sequence(mut self, rows: R) -> Self {
-        self.rows = RowIds::Ids(FrequencyRowKind::PerSequence, rows);
+    /// A row of frequencies per sequence, `[batch]`; see [`FrequencyRowKind::PerSequence`].
+    pub fn frequency_rows_per_sequence(mut self, rows: impl Into<Ids<M>>) -> Self {
+        self.rows = RowIds::Ids(FrequencyRowKind::PerSequence, rows.into());
         self
     }
 
-    /// A row of frequencies per token, `[batch, sequence]`; see [`FrequencyRowKind::PerToken`].
-    pub fn frequency_rows_per_token(mut self, rows: R) -> Self {
-        self.rows = RowIds::Ids(FrequencyRowKind::PerToken, rows);
+    /// A row of frequencies per token, `[batch, tokens]`; see [`FrequencyRowKind::PerToken`].
+    pub fn frequency_rows_per_token(mut self, rows: impl Into<Ids<M>>) -> Self {
+        self.rows = RowIds::Ids(FrequencyRowKind::PerToken, rows.into());
         self
     }
 
@@ -262,7 +210,7 @@ impl<I, R> PositionsIn<I, R> {
     }
 
     /// The position values, if they are not given by one start.
-    pub fn ids(&self) -> Option<&I> {
+    pub fn ids(&self) -> Option<&Ids<M>> {
         match &self.values {
             Values::Start(_) => None,
             Values::Ids(_, ids) => Some(ids),
@@ -278,7 +226,7 @@ impl<I, R> PositionsIn<I, R> {
     }
 
     /// The row indices, if there is not one for the whole call.
-    pub fn frequency_row_ids(&self) -> Option<&R> {
+    pub fn frequency_row_ids(&self) -> Option<&Ids<M>> {
         match &self.rows {
             RowIds::None | RowIds::Call(_) => None,
             RowIds::Ids(_, rows) => Some(rows),
@@ -286,64 +234,20 @@ impl<I, R> PositionsIn<I, R> {
     }
 
     /// The same in other memory.
-    pub(crate) fn try_map<'a, I2, R2, E>(
+    pub(crate) fn try_map<'a, M2, E>(
         &'a self,
-        ids: impl FnOnce(&'a I) -> Result<I2, E>,
-        rows: impl FnOnce(&'a R) -> Result<R2, E>,
-    ) -> Result<PositionsIn<I2, R2>, E> {
+        mut memory: impl FnMut(&'a M) -> Result<M2, E>,
+    ) -> Result<PositionsIn<M2>, E> {
         Ok(PositionsIn {
             values: match &self.values {
                 Values::Start(start) => Values::Start(*start),
-                Values::Ids(kind, values) => Values::Ids(*kind, ids(values)?),
+                Values::Ids(kind, ids) => Values::Ids(*kind, ids.try_map(&mut memory)?),
             },
             rows: match &self.rows {
                 RowIds::None => RowIds::None,
                 RowIds::Call(row) => RowIds::Call(*row),
-                RowIds::Ids(kind, values) => RowIds::Ids(*kind, rows(values)?),
+                RowIds::Ids(kind, ids) => RowIds::Ids(*kind, ids.try_map(&mut memory)?),
             },
         })
-    }
-}
-
-impl Positions<'_> {
-    /// The position of a token on an axis, for indices inside the checked shape.
-    pub(crate) fn at(&self, axis: usize, token: Token) -> i64 {
-        let Token { b, s, .. } = token;
-        match &self.values {
-            Values::Start(start) => start.wrapping_add(s as i64),
-            Values::Ids(PositionKind::StartPerRow, starts) => starts.get(b).wrapping_add(s as i64),
-            Values::Ids(PositionKind::PerRow, ids) => ids.get(b),
-            Values::Ids(PositionKind::PerAxis, ids) => {
-                ids.get(axis * token.batch * token.sequence + token.index())
-            }
-            Values::Ids(_, ids) => ids.get(token.index()),
-        }
-    }
-
-    /// The row of frequencies of a token, for indices inside the checked shape.
-    pub(crate) fn frequency_row_at(&self, token: Token) -> u32 {
-        match self.rows {
-            RowIds::None => 0,
-            RowIds::Call(row) => row,
-            RowIds::Ids(FrequencyRowKind::PerSequence, rows) => rows[token.b],
-            RowIds::Ids(_, rows) => rows[token.index()],
-        }
-    }
-}
-
-/// One token of a call.
-#[derive(Clone, Copy)]
-pub(crate) struct Token {
-    /// Batch row.
-    pub(crate) b: usize,
-    /// Index in the row.
-    pub(crate) s: usize,
-    pub(crate) batch: usize,
-    pub(crate) sequence: usize,
-}
-
-impl Token {
-    fn index(&self) -> usize {
-        self.b * self.sequence + self.s
     }
 }

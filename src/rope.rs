@@ -94,14 +94,14 @@ impl Rope {
 
     /// A rotation that moves what this one has rotated to other positions, in one pass (context
     /// shift of cached keys): at `position = new - old`, positive or negative and the same for all tokens of a
-    /// sequence ([`PositionKind::PerRow`](crate::PositionKind::PerRow)), it turns the
+    /// sequence ([`PositionKind::PerRow`](crate::PositionKind::PerSequence)), it turns the
     /// rest of the way. The attention factor is in the keys already and is not applied again; the
     /// result is off by one more rounding than a rotation of the original keys. With rows of
     /// frequencies each sequence has to keep its row.
     ///
     /// ```
     /// use phasor::{
-    ///     Dtype, Frequencies, Host, InOut, Layout, Pairing, PositionKind, Positions, Problem, Rope,
+    ///     Dtype, Frequencies, Host, InOut, Layout, Pairing, Positions, Problem, Rope,
     /// };
     ///
     /// # fn main() -> Result<(), phasor::Error> {
@@ -110,10 +110,10 @@ impl Rope {
     /// // Two sequences with 100 cached keys each: the first drops 512 tokens before them.
     /// let shift = Host::new().rotator(&rope.shift()?);
     /// let layout = Layout::bshd(2, 100, 8, 64);
-    /// let problem = Problem::new(Dtype::F32).k(layout).positions(PositionKind::PerRow);
+    /// let problem = Problem::new(Dtype::F32).k(layout);
     /// let plan = shift.plan(&problem)?;
     /// let mut keys = vec![1.0f32; 2 * 100 * 8 * 64];
-    /// let by = Positions::per_row(&[-512, 0]);
+    /// let by = Positions::per_sequence(&[-512, 0]);
     /// shift.rotate(&plan, None, Some(InOut::InPlace(&mut keys[..])), by)?;
     /// # Ok(())
     /// # }
@@ -177,28 +177,11 @@ impl Rope {
         2 * self.angles.pairs()
     }
 
-    /// The pairings of what is read and of what is written.
-    pub(crate) fn pairings(&self) -> Pairings {
-        Pairings {
-            source: self.pairing,
-            destination: self.output_pairing,
-        }
-    }
-
     /// Whether both turn alike by one angle source (the same object, not equal values).
     pub(crate) fn is_same(&self, other: &Rope) -> bool {
         Arc::ptr_eq(&self.angles, &other.angles)
             && self.pairing == other.pairing
             && self.output_pairing == other.output_pairing
             && self.direction == other.direction
-    }
-
-    /// Factors for cos and sin where the attention factor is `factor`: negative for sin in the
-    /// inverse.
-    pub(crate) fn scales(&self, factor: f32) -> (f32, f32) {
-        match self.direction {
-            Direction::Forward => (factor, factor),
-            Direction::Inverse => (factor, -factor),
-        }
     }
 }

@@ -1,5 +1,5 @@
 use super::double_double::{DoubleDouble, INV_TAU};
-use super::phase;
+use super::phase::{self, Scale};
 use crate::Error;
 
 /// Largest frequency accepted, in radians per position: far above any use, and small enough that its
@@ -271,8 +271,7 @@ impl Frequencies {
     }
 
     fn scaled(&self, phase: u64) -> (f32, f32) {
-        let (cos, sin) = phase::cos_sin(phase);
-        (cos * self.attention_factor, sin * self.attention_factor)
+        phase::cos_sin(phase, Scale::new(self.attention_factor, false))
     }
 
     /// Frequencies in radians per position, with about 106 bits.

@@ -118,7 +118,7 @@ impl FrequencyRows {
         let index = row as usize;
         if index >= self.rows() {
             return Err(Error::FrequencyRowOutOfRange {
-                row,
+                row: i64::from(row),
                 rows: self.rows(),
             });
         }

@@ -60,6 +60,21 @@ pub(super) fn device_count() -> Result<usize, Error> {
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
+/// A function of the driver, if it has that.
+///
+/// # Safety
+/// `F` is the type of a pointer to a function with the symbol's signature.
+pub(super) unsafe fn symbol<F: Copy>(name: &[u8]) -> Option<F> {
+    // SAFETY: cudarc has loaded the same library, so that no initialiser runs.
+    let open = |name: &&str| unsafe { libloading::Library::new(*name) }.ok();
+    let library = LIBRARIES.iter().find_map(open)?;
+    // SAFETY: the caller's.
+    let symbol = unsafe { library.get::<F>(name) }.ok().map(|symbol| *symbol);
+    // The pointer must not outlive it.
+    std::mem::forget(library);
+    symbol
+}
+
 pub(super) fn open(ordinal: usize) -> Result<Arc<CudaContext>, Error> {
     let count = device_count()?;
     if ordinal >= count {

@@ -12,6 +12,7 @@ use crate::{Error, cuda::device_name};
 
 /// Which embedded image the kernels came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum KernelImage {
     /// Machine code (or PTX for other GPUs) that nvcc made when this build found one.
     Fatbin,
@@ -19,6 +20,18 @@ pub enum KernelImage {
     PtxCompute75,
     /// The checked-in PTX of compute_80, compiled by the driver.
     PtxCompute80,
+    /// The checked-in PTX of compute_90, compiled by the driver.
+    PtxCompute90,
+}
+
+impl KernelImage {
+    /// All of them.
+    pub const ALL: [KernelImage; 4] = [
+        KernelImage::Fatbin,
+        KernelImage::PtxCompute75,
+        KernelImage::PtxCompute80,
+        KernelImage::PtxCompute90,
+    ];
 }
 
 impl std::fmt::Display for KernelImage {
@@ -27,34 +40,28 @@ impl std::fmt::Display for KernelImage {
             KernelImage::Fatbin => "fatbin",
             KernelImage::PtxCompute75 => "PTX compute_75",
             KernelImage::PtxCompute80 => "PTX compute_80",
+            KernelImage::PtxCompute90 => "PTX compute_90",
         })
     }
 }
 
 /// An embedded image; `None` if this build has none of that kind.
 fn embedded(dtype: Dtype, image: KernelImage) -> Option<Ptx> {
-    let text = match (image, dtype) {
-        (KernelImage::Fatbin, _) => return fatbin(dtype),
-        (KernelImage::PtxCompute75, Dtype::F32) => {
-            include_str!("../../cuda/prebuilt/rope_f32.compute_75.ptx")
-        }
-        (KernelImage::PtxCompute75, Dtype::F16) => {
-            include_str!("../../cuda/prebuilt/rope_f16.compute_75.ptx")
-        }
-        (KernelImage::PtxCompute75, Dtype::Bf16) => {
-            include_str!("../../cuda/prebuilt/rope_bf16.compute_75.ptx")
-        }
-        (KernelImage::PtxCompute80, Dtype::F32) => {
-            include_str!("../../cuda/prebuilt/rope_f32.compute_80.ptx")
-        }
-        (KernelImage::PtxCompute80, Dtype::F16) => {
-            include_str!("../../cuda/prebuilt/rope_f16.compute_80.ptx")
-        }
-        (KernelImage::PtxCompute80, Dtype::Bf16) => {
-            include_str!("../../cuda/prebuilt/rope_bf16.compute_80.ptx")
-        }
-    };
-    Some(Ptx::from_src(text))
+    macro_rules! prebuilt {
+        ($architecture:literal) => {
+            match dtype {
+                Dtype::F32 => include_str!(concat!("../../cuda/prebuilt/rope_f32.", $architecture, ".ptx")),
+                Dtype::F16 => include_str!(concat!("../../cuda/prebuilt/rope_f16.", $architecture, ".ptx")),
+                Dtype::Bf16 => include_str!(concat!("../../cuda/prebuilt/rope_bf16.", $architecture, ".ptx")),
+            }
+        };
+    }
+    Some(Ptx::from_src(match image {
+        KernelImage::Fatbin => return fatbin(dtype),
+        KernelImage::PtxCompute75 => prebuilt!("compute_75"),
+        KernelImage::PtxCompute80 => prebuilt!("compute_80"),
+        KernelImage::PtxCompute90 => prebuilt!("compute_90"),
+    }))
 }
 
 #[cfg(phasor_fatbin)]
@@ -76,6 +83,8 @@ fn fatbin(_dtype: Dtype) -> Option<Ptx> {
 #[derive(Debug)]
 pub(super) struct Kernels {
     pub(super) image: KernelImage,
+    /// Whether they wait for earlier work by themselves: compiled for 9.0 or later.
+    pub(super) can_depend: bool,
     functions: [CudaFunction; Kernel::PER_DTYPE],
 }
 
@@ -90,11 +99,12 @@ impl Kernels {
         let (major, minor) = context
             .compute_capability()
             .during("reading the compute capability")?;
-        let preferred = if (major, minor) >= (8, 0) {
-            [KernelImage::Fatbin, KernelImage::PtxCompute80]
-        } else {
-            [KernelImage::Fatbin, KernelImage::PtxCompute75]
+        let portable = match (major, minor) {
+            (9.., _) => KernelImage::PtxCompute90,
+            (8, _) => KernelImage::PtxCompute80,
+            _ => KernelImage::PtxCompute75,
         };
+        let preferred = [KernelImage::Fatbin, portable];
         let images = only.as_ref().map_or(&preferred[..], std::slice::from_ref);
 
         let mut reasons = Vec::new();
@@ -105,9 +115,16 @@ impl Kernels {
             };
             match context.load_module(code_or_text) {
                 Ok(module) => {
+                    let functions = functions(&module, dtype)?;
+                    // A fatbin may hold code for older architectures only, from which the driver has
+                    // compiled; only the function tells.
+                    let compiled_for = functions[0]
+                        .ptx_version()
+                        .during("asking what a kernel was compiled for")?;
                     return Ok(Self {
                         image,
-                        functions: functions(&module, dtype)?,
+                        can_depend: compiled_for >= 90,
+                        functions,
                     });
                 }
                 Err(error) => reasons.push(format!("{image}: {}", code(&error))),

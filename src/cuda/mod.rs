@@ -13,9 +13,9 @@
 //! for nothing. A graph holds addresses: keep the rotator and the buffers as long as the graph.
 
 mod driver;
+mod enqueue;
 mod image;
 
-use std::ffi::c_void;
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
@@ -26,16 +26,18 @@ use cudarc::driver::{
     DeviceSlice, SyncOnDrop,
 };
 
+pub use crate::launch::LaunchMode;
 pub use image::KernelImage;
 
+use crate::call::{Addresses, AngleAddresses, RawPositions, TensorAddresses};
 use crate::element::{Dtype, Element};
-use crate::launch::{
-    AngleAddresses, AngleKind, PositionAddresses, PositionDtype, RowAddresses, TensorAddresses,
-};
-use crate::plan::{InOut, Plan, PlannedTensor, PositionMemory, Problem};
+use crate::ids::{Id, Ids};
+use crate::launch::Target;
+use crate::plan::{InOut, Plan, PlannedTensor, Problem};
 use crate::positions::PositionsIn;
-use crate::{Angles, Error, Rope, launch};
+use crate::{Angles, Error, Rope};
 use driver::During;
+use enqueue::Driver;
 use image::Kernels;
 
 /// Devices that the driver lists; 0 where there is a driver but no device.
@@ -63,6 +65,7 @@ struct Inner {
     context: Arc<CudaContext>,
     name: String,
     multiprocessors: u32,
+    driver: Driver,
     /// In the order of [`Dtype::ALL`]; those asked for.
     kernels: [Option<Kernels>; 3],
 }
@@ -117,6 +120,7 @@ impl Cuda {
                 context: context.clone(),
                 name: device_name(context),
                 multiprocessors: u32::try_from(multiprocessors).unwrap_or(1).max(1),
+                driver: Driver::new()?,
                 kernels,
             }),
         })
@@ -137,6 +141,14 @@ impl Cuda {
         self.kernels(dtype).map(|kernels| kernels.image)
     }
 
+    /// Whether launches of an element type can be dependent: its kernels were compiled for compute
+    /// capability 9.0 or later, and the driver (CUDA 11.8 or later) has the launch for it. Elsewhere, all
+    /// are ordinary. With a driver older than CUDA 12.3, those that a graph captures are ordinary too.
+    pub fn can_launch_dependently(&self, dtype: Dtype) -> bool {
+        self.inner.driver.can_launch_dependently()
+            && self.kernels(dtype).is_some_and(|kernels| kernels.can_depend)
+    }
+
     /// Copies the angles of a rotation to the device and waits for that.
     ///
     /// # Errors
@@ -145,16 +157,11 @@ impl Cuda {
         let context = self.context();
         let stream = context.default_stream();
         let angles = match rope.angles() {
-            Angles::Exact(frequencies) if AngleKind::of(rope.angles()) == AngleKind::Exact => {
-                DeviceAngles::Exact {
-                    steps: upload(&stream, frequencies.steps())?,
-                }
-            }
-            Angles::Exact(frequencies) => DeviceAngles::Rows {
+            Angles::Exact(frequencies) => DeviceAngles::Steps {
                 steps: upload(&stream, frequencies.steps())?,
-                factors: upload(&stream, &[frequencies.attention_factor()])?,
+                factors: upload(&stream, &[])?,
             },
-            Angles::Rows(rows) => DeviceAngles::Rows {
+            Angles::Rows(rows) => DeviceAngles::Steps {
                 steps: upload(&stream, rows.steps())?,
                 factors: upload(&stream, rows.attention_factors())?,
             },
@@ -165,6 +172,7 @@ impl Cuda {
         };
         let addresses = angles.addresses(&stream);
         Ok(CudaRotator {
+            mode: LaunchMode::Ordinary,
             inner: Arc::new(RotatorInner {
                 cuda: self.clone(),
                 rope: rope.clone(),
@@ -199,10 +207,7 @@ impl Cuda {
 
 #[derive(Debug)]
 enum DeviceAngles {
-    Exact {
-        steps: CudaSlice<u64>,
-    },
-    Rows {
+    Steps {
         steps: CudaSlice<u64>,
         factors: CudaSlice<f32>,
     },
@@ -215,10 +220,7 @@ enum DeviceAngles {
 impl DeviceAngles {
     fn addresses(&self, stream: &CudaStream) -> AngleAddresses {
         match self {
-            DeviceAngles::Exact { steps } => AngleAddresses::Exact {
-                steps: steps.device_ptr(stream).0,
-            },
-            DeviceAngles::Rows { steps, factors } => AngleAddresses::Rows {
+            DeviceAngles::Steps { steps, factors } => AngleAddresses::Steps {
                 steps: steps.device_ptr(stream).0,
                 factors: factors.device_ptr(stream).0,
             },
@@ -230,65 +232,28 @@ impl DeviceAngles {
     }
 }
 
-/// Position values in device memory.
-#[derive(Debug)]
-pub enum CudaPositionIds<'a> {
-    /// Signed 32-bit.
-    I32(CudaView<'a, i32>),
-    /// Signed 64-bit.
-    I64(CudaView<'a, i64>),
-    /// Unsigned 32-bit.
-    U32(CudaView<'a, u32>),
-}
+/// Ids in device memory. Made by `From` slices and views of `i32`, `i64` or `u32`.
+pub type CudaIds<'a> = Ids<CudaView<'a, u8>>;
 
-impl<'a> From<&'a CudaSlice<i32>> for CudaPositionIds<'a> {
-    fn from(ids: &'a CudaSlice<i32>) -> Self {
-        CudaPositionIds::I32(ids.as_view())
+impl<'a, T: Id + DeviceRepr> From<&'a CudaSlice<T>> for CudaIds<'a> {
+    fn from(ids: &'a CudaSlice<T>) -> Self {
+        ids.as_view().into()
     }
 }
 
-impl<'a> From<&'a CudaSlice<i64>> for CudaPositionIds<'a> {
-    fn from(ids: &'a CudaSlice<i64>) -> Self {
-        CudaPositionIds::I64(ids.as_view())
+impl<'a, T: Id + DeviceRepr> From<CudaView<'a, T>> for CudaIds<'a> {
+    fn from(ids: CudaView<'a, T>) -> Self {
+        let bytes = ids.len() * size_of::<T>();
+        // SAFETY: integers have no padding, so their memory is bytes.
+        let view = unsafe { ids.transmute::<u8>(bytes) };
+        // As many bytes as there are always fit.
+        Ids::new(view.unwrap_or_else(|| unreachable!()), T::TYPE, ids.len())
     }
 }
 
-impl<'a> From<&'a CudaSlice<u32>> for CudaPositionIds<'a> {
-    fn from(ids: &'a CudaSlice<u32>) -> Self {
-        CudaPositionIds::U32(ids.as_view())
-    }
-}
-
-impl CudaPositionIds<'_> {
-    fn len(&self) -> usize {
-        match self {
-            CudaPositionIds::I32(ids) => ids.len(),
-            CudaPositionIds::I64(ids) => ids.len(),
-            CudaPositionIds::U32(ids) => ids.len(),
-        }
-    }
-
-    fn context(&self) -> &Arc<CudaContext> {
-        match self {
-            CudaPositionIds::I32(ids) => ids.stream().context(),
-            CudaPositionIds::I64(ids) => ids.stream().context(),
-            CudaPositionIds::U32(ids) => ids.stream().context(),
-        }
-    }
-
-    fn address<'a>(&'a self, stream: &'a CudaStream) -> (PositionAddresses, SyncOnDrop<'a>) {
-        let (dtype, (address, guard)) = match self {
-            CudaPositionIds::I32(ids) => (PositionDtype::I32, ids.device_ptr(stream)),
-            CudaPositionIds::I64(ids) => (PositionDtype::I64, ids.device_ptr(stream)),
-            CudaPositionIds::U32(ids) => (PositionDtype::U32, ids.device_ptr(stream)),
-        };
-        (PositionAddresses::Ids { address, dtype }, guard)
-    }
-}
-
-/// The positions of one call, and its rows of frequencies as `u32`. Those in device memory may change
-/// between replays of a graph.
-pub type CudaPositions<'a> = PositionsIn<CudaPositionIds<'a>, CudaView<'a, u32>>;
+/// The positions of one call, and its rows of frequencies. Those in device memory may change between
+/// replays of a graph.
+pub type CudaPositions<'a> = PositionsIn<CudaView<'a, u8>>;
 
 /// A tensor of a call in device memory.
 pub type CudaInOut<'a, T> = InOut<CudaView<'a, T>, CudaViewMut<'a, T>>;
@@ -299,6 +264,7 @@ pub type CudaInOut<'a, T> = InOut<CudaView<'a, T>, CudaViewMut<'a, T>>;
 #[derive(Clone, Debug)]
 pub struct CudaRotator {
     inner: Arc<RotatorInner>,
+    mode: LaunchMode,
 }
 
 #[derive(Debug)]
@@ -327,12 +293,32 @@ impl Drop for RotatorInner {
 }
 
 impl CudaRotator {
+    /// The same rotation, launched in another mode; see [`LaunchMode`] for when that pays. Cheap: the
+    /// angles are shared. Where [`Cuda::can_launch_dependently`] says no, launches stay ordinary.
+    ///
+    /// A dependent launch overlaps only the kernel right before it in the stream. [`rotate`](Self::rotate)
+    /// and [`rotate_one_buffer`](Self::rotate_one_buffer) go through cudarc's slices, which put events
+    /// between the kernels while event tracking is on (after any `new_stream` of the context): nothing can
+    /// overlap then. Switch it off (`CudaContext::disable_event_tracking`), or use
+    /// [`rotate_raw`](Self::rotate_raw).
+    pub fn with_launch_mode(&self, mode: LaunchMode) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            mode,
+        }
+    }
+
+    /// How its launches stand to earlier work.
+    pub fn launch_mode(&self) -> LaunchMode {
+        self.mode
+    }
+
     /// Checks a problem; the plan serves any number of calls.
     ///
     /// # Errors
     /// Those of [`Plan::new`]; [`Error::DtypeNotLoaded`].
     pub fn plan(&self, problem: &Problem) -> Result<Plan, Error> {
-        let plan = Plan::new(&self.inner.rope, problem, PositionMemory::Device)?;
+        let plan = Plan::new(&self.inner.rope, problem)?;
         self.loaded(plan.dtype())?;
         Ok(plan)
     }
@@ -355,7 +341,7 @@ impl CudaRotator {
     /// [`Error::DtypeNotLoaded`], [`Error::Driver`]. Positions and frequency rows in device memory
     /// are not looked at: outside a table, a position does what the table says; past the last row
     /// of frequencies, an index is the last row.
-    pub fn rotate<T: Element>(
+    pub fn rotate<T: Element + DeviceRepr>(
         &self,
         stream: &CudaStream,
         plan: &Plan,
@@ -367,7 +353,7 @@ impl CudaRotator {
         plan.check_operands(&q, &k)?;
         for (planned, operand) in [(&plan.q, &q), (&plan.k, &k)] {
             if let (Some(planned), Some(operand)) = (planned, operand) {
-                self.check_operand(planned, operand)?;
+                self.check_operand(plan, planned, operand)?;
             }
         }
         let (q, _q_guards) = addresses(&mut q, stream);
@@ -382,7 +368,7 @@ impl CudaRotator {
     ///
     /// # Errors
     /// Those of [`rotate`](Self::rotate).
-    pub fn rotate_one_buffer<T: Element>(
+    pub fn rotate_one_buffer<T: Element + DeviceRepr>(
         &self,
         stream: &CudaStream,
         plan: &Plan,
@@ -407,7 +393,7 @@ impl CudaRotator {
     ///
     /// # Errors
     /// [`Error::PlanMismatch`], [`Error::DtypeNotLoaded`], [`Error::Driver`], and those of
-    /// [`Plan::launch`].
+    /// [`Plan::call`].
     ///
     /// # Safety
     /// `stream` belongs to this rotator's context. From the call until the launch has run (for a
@@ -418,21 +404,20 @@ impl CudaRotator {
     /// - the buffers of the call, positions and rows included, do not overlap, except those that the
     ///   plan was made for: windows of one buffer, given by the same address;
     /// - no other work writes what is read or touches what is written;
-    /// - `positions` and `rows` hold as many values as the plan's kinds need, aligned to their size.
+    /// - positions and rows hold as many values as they say, aligned to their size.
     pub unsafe fn rotate_raw(
         &self,
         stream: CUstream,
         plan: &Plan,
         q: TensorAddresses,
         k: TensorAddresses,
-        positions: PositionAddresses,
-        rows: RowAddresses,
+        positions: RawPositions,
     ) -> Result<(), Error> {
         if !plan.rope.is_same(self.rope()) {
             return Err(Error::PlanMismatch);
         }
         // SAFETY: the caller's.
-        unsafe { self.enqueue(stream, plan, [q, k], positions, rows) }
+        unsafe { self.enqueue(stream, plan, [q, k], positions) }
     }
 
     fn loaded(&self, dtype: Dtype) -> Result<&Kernels, Error> {
@@ -453,24 +438,21 @@ impl CudaRotator {
         }
         plan.check_dtype(given)?;
         self.cuda().expect_here("the stream", stream.context())?;
-        let ids = positions.ids();
-        if let Some(ids) = ids {
-            self.cuda().expect_here("positions", ids.context())?;
+        for (what, ids) in [
+            ("positions", positions.ids()),
+            ("frequency rows", positions.frequency_row_ids()),
+        ] {
+            if let Some(ids) = ids {
+                self.cuda()
+                    .expect_here(what, ids.memory().stream().context())?;
+            }
         }
-        plan.check_position_count(positions.kind(), ids.map_or(0, CudaPositionIds::len))?;
-        let rows = positions.frequency_row_ids();
-        if let Some(rows) = rows {
-            self.cuda()
-                .expect_here("frequency rows", rows.stream().context())?;
-        }
-        plan.check_row_count(
-            positions.frequency_row_kind(),
-            rows.map_or(0, DeviceSlice::len),
-        )
+        Ok(())
     }
 
     fn check_operand<T>(
         &self,
+        plan: &Plan,
         planned: &PlannedTensor,
         operand: &CudaInOut<'_, T>,
     ) -> Result<(), Error> {
@@ -489,7 +471,7 @@ impl CudaRotator {
             self.cuda().expect_here("a tensor", stream.context())?;
         }
         let length = destination.len();
-        planned.check_lengths(source.map_or(length, DeviceSlice::len), length)
+        plan.check_lengths(planned, source.map_or(length, DeviceSlice::len), length)
     }
 
     /// # Safety
@@ -502,20 +484,18 @@ impl CudaRotator {
         k: TensorAddresses,
         positions: &CudaPositions<'_>,
     ) -> Result<(), Error> {
-        let start = PositionAddresses::Start(positions.as_start().unwrap_or_default());
-        let (ids, _ids_guard) = positions.ids().map_or((start, None), |ids| {
-            let (addresses, guard) = ids.address(stream);
-            (addresses, Some(guard))
-        });
-        let row = positions
-            .as_frequency_row()
-            .map_or(RowAddresses::None, RowAddresses::Call);
-        let (rows, _rows_guard) = positions.frequency_row_ids().map_or((row, None), |rows| {
-            let (address, guard) = rows.device_ptr(stream);
-            (RowAddresses::Ids(address), Some(guard))
-        });
+        // Positions and rows; they are dropped after the launch.
+        let mut guards = [None, None];
+        let mut free = guards.iter_mut();
+        let positions = positions.try_map(|ids| {
+            let (address, guard) = ids.device_ptr(stream);
+            if let Some(place) = free.next() {
+                *place = Some(guard);
+            }
+            Ok(address)
+        })?;
         // SAFETY: the caller's.
-        unsafe { self.enqueue(stream.cu_stream(), plan, [q, k], ids, rows) }
+        unsafe { self.enqueue(stream.cu_stream(), plan, [q, k], positions) }
     }
 
     /// # Safety
@@ -525,40 +505,32 @@ impl CudaRotator {
         stream: CUstream,
         plan: &Plan,
         [q, k]: [TensorAddresses; 2],
-        positions: PositionAddresses,
-        rows: RowAddresses,
+        positions: RawPositions,
     ) -> Result<(), Error> {
-        let addresses = launch::Addresses {
+        let addresses = Addresses {
             q,
             k,
             angles: self.inner.addresses,
             positions,
-            rows,
         };
-        let Some(mut launch) = plan.launch(&addresses, self.cuda().inner.multiprocessors)? else {
+        let Some(call) = plan.call(&addresses)? else {
             return Ok(());
         };
-        let function = self.loaded(launch.kernel.dtype)?.function(launch.kernel);
-        self.cuda()
-            .context()
+        let cuda = &self.cuda().inner;
+        let kernels = self.loaded(call.dtype)?;
+        cuda.context
             .bind_to_thread()
             .during("binding the context")?;
-        let mut parameters: [*mut c_void; 1] = [(&raw mut launch.params).cast()];
-        let [gx, gy, gz] = launch.grid;
-        let [bx, by, bz] = launch.block;
-        // SAFETY: the kernel takes this one struct by value, laid out by the same header; the
-        // memory it addresses is the caller's promise.
-        unsafe {
-            result::launch_kernel(
-                function.cu_function(),
-                (gx, gy, gz),
-                (bx, by, bz),
-                0,
-                stream,
-                &mut parameters,
-            )
-        }
-        .during("launching the kernel")
+        let mode = match kernels.can_depend {
+            // SAFETY: the stream is the caller's promise.
+            true => unsafe { cuda.driver.mode_on(stream, self.mode)? },
+            false => LaunchMode::Ordinary,
+        };
+        let launch = call.launch(&Target::new(cuda.multiprocessors).with_mode(mode));
+        let function = kernels.function(launch.kernel).cu_function();
+        // SAFETY: the kernel takes this one struct by value, laid out by the same header, and waits
+        // for earlier work if the launch is dependent; the memory it addresses is the caller's promise.
+        unsafe { cuda.driver.enqueue(function, &launch, stream) }
     }
 }
 

@@ -16,11 +16,12 @@ mod variants;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod vector;
 
+use crate::call::{Addresses, AngleAddresses, RawPositions, TensorAddresses};
 use crate::element::Element;
-use crate::plan::{InOut, Plan, PlannedTensor, PositionMemory, Problem};
+use crate::plan::{InOut, Plan, PlannedTensor, Problem};
 use crate::positions::Positions;
-use crate::{Error, Rope};
-pub(crate) use variants::VectorElement;
+use crate::{Angles, Error, Rope};
+use std::mem::MaybeUninit;
 
 /// A variant of the host backend. All give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -190,17 +191,96 @@ impl Host {
     }
 }
 
-/// A tensor of a call in host memory.
-pub type HostInOut<'a, T> = InOut<&'a [T], &'a mut [T]>;
+/// A tensor of a call in host memory. Made by `From` a `&mut` slice or vector, which is rotated in place,
+/// or a pair `(source, destination)`, whose destination may be uninitialised.
+///
+/// ```
+/// use phasor::{Dtype, Frequencies, Host, Layout, Pairing, Positions, Problem, Rope};
+///
+/// # fn main() -> Result<(), phasor::Error> {
+/// let rope = Rope::new(Frequencies::from_theta(10_000.0, 4)?, Pairing::Interleaved);
+/// let rotator = Host::new().rotator(&rope);
+/// let layout = Layout::tokens(1, 1, 4);
+/// let plan = rotator.plan(&Problem::new(Dtype::F32).q((layout, layout)))?;
+///
+/// let q = [1.0f32, 0.0, 0.0, 1.0];
+/// let mut rotated = Vec::with_capacity(4);
+/// let operand = (&q[..], &mut rotated.spare_capacity_mut()[..4]).into();
+/// rotator.rotate(&plan, Some(operand), None, Positions::start(1))?;
+/// // SAFETY: the layout has all four elements, and all were written.
+/// unsafe { rotated.set_len(4) };
+/// assert_eq!(rotated[0], 1f32.cos());
+/// # Ok(())
+/// # }
+/// ```
+pub type HostInOut<'a, T> = InOut<&'a [T], &'a mut [T], HostDestination<'a, T>>;
+
+/// Host memory that is written, and not read before: initialised or not.
+#[derive(Debug)]
+pub struct HostDestination<'a, T>(&'a mut [MaybeUninit<T>]);
+
+impl<T> HostDestination<'_, T> {
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl<'a, T: Element> From<&'a mut [T]> for HostDestination<'a, T> {
+    fn from(elements: &'a mut [T]) -> Self {
+        let first = elements.as_mut_ptr().cast();
+        // SAFETY: the same elements, borrowed for as long; only elements are ever written to them.
+        Self(unsafe { std::slice::from_raw_parts_mut(first, elements.len()) })
+    }
+}
+
+impl<'a, T: Element> From<&'a mut [MaybeUninit<T>]> for HostDestination<'a, T> {
+    fn from(elements: &'a mut [MaybeUninit<T>]) -> Self {
+        Self(elements)
+    }
+}
+
+impl<'a, T: Element> From<&'a mut Vec<T>> for HostDestination<'a, T> {
+    fn from(elements: &'a mut Vec<T>) -> Self {
+        elements[..].as_mut().into()
+    }
+}
+
+impl<'a, T> From<&'a mut [T]> for HostInOut<'a, T> {
+    fn from(elements: &'a mut [T]) -> Self {
+        InOut::InPlace(elements)
+    }
+}
+
+impl<'a, T> From<&'a mut Vec<T>> for HostInOut<'a, T> {
+    fn from(elements: &'a mut Vec<T>) -> Self {
+        InOut::InPlace(elements)
+    }
+}
+
+/// `(source, destination)`.
+impl<'a, T, O: Into<HostDestination<'a, T>>> From<(&'a [T], O)> for HostInOut<'a, T> {
+    fn from((source, destination): (&'a [T], O)) -> Self {
+        InOut::OutOfPlace {
+            source,
+            destination: destination.into(),
+        }
+    }
+}
 
 /// One [`Rope`] on the host backend.
 ///
-/// Decoding with packed qkv, each batch row at its own position:
+/// Decoding with packed qkv, each sequence at its own position:
 ///
 /// ```
 /// use phasor::half::bf16;
 /// use phasor::{
-///     Dtype, Frequencies, Host, Layout, Pairing, PositionKind, Positions, Problem, Rope,
+///     Dtype, Frequencies, Host, Layout, Pairing, Positions, Problem, Rope,
 /// };
 ///
 /// # fn main() -> Result<(), phasor::Error> {
@@ -210,13 +290,12 @@ pub type HostInOut<'a, T> = InOut<&'a [T], &'a mut [T]>;
 /// let problem = Problem::new(Dtype::Bf16)
 ///     .q(Layout::packed_heads(5, 1, 12, 128, 0..8))
 ///     .k(Layout::packed_heads(5, 1, 12, 128, 8..10))
-///     .one_buffer()
-///     .positions(PositionKind::StartPerRow);
+///     .one_buffer();
 /// let plan = rotator.plan(&problem)?;
 ///
 /// let mut qkv = vec![bf16::ONE; 5 * 12 * 128];
 /// let starts = [17i64, 4096, 3, 131_072, 1_000_000];
-/// rotator.rotate_one_buffer(&plan, &mut qkv, Positions::start_per_row(&starts))?;
+/// rotator.rotate_one_buffer(&plan, &mut qkv, Positions::start_per_sequence(&starts))?;
 /// # Ok(())
 /// # }
 /// ```
@@ -232,7 +311,7 @@ impl HostRotator {
     /// # Errors
     /// Those of [`Plan::new`].
     pub fn plan(&self, problem: &Problem) -> Result<Plan, Error> {
-        Plan::new(&self.rope, problem, PositionMemory::Host)
+        Plan::new(&self.rope, problem)
     }
 
     /// The rotation.
@@ -244,8 +323,8 @@ impl HostRotator {
     ///
     /// # Errors
     /// [`Error::PlanMismatch`], [`Error::DtypeMismatch`], [`Error::OperandMismatch`],
-    /// [`Error::BufferTooShort`], [`Error::PositionKindMismatch`], [`Error::PositionsLength`],
-    /// [`Error::FrequencyRowMismatch`], [`Error::FrequencyRowsLength`],
+    /// [`Error::BufferTooShort`], [`Error::BufferHasRoom`], [`Error::PositionsLength`],
+    /// [`Error::FrequencyRows`], [`Error::FrequencyRowsLength`],
     /// [`Error::FrequencyRowOutOfRange`], and [`Error::PositionOutOfRange`] for a table that asks for
     /// it.
     pub fn rotate<T: Element>(
@@ -255,14 +334,13 @@ impl HostRotator {
         k: Option<HostInOut<'_, T>>,
         positions: Positions<'_>,
     ) -> Result<(), Error> {
-        self.check(plan, T::DTYPE, &positions)?;
+        self.check(plan, T::DTYPE)?;
         plan.check_operands(&q, &k)?;
-        let q = checked_pointers(plan.q.as_ref(), q)?;
-        let k = checked_pointers(plan.k.as_ref(), k)?;
+        let q = checked_addresses(plan, plan.q.as_ref(), q)?;
+        let k = checked_addresses(plan, plan.k.as_ref(), k)?;
         // SAFETY: the plan proved, or its maker vouched, that what is written does not overlap
         // inside a tensor; the borrows keep the buffers apart; their lengths have been checked.
-        unsafe { run::execute(self.host, plan, [q, k], &positions) };
-        Ok(())
+        unsafe { self.execute(plan, q, k, by_address(&positions)) }
     }
 
     /// Rotates a plan made with [`Problem::one_buffer`], such as packed qkv in place. Nothing is
@@ -276,64 +354,132 @@ impl HostRotator {
         buffer: &mut [T],
         positions: Positions<'_>,
     ) -> Result<(), Error> {
-        self.check(plan, T::DTYPE, &positions)?;
+        self.check(plan, T::DTYPE)?;
         plan.check_one_buffer(buffer.len())?;
-        let destination = buffer.as_mut_ptr();
-        let pointers = Pointers {
-            source: destination.cast_const(),
-            destination,
-        };
+        let both = in_place(buffer);
         // SAFETY: the plan proved, or its maker vouched, that no two layouts of the buffer overlap
         // where one of them is written, and the buffer reaches as far as the layouts do.
-        unsafe { run::execute(self.host, plan, [pointers; 2], &positions) };
-        Ok(())
+        unsafe { self.execute(plan, both, both, by_address(&positions)) }
     }
 
-    fn check(
+    /// Rotates at addresses, for engines with an allocator of their own: the same call that
+    /// `CudaRotator::rotate_raw` takes, in host memory. The addresses are those of the buffers, whose
+    /// provenance is exposed; the layouts' offsets are added to them. `positions` may be made
+    /// [`at`](crate::Ids::at) addresses too.
+    ///
+    /// # Errors
+    /// [`Error::PlanMismatch`] and those of [`rotate`](Self::rotate) about positions.
+    ///
+    /// # Safety
+    /// For the call:
+    /// - every buffer reaches as far as its layout and is aligned to its element; of a tensor in
+    ///   place only `destination` is used;
+    /// - the buffers, positions and rows included, do not overlap, except those that the plan was made
+    ///   for: windows of one buffer, given by the same address;
+    /// - no other thread writes what is read or touches what is written;
+    /// - positions and rows hold as many values as they say.
+    pub unsafe fn rotate_raw(
         &self,
         plan: &Plan,
-        given: crate::Dtype,
-        positions: &Positions<'_>,
+        q: TensorAddresses,
+        k: TensorAddresses,
+        positions: RawPositions,
     ) -> Result<(), Error> {
+        self.check(plan, plan.dtype())?;
+        // SAFETY: the caller's.
+        unsafe { self.execute(plan, q, k, positions) }
+    }
+
+    fn check(&self, plan: &Plan, given: crate::Dtype) -> Result<(), Error> {
         if !plan.rope.is_same(&self.rope) {
             return Err(Error::PlanMismatch);
         }
-        plan.check_dtype(given)?;
-        plan.check_positions(positions)
+        plan.check_dtype(given)
     }
-}
 
-/// The start of the buffers of one tensor.
-#[derive(Clone, Copy)]
-pub(crate) struct Pointers<T> {
-    source: *const T,
-    destination: *mut T,
-}
-
-fn checked_pointers<T>(
-    planned: Option<&PlannedTensor>,
-    operand: Option<HostInOut<'_, T>>,
-) -> Result<Pointers<T>, Error> {
-    let mut pointers = Pointers {
-        source: std::ptr::null(),
-        destination: std::ptr::null_mut(),
-    };
-    if let (Some(planned), Some(operand)) = (planned, operand) {
-        match operand {
-            InOut::InPlace(buffer) => {
-                planned.check_lengths(buffer.len(), buffer.len())?;
-                pointers.destination = buffer.as_mut_ptr();
-                pointers.source = pointers.destination.cast_const();
+    /// # Safety
+    /// That of [`rotate_raw`](Self::rotate_raw).
+    unsafe fn execute(
+        &self,
+        plan: &Plan,
+        q: TensorAddresses,
+        k: TensorAddresses,
+        positions: RawPositions,
+    ) -> Result<(), Error> {
+        let (angles, table_is_ordinary) = match self.rope.angles() {
+            Angles::Exact(frequencies) => (of_steps(frequencies.steps(), &[]), false),
+            Angles::Rows(rows) => (of_steps(rows.steps(), rows.attention_factors()), false),
+            Angles::Table(table) => {
+                let [cos, sin] = [table.cos(), table.sin()].map(|x| expose(x.as_ptr()));
+                let angles = AngleAddresses::Table { cos, sin };
+                (angles, run::is_ordinary(table.magnitudes()))
             }
-            InOut::OutOfPlace {
-                source,
-                destination,
-            } => {
-                planned.check_lengths(source.len(), destination.len())?;
-                pointers.source = source.as_ptr();
-                pointers.destination = destination.as_mut_ptr();
+        };
+        let addresses = Addresses {
+            q,
+            k,
+            angles,
+            positions,
+        };
+        // SAFETY: the caller's; the rotation, which this rotator holds, has the angles.
+        unsafe {
+            if let Some(call) = plan.call_on_host(&addresses)? {
+                run::execute(self.host, &call, table_is_ordinary);
             }
         }
+        Ok(())
     }
-    Ok(pointers)
+}
+
+fn of_steps(steps: &[u64], factors: &[f32]) -> AngleAddresses {
+    AngleAddresses::Steps {
+        steps: expose(steps.as_ptr()),
+        factors: expose(factors.as_ptr()),
+    }
+}
+
+fn expose<T>(pointer: *const T) -> u64 {
+    pointer.expose_provenance() as u64
+}
+
+fn by_address(positions: &Positions<'_>) -> RawPositions {
+    let address = |ids: &&[u8]| Ok::<_, std::convert::Infallible>(expose(ids.as_ptr()));
+    match positions.try_map(address) {
+        Ok(positions) => positions,
+        Err(never) => match never {},
+    }
+}
+
+fn in_place<T>(buffer: &mut [T]) -> TensorAddresses {
+    let address = buffer.as_mut_ptr().expose_provenance() as u64;
+    TensorAddresses {
+        source: address,
+        destination: address,
+    }
+}
+
+fn checked_addresses<T>(
+    plan: &Plan,
+    planned: Option<&PlannedTensor>,
+    operand: Option<HostInOut<'_, T>>,
+) -> Result<TensorAddresses, Error> {
+    let (Some(planned), Some(operand)) = (planned, operand) else {
+        return Ok(TensorAddresses::default());
+    };
+    match operand {
+        InOut::InPlace(buffer) => {
+            plan.check_lengths(planned, buffer.len(), buffer.len())?;
+            Ok(in_place(buffer))
+        }
+        InOut::OutOfPlace {
+            source,
+            destination,
+        } => {
+            plan.check_lengths(planned, source.len(), destination.len())?;
+            Ok(TensorAddresses {
+                source: expose(source.as_ptr()),
+                destination: destination.0.as_mut_ptr().expose_provenance() as u64,
+            })
+        }
+    }
 }

@@ -1,13 +1,20 @@
-//! Walks the tokens of a plan, on one thread or many, and hands each to the variant in use.
+//! Walks the tokens of a call, on one thread or many, and hands each to the variant in use.
 
 #[cfg(feature = "rayon")]
 use super::Threads;
-use super::{Host, Isa, Pointers, cache, variants};
-use crate::angle::{Angles, CosSinTable, OutOfRange};
-use crate::element::Element;
-use crate::plan::{Plan, PlannedTensor};
-use crate::positions::{Positions, Token};
+use super::variants::{self, VectorElement};
+use super::{Host, Isa, cache};
+use crate::Dtype;
+use crate::angle::phase::Scale;
+use crate::call::{
+    Call, PHASOR_ANGLES_TABLE, PHASOR_OUT_OF_RANGE_PASS_THROUGH, PHASOR_ROW_ONLY, PhasorCall,
+    PhasorStream,
+};
+use crate::rope::{Pairing, Pairings};
+use half::{bf16, f16};
 use std::ops::{Range, RangeInclusive};
+use std::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
+use std::slice::from_raw_parts;
 
 /// Pairs whose cos and sin are formed at a time; they stay in the first-level cache.
 pub(super) const BLOCK: usize = 128;
@@ -84,31 +91,27 @@ impl<T> HeadRun<T> {
     }
 }
 
-/// Pointers of q and k that threads share.
-struct Shared<T>([Pointers<T>; 2]);
-
-// SAFETY: threads work on disjoint tokens and heads. The plan proved, or its maker vouched, that no
-// written element occurs twice, and that none is read for another token or head.
-unsafe impl<T: Send + Sync> Sync for Shared<T> {}
-
-/// Performs a plan.
+/// Performs a call. `table_is_ordinary`: as [`is_ordinary`] for the table that it has, if any.
 ///
 /// # Safety
-/// `pointers` (of q, of k) start buffers that reach as far as the plan's layouts, alive and
-/// unaliased for the call except as the plan allows. `positions` have been checked.
-pub(super) unsafe fn execute<T: Element>(
-    host: Host,
-    plan: &Plan,
-    pointers: [Pointers<T>; 2],
-    positions: &Positions<'_>,
-) {
-    if plan.is_empty() {
-        return;
-    }
-    let shared = &Shared(pointers);
-    let tokens = plan.batch * plan.sequence;
+/// All addresses of the call are of host memory, exposed, and reach as far as the call says; what is
+/// written is not touched by others meanwhile, nor twice, nor by way of another stream.
+pub(super) unsafe fn execute(host: Host, call: &Call, table_is_ordinary: bool) {
+    let bytes = call.params.bytes(call.dtype);
+    let work = Work {
+        isa: host.isa,
+        call: &call.params,
+        stream: bytes >= cache::last_level() as u64 / 2,
+        table_is_ordinary,
+    };
+    let share = match call.dtype {
+        Dtype::F32 => Work::share::<f32>,
+        Dtype::F16 => Work::share::<f16>,
+        Dtype::Bf16 => Work::share::<bf16>,
+    };
+    let tokens = call.params.batch as usize * call.params.tokens as usize;
     #[cfg(feature = "rayon")]
-    if host.threads == Threads::Pool && plan.bytes() >= BYTES_WORTH_A_THREAD {
+    if host.threads == Threads::Pool && bytes >= BYTES_WORTH_A_THREAD {
         let threads = rayon::current_num_threads();
         if threads > 1 {
             use rayon::prelude::*;
@@ -121,24 +124,33 @@ pub(super) unsafe fn execute<T: Element>(
                 .into_par_iter()
                 .for_each(|part| {
                     let (token_part, head_part) = (part / head_parts, part % head_parts);
-                    let share = Share {
+                    let part = Share {
                         tokens: split(tokens, token_parts, token_part),
                         head_part,
                         head_parts,
                     };
                     // SAFETY: the caller's; the shares do not overlap.
-                    unsafe { execute_share(host.isa, plan, shared, positions, share) };
+                    unsafe { share(&work, part) };
                 });
             return;
         }
     }
-    let share = Share {
+    let all = Share {
         tokens: 0..tokens,
         head_part: 0,
         head_parts: 1,
     };
     // SAFETY: the caller's.
-    unsafe { execute_share(host.isa, plan, shared, positions, share) };
+    unsafe { share(&work, all) };
+}
+
+/// What all threads of a call share.
+struct Work<'a> {
+    isa: Isa,
+    call: &'a PhasorCall,
+    /// Whether to write past the caches.
+    stream: bool,
+    table_is_ordinary: bool,
 }
 
 /// What one thread does: all heads, or a part of them, of some tokens.
@@ -154,102 +166,158 @@ fn split(n: usize, parts: usize, part: usize) -> Range<usize> {
     bound(part)..bound(part + 1)
 }
 
-/// # Safety
-/// That of [`execute`]; no other thread has the same tokens and heads.
-unsafe fn execute_share<T: Element>(
-    isa: Isa,
-    plan: &Plan,
-    shared: &Shared<T>,
-    positions: &Positions<'_>,
-    share: Share,
-) {
-    let mut angles = AngleBlock::new();
-    let mut formed = None;
-    let pairs = plan.rope.angles().pairs();
-    let pairings = plan.rope.pairings();
-    let stream = plan.bytes() >= cache::last_level() as u64 / 2;
-    for token in share.tokens {
-        let (b, s) = (token / plan.sequence, token % plan.sequence);
-        let row = Row::at(plan, positions, plan.token(b, s));
-        let heads_of = |planned: &PlannedTensor| {
-            split(planned.source.shape()[2], share.head_parts, share.head_part)
+impl Work<'_> {
+    /// # Safety
+    /// That of [`execute`]; no other thread has the same tokens and heads.
+    unsafe fn share<T: VectorElement>(&self, share: Share) {
+        let call = self.call;
+        let mut angles = AngleBlock::new();
+        let mut formed = None;
+        let pairs = call.angles.pairs as usize;
+        let pairings = Pairings {
+            source: pairing(call.pairing.source_step),
+            destination: pairing(call.pairing.destination_step),
         };
-        for (planned, pointers) in [&plan.q, &plan.k].into_iter().zip(&shared.0) {
-            let Some(planned) = planned else { continue };
-            // Whole heads, though some dims are written again: fewer and longer copies.
-            if planned.in_place || (row.is_some() && 2 * pairs == planned.source.shape()[3]) {
-                continue;
-            }
-            // SAFETY: the indices are inside the layouts, which lie inside the buffers; source and
-            // destination do not overlap, because the plan is out of place.
-            unsafe { copy_heads(planned, pointers, (b, s), heads_of(planned)) };
-        }
-        for first in (0..pairs).step_by(BLOCK) {
-            let Some(row) = &row else { break };
-            let block = BLOCK.min(pairs - first);
-            row.form(isa, first..first + block, &mut formed, &mut angles);
-            for (planned, pointers) in [&plan.q, &plan.k].into_iter().zip(&shared.0) {
-                let Some(planned) = planned else { continue };
-                let heads = heads_of(planned);
-                if heads.is_empty() {
+        for token in share.tokens {
+            let (b, t) = (token as u32 / call.tokens, token as u32 % call.tokens);
+            // SAFETY: the token is one of the call's.
+            let row = unsafe { self.row(b, t) };
+            let heads_of = |stream: &PhasorStream| {
+                split(stream.heads as usize, share.head_parts, share.head_part)
+            };
+            for stream in call.streams() {
+                // Whole heads, though some dims are written again: fewer and longer copies.
+                let all_rotate = row.is_some() && 2 * pairs == stream.head_dim as usize;
+                if stream.in_place == 1 || all_rotate {
                     continue;
                 }
-                let (source, destination) = (&planned.source, &planned.destination);
-                let window = source.rotary_offset();
-                // SAFETY: the indices are inside the layouts, which lie inside the buffers.
-                let run = unsafe {
-                    HeadRun {
-                        source: pointers
-                            .source
-                            .add(source.index(b, s, heads.start) + window),
-                        destination: pointers
-                            .destination
-                            .add(destination.index(b, s, heads.start) + window),
-                        source_stride: source.strides()[2],
-                        destination_stride: destination.strides()[2],
+                // SAFETY: the token and the heads are the stream's; source and destination do not
+                // overlap, because it is not in place.
+                unsafe { copy_heads::<T>(stream, (b, t), heads_of(stream)) };
+            }
+            for first in (0..pairs).step_by(BLOCK) {
+                let Some(row) = &row else { break };
+                let block = BLOCK.min(pairs - first);
+                // SAFETY: the pairs are the call's.
+                unsafe { row.form(self, first..first + block, &mut formed, &mut angles) };
+                for stream in call.streams() {
+                    let heads = heads_of(stream);
+                    if heads.is_empty() {
+                        continue;
+                    }
+                    let window = stream.rotary_offset as usize * size_of::<T>();
+                    let [source, destination] = addresses(stream, (b, t), heads.start);
+                    let run = HeadRun {
+                        source: with_exposed_provenance(source + window),
+                        destination: with_exposed_provenance_mut(destination + window),
+                        source_stride: elements::<T>(stream.source.head),
+                        destination_stride: elements::<T>(stream.destination.head),
                         heads: heads.len(),
                         pairs,
                         first,
-                        continues: source.strides()[1]
-                            == source.strides()[2].wrapping_mul(source.shape()[2]),
+                        continues: stream.source.token
+                            == stream.source.head.wrapping_mul(i64::from(stream.heads)),
                         // Lines that are written in part would be read before.
-                        stream: stream && !planned.in_place && 2 * pairs == source.shape()[3],
+                        stream: self.stream
+                            && stream.in_place == 0
+                            && 2 * pairs == stream.head_dim as usize,
                         ordinary: row.ordinary,
-                    }
-                };
-                // SAFETY: as above; the variant was checked when it was chosen.
-                unsafe { T::rotate_heads(isa, pairings, &run, &angles, block) };
+                    };
+                    // SAFETY: the run's heads are the stream's; the variant was checked when it was
+                    // chosen.
+                    unsafe { T::rotate_heads(self.isa, pairings, &run, &angles, block) };
+                }
             }
         }
+        if self.stream {
+            variants::fence();
+        }
     }
-    if stream {
-        variants::fence();
+
+    /// Where the angles of a token come from; `None` where it passes through.
+    ///
+    /// # Safety
+    /// The token is one of the call's.
+    unsafe fn row(&self, b: u32, t: u32) -> Option<Row> {
+        let call = self.call;
+        let inverse = call.angles.inverse == 1;
+        // SAFETY: the caller's.
+        let position = unsafe { call.position(0, b, t) };
+        if call.angles.source == PHASOR_ANGLES_TABLE {
+            let (row, inside) = call.table_row(position);
+            let passes = call.angles.out_of_range == PHASOR_OUT_OF_RANGE_PASS_THROUGH;
+            return (inside || !passes).then_some(Row {
+                source: Source::Table { row },
+                scale: Scale::new(1.0, inverse),
+                ordinary: self.table_is_ordinary,
+            });
+        }
+        // SAFETY: the caller's; there is a factor for each row.
+        let (row, factor) = unsafe {
+            let row = call.row(b, t, position);
+            let factors = with_exposed_provenance::<f32>(call.rows.factors as usize);
+            let factor = match call.rows.choice {
+                PHASOR_ROW_ONLY => call.angles.factor,
+                _ => *factors.add(row as usize),
+            };
+            (row, factor)
+        };
+        // The larger of cos and sin is at least half of the square root of 2.
+        let magnitudes = 0.7 * factor..=factor;
+        Some(Row {
+            source: Source::Steps {
+                row,
+                position,
+                token: (b, t),
+            },
+            scale: Scale::new(factor, inverse),
+            ordinary: is_ordinary(magnitudes),
+        })
     }
+}
+
+fn pairing(step: u32) -> Pairing {
+    match step {
+        1 => Pairing::HalfSplit,
+        _ => Pairing::Interleaved,
+    }
+}
+
+/// Strides are multiples of an element.
+fn elements<T>(bytes: i64) -> usize {
+    bytes as usize / size_of::<T>()
+}
+
+/// Where a head of a token is read and written.
+fn addresses(stream: &PhasorStream, (b, t): (u32, u32), head: usize) -> [usize; 2] {
+    [&stream.source, &stream.destination].map(|view| {
+        let offset = i64::from(b)
+            .wrapping_mul(view.batch)
+            .wrapping_add(i64::from(t).wrapping_mul(view.token))
+            .wrapping_add((head as i64).wrapping_mul(view.head));
+        (view.address as usize).wrapping_add(offset as usize)
+    })
 }
 
 /// Copies heads of a token.
 ///
 /// # Safety
-/// The token and the heads are inside the layouts, which lie inside the buffers, which do not overlap.
-unsafe fn copy_heads<T>(
-    planned: &PlannedTensor,
-    pointers: &Pointers<T>,
-    (b, s): (usize, usize),
-    heads: Range<usize>,
-) {
-    let (source, destination) = (&planned.source, &planned.destination);
-    let head_dim = source.shape()[3];
-    let dense = source.strides()[2] == head_dim && destination.strides()[2] == head_dim;
+/// The token and the heads are the stream's, and source and destination do not overlap.
+unsafe fn copy_heads<T>(stream: &PhasorStream, token: (u32, u32), heads: Range<usize>) {
+    let head_dim = stream.head_dim as usize;
+    let bytes = (head_dim * size_of::<T>()) as i64;
+    let dense = stream.source.head == bytes && stream.destination.head == bytes;
     let (step, len) = match dense {
         true => (heads.len().max(1), heads.len() * head_dim),
         false => (1, head_dim),
     };
-    for h in heads.step_by(step) {
+    for head in heads.step_by(step) {
+        let [source, destination] = addresses(stream, token, head);
         // SAFETY: the caller's.
         unsafe {
             std::ptr::copy_nonoverlapping(
-                pointers.source.add(source.index(b, s, h)),
-                pointers.destination.add(destination.index(b, s, h)),
+                with_exposed_provenance::<T>(source),
+                with_exposed_provenance_mut(destination),
                 len,
             );
         }
@@ -258,142 +326,92 @@ unsafe fn copy_heads<T>(
 
 /// Whether factors are ordinary where the larger of each cos and sin is in this range. What that is
 /// for: see `Straight` in vector.rs.
-fn is_ordinary(magnitudes: RangeInclusive<f32>) -> bool {
+pub(super) fn is_ordinary(magnitudes: RangeInclusive<f32>) -> bool {
     *magnitudes.start() >= 1.0 / LARGEST_ORDINARY && *magnitudes.end() <= LARGEST_ORDINARY
 }
 
 /// The angles of one token.
-struct Row<'a> {
-    source: Source<'a>,
-    /// Factors for cos and sin.
-    scales: (f32, f32),
+struct Row {
+    source: Source,
+    scale: Scale,
     /// As in [`HeadRun`].
     ordinary: bool,
 }
 
-enum Source<'a> {
-    /// One step per pair.
-    Exact {
-        steps: &'a [u64],
-        position: i64,
-    },
+enum Source {
     /// A step per axis and pair.
-    Axes {
-        steps: &'a [u64],
-        pairs: usize,
-        positions: &'a Positions<'a>,
-        token: Token,
+    Steps {
+        row: u32,
+        /// On the first axis.
+        position: i64,
+        token: (u32, u32),
     },
     Table {
-        cos: &'a [f32],
-        sin: &'a [f32],
+        row: u32,
     },
 }
 
-impl<'a> Row<'a> {
-    /// `None` where the token passes through.
-    fn at(plan: &'a Plan, positions: &'a Positions<'a>, token: Token) -> Option<Self> {
-        let angles = plan.rope.angles();
-        let position = positions.at(0, token);
-        let (steps, factor) = match angles {
-            Angles::Exact(frequencies) => (frequencies.steps(), frequencies.attention_factor()),
-            Angles::Rows(rows) => {
-                let row = match rows.boundary() {
-                    Some(boundary) => usize::from(position >= boundary),
-                    None => positions.frequency_row_at(token) as usize,
-                };
-                (rows.row_steps(row), rows.attention_factors()[row])
-            }
-            Angles::Table(table) => {
-                let source = Self::in_table(table, position)?;
-                return Some(Row {
-                    source,
-                    scales: plan.rope.scales(1.0),
-                    ordinary: is_ordinary(table.magnitudes()),
-                });
-            }
-        };
-        let source = if angles.axes() == 1 {
-            Source::Exact { steps, position }
-        } else {
-            Source::Axes {
-                steps,
-                pairs: angles.pairs(),
-                positions,
-                token,
-            }
-        };
-        // The larger of cos and sin is at least half of the square root of 2.
-        let magnitudes = 0.7 * factor..=factor;
-        Some(Row {
-            source,
-            scales: plan.rope.scales(factor),
-            ordinary: is_ordinary(magnitudes),
-        })
-    }
-
-    fn in_table(table: &'a CosSinTable, position: i64) -> Option<Source<'a>> {
-        // A table has at least one row, and fits in memory.
-        let last = table.rows() as i64 - 1;
-        let row = position.clamp(0, last);
-        if row != position && table.out_of_range() == OutOfRange::PassThrough {
-            return None;
-        }
-        let start = row as usize * table.pairs();
-        let range = start..start + table.pairs();
-        Some(Source::Table {
-            cos: &table.cos()[range.clone()],
-            sin: &table.sin()[range],
-        })
-    }
-
-    /// cos and sin of the pairs of `range`, each times its scale. `formed`: the steps and the position
-    /// of the block's phases, if they are those of whole rows.
-    fn form(
+impl Row {
+    /// cos and sin of the pairs of `range`. `formed`: the row and the position of the block's phases,
+    /// if they are those of whole rows.
+    ///
+    /// # Safety
+    /// The row is one of `work`'s call, and the pairs are in it.
+    unsafe fn form(
         &self,
-        isa: Isa,
+        work: &Work<'_>,
         range: Range<usize>,
-        formed: &mut Option<(*const u64, i64)>,
+        formed: &mut Option<(u32, i64)>,
         angles: &mut AngleBlock,
     ) {
-        let pairs = range.len();
-        // SAFETY: at most `BLOCK` steps; the variant was checked when it was chosen.
-        let form = |steps: &[u64], phases, angles: &mut AngleBlock| unsafe {
-            variants::form(isa, steps, phases, self.scales, angles);
+        let call = work.call;
+        let (axes, pairs) = (call.angles.axes as usize, call.angles.pairs as usize);
+        let values = |address: u64, row: usize| {
+            let first = with_exposed_provenance::<f32>(address as usize);
+            // SAFETY: the caller's.
+            unsafe { from_raw_parts(first.add(row * pairs + range.start), range.len()) }
+        };
+        let steps = |row: u32, axis: usize| {
+            let first = with_exposed_provenance::<u64>(call.angles.steps as usize);
+            let at = (row as usize * axes + axis) * pairs + range.start;
+            // SAFETY: the caller's.
+            unsafe { from_raw_parts(first.add(at), range.len()) }
+        };
+        let form = |steps: &[u64], phases, angles: &mut AngleBlock| {
+            // SAFETY: at most `BLOCK` steps; the variant was checked when it was chosen.
+            unsafe { variants::form(work.isa, steps, phases, self.scale, angles) };
         };
         match self.source {
-            Source::Exact { steps, position } => {
+            Source::Steps { row, position, .. } if axes == 1 => {
                 let phases = match *formed {
-                    Some(before) if before == (steps.as_ptr(), position.wrapping_sub(1)) => {
-                        Phases::Next
-                    }
+                    Some(before) if before == (row, position.wrapping_sub(1)) => Phases::Next,
                     _ => Phases::At(position),
                 };
-                *formed = (pairs == steps.len()).then_some((steps.as_ptr(), position));
-                form(&steps[range], phases, angles);
+                *formed = (range.len() == pairs).then_some((row, position));
+                form(steps(row, 0), phases, angles);
             }
-            Source::Axes {
-                steps,
-                pairs: stride,
-                positions,
-                token,
+            Source::Steps {
+                row,
+                token: (b, t),
+                ..
             } => {
                 let mut phases = [0u64; BLOCK];
-                for (axis, steps) in steps.chunks_exact(stride).enumerate() {
-                    let position = positions.at(axis, token) as u64;
-                    for (phase, step) in phases.iter_mut().zip(&steps[range.clone()]) {
+                for axis in 0..axes {
+                    // SAFETY: the caller's.
+                    let position = unsafe { call.position(axis as u32, b, t) } as u64;
+                    for (phase, step) in phases.iter_mut().zip(steps(row, axis)) {
                         *phase = phase.wrapping_add(step.wrapping_mul(position));
                     }
                 }
                 // A phase is a step at position 1.
-                form(&phases[..pairs], Phases::At(1), angles);
+                form(&phases[..range.len()], Phases::At(1), angles);
             }
-            Source::Table { cos, sin } => {
-                for (to, &from) in angles.cos.iter_mut().zip(&cos[range.clone()]) {
-                    *to = from * self.scales.0;
-                }
-                for (to, &from) in angles.sin.iter_mut().zip(&sin[range]) {
-                    *to = from * self.scales.1;
+            Source::Table { row } => {
+                let cos = values(call.angles.cos, row as usize);
+                angles.cos[..cos.len()].copy_from_slice(cos);
+                let sin = values(call.angles.sin, row as usize);
+                for (to, &from) in angles.sin.iter_mut().zip(sin) {
+                    *to = self.scale.turned(from);
                 }
             }
         }

@@ -15,7 +15,7 @@
 
 use super::tensor::{Engine, Operand, from_starts, pairing, starts_of_rows, table};
 use super::{Array, InterfaceError, Tensor};
-use crate::{Device, Element, Layout, OutOfRange, Pairing};
+use crate::{Device, DeviceElement, Element, Layout, OutOfRange, Pairing};
 
 /// How a family of models lays cos and sin out, and which dims they rotate together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -129,7 +129,7 @@ impl CosSin {
     /// at least `dim`; [`InterfaceError::MixedMemory`] for one tensor in host memory and one on a
     /// device; [`InterfaceError::Length`] if memory holds another number of elements;
     /// [`InterfaceError::Rope`] for [`Form::InterleavedToHalfSplit`] in place.
-    pub fn apply<T: Element>(
+    pub fn apply<T: DeviceElement>(
         &self,
         q: Tensor<'_, T>,
         k: Option<Tensor<'_, T>>,
@@ -181,7 +181,7 @@ impl CosSin {
 ///
 /// # Errors
 /// Those of [`CosSin::new`] and [`CosSin::apply`].
-pub fn apply_rotary_pos_emb<T: Element, C: Element>(
+pub fn apply_rotary_pos_emb<T: DeviceElement, C: Element>(
     device: &Device,
     q: Tensor<'_, T>,
     k: Option<Tensor<'_, T>>,
@@ -256,7 +256,7 @@ impl FreqsCis {
     ///
     /// # Errors
     /// As [`CosSin::apply`].
-    pub fn apply_rotary_emb<T: Element>(
+    pub fn apply_rotary_emb<T: DeviceElement>(
         &self,
         xq: Tensor<'_, T>,
         xk: Option<Tensor<'_, T>>,
@@ -312,7 +312,7 @@ impl TokenTable {
         })
     }
 
-    fn operand<'a, T: Element>(
+    fn operand<'a, T: DeviceElement>(
         &self,
         argument: &'static str,
         tensor: Tensor<'a, T>,
@@ -352,7 +352,7 @@ impl TokenTable {
         }
     }
 
-    fn rotate<T: Element>(
+    fn rotate<T: DeviceElement>(
         &self,
         (name, q): (&'static str, Tensor<'_, T>),
         (name_of_k, k): (&'static str, Option<Tensor<'_, T>>),

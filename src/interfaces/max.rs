@@ -31,7 +31,7 @@ use crate::config::{
     LinearScaling, Llama3Scaling, LongRopeScaling, RopeConfig, Scaling, YarnScaling,
     long_rope_gain, mscale,
 };
-use crate::{Angles, Device, Element, Layout, Positions};
+use crate::{Angles, Device, DeviceElement, Layout, Positions};
 
 /// The arguments that all of MAX's classes take.
 ///
@@ -372,7 +372,7 @@ impl RotaryEmbedding {
     /// [`InterfaceError::Shape`] for fewer than three axes or another `head_dim`;
     /// [`InterfaceError::OutOfTable`] past the rows that MAX's table has;
     /// [`InterfaceError::Length`] if the memory of `x` holds another number of elements.
-    pub fn call<T: Element>(&self, x: Tensor<'_, T>, start_pos: i64) -> Result<(), InterfaceError> {
+    pub fn call<T: DeviceElement>(&self, x: Tensor<'_, T>, start_pos: i64) -> Result<(), InterfaceError> {
         let head_dim = self.rope().rotary_dim();
         let &[ref batch @ .., sequence, heads, width] = x.shape() else {
             return Err(InterfaceError::shape(

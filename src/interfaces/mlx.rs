@@ -23,7 +23,7 @@
 
 use super::tensor::{Engine, check_rotary_dim, pairing};
 use super::{InterfaceError, Tensor};
-use crate::{Device, Element, Frequencies, Layout, PositionIds, Positions};
+use crate::{Device, DeviceElement, Frequencies, Layout, Ids, Positions};
 
 /// What gives the frequencies: MLX's `base` or `freqs`, of which it takes just one.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -41,7 +41,7 @@ pub enum Offset<'a> {
     /// The same for all batch rows.
     Int(i64),
     /// An array of one element, for all batch rows, or of one element per batch row.
-    Array(PositionIds<'a>),
+    Array(Ids<&'a [u8]>),
 }
 
 impl From<i64> for Offset<'_> {
@@ -56,8 +56,8 @@ impl From<i32> for Offset<'_> {
     }
 }
 
-impl<'a> From<PositionIds<'a>> for Offset<'a> {
-    fn from(offsets: PositionIds<'a>) -> Self {
+impl<'a> From<Ids<&'a [u8]>> for Offset<'a> {
+    fn from(offsets: Ids<&'a [u8]>) -> Self {
         Offset::Array(offsets)
     }
 }
@@ -134,7 +134,7 @@ impl Rope {
     /// [`InterfaceError::Shape`] for fewer axes, a last one shorter than `dims`, or an offset array
     /// that is neither of one element nor of `B`; [`InterfaceError::Length`] if the memory of `a`
     /// holds another number of elements.
-    pub fn call<'a, T: Element>(
+    pub fn call<'a, T: DeviceElement>(
         &self,
         a: Tensor<'_, T>,
         offset: impl Into<Offset<'a>>,
@@ -182,7 +182,7 @@ impl Rope {
 pub mod fast {
     use super::{Offset, Rope, Spectrum};
     use crate::interfaces::{InterfaceError, Tensor};
-    use crate::{Device, Element};
+    use crate::{Device, DeviceElement};
 
     /// One rotation of `a`. A model that rotates again and again keeps a [`Rope`] instead.
     ///
@@ -210,7 +210,7 @@ pub mod fast {
     ///
     /// # Errors
     /// Those of [`Rope::new`] and [`Rope::call`].
-    pub fn rope<'a, T: Element>(
+    pub fn rope<'a, T: DeviceElement>(
         device: &Device,
         a: Tensor<'_, T>,
         dims: usize,
@@ -270,9 +270,7 @@ fn frequencies(
 fn positions(offset: Offset<'_>, batch: usize) -> Result<Positions<'_>, InterfaceError> {
     let ids = match offset {
         Offset::Int(start) => return Ok(Positions::start(start)),
-        Offset::Array(PositionIds::I32(&[start])) => return Ok(Positions::start(start.into())),
-        Offset::Array(PositionIds::I64(&[start])) => return Ok(Positions::start(start)),
-        Offset::Array(PositionIds::U32(&[start])) => return Ok(Positions::start(start.into())),
+        Offset::Array(ids) if ids.len() == 1 => return Ok(Positions::start(ids.get(0))),
         Offset::Array(ids) => ids,
     };
     if ids.len() != batch {
@@ -282,5 +280,5 @@ fn positions(offset: Offset<'_>, batch: usize) -> Result<Positions<'_>, Interfac
             format!("[1], or [{batch}] as the batch"),
         ));
     }
-    Ok(Positions::start_per_row(ids))
+    Ok(Positions::start_per_sequence(ids))
 }

@@ -16,7 +16,7 @@
 
 use super::tensor::{Engine, check_in_table, from_starts, pairing, starts_of_rows, table};
 use super::{Array, InterfaceError, Tensor};
-use crate::{Device, Element, Layout, Positions};
+use crate::{Device, DeviceElement, Element, Layout, Positions};
 
 /// The operator's attributes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -131,7 +131,7 @@ impl RotaryEmbedding {
     /// for a 3-D X; [`InterfaceError::Shape`] for shapes that do not fit each other;
     /// [`InterfaceError::OutOfTable`] for a position outside the caches;
     /// [`InterfaceError::Length`] if the memory of X holds another number of elements.
-    pub fn call<T: Element>(
+    pub fn call<T: DeviceElement>(
         &self,
         x: Tensor<'_, T>,
         position_ids: Option<Array<'_, i64>>,
@@ -226,7 +226,7 @@ impl RotaryEmbedding {
         Ok(layout)
     }
 
-    fn rotate_at<T: Element>(
+    fn rotate_at<T: DeviceElement>(
         &self,
         argument: &'static str,
         x: Tensor<'_, T>,
@@ -278,7 +278,7 @@ impl RotaryEmbedding {
 ///
 /// # Errors
 /// Those of [`RotaryEmbedding::new`] and [`RotaryEmbedding::call`].
-pub fn rotary_embedding<T: Element, C: Element>(
+pub fn rotary_embedding<T: DeviceElement, C: Element>(
     device: &Device,
     x: Tensor<'_, T>,
     cos_cache: Array<'_, C>,
@@ -294,7 +294,7 @@ pub mod com_microsoft {
     use super::Attributes;
     use crate::interfaces::tensor::check_run_in_table;
     use crate::interfaces::{Array, InterfaceError, Tensor};
-    use crate::{Device, Element, Positions};
+    use crate::{Device, DeviceElement, Element, Positions};
 
     /// The operator with its caches, ready on a [`Device`].
     #[derive(Clone, Debug)]
@@ -351,7 +351,7 @@ pub mod com_microsoft {
         ///
         /// # Errors
         /// Those of ai.onnx's [`RotaryEmbedding::call`](super::RotaryEmbedding::call).
-        pub fn call<T: Element>(
+        pub fn call<T: DeviceElement>(
             &self,
             input: Tensor<'_, T>,
             position_ids: Array<'_, i64>,
@@ -421,7 +421,7 @@ pub mod com_microsoft {
     ///
     /// # Errors
     /// Those of [`RotaryEmbedding::new`] and [`RotaryEmbedding::call`].
-    pub fn rotary_embedding<T: Element, C: Element>(
+    pub fn rotary_embedding<T: DeviceElement, C: Element>(
         device: &Device,
         input: Tensor<'_, T>,
         position_ids: Array<'_, i64>,

@@ -2,7 +2,7 @@
 
 use super::InterfaceError;
 use crate::{
-    Buffer, CosSinTable, Device, DeviceInOut, Element, Error, Host, HostInOut, HostRotator, InOut,
+    Buffer, CosSinTable, Device, DeviceInOut, DeviceElement, Element, Error, Host, HostInOut, HostRotator, InOut,
     Layout, OutOfRange, Pairing, Positions, Problem, Rope, Rotator,
 };
 
@@ -36,12 +36,9 @@ impl<'a, T, const N: usize> From<&'a mut [T; N]> for Memory<'a, T> {
     }
 }
 
-impl<'a, T> From<(&'a [T], &'a mut [T])> for Memory<'a, T> {
-    fn from((source, destination): (&'a [T], &'a mut [T])) -> Self {
-        Memory::Host(InOut::OutOfPlace {
-            source,
-            destination,
-        })
+impl<'a, T: Element> From<(&'a [T], &'a mut [T])> for Memory<'a, T> {
+    fn from(pair: (&'a [T], &'a mut [T])) -> Self {
+        Memory::Host(pair.into())
     }
 }
 
@@ -60,7 +57,7 @@ impl<'a, T> From<(&'a Buffer<T>, &'a mut Buffer<T>)> for Memory<'a, T> {
     }
 }
 
-impl<'a, T: Element> Memory<'a, T> {
+impl<'a, T: DeviceElement> Memory<'a, T> {
     /// Elements of each buffer: one in place, two out of place.
     fn lengths(&self) -> [usize; 2] {
         match self {
@@ -117,7 +114,7 @@ pub struct Tensor<'a, T> {
     shape: Vec<usize>,
 }
 
-impl<'a, T: Element> Tensor<'a, T> {
+impl<'a, T: DeviceElement> Tensor<'a, T> {
     /// Elements and their shape. Whether the two fit each other is checked by the call.
     pub fn new(memory: impl Into<Memory<'a, T>>, shape: &[usize]) -> Self {
         Self {
@@ -231,15 +228,13 @@ impl Engine {
     }
 
     /// Rotates one tensor, or two in one launch.
-    pub(super) fn rotate<T: Element>(
+    pub(super) fn rotate<T: DeviceElement>(
         &self,
         q: Operand<'_, T>,
         k: Option<Operand<'_, T>>,
         positions: Positions<'_>,
     ) -> Result<(), InterfaceError> {
-        let mut problem = Problem::new(T::DTYPE)
-            .q(q.memory.planned(q.layout))
-            .positions(positions.kind());
+        let mut problem = Problem::new(T::DTYPE).q(q.memory.planned(q.layout));
         if let Some(k) = &k {
             problem = problem.k(k.memory.planned(k.layout));
         }
@@ -300,7 +295,7 @@ pub(super) fn starts_of_rows(batch: usize, sequence: usize) -> Vec<i64> {
 pub(super) fn from_starts(starts: &[i64]) -> Positions<'_> {
     match starts {
         &[start] => Positions::start(start),
-        starts => Positions::start_per_row(starts),
+        starts => Positions::start_per_sequence(starts),
     }
 }
 

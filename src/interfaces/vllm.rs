@@ -16,7 +16,7 @@
 
 use super::tensor::{Engine, Operand, check_in_table, check_rotary_dim, pairing, table};
 use super::{Array, InterfaceError, Tensor};
-use crate::{Device, Element, Frequencies, Layout, Positions};
+use crate::{Device, DeviceElement, Element, Frequencies, Layout, Positions};
 
 /// vLLM's `RotaryEmbedding`.
 ///
@@ -119,7 +119,7 @@ impl RotaryEmbedding {
     /// [`InterfaceError::OutOfTable`] for a position outside `0..max_position`;
     /// [`InterfaceError::MixedMemory`] for one tensor in host memory and one on a device;
     /// [`InterfaceError::Length`] if memory holds another number of elements.
-    pub fn forward<T: Element>(
+    pub fn forward<T: DeviceElement>(
         &self,
         positions: &[i64],
         query: Tensor<'_, T>,
@@ -152,7 +152,7 @@ impl RotaryEmbedding {
         self.engine.rope()
     }
 
-    fn operand<'a, T: Element>(
+    fn operand<'a, T: DeviceElement>(
         &self,
         argument: &'static str,
         tensor: Tensor<'a, T>,
@@ -204,7 +204,7 @@ impl RotaryEmbedding {
 ///
 /// # Errors
 /// Those of [`RotaryEmbedding::from_cache`] and [`RotaryEmbedding::forward`].
-pub fn rotary_embedding<T: Element, C: Element>(
+pub fn rotary_embedding<T: DeviceElement, C: Element>(
     device: &Device,
     positions: &[i64],
     query: Tensor<'_, T>,

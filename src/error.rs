@@ -1,3 +1,4 @@
+use crate::PositionKind;
 use crate::element::Dtype;
 
 /// Which tensor an error is about.
@@ -153,7 +154,7 @@ pub enum Error {
         head_dim: usize,
     },
     /// Two layouts that must agree in shape do not.
-    #[error("{what}: {left:?} against {right:?}")]
+    #[error("{what}: [batch, sequence, heads, head_dim] is {left:?} against {right:?}")]
     ShapeMismatch {
         /// What must agree, as a sentence.
         what: &'static str,
@@ -251,7 +252,8 @@ pub enum Error {
     },
     /// The element type is not the plan's.
     #[error(
-        "the plan was made for {planned}, the buffers hold {given}: plan with Problem::new({given:?})"
+        "the plan was made for {planned}, the buffers hold {given}: plan with \
+         Problem::new(Dtype::{given:?})"
     )]
     DtypeMismatch {
         /// The plan's.
@@ -266,24 +268,24 @@ pub enum Error {
     )]
     PositionKindMismatch {
         /// The plan's.
-        planned: crate::PositionKind,
+        planned: PositionKind,
         /// The call's.
-        given: crate::PositionKind,
+        given: PositionKind,
     },
     /// Too few or too many positions.
-    #[error("{got} positions given, give {expected}: {kind}")]
+    #[error("{got} positions given, give {expected}: {kind}{}", packed_advice(*kind, *expected, *got))]
     PositionsLength {
         /// What the plan's shape needs.
         expected: usize,
         /// What was given.
         got: usize,
         /// The plan's kind.
-        kind: crate::PositionKind,
+        kind: PositionKind,
     },
     /// A position has no row in the table.
     #[error(
         "position {position} (batch row {batch}, token {token}) is outside the table's {rows} \
-         rows: extend the table, or choose OutOfRange::Clamp or PassThrough"
+         rows: {}", out_of_table_advice(*position)
     )]
     PositionOutOfRange {
         /// The position.
@@ -407,4 +409,24 @@ pub enum Error {
         /// As given.
         name: String,
     },
+}
+
+/// For whoever packs several sequences into one batch row and gives a value for each of them.
+fn packed_advice(kind: PositionKind, expected: usize, got: usize) -> &'static str {
+    match kind {
+        PositionKind::StartPerRow | PositionKind::PerRow if expected == 1 && got > 1 => {
+            " (for sequences that are packed in one batch row, give the position of each token: \
+             PositionKind::PerToken)"
+        }
+        _ => "",
+    }
+}
+
+fn out_of_table_advice(position: i64) -> &'static str {
+    if position < 0 {
+        "no table has negative positions, so check the position ids; choose OutOfRange::Clamp or \
+         PassThrough, or Frequencies, whose angles are exact at any position"
+    } else {
+        "extend the table, or choose OutOfRange::Clamp or PassThrough"
+    }
 }

@@ -173,7 +173,13 @@ fn shapes_that_must_agree() {
     ] {
         let error = fails(
             rotator(8).plan(&f32s().q(q).k(k)),
-            &["q and k must agree in batch and sequence", "[2, 3, 4, 8]"],
+            &[
+                "q and k must agree in batch and sequence",
+                &format!(
+                    "[batch, sequence, heads, head_dim] is [2, 3, 4, 8] against {:?}",
+                    k.shape()
+                ),
+            ],
         );
         assert!(matches!(error, Error::ShapeMismatch { .. }));
     }
@@ -192,7 +198,10 @@ fn shapes_that_must_agree() {
     ] {
         let error = fails(
             rotator(8).plan(&f32s().k((source, destination))),
-            &["source and destination must agree in shape"],
+            &[
+                "source and destination must agree in shape",
+                "[batch, sequence, heads, head_dim] is [2, 3, 4, ",
+            ],
         );
         assert!(matches!(error, Error::ShapeMismatch { .. }));
     }
@@ -558,7 +567,50 @@ fn elements_of_another_type() {
         .plan(&f32s().q(Layout::tokens(1, 1, 8)).one_buffer())
         .unwrap();
     let result = rotator.rotate_one_buffer(&plan, &mut x, Positions::start(0));
-    fails(result, &["made for f32, the buffers hold f16"]);
+    fails(
+        result,
+        &[
+            "made for f32, the buffers hold f16",
+            "Problem::new(Dtype::F16)",
+        ],
+    );
+}
+
+/// Tokens of several sequences in one batch row, with a start or a shift for each sequence.
+#[test]
+fn a_position_per_sequence_of_a_packed_row() {
+    let rotator = rotator(8);
+    let packed = Layout::tokens(6, 1, 8);
+    let batch = Layout::bshd(2, 3, 1, 8);
+    let advice = "packed in one batch row, give the position of each token";
+    let ids = [0i64, 5, 9];
+    for (kind, given) in [
+        (PositionKind::StartPerRow, Positions::start_per_row(&ids)),
+        (PositionKind::PerRow, Positions::per_row(&ids)),
+    ] {
+        let plan = rotator.plan(&f32s().q(packed).positions(kind)).unwrap();
+        let result = call(&rotator, &plan, Some(48), None, given);
+        let error = fails(result, &["3 positions given, give 1", advice, "PerToken"]);
+        let (expected, got) = (1, 3);
+        assert_eq!(
+            error,
+            Error::PositionsLength {
+                expected,
+                got,
+                kind
+            }
+        );
+        // Where there are several rows they are counted wrong, or there is no position at all.
+        let plan = rotator.plan(&f32s().q(batch).positions(kind)).unwrap();
+        let error = call(&rotator, &plan, Some(48), None, given).unwrap_err();
+        assert!(!error.to_string().contains("packed"), "{error}");
+    }
+    let result = Error::PositionsLength {
+        expected: 1,
+        got: 0,
+        kind: PositionKind::StartPerRow,
+    };
+    assert!(!result.to_string().contains("packed"));
 }
 
 #[test]
@@ -647,6 +699,22 @@ fn positions_outside_a_table() {
         rows: 4,
     };
     assert_eq!(error, expected);
+    // A longer table would not help.
+    let result = call(
+        &rotator,
+        &plan,
+        Some(8),
+        None,
+        Positions::per_token(&[0, -3, 4, 1]),
+    );
+    let phrases = &[
+        "position -3",
+        "check the position ids",
+        "OutOfRange::Clamp",
+        "Frequencies",
+    ];
+    let error = fails(result, phrases);
+    assert!(!error.to_string().contains("extend the table"), "{error}");
 
     // Positions that only the device sees cannot be checked; a start can.
     let seen = |rope: &Rope, kind, memory| Plan::new(rope, &problem.positions(kind), memory);

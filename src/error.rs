@@ -35,6 +35,18 @@ pub enum Error {
         /// As given.
         theta: f64,
     },
+    /// theta and rotary_dim look exchanged.
+    #[error(
+        "theta is {theta} and rotary_dim is {rotary_dim}, which look exchanged: write theta first, \
+         as in Frequencies::from_theta({rotary_dim}.0, {theta}); frequencies that are meant so can \
+         be given with Frequencies::from_inv_freq"
+    )]
+    Exchanged {
+        /// As given.
+        theta: f64,
+        /// As given.
+        rotary_dim: usize,
+    },
     /// A frequency is not usable.
     #[error(
         "inv_freq[{pair}] is {value}: it must be a finite number of radians per position, at most \

@@ -2,6 +2,7 @@
 
 mod support;
 
+use phasor::config::RopeConfig;
 use phasor::launch::{
     Addresses, AngleAddresses, PositionAddresses, PositionDtype, RowAddresses, TensorAddresses,
 };
@@ -80,6 +81,45 @@ fn thetas() {
     for theta in [2f64.powi(-32), 1.0, f64::MAX] {
         assert!(Frequencies::from_theta(theta, 8).is_ok());
     }
+}
+
+#[test]
+fn thetas_that_stand_for_dims() {
+    let exchanged = |theta, rotary_dim| Error::Exchanged { theta, rotary_dim };
+    let phrases = &[
+        "theta is 64 and rotary_dim is 10000",
+        "look exchanged",
+        "Frequencies::from_theta(10000.0, 64)",
+        "Frequencies::from_inv_freq",
+    ];
+    let error = fails(Frequencies::from_theta(64.0, 10_000), phrases);
+    assert_eq!(error, exchanged(64.0, 10_000));
+    let error = fails(Frequencies::from_theta_scaled(64.0, 10_000, 0.5), phrases);
+    assert_eq!(error, exchanged(64.0, 10_000));
+    for (theta, rotary_dim) in [(2.0, 514), (512.0, 1_000_001), (128.0, usize::MAX)] {
+        let result = Frequencies::from_theta(theta, rotary_dim);
+        assert_eq!(result, Err(exchanged(theta, rotary_dim)));
+    }
+    // Every model's are far from that, and so is what cannot be a number of dims.
+    for (theta, rotary_dim) in [
+        (10_000.0, 64),
+        (100.0, 72),
+        (2.0, 512),
+        (514.0, 10_000),
+        (0.5, 514),
+        (1.0, 514),
+        (3.0, 514),
+        (64.5, 514),
+    ] {
+        assert!(Frequencies::from_theta(theta, rotary_dim).is_ok());
+        assert!(RopeConfig::new(theta, rotary_dim).is_ok());
+    }
+    let error = RopeConfig::new(64.0, 10_000).unwrap_err().to_string();
+    assert!(error.contains("rope_theta is 64"), "{error}");
+    assert!(error.contains("above head_dim, which is 10000: the two look exchanged"));
+    // Before the limit of head_dim, which would not tell what is wrong.
+    let error = RopeConfig::new(128.0, 500_000).unwrap_err().to_string();
+    assert!(error.contains("look exchanged"), "{error}");
 }
 
 #[test]

@@ -41,7 +41,9 @@ impl Frequencies {
     ///
     /// # Errors
     /// [`Error::RotaryDim`] if `rotary_dim` is zero, odd or above 2^28; [`Error::Theta`] if `theta`
-    /// is not a finite number of at least 2^-32.
+    /// is not a finite number of at least 2^-32; [`Error::Exchanged`] if the two look exchanged:
+    /// more than 512 dims, and for theta an even number of at most 512. No model has that; whoever
+    /// means it gives the frequencies with [`from_inv_freq`](Self::from_inv_freq).
     pub fn from_theta(theta: f64, rotary_dim: usize) -> Result<Self, Error> {
         Self::from_extended(&powers(theta, rotary_dim)?)
     }
@@ -297,6 +299,9 @@ impl Frequencies {
 
 /// `theta^(-2i / rotary_dim)` for each pair.
 fn powers(theta: f64, rotary_dim: usize) -> Result<Vec<DoubleDouble>, Error> {
+    if look_exchanged(theta, rotary_dim) {
+        return Err(Error::Exchanged { theta, rotary_dim });
+    }
     check_rotary_dim(rotary_dim)?;
     let smallest = MAX_INV_FREQ.recip();
     if !theta.is_finite() || theta < smallest {
@@ -309,6 +314,14 @@ fn powers(theta: f64, rotary_dim: usize) -> Result<Vec<DoubleDouble>, Error> {
         ln_theta.mul(exponent).exp()
     };
     Ok((0..rotary_dim / 2).map(power).collect())
+}
+
+/// Whether theta and dims stand in each other's place: more dims than a head has, and a theta that
+/// could be the dims of one. Thetas as small as that exist (100), but not with as many dims.
+pub(crate) fn look_exchanged(theta: f64, dims: usize) -> bool {
+    const LARGEST_HEAD: usize = 512;
+    let could_be_dims = (2.0..=LARGEST_HEAD as f64).contains(&theta) && theta % 2.0 == 0.0;
+    could_be_dims && dims > LARGEST_HEAD
 }
 
 /// More than any model has; small enough for every count of steps to fit.

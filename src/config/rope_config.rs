@@ -2,7 +2,7 @@ use super::axes::PairSource;
 use super::pairing::{OutputOrder, PairingRule};
 use super::scaling::{Scaling, check_divisors};
 use super::{Axes, ConfigError, formulas};
-use crate::angle::DoubleDouble;
+use crate::angle::{DoubleDouble, look_exchanged};
 use crate::{Direction, Frequencies, FrequencyRows, Pairing, Rope};
 
 /// How one kind of layer rotates its queries and keys: everything that a model's config says about
@@ -53,8 +53,19 @@ impl RopeConfig {
     ///
     /// # Errors
     /// [`ConfigError::Invalid`] unless `theta` is finite and at least 2^-32, and `head_dim` is from
-    /// 1 to 16,384.
+    /// 1 to 16,384; or if the two look exchanged, as with
+    /// [`Frequencies::from_theta`](Frequencies::from_theta).
     pub fn new(theta: f64, head_dim: usize) -> Result<Self, ConfigError> {
+        if look_exchanged(theta, head_dim) {
+            return Err(ConfigError::invalid(
+                "rope_theta",
+                theta,
+                format!(
+                    "above head_dim, which is {head_dim}: the two look exchanged (RopeConfig::new \
+                     takes theta first)"
+                ),
+            ));
+        }
         if !(theta.is_finite() && theta >= SMALLEST_THETA) {
             return Err(ConfigError::invalid(
                 "rope_theta",

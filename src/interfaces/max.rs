@@ -180,7 +180,8 @@ impl RotaryEmbedding {
     /// # Errors
     /// [`InterfaceError::Value`] for `n_heads` of 0 without a `head_dim`, a head of odd or more than
     /// 65,536 dims, or a `max_seq_len` past what memory counts; [`InterfaceError::Config`] for a
-    /// theta that is not finite or below 2^-32; [`InterfaceError::Rope`] if the device has no room.
+    /// theta that is not finite, below 2^-32 or looks exchanged with the dims;
+    /// [`InterfaceError::Rope`] if the device has no room.
     pub fn new(device: &Device, arguments: &Arguments) -> Result<Self, InterfaceError> {
         Self::scaled(device, arguments, Scaling::None)
     }

@@ -342,7 +342,10 @@ pub enum Error {
     },
     /// The plan was made for another rotation: other angles (the same object, not equal values),
     /// pairing or direction. Rotators of one [`Rope`](crate::Rope) and its clones share plans.
-    #[error("the plan was made for another rotation: make it with this rotator's plan()")]
+    #[error(
+        "the plan was made for another rotation: make it with this rotator's plan(), or make both \
+         rotators from one Rope or its clones (equal ones that were made apart do not share plans)"
+    )]
     PlanMismatch,
     /// The processor lacks the instruction set asked for.
     #[error(

@@ -48,6 +48,17 @@ pub enum Direction {
 /// `a' = fma(a, cos, -(b * sin))`, `b' = fma(a, sin, b * cos)`, then one rounding to the element
 /// type. Results are the same bits on every backend, in the default floating-point environment
 /// (nearest even, subnormals kept).
+///
+/// # Plans belong to a rotation
+///
+/// A [`Plan`](crate::Plan) serves the rotation that it was made for, and every rotator of it: the
+/// same object, its clones, and what has their angles and was given the same pairings and direction.
+/// Equal values are not enough, for comparing whole tables would cost more than a call. So of two
+/// ropes made by the same calls, say `config.rope()` once for each layer, or once for planning and
+/// once for the rotator, each refuses the other's plans with [`Error::PlanMismatch`], although `==`
+/// finds them equal: make the rope once and clone it. [`backward`](Self::backward) keeps the angles,
+/// so that all backward passes of one rope share plans; [`shift`](Self::shift) makes angles of its
+/// own at every call.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     angles: Arc<Angles>,

@@ -820,6 +820,20 @@ fn plans_of_another_rotator() {
         call(&clone, &plan, Some(8), None, Positions::start(0)),
         Ok(())
     );
+    // So do all backward passes of one rope, but each shift has angles of its own.
+    let serves = |made_for: &Rope, rope: &Rope| {
+        let rotator = Host::new().rotator(made_for);
+        let plan = rotator.plan(&f32s().q(Layout::tokens(1, 1, 8))).unwrap();
+        let rotator = Host::new().rotator(rope);
+        call(&rotator, &plan, Some(8), None, Positions::start(0))
+    };
+    let rope = ours.rope();
+    assert_eq!(serves(&rope.backward(), &rope.backward()), Ok(()));
+    assert_eq!(serves(rope, &rope.backward()), Err(Error::PlanMismatch));
+    let (first, second) = (rope.shift().unwrap(), rope.shift().unwrap());
+    assert_eq!(first, second);
+    let error = fails(serves(&first, &second), &["one Rope or its clones"]);
+    assert_eq!(error, Error::PlanMismatch);
 }
 
 #[test]

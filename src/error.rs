@@ -3,6 +3,7 @@ use crate::element::Dtype;
 
 /// Which tensor an error is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum TensorName {
     /// The queries.
     Q,

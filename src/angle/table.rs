@@ -6,6 +6,7 @@ use crate::Error;
 /// What a position outside a table's rows does. The same on every backend; no choice lets a
 /// position read outside the table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum OutOfRange {
     /// Nothing is rotated and the call fails with [`Error::PositionOutOfRange`]. Needs
     /// positions that the host can see; a plan for positions on a GPU is refused.

@@ -151,6 +151,17 @@ pub enum Error {
         /// Columns asked for.
         pairs: usize,
     },
+    /// There is no memory for a table.
+    #[error(
+        "no memory for a table of {rows} rows of {pairs} pairs: give fewer positions, or rotate with \
+         Frequencies, which need no table"
+    )]
+    TableTooLarge {
+        /// Rows asked for, or at least so many.
+        rows: usize,
+        /// Columns.
+        pairs: usize,
+    },
     /// The rotated dims do not lie inside the head.
     #[error(
         "{tensor}: rotary_dim {rotary_dim} at rotary_offset {rotary_offset} does not fit a head of \

@@ -163,6 +163,52 @@ impl Rope {
         self
     }
 
+    /// The row of frequencies that a call has to give for a sequence of `length` tokens, those in its
+    /// cache included; `None` where a call gives no row, as the rotation has none or its positions
+    /// choose. So a caller needs not know which angles a model has:
+    ///
+    /// ```
+    /// use phasor::config::{LongRopeScaling, RopeConfig, Scaling};
+    /// use phasor::{Error, FrequencyRowKind, Positions};
+    ///
+    /// # fn main() -> Result<(), phasor::config::ConfigError> {
+    /// # let plain = RopeConfig::new(10_000.0, 96)?;
+    /// # let long_rope = LongRopeScaling::new(vec![1.0; 48], vec![4.0; 48], 4096);
+    /// # let scaled = plain.clone().with_scaling(Scaling::LongRope(long_rope))?;
+    /// # for (config, expected) in [(plain, None), (scaled, Some(vec![0, 1]))] {
+    /// let rope = config.rope()?;
+    /// // The kind to plan with, for sequences that each have a length of their own.
+    /// let kind = match rope.row_for_length(0)? {
+    ///     Some(_) => FrequencyRowKind::PerSequence,
+    ///     None => FrequencyRowKind::None,
+    /// };
+    /// // The rows of each call.
+    /// let (starts, lengths) = ([70i64, 8999], [71, 9000]);
+    /// let rows = lengths.iter().map(|&length| rope.row_for_length(length));
+    /// let rows: Option<Vec<u32>> = rows.collect::<Result<_, Error>>()?;
+    /// let mut positions = Positions::start_per_row(&starts);
+    /// if let Some(rows) = &rows {
+    ///     positions = positions.frequency_rows_per_sequence(rows);
+    /// }
+    /// assert_eq!(positions.frequency_row_kind(), kind);
+    /// # assert_eq!(rows, expected);
+    /// # }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NoRowForLength`] if the sequence is longer than any row serves, or the rows have no
+    /// [lengths](crate::FrequencyRows::with_lengths).
+    pub fn row_for_length(&self, length: u64) -> Result<Option<u32>, Error> {
+        match &*self.angles {
+            Angles::Rows(rows) if rows.boundary().is_none() => {
+                rows.row_for_length(length).map(Some)
+            }
+            Angles::Exact(_) | Angles::Rows(_) | Angles::Table(_) => Ok(None),
+        }
+    }
+
     /// The angle source.
     pub fn angles(&self) -> &Angles {
         &self.angles

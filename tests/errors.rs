@@ -172,6 +172,24 @@ fn table_shapes() {
 }
 
 #[test]
+fn tables_of_no_or_too_many_positions() {
+    let frequencies = Frequencies::from_theta(1e4, 8).unwrap();
+    let error = fails(frequencies.table([]), &["at least one row"]);
+    let (cos, sin, pairs) = (0, 0, 4);
+    assert_eq!(error, Error::TableShape { cos, sin, pairs });
+    // Neither a count that overflows nor one that no memory holds, and at once.
+    for end in [1 << 50, i64::MAX] {
+        let error = fails(
+            frequencies.table(0..end),
+            &["no memory for a table", "give fewer positions"],
+        );
+        let rows = end as usize;
+        assert_eq!(error, Error::TableTooLarge { rows, pairs });
+    }
+    fails(frequencies.table(0..), &["no memory for a table"]);
+}
+
+#[test]
 fn rotated_windows() {
     for (head_dim, rotary_offset) in [(6, 0), (0, 0), (8, 2), (9, 2), (16, 1), (16, 3), (16, 10)] {
         let layout = Layout::tokens(1, 1, head_dim).with_rotary_offset(rotary_offset);

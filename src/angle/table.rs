@@ -21,7 +21,8 @@ pub enum OutOfRange {
 /// Rows of cos and sin, one row per position and one column per pair.
 ///
 /// For bit parity with another system, or for frequencies that change with the position. The
-/// values are used as they are; `cos² + sin² = 1` is not assumed.
+/// values are used as they are; `cos² + sin² = 1` is not assumed. Made from arrays, or by
+/// [`Frequencies::table`](crate::Frequencies::table).
 #[derive(Clone, Debug, PartialEq)]
 pub struct CosSinTable {
     cos: Vec<f32>,

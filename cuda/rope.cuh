@@ -238,10 +238,12 @@ __device__ __forceinline__ void copy_unrotated(const PhasorStream& stream, uint3
     const uint32_t prefix = stream.rotary_offset / Access::kPairs;
     const uint32_t rotated = rotary_dim / Access::kPairs;
     const uint32_t units = stream.head_dim / Access::kPairs - rotated;
+#pragma unroll 1
     for (uint32_t h = blockIdx.y * blockDim.y + threadIdx.y; h < stream.heads;
          h += gridDim.y * blockDim.y) {
         const uint64_t from = source + h * stream.source.head;
         const uint64_t to = destination + h * stream.destination.head;
+#pragma unroll 1
         for (uint32_t i = threadIdx.x; i < units; i += blockDim.x) {
             const uint64_t at = static_cast<uint64_t>(i < prefix ? i : i + rotated) * kBytes;
             typename Access::Storage v;
@@ -281,6 +283,7 @@ __device__ __forceinline__ void rope(const PhasorCall& call) {
 
     // Chunks that the lanes of a block hold at a time. The loop goes round as often for each thread of
     // the block, so that all meet at its barriers.
+#pragma unroll 1
     for (uint32_t first_chunk = blockIdx.z * blockDim.x; first_chunk < chunks;
          first_chunk += gridDim.z * blockDim.x) {
         const uint32_t c = first_chunk + threadIdx.x;
@@ -332,6 +335,7 @@ __device__ __forceinline__ void rope(const PhasorCall& call) {
                                           (call.k.rotary_offset + to.first) * Element::kBytes,
                                           call.q.heads, b, t);
             const uint32_t destination_gap = (to.second - to.first) * Element::kBytes;
+#pragma unroll 1
             for (uint32_t h0 = first_head;;) {
 #pragma unroll
                 for (uint32_t u = 0; u < kHeads; ++u) {

@@ -1,7 +1,9 @@
+use crate::PositionKind;
 use crate::element::Dtype;
 
 /// Which tensor an error is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum TensorName {
     /// The queries.
     Q,
@@ -33,6 +35,18 @@ pub enum Error {
     Theta {
         /// As given.
         theta: f64,
+    },
+    /// theta and rotary_dim look exchanged.
+    #[error(
+        "theta is {theta} and rotary_dim is {rotary_dim}, which look exchanged: write theta first, \
+         as in Frequencies::from_theta({rotary_dim}.0, {theta}); frequencies that are meant so can \
+         be given with Frequencies::from_inv_freq"
+    )]
+    Exchanged {
+        /// As given.
+        theta: f64,
+        /// As given.
+        rotary_dim: usize,
     },
     /// A frequency is not usable.
     #[error(
@@ -126,6 +140,17 @@ pub enum Error {
         /// Columns asked for.
         pairs: usize,
     },
+    /// There is no memory for a table.
+    #[error(
+        "no memory for a table of {rows} rows of {pairs} pairs: give fewer positions, or rotate with \
+         Frequencies, which need no table"
+    )]
+    TableTooLarge {
+        /// Rows asked for, or at least so many.
+        rows: usize,
+        /// Columns.
+        pairs: usize,
+    },
     /// The rotated dims do not lie inside the head.
     #[error(
         "{tensor}: rotary_dim {rotary_dim} at rotary_offset {rotary_offset} does not fit a head of \
@@ -142,7 +167,7 @@ pub enum Error {
         head_dim: usize,
     },
     /// Two layouts that must agree in shape do not.
-    #[error("{what}: {left:?} against {right:?}")]
+    #[error("{what}: [batch, tokens, heads, head_dim] is {left:?} against {right:?}")]
     ShapeMismatch {
         /// What must agree, as a sentence.
         what: &'static str,
@@ -270,7 +295,8 @@ pub enum Error {
     },
     /// The element type is not the plan's.
     #[error(
-        "the plan was made for {planned}, the buffers hold {given}: plan with Problem::new({given:?})"
+        "the plan was made for {planned}, the buffers hold {given}: plan with \
+         Problem::new(Dtype::{given:?})"
     )]
     DtypeMismatch {
         /// The plan's.
@@ -279,26 +305,26 @@ pub enum Error {
         given: Dtype,
     },
     /// Too few or too many positions.
-    #[error("{got} positions given, give {expected}: {kind}")]
+    #[error("{got} positions given, give {expected}: {kind}{}", packed_advice(*kind, *expected, *got))]
     PositionsLength {
         /// What the plan's shape needs.
         expected: usize,
         /// What was given.
         got: usize,
         /// How they are given.
-        kind: crate::PositionKind,
+        kind: PositionKind,
     },
     /// A position has no row in the table.
     #[error(
-        "position {position} (batch row {batch}, token {token}) is outside the table's {rows} \
-         rows: extend the table, or choose OutOfRange::Clamp or PassThrough"
+        "position {position} (sequence {batch}, token {token}) is outside the table's {rows} \
+         rows: {}", out_of_table_advice(*position)
     )]
     PositionOutOfRange {
         /// The position.
         position: i64,
-        /// Batch row of the first such token.
+        /// Sequence of the first such token.
         batch: usize,
-        /// Its index in the row.
+        /// Its index in the sequence.
         token: usize,
         /// Rows of the table.
         rows: usize,
@@ -336,7 +362,10 @@ pub enum Error {
     },
     /// The plan was made for another rotation: other angles (the same object, not equal values),
     /// pairing or direction. Rotators of one [`Rope`](crate::Rope) and its clones share plans.
-    #[error("the plan was made for another rotation: make it with this rotator's plan()")]
+    #[error(
+        "the plan was made for another rotation: make it with this rotator's plan(), or make both \
+         rotators from one Rope or its clones (equal ones that were made apart do not share plans)"
+    )]
     PlanMismatch,
     /// The processor lacks the instruction set asked for.
     #[error(
@@ -415,4 +444,24 @@ pub enum Error {
         /// As given.
         name: String,
     },
+}
+
+/// For whoever packs several sequences into one batch row and gives a value for each of them.
+fn packed_advice(kind: PositionKind, expected: usize, got: usize) -> &'static str {
+    match kind {
+        PositionKind::StartPerSequence | PositionKind::PerSequence if expected == 1 && got > 1 => {
+            " (for sequences that are packed as one, give the position of each token: \
+             PositionKind::PerToken)"
+        }
+        _ => "",
+    }
+}
+
+fn out_of_table_advice(position: i64) -> &'static str {
+    if position < 0 {
+        "no table has negative positions, so check the position ids; choose OutOfRange::Clamp or \
+         PassThrough, or Frequencies, whose angles are exact at any position"
+    } else {
+        "extend the table, or choose OutOfRange::Clamp or PassThrough"
+    }
 }

@@ -31,9 +31,13 @@ impl IdType {
         // SAFETY: the caller's.
         unsafe {
             match self {
-                IdType::I32 => with_exposed_provenance::<i32>(address).read_unaligned().into(),
+                IdType::I32 => with_exposed_provenance::<i32>(address)
+                    .read_unaligned()
+                    .into(),
                 IdType::I64 => with_exposed_provenance::<i64>(address).read_unaligned(),
-                IdType::U32 => with_exposed_provenance::<u32>(address).read_unaligned().into(),
+                IdType::U32 => with_exposed_provenance::<u32>(address)
+                    .read_unaligned()
+                    .into(),
             }
         }
     }

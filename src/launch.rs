@@ -261,9 +261,8 @@ impl Shape {
         let lanes = chunks.div_ceil(chunks.div_ceil(MOST_LANES));
         let tokens = u64::from(params.batch) * u64::from(params.tokens);
 
-        let applies = |rule: &&Rule| {
-            tokens < u64::from(rule.tokens_below) * u64::from(multiprocessors)
-        };
+        let applies =
+            |rule: &&Rule| tokens < u64::from(rule.tokens_below) * u64::from(multiprocessors);
         let rule = RULES.iter().find(applies).unwrap_or(&RULES[1]);
         let rows_of_heads = heads.div_ceil(rule.heads_of_thread);
         let rows = match rule.all_heads {
@@ -272,7 +271,8 @@ impl Shape {
             false => rows_of_heads.min((rule.threads / lanes).max(pairs_of_lane)),
         };
         let rows = rows.min(MOST_THREADS / lanes);
-        let block_tokens = (rule.threads / (lanes * rows)).clamp(1, params.tokens.min(MOST_BLOCK_Z));
+        let block_tokens =
+            (rule.threads / (lanes * rows)).clamp(1, params.tokens.min(MOST_BLOCK_Z));
         let head_blocks = match rule.all_heads {
             true => 1,
             false => rows_of_heads.div_ceil(rows).min(MOST_GRID_YZ),
@@ -307,7 +307,14 @@ mod tests {
     #[test]
     fn blocks_respect_the_hardware() {
         let mut params = PhasorCall::default();
-        for (batch, tokens) in [(1, 1), (3, 2), (1, 100), (70_000, 2), (1, (1 << 31) - 1), (40_000, 50_000)] {
+        for (batch, tokens) in [
+            (1, 1),
+            (3, 2),
+            (1, 100),
+            (70_000, 2),
+            (1, (1 << 31) - 1),
+            (40_000, 50_000),
+        ] {
             for heads in [1, 5, 40, 1000, (1 << 28) - 1] {
                 for pairs in [4, 8, 36, 256, 260, 1 << 27] {
                     for pairs_of_lane in [1, 4] {
@@ -322,7 +329,9 @@ mod tests {
                             assert!(gx >= 1 && gy >= 1 && gz >= 1);
                             assert!(gy <= 65_535 && gz <= 65_535 && gx < 1 << 31);
                             // Every token has a place.
-                            assert!(u64::from(gx) >= u64::from(batch) * u64::from(tokens.div_ceil(z)));
+                            assert!(
+                                u64::from(gx) >= u64::from(batch) * u64::from(tokens.div_ceil(z))
+                            );
                             // The head loop goes 4 rounds of the grid's heads past the last one, and
                             // looks 3 further.
                             let step = u64::from(gy) * u64::from(y);

@@ -84,7 +84,9 @@ mod rope;
 pub use angle::{Angles, CosSinTable, Frequencies, FrequencyRows, OutOfRange};
 #[cfg(feature = "cuda")]
 pub use cudarc;
-pub use device::{Buffer, Device, DeviceElement, DeviceInOut, DeviceMemory, DevicePositions, Rotator};
+pub use device::{
+    Buffer, Device, DeviceElement, DeviceInOut, DeviceMemory, DevicePositions, Rotator,
+};
 pub use element::{Dtype, Element};
 pub use error::{Error, TensorName};
 pub use half;

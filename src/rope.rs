@@ -48,6 +48,17 @@ pub enum Direction {
 /// `a' = fma(a, cos, -(b * sin))`, `b' = fma(a, sin, b * cos)`, then one rounding to the element
 /// type. Results are the same bits on every backend, in the default floating-point environment
 /// (nearest even, subnormals kept).
+///
+/// # Plans belong to a rotation
+///
+/// A [`Plan`](crate::Plan) serves the rotation that it was made for, and every rotator of it: the
+/// same object, its clones, and what has their angles and was given the same pairings and direction.
+/// Equal values are not enough, for comparing whole tables would cost more than a call. So of two
+/// ropes made by the same calls, say `config.rope()` once for each layer, or once for planning and
+/// once for the rotator, each refuses the other's plans with [`Error::PlanMismatch`], although `==`
+/// finds them equal: make the rope once and clone it. [`backward`](Self::backward) keeps the angles,
+/// so that all backward passes of one rope share plans; [`shift`](Self::shift) makes angles of its
+/// own at every call.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     angles: Arc<Angles>,
@@ -150,6 +161,52 @@ impl Rope {
     pub fn with_direction(mut self, direction: Direction) -> Self {
         self.direction = direction;
         self
+    }
+
+    /// The row of frequencies that a call has to give for a sequence of `length` tokens, those in its
+    /// cache included; `None` where a call gives no row, as the rotation has none or its positions
+    /// choose. So a caller needs not know which angles a model has:
+    ///
+    /// ```
+    /// use phasor::config::{LongRopeScaling, RopeConfig, Scaling};
+    /// use phasor::{Error, FrequencyRowKind, Positions};
+    ///
+    /// # fn main() -> Result<(), phasor::config::ConfigError> {
+    /// # let plain = RopeConfig::new(10_000.0, 96)?;
+    /// # let long_rope = LongRopeScaling::new(vec![1.0; 48], vec![4.0; 48], 4096);
+    /// # let scaled = plain.clone().with_scaling(Scaling::LongRope(long_rope))?;
+    /// # for (config, expected) in [(plain, None), (scaled, Some(vec![0, 1]))] {
+    /// let rope = config.rope()?;
+    /// // The kind to plan with, for sequences that each have a length of their own.
+    /// let kind = match rope.row_for_length(0)? {
+    ///     Some(_) => FrequencyRowKind::PerSequence,
+    ///     None => FrequencyRowKind::None,
+    /// };
+    /// // The rows of each call.
+    /// let (starts, lengths) = ([70i64, 8999], [71, 9000]);
+    /// let rows = lengths.iter().map(|&length| rope.row_for_length(length));
+    /// let rows: Option<Vec<u32>> = rows.collect::<Result<_, Error>>()?;
+    /// let mut positions = Positions::start_per_row(&starts);
+    /// if let Some(rows) = &rows {
+    ///     positions = positions.frequency_rows_per_sequence(rows);
+    /// }
+    /// assert_eq!(positions.frequency_row_kind(), kind);
+    /// # assert_eq!(rows, expected);
+    /// # }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NoRowForLength`] if the sequence is longer than any row serves, or the rows have no
+    /// [lengths](crate::FrequencyRows::with_lengths).
+    pub fn row_for_length(&self, length: u64) -> Result<Option<u32>, Error> {
+        match &*self.angles {
+            Angles::Rows(rows) if rows.boundary().is_none() => {
+                rows.row_for_length(length).map(Some)
+            }
+            Angles::Exact(_) | Angles::Rows(_) | Angles::Table(_) => Ok(None),
+        }
     }
 
     /// The angle source.

@@ -1356,6 +1356,10 @@ fn builders_refuse_what_has_no_meaning() {
         let scaled = config.with_scaling(yarn).unwrap().frequencies();
         assert_eq!(scaled.is_ok(), theta > 1.0, "{theta}: {scaled:?}");
     }
+    for factor in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-31, 1e31] {
+        let error = config.clone().with_attention_factor(factor).unwrap_err();
+        names(&error, &["attention_factor is ", "from 1e-30 to 1e30"]);
+    }
     let two = RopeConfig::new(1e4, 2).unwrap();
     let ntk = phasor::config::DynamicNtkScaling {
         factor: 2.0,
@@ -2104,6 +2108,131 @@ fn steps_are_exact(frequencies: &Frequencies, mut exact: impl FnMut(usize) -> Bi
         );
         let off = sub(&sub(&units, &big(high)), &big(low)).abs();
         assert!(off < big(0.5001), "pair {pair}: {off}");
+    }
+}
+
+/// It is the only factor, whatever the scaling, and takes the place of the scaling's own.
+#[test]
+fn an_attention_factor_replaces_that_of_the_scaling() {
+    let ones = vec![1.0; 32];
+    let long_rope = LongRopeScaling {
+        factor: Some(32.0),
+        short_mscale: Some(1.5),
+        ..LongRopeScaling::new(ones.clone(), vec![2.0; 32], 4096)
+    };
+    let yarn = YarnScaling::new(8.0, 4096);
+    let ntk = phasor::config::DynamicNtkScaling {
+        factor: 2.0,
+        max_position_embeddings: 4096,
+    };
+    for scaling in [
+        Scaling::None,
+        Scaling::Linear(phasor::config::LinearScaling { factor: 2.0 }),
+        Scaling::DynamicNtk(ntk),
+        Scaling::NtkAlpha(phasor::config::NtkAlphaScaling { alpha: 10.0 }),
+        Scaling::Yarn(yarn.clone()),
+        Scaling::Yarn(YarnScaling {
+            attention_factor: Some(1.75),
+            ..yarn
+        }),
+        Scaling::LongRope(long_rope),
+        Scaling::Llama3(phasor::config::Llama3Scaling::new(8.0, 1.0, 4.0, 8192)),
+        Scaling::Proportional(phasor::config::ProportionalScaling {
+            rotated: 0.5,
+            factor: 1.0,
+        }),
+    ] {
+        let plain = RopeConfig::new(1e4, 64).unwrap();
+        let scaled = plain.clone().with_scaling(scaling.clone()).unwrap();
+        assert_eq!(scaled.attention_factor(), None);
+        for factor in [1.1, 1.0] {
+            let first = plain.clone().with_attention_factor(factor).unwrap();
+            let first = first.with_scaling(scaling.clone()).unwrap();
+            let last = scaled.clone().with_attention_factor(factor).unwrap();
+            assert_eq!(first, last);
+            assert_eq!(last.attention_factor(), Some(factor));
+            assert_eq!(last.score_scale(), scaled.score_scale());
+            for length in [1, 4096, 4097, 100_000] {
+                let of = |config: &RopeConfig| config.frequencies_for_length(length).unwrap();
+                let expected = of(&scaled).with_attention_factor(factor as f32).unwrap();
+                assert_eq!(of(&last), expected, "{scaling:?}, {length}");
+            }
+            if let Angles::Rows(rows) = last.rope_for_lengths(&[8192]).unwrap().angles() {
+                assert_eq!(rows.attention_factors(), [factor as f32; 2]);
+            }
+        }
+    }
+}
+
+/// Of three neighbours, the nearest to the exact value.
+#[track_caller]
+fn is_nearest(value: f64, exact: &BigFloat) {
+    let off = |value: f64| sub(exact, &big(value)).abs();
+    assert!(off(value) <= off(value.next_up()), "{value:e}");
+    assert!(off(value) <= off(value.next_down()), "{value:e}");
+}
+
+#[test]
+fn inverse_frequencies_are_those_asked_for() {
+    let tau = mul(&big(2.0), &Consts::new().unwrap().pi(BITS, NEAREST));
+    let unit = div(&tau, &big(2f64.powi(64)));
+    for (theta, dim) in [(1e4, 128), (5e5, 64), (100.0, 72), (1e6, 256), (1.0, 8)] {
+        let frequencies = Frequencies::from_theta(theta, dim).unwrap();
+        let inv_freq = frequencies.inv_freq();
+        let mut exact = Exact::new(theta, dim as f64);
+        assert_eq!(inv_freq.len(), dim / 2);
+        for (i, (&value, &step)) in inv_freq.iter().zip(frequencies.steps()).enumerate() {
+            // Half a unit of the step, and half an ulp.
+            let off = sub(&exact.plain(i), &big(value)).abs();
+            let ulp = big(value.next_up() - value);
+            let most = mul(&big(0.5001), &unit.add(&ulp, BITS, NEAREST));
+            assert!(off < most, "theta {theta}, pair {i}: {off}");
+            is_nearest(value, &mul(&unit, &big_integer(step)));
+        }
+    }
+    // Row-major by axis, as steps are.
+    let frequencies = Frequencies::from_theta(1e4, 8).unwrap();
+    let on_axes = frequencies.clone().with_axes(2, &[0, 1, 0, 1]).unwrap();
+    let f = frequencies.inv_freq();
+    let expected = [f[0], 0.0, f[2], 0.0, 0.0, f[1], 0.0, f[3]];
+    assert_eq!(on_axes.inv_freq(), expected);
+    // Principal values: half a turn is positive, and beyond it the other way round is shorter.
+    let of = |steps: &[u64]| Frequencies::from_steps(steps.to_vec()).unwrap().inv_freq();
+    let pi = std::f64::consts::PI;
+    assert_eq!(
+        of(&[1 << 63, 1 << 62, 3 << 62, 0]),
+        [pi, pi / 2.0, -pi / 2.0, 0.0]
+    );
+    let beyond = Frequencies::from_inv_freq(&[4.0, -4.0, 7.0]).unwrap();
+    let wrapped = [4.0 - 2.0 * pi, 2.0 * pi - 4.0, 7.0 - 2.0 * pi];
+    for (got, expected) in beyond.inv_freq().iter().zip(wrapped) {
+        assert!((got - expected).abs() < 1e-15, "{got}");
+    }
+}
+
+fn big_integer(n: u64) -> BigFloat {
+    let (high, low) = (n >> 32, n & 0xffff_ffff);
+    let high = mul(&big(high as f64), &big(4294967296.0));
+    high.add(&big(low as f64), BITS, NEAREST)
+}
+
+proptest! {
+    /// Any step, over all magnitudes and both ways of turning.
+    #[test]
+    fn inverse_frequencies_lead_back_to_their_steps(
+        bits in any::<u64>(), shift in 0u32..64, backward in any::<bool>(),
+    ) {
+        let magnitude = bits >> shift;
+        let step = if backward { magnitude.wrapping_neg() } else { magnitude };
+        let inv_freq = Frequencies::from_steps(vec![step]).unwrap().inv_freq();
+        prop_assert!(inv_freq[0].abs() <= std::f64::consts::PI);
+        let tau = mul(&big(2.0), &Consts::new().unwrap().pi(BITS, NEAREST));
+        let turns = div(&big_integer((step as i64).unsigned_abs()), &big(2f64.powi(64)));
+        is_nearest(inv_freq[0].abs(), &mul(&turns, &tau));
+        let back = Frequencies::from_inv_freq(&inv_freq).unwrap().steps()[0];
+        let off = (back.wrapping_sub(step) as i64).unsigned_abs();
+        let small = (step as i64).unsigned_abs() < 1 << 51;
+        prop_assert!(off <= if small { 0 } else { 1 << 11 }, "{step}: {off}");
     }
 }
 

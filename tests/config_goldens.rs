@@ -265,6 +265,7 @@ impl Call<'_> {
                     let theirs = match self.config.transformers_output_order() {
                         OutputOrder::AsInput => dim,
                         OutputOrder::HalfSplit => offset + pair + second * pairs,
+                        other => unreachable!("{other:?}"),
                     };
                     let (a, b) = match self.config.pairing() {
                         Pairing::HalfSplit => (offset + pair, offset + pair + pairs),

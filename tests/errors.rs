@@ -2,6 +2,7 @@
 
 mod support;
 
+use phasor::config::RopeConfig;
 use phasor::launch::{
     Addresses, AngleAddresses, PositionAddresses, PositionDtype, RowAddresses, TensorAddresses,
 };
@@ -83,6 +84,45 @@ fn thetas() {
 }
 
 #[test]
+fn thetas_that_stand_for_dims() {
+    let exchanged = |theta, rotary_dim| Error::Exchanged { theta, rotary_dim };
+    let phrases = &[
+        "theta is 64 and rotary_dim is 10000",
+        "look exchanged",
+        "Frequencies::from_theta(10000.0, 64)",
+        "Frequencies::from_inv_freq",
+    ];
+    let error = fails(Frequencies::from_theta(64.0, 10_000), phrases);
+    assert_eq!(error, exchanged(64.0, 10_000));
+    let error = fails(Frequencies::from_theta_scaled(64.0, 10_000, 0.5), phrases);
+    assert_eq!(error, exchanged(64.0, 10_000));
+    for (theta, rotary_dim) in [(2.0, 514), (512.0, 1_000_001), (128.0, usize::MAX)] {
+        let result = Frequencies::from_theta(theta, rotary_dim);
+        assert_eq!(result, Err(exchanged(theta, rotary_dim)));
+    }
+    // Every model's are far from that, and so is what cannot be a number of dims.
+    for (theta, rotary_dim) in [
+        (10_000.0, 64),
+        (100.0, 72),
+        (2.0, 512),
+        (514.0, 10_000),
+        (0.5, 514),
+        (1.0, 514),
+        (3.0, 514),
+        (64.5, 514),
+    ] {
+        assert!(Frequencies::from_theta(theta, rotary_dim).is_ok());
+        assert!(RopeConfig::new(theta, rotary_dim).is_ok());
+    }
+    let error = RopeConfig::new(64.0, 10_000).unwrap_err().to_string();
+    assert!(error.contains("rope_theta is 64"), "{error}");
+    assert!(error.contains("above head_dim, which is 10000: the two look exchanged"));
+    // Before the limit of head_dim, which would not tell what is wrong.
+    let error = RopeConfig::new(128.0, 500_000).unwrap_err().to_string();
+    assert!(error.contains("look exchanged"), "{error}");
+}
+
+#[test]
 fn frequencies() {
     let above = 4294967296f64.next_up();
     for value in [above, -above, f64::INFINITY, f64::NEG_INFINITY, f64::MAX] {
@@ -132,6 +172,24 @@ fn table_shapes() {
 }
 
 #[test]
+fn tables_of_no_or_too_many_positions() {
+    let frequencies = Frequencies::from_theta(1e4, 8).unwrap();
+    let error = fails(frequencies.table([]), &["at least one row"]);
+    let (cos, sin, pairs) = (0, 0, 4);
+    assert_eq!(error, Error::TableShape { cos, sin, pairs });
+    // Neither a count that overflows nor one that no memory holds, and at once.
+    for end in [1 << 50, i64::MAX] {
+        let error = fails(
+            frequencies.table(0..end),
+            &["no memory for a table", "give fewer positions"],
+        );
+        let rows = end as usize;
+        assert_eq!(error, Error::TableTooLarge { rows, pairs });
+    }
+    fails(frequencies.table(0..), &["no memory for a table"]);
+}
+
+#[test]
 fn rotated_windows() {
     for (head_dim, rotary_offset) in [(6, 0), (0, 0), (8, 2), (9, 2), (16, 1), (16, 3), (16, 10)] {
         let layout = Layout::tokens(1, 1, head_dim).with_rotary_offset(rotary_offset);
@@ -173,7 +231,13 @@ fn shapes_that_must_agree() {
     ] {
         let error = fails(
             rotator(8).plan(&f32s().q(q).k(k)),
-            &["q and k must agree in batch and sequence", "[2, 3, 4, 8]"],
+            &[
+                "q and k must agree in batch and sequence",
+                &format!(
+                    "[batch, sequence, heads, head_dim] is [2, 3, 4, 8] against {:?}",
+                    k.shape()
+                ),
+            ],
         );
         assert!(matches!(error, Error::ShapeMismatch { .. }));
     }
@@ -192,7 +256,10 @@ fn shapes_that_must_agree() {
     ] {
         let error = fails(
             rotator(8).plan(&f32s().k((source, destination))),
-            &["source and destination must agree in shape"],
+            &[
+                "source and destination must agree in shape",
+                "[batch, sequence, heads, head_dim] is [2, 3, 4, ",
+            ],
         );
         assert!(matches!(error, Error::ShapeMismatch { .. }));
     }
@@ -558,7 +625,50 @@ fn elements_of_another_type() {
         .plan(&f32s().q(Layout::tokens(1, 1, 8)).one_buffer())
         .unwrap();
     let result = rotator.rotate_one_buffer(&plan, &mut x, Positions::start(0));
-    fails(result, &["made for f32, the buffers hold f16"]);
+    fails(
+        result,
+        &[
+            "made for f32, the buffers hold f16",
+            "Problem::new(Dtype::F16)",
+        ],
+    );
+}
+
+/// Tokens of several sequences in one batch row, with a start or a shift for each sequence.
+#[test]
+fn a_position_per_sequence_of_a_packed_row() {
+    let rotator = rotator(8);
+    let packed = Layout::tokens(6, 1, 8);
+    let batch = Layout::bshd(2, 3, 1, 8);
+    let advice = "packed in one batch row, give the position of each token";
+    let ids = [0i64, 5, 9];
+    for (kind, given) in [
+        (PositionKind::StartPerRow, Positions::start_per_row(&ids)),
+        (PositionKind::PerRow, Positions::per_row(&ids)),
+    ] {
+        let plan = rotator.plan(&f32s().q(packed).positions(kind)).unwrap();
+        let result = call(&rotator, &plan, Some(48), None, given);
+        let error = fails(result, &["3 positions given, give 1", advice, "PerToken"]);
+        let (expected, got) = (1, 3);
+        assert_eq!(
+            error,
+            Error::PositionsLength {
+                expected,
+                got,
+                kind
+            }
+        );
+        // Where there are several rows they are counted wrong, or there is no position at all.
+        let plan = rotator.plan(&f32s().q(batch).positions(kind)).unwrap();
+        let error = call(&rotator, &plan, Some(48), None, given).unwrap_err();
+        assert!(!error.to_string().contains("packed"), "{error}");
+    }
+    let result = Error::PositionsLength {
+        expected: 1,
+        got: 0,
+        kind: PositionKind::StartPerRow,
+    };
+    assert!(!result.to_string().contains("packed"));
 }
 
 #[test]
@@ -647,6 +757,22 @@ fn positions_outside_a_table() {
         rows: 4,
     };
     assert_eq!(error, expected);
+    // A longer table would not help.
+    let result = call(
+        &rotator,
+        &plan,
+        Some(8),
+        None,
+        Positions::per_token(&[0, -3, 4, 1]),
+    );
+    let phrases = &[
+        "position -3",
+        "check the position ids",
+        "OutOfRange::Clamp",
+        "Frequencies",
+    ];
+    let error = fails(result, phrases);
+    assert!(!error.to_string().contains("extend the table"), "{error}");
 
     // Positions that only the device sees cannot be checked; a start can.
     let seen = |rope: &Rope, kind, memory| Plan::new(rope, &problem.positions(kind), memory);
@@ -712,6 +838,20 @@ fn plans_of_another_rotator() {
         call(&clone, &plan, Some(8), None, Positions::start(0)),
         Ok(())
     );
+    // So do all backward passes of one rope, but each shift has angles of its own.
+    let serves = |made_for: &Rope, rope: &Rope| {
+        let rotator = Host::new().rotator(made_for);
+        let plan = rotator.plan(&f32s().q(Layout::tokens(1, 1, 8))).unwrap();
+        let rotator = Host::new().rotator(rope);
+        call(&rotator, &plan, Some(8), None, Positions::start(0))
+    };
+    let rope = ours.rope();
+    assert_eq!(serves(&rope.backward(), &rope.backward()), Ok(()));
+    assert_eq!(serves(rope, &rope.backward()), Err(Error::PlanMismatch));
+    let (first, second) = (rope.shift().unwrap(), rope.shift().unwrap());
+    assert_eq!(first, second);
+    let error = fails(serves(&first, &second), &["one Rope or its clones"]);
+    assert_eq!(error, Error::PlanMismatch);
 }
 
 #[test]

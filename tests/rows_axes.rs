@@ -303,6 +303,104 @@ fn sequences_of_a_batch_have_rows_of_their_own() {
     assert_eq!(q.to_vec().unwrap(), got);
 }
 
+/// Whatever angles a rotation has, the row for a length is what its call takes.
+#[test]
+fn a_row_for_a_length_can_be_passed_on() {
+    let rows = FrequencyRows::new(&[theta(8), Frequencies::from_theta(5e5, 8).unwrap()]).unwrap();
+    let with_lengths = rows.clone().with_lengths(&[100, 1000]).unwrap();
+    let by_position = with_lengths.clone().by_position(100).unwrap();
+    let table = theta(8).table(0..8).unwrap();
+    let rope = |angles: phasor::Angles| Rope::new(angles, Pairing::HalfSplit);
+    let lengths = [0u64, 100, 101, 1000];
+    for (rope, expected) in [
+        (rope(theta(8).into()), [None; 4]),
+        (rope(table.into()), [None; 4]),
+        (rope(by_position.into()), [None; 4]),
+        (rope(with_lengths.clone().into()), [0, 0, 1, 1].map(Some)),
+    ] {
+        let rotator = Host::new().rotator(&rope);
+        for (length, expected) in lengths.into_iter().zip(expected) {
+            let row = rope.row_for_length(length).unwrap();
+            assert_eq!(row, expected, "{length}");
+            let problem = f32s(Layout::bshd(2, 2, 1, 8));
+            let (problem, positions) = match row {
+                Some(row) => (
+                    problem.frequency_rows(FrequencyRowKind::Call),
+                    Positions::start(3).frequency_row(row),
+                ),
+                None => (problem, Positions::start(3)),
+            };
+            rotated(&rotator, &problem, positions);
+        }
+    }
+    let too_long = rope(with_lengths.into()).row_for_length(1001);
+    fails(too_long, "a sequence of 1001 tokens");
+    let error = fails(rope(rows.into()).row_for_length(1), "with_lengths");
+    let (length, longest) = (1, None);
+    assert_eq!(error, Error::NoRowForLength { length, longest });
+}
+
+proptest! {
+    #![proptest_config(config(300))]
+
+    /// On any axes, at any positions in any order, from iterators that know their length or not.
+    #[test]
+    fn tables_hold_the_values_of_their_positions(
+        (axes, pairs) in (1usize..4, 1usize..20),
+        positions in prop::collection::vec(
+            prop_oneof![any::<i64>(), -9i64..9, prop::sample::select(vec![i64::MIN, i64::MAX])],
+            1..20,
+        ),
+        factor in prop_oneof![Just(1.0f32), 0.1f32..9.0],
+        seed in any::<u64>(),
+    ) {
+        let mut random = Random(seed);
+        let steps = (0..axes * pairs).map(|_| random.bits()).collect();
+        let frequencies = Frequencies::from_axis_steps(steps, axes)?.with_attention_factor(factor)?;
+        let table = frequencies.table(positions.iter().copied())?;
+        prop_assert_eq!((table.rows(), table.pairs()), (positions.len(), pairs));
+        for (row, &position) in positions.iter().enumerate() {
+            for pair in 0..pairs {
+                let at = row * pairs + pair;
+                let (cos, sin) = frequencies.cos_sin_at(pair, &vec![position; axes]);
+                prop_assert_eq!(table.cos()[at].to_bits(), cos.to_bits());
+                prop_assert_eq!(table.sin()[at].to_bits(), sin.to_bits());
+            }
+        }
+        // Many and few, where the count is not known before.
+        let shown = positions.iter().copied().filter(|position| position % 2 == 0);
+        if let Ok(even) = frequencies.table(shown.clone()) {
+            prop_assert_eq!(even, frequencies.table(shown.collect::<Vec<_>>())?);
+        }
+    }
+
+    /// A table of positions from 0 on rotates to the bits of the frequencies; one of a call's tokens
+    /// does so with a start of 0.
+    #[test]
+    fn tables_rotate_as_their_frequencies_do(
+        pairing in prop::sample::select(vec![Pairing::HalfSplit, Pairing::Interleaved]),
+        factor in prop_oneof![Just(1.0f32), 0.1f32..9.0],
+        ids in prop::array::uniform4(0i64..64),
+        far in prop::array::uniform4(any::<i64>()),
+    ) {
+        let frequencies = theta(8).with_attention_factor(factor)?;
+        let rotator = |angles: phasor::Angles| Host::new().rotator(&Rope::new(angles, pairing));
+        let exact = rotator(frequencies.clone().into());
+        let cache = rotator(frequencies.table(0..64)?.into());
+        let per_token = f32s(Layout::bshd(2, 2, 1, 8)).positions(PositionKind::PerToken);
+        prop_assert_eq!(
+            rotated(&cache, &per_token, Positions::per_token(&ids)),
+            rotated(&exact, &per_token, Positions::per_token(&ids))
+        );
+        let of_tokens = rotator(frequencies.table(far)?.into());
+        let in_order = f32s(Layout::tokens(4, 1, 8));
+        prop_assert_eq!(
+            rotated(&of_tokens, &in_order, Positions::start(0)),
+            rotated(&exact, &per_token, Positions::per_token(&far))
+        );
+    }
+}
+
 /// An error of the kind, whose message holds the phrase.
 #[track_caller]
 fn fails<T: std::fmt::Debug>(result: Result<T, Error>, phrase: &str) -> Error {

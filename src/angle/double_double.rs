@@ -196,6 +196,18 @@ impl DoubleDouble {
         if beyond_tie { neighbour } else { nearest }
     }
 
+    /// A fraction of a turn in units of `2^-64`, above -1/2 and up to 1/2. Exact.
+    pub(crate) fn from_turn_fraction(fraction: u64) -> Self {
+        let signed = fraction as i64;
+        let turns = Self::from(signed.unsigned_abs()).scale(-64);
+        // Half a turn, which has one name as an integer, goes by the positive of its two.
+        if signed < 0 && signed != i64::MIN {
+            turns.negate()
+        } else {
+            turns
+        }
+    }
+
     /// `round(self * 2^64) mod 2^64`: the value as a fraction of a turn. `|self| <= 2^60`.
     pub(crate) fn to_turn_fraction(self) -> u64 {
         let scaled = self.scale(64);

@@ -1,3 +1,4 @@
+use super::CosSinTable;
 use super::double_double::{DoubleDouble, INV_TAU};
 use super::phase::{self, Scale};
 use crate::Error;
@@ -41,7 +42,9 @@ impl Frequencies {
     ///
     /// # Errors
     /// [`Error::RotaryDim`] if `rotary_dim` is zero, odd or above 2^28; [`Error::Theta`] if `theta`
-    /// is not a finite number of at least 2^-32.
+    /// is not a finite number of at least 2^-32; [`Error::Exchanged`] if the two look exchanged:
+    /// more than 512 dims, and for theta an even number of at most 512. No model has that; whoever
+    /// means it gives the frequencies with [`from_inv_freq`](Self::from_inv_freq).
     pub fn from_theta(theta: f64, rotary_dim: usize) -> Result<Self, Error> {
         Self::from_extended(&powers(theta, rotary_dim)?)
     }
@@ -222,6 +225,36 @@ impl Frequencies {
         &self.steps
     }
 
+    /// Frequencies in radians per position, row-major `[axes, pairs]` as [`steps`](Self::steps) are,
+    /// of which each is the `f64` nearest to what its step says.
+    ///
+    /// A step keeps no whole turns, so these are principal values, above -π and up to π: a frequency
+    /// beyond half a turn per position comes back as the one that differs from it by whole turns and
+    /// gives the same angles. They are within 2^-64 turn (3.4e-19) of the frequencies asked for,
+    /// beside their own rounding. [`from_inv_freq`](Self::from_inv_freq) makes the same steps of
+    /// those below 7.6e-4 in magnitude, and steps less than 2^-53 turn off of larger ones: to keep
+    /// frequencies, keep their steps.
+    ///
+    /// ```
+    /// use phasor::Frequencies;
+    ///
+    /// # fn main() -> Result<(), phasor::Error> {
+    /// let inv_freq = Frequencies::from_theta(10_000.0, 8)?.inv_freq();
+    /// for (got, expected) in inv_freq.iter().zip([1.0, 0.1, 0.01, 0.001]) {
+    ///     assert!((got - expected).abs() <= 3.4e-19 + expected * f64::EPSILON);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn inv_freq(&self) -> Vec<f64> {
+        let radians = |&step: &u64| {
+            DoubleDouble::from_turn_fraction(step)
+                .mul(DoubleDouble::TAU)
+                .to_f64()
+        };
+        self.steps.iter().map(radians).collect()
+    }
+
     /// The factor that multiplies cos and sin.
     pub fn attention_factor(&self) -> f32 {
         self.attention_factor
@@ -270,6 +303,62 @@ impl Frequencies {
         self.scaled(self.phase_at(pair, positions))
     }
 
+    /// cos and sin of all pairs at each of `positions`, in their order: row `r` of the table holds
+    /// the very values that [`cos_sin`](Self::cos_sin) gives, all axes there, at the `r`-th of them.
+    ///
+    /// For engines that hand cos and sin to kernels of their own ([`CosSinTable::cos`],
+    /// [`CosSinTable::sin`]). The rotations of this crate need no table; one that is given this one
+    /// looks rows up by their number, whatever position they were made for:
+    ///
+    /// * made for `0..n`, it rotates tokens at positions below `n` to the same bits as the
+    ///   frequencies do;
+    /// * made for the positions of a call's tokens, it has a row for each token, and
+    ///   [`Positions::start(0)`](crate::Positions::start) takes them in order.
+    ///
+    /// ```
+    /// use phasor::Frequencies;
+    ///
+    /// # fn main() -> Result<(), phasor::Error> {
+    /// let frequencies = Frequencies::from_theta(10_000.0, 64)?;
+    /// let cache = frequencies.table(0..4096)?;
+    /// assert_eq!((cache.rows(), cache.pairs()), (4096, 32));
+    /// let of_tokens = frequencies.table([17, 18, 19, 4095])?;
+    /// assert_eq!(of_tokens.cos()[3 * 32..], cache.cos()[4095 * 32..]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::TableShape`] if there is no position; [`Error::TableTooLarge`] if there is no memory
+    /// for so many.
+    pub fn table(&self, positions: impl IntoIterator<Item = i64>) -> Result<CosSinTable, Error> {
+        let positions = positions.into_iter();
+        let pairs = self.pairs();
+        let reserve = |values: &mut Vec<f32>, rows: usize| {
+            let all = rows.checked_mul(pairs);
+            let more = all.map(|all| all.saturating_sub(values.len()));
+            match more.map(|more| values.try_reserve(more)) {
+                Some(Ok(())) => Ok(()),
+                _ => Err(Error::TableTooLarge { rows, pairs }),
+            }
+        };
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        // A range that is too long fails before any work.
+        let (fewest, _) = positions.size_hint();
+        reserve(&mut cos, fewest)?;
+        reserve(&mut sin, fewest)?;
+        for (row, position) in positions.enumerate() {
+            reserve(&mut cos, row + 1)?;
+            reserve(&mut sin, row + 1)?;
+            for pair in 0..pairs {
+                let (c, s) = self.cos_sin(pair, position);
+                cos.push(c);
+                sin.push(s);
+            }
+        }
+        CosSinTable::new(cos, sin, pairs)
+    }
+
     fn scaled(&self, phase: u64) -> (f32, f32) {
         phase::cos_sin(phase, Scale::new(self.attention_factor, false))
     }
@@ -296,6 +385,9 @@ impl Frequencies {
 
 /// `theta^(-2i / rotary_dim)` for each pair.
 fn powers(theta: f64, rotary_dim: usize) -> Result<Vec<DoubleDouble>, Error> {
+    if look_exchanged(theta, rotary_dim) {
+        return Err(Error::Exchanged { theta, rotary_dim });
+    }
     check_rotary_dim(rotary_dim)?;
     let smallest = MAX_INV_FREQ.recip();
     if !theta.is_finite() || theta < smallest {
@@ -308,6 +400,14 @@ fn powers(theta: f64, rotary_dim: usize) -> Result<Vec<DoubleDouble>, Error> {
         ln_theta.mul(exponent).exp()
     };
     Ok((0..rotary_dim / 2).map(power).collect())
+}
+
+/// Whether theta and dims stand in each other's place: more dims than a head has, and a theta that
+/// could be the dims of one. Thetas as small as that exist (100), but not with as many dims.
+pub(crate) fn look_exchanged(theta: f64, dims: usize) -> bool {
+    const LARGEST_HEAD: usize = 512;
+    let could_be_dims = (2.0..=LARGEST_HEAD as f64).contains(&theta) && theta % 2.0 == 0.0;
+    could_be_dims && dims > LARGEST_HEAD
 }
 
 /// More than any model has; small enough for every count of steps to fit.

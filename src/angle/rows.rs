@@ -79,7 +79,8 @@ impl FrequencyRows {
         Ok(self)
     }
 
-    /// The row for a sequence of `length` tokens, those in its cache included.
+    /// The row for a sequence of `length` tokens, those in its cache included. For any rotation, with
+    /// rows or without: [`Rope::row_for_length`](crate::Rope::row_for_length).
     ///
     /// # Errors
     /// [`Error::NoRowForLength`] if it is longer than the last of

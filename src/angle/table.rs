@@ -6,6 +6,7 @@ use crate::Error;
 /// What a position outside a table's rows does. The same on every backend; no choice lets a
 /// position read outside the table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum OutOfRange {
     /// Nothing is rotated and the call fails with [`Error::PositionOutOfRange`]. Needs
     /// positions that the host can see; a plan for positions on a GPU is refused.
@@ -20,7 +21,8 @@ pub enum OutOfRange {
 /// Rows of cos and sin, one row per position and one column per pair.
 ///
 /// For bit parity with another system, or for frequencies that change with the position. The
-/// values are used as they are; `cos² + sin² = 1` is not assumed.
+/// values are used as they are; `cos² + sin² = 1` is not assumed. Made from arrays, or by
+/// [`Frequencies::table`](crate::Frequencies::table).
 #[derive(Clone, Debug, PartialEq)]
 pub struct CosSinTable {
     cos: Vec<f32>,

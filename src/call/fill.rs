@@ -60,7 +60,9 @@ impl Plan {
             && addresses.positions.ids().is_some()
         {
             // SAFETY: the caller's.
-            self.check_in_table(table.rows(), |b, t| unsafe { call.params.position(0, b, t) })?;
+            self.check_in_table(table.rows(), |b, t| unsafe {
+                call.params.position(0, b, t)
+            })?;
         }
         Ok(call)
     }
@@ -76,9 +78,9 @@ impl Plan {
             return Ok(None);
         }
         let stream = |planned: &Option<PlannedTensor>, at: TensorAddresses| {
-            planned.as_ref().map_or(ABSENT, |planned| {
-                stream_params(planned, at, self.dtype)
-            })
+            planned
+                .as_ref()
+                .map_or(ABSENT, |planned| stream_params(planned, at, self.dtype))
         };
         let q = stream(&self.q, addresses.q);
         let k = stream(&self.k, addresses.k);
@@ -155,7 +157,9 @@ impl Plan {
             return Ok(());
         }
         // The usual case at no cost: this runs at every call.
-        let end = usize::try_from(start).ok().and_then(|start| start.checked_add(self.tokens));
+        let end = usize::try_from(start)
+            .ok()
+            .and_then(|start| start.checked_add(self.tokens));
         if end.is_some_and(|end| end <= table.rows()) {
             return Ok(());
         }

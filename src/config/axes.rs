@@ -109,6 +109,7 @@ pub enum Axes {
 
 /// llama.cpp's modes of RoPE with several axes. All pair half-split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum GgmlMrope {
     /// Mode 8: one section after the other (Qwen2-VL).
     Mrope,

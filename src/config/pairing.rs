@@ -44,6 +44,7 @@ impl fmt::Display for PairingRule {
 /// [`Rope::with_output_pairing`](crate::Rope::with_output_pairing) asks for what transformers does,
 /// out of place; scores `q . k` come out the same either way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum OutputOrder {
     /// Each dim in its place.
     #[default]

@@ -1,8 +1,8 @@
 use super::axes::PairSource;
 use super::pairing::{OutputOrder, PairingRule};
-use super::scaling::{Scaling, check_divisors};
+use super::scaling::{Scaling, check_attention_factor, check_divisors};
 use super::{Axes, ConfigError, formulas};
-use crate::angle::DoubleDouble;
+use crate::angle::{DoubleDouble, look_exchanged};
 use crate::{Direction, Frequencies, FrequencyRows, Pairing, Rope};
 
 /// How one kind of layer rotates its queries and keys: everything that a model's config says about
@@ -32,6 +32,7 @@ pub struct RopeConfig {
     rotary_offset: usize,
     scaling: Scaling,
     divisors: Option<Vec<f64>>,
+    attention_factor: Option<f64>,
     pairing: Pairing,
     pairing_rule: PairingRule,
     output_order: OutputOrder,
@@ -53,8 +54,19 @@ impl RopeConfig {
     ///
     /// # Errors
     /// [`ConfigError::Invalid`] unless `theta` is finite and at least 2^-32, and `head_dim` is from
-    /// 1 to 16,384.
+    /// 1 to 16,384; or if the two look exchanged, as with
+    /// [`Frequencies::from_theta`](Frequencies::from_theta).
     pub fn new(theta: f64, head_dim: usize) -> Result<Self, ConfigError> {
+        if look_exchanged(theta, head_dim) {
+            return Err(ConfigError::invalid(
+                "rope_theta",
+                theta,
+                format!(
+                    "above head_dim, which is {head_dim}: the two look exchanged (RopeConfig::new \
+                     takes theta first)"
+                ),
+            ));
+        }
         if !(theta.is_finite() && theta >= SMALLEST_THETA) {
             return Err(ConfigError::invalid(
                 "rope_theta",
@@ -76,6 +88,7 @@ impl RopeConfig {
             rotary_offset: 0,
             scaling: Scaling::None,
             divisors: None,
+            attention_factor: None,
             pairing: Pairing::HalfSplit,
             pairing_rule: PairingRule::Given,
             output_order: OutputOrder::AsInput,
@@ -144,6 +157,32 @@ impl RopeConfig {
     pub fn with_frequency_divisors(mut self, divisors: Vec<f64>) -> Result<Self, ConfigError> {
         check_divisors("divisors", &divisors)?;
         self.divisors = Some(divisors);
+        Ok(self)
+    }
+
+    /// Multiplies cos and sin by `factor`, in place of the factor that the scaling has or derives:
+    /// that of YaRN, and that of both rows of LongRoPE. The other scalings have none. It does not
+    /// matter which of the two is set first.
+    ///
+    /// ```
+    /// use phasor::config::{LinearScaling, RopeConfig, Scaling, YarnScaling};
+    ///
+    /// # fn main() -> Result<(), phasor::config::ConfigError> {
+    /// let config = RopeConfig::new(10_000.0, 128)?.with_attention_factor(1.25)?;
+    /// let linear = config.clone().with_scaling(Scaling::Linear(LinearScaling { factor: 4.0 }))?;
+    /// assert_eq!(linear.frequencies()?.attention_factor(), 1.25);
+    /// // Not 0.1 ln 4 + 1, nor a product with it.
+    /// let yarn = config.with_scaling(Scaling::Yarn(YarnScaling::new(4.0, 4096)))?;
+    /// assert_eq!(yarn.frequencies()?.attention_factor(), 1.25);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] unless it is from 1e-30 to 1e30.
+    pub fn with_attention_factor(mut self, factor: f64) -> Result<Self, ConfigError> {
+        check_attention_factor("attention_factor", Some(factor))?;
+        self.attention_factor = Some(factor);
         Ok(self)
     }
 
@@ -236,6 +275,13 @@ impl RopeConfig {
         self.divisors.as_deref()
     }
 
+    /// What multiplies cos and sin, where that was
+    /// [set apart from the scaling](Self::with_attention_factor). The factor in effect, whoever sets
+    /// it, is [`Frequencies::attention_factor`].
+    pub fn attention_factor(&self) -> Option<f64> {
+        self.attention_factor
+    }
+
     /// Which dims form a pair.
     pub fn pairing(&self) -> Pairing {
         self.pairing
@@ -301,7 +347,7 @@ impl RopeConfig {
     }
 
     /// The rotation for sequences of every length. For LongRoPE it has two rows of frequencies, of
-    /// which each sequence uses one ([`FrequencyRows::row_for_length`], [`row_for_call`]).
+    /// which each sequence uses one ([`Rope::row_for_length`], [`row_for_call`]).
     ///
     /// # Errors
     /// [`ConfigError::DependsOnLength`] for dynamic NTK: see
@@ -393,7 +439,10 @@ impl RopeConfig {
 
     fn frequencies_of(&self, length: Option<u64>) -> Result<Frequencies, ConfigError> {
         self.check()?;
-        let factor = formulas::attention_factor(&self.scaling, length);
+        let factor = match self.attention_factor {
+            Some(factor) => factor as f32,
+            None => formulas::attention_factor(&self.scaling, length),
+        };
         let (inv_freq, axes) = match &self.axes {
             None => {
                 let pairs = self.rotary_dim / 2;

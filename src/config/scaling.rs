@@ -241,8 +241,8 @@ impl YarnScaling {
 /// };
 /// let config = RopeConfig::new(10_000.0, 96)?.with_scaling(Scaling::LongRope(long_rope))?;
 /// // Two rows of frequencies: each sequence uses one.
-/// let phasor::Angles::Rows(rows) = config.rope()?.angles().clone() else { unreachable!() };
-/// assert_eq!((rows.row_for_length(4096)?, rows.row_for_length(4097)?), (0, 1));
+/// let rope = config.rope()?;
+/// assert_eq!((rope.row_for_length(4096)?, rope.row_for_length(4097)?), (Some(0), Some(1)));
 /// # Ok(())
 /// # }
 /// ```
@@ -447,7 +447,7 @@ fn length(key: &str, value: u64) -> Result<(), ConfigError> {
     }
 }
 
-fn check_attention_factor(key: &str, value: Option<f64>) -> Result<(), ConfigError> {
+pub(super) fn check_attention_factor(key: &str, value: Option<f64>) -> Result<(), ConfigError> {
     match value {
         // It is used as an f32, and must be one that is not 0.
         Some(factor) if !(1e-30..=1e30).contains(&factor) => Err(ConfigError::invalid(

@@ -50,9 +50,21 @@ fn embedded(dtype: Dtype, image: KernelImage) -> Option<Ptx> {
     macro_rules! prebuilt {
         ($architecture:literal) => {
             match dtype {
-                Dtype::F32 => include_str!(concat!("../../cuda/prebuilt/rope_f32.", $architecture, ".ptx")),
-                Dtype::F16 => include_str!(concat!("../../cuda/prebuilt/rope_f16.", $architecture, ".ptx")),
-                Dtype::Bf16 => include_str!(concat!("../../cuda/prebuilt/rope_bf16.", $architecture, ".ptx")),
+                Dtype::F32 => include_str!(concat!(
+                    "../../cuda/prebuilt/rope_f32.",
+                    $architecture,
+                    ".ptx"
+                )),
+                Dtype::F16 => include_str!(concat!(
+                    "../../cuda/prebuilt/rope_f16.",
+                    $architecture,
+                    ".ptx"
+                )),
+                Dtype::Bf16 => include_str!(concat!(
+                    "../../cuda/prebuilt/rope_bf16.",
+                    $architecture,
+                    ".ptx"
+                )),
             }
         };
     }

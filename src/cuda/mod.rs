@@ -146,7 +146,9 @@ impl Cuda {
     /// are ordinary. With a driver older than CUDA 12.3, those that a graph captures are ordinary too.
     pub fn can_launch_dependently(&self, dtype: Dtype) -> bool {
         self.inner.driver.can_launch_dependently()
-            && self.kernels(dtype).is_some_and(|kernels| kernels.can_depend)
+            && self
+                .kernels(dtype)
+                .is_some_and(|kernels| kernels.can_depend)
     }
 
     /// Copies the angles of a rotation to the device and waits for that.

@@ -391,9 +391,7 @@ impl Row {
                 form(steps(row, 0), phases, angles);
             }
             Source::Steps {
-                row,
-                token: (b, t),
-                ..
+                row, token: (b, t), ..
             } => {
                 let mut phases = [0u64; BLOCK];
                 for axis in 0..axes {

@@ -68,7 +68,8 @@ pub enum InterfaceError {
     /// A position has no row in the table that the call speaks of.
     #[error(
         "{argument}: position {position} (token {token}) is outside the {rows} rows of the table: \
-         give a longer one"
+         {}",
+        if *position < 0 { "no table has negative positions: check them" } else { "give a longer one" }
     )]
     OutOfTable {
         /// The argument that gave the position.

@@ -19,6 +19,7 @@ use crate::{Device, DeviceElement, Element, Layout, OutOfRange, Pairing};
 
 /// How a family of models lays cos and sin out, and which dims they rotate together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Form {
     /// Llama and most others: the second half of a row repeats the first, and dims
     /// `(i, i + dim / 2)` form a pair.

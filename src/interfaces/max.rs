@@ -180,7 +180,8 @@ impl RotaryEmbedding {
     /// # Errors
     /// [`InterfaceError::Value`] for `n_heads` of 0 without a `head_dim`, a head of odd or more than
     /// 65,536 dims, or a `max_seq_len` past what memory counts; [`InterfaceError::Config`] for a
-    /// theta that is not finite or below 2^-32; [`InterfaceError::Rope`] if the device has no room.
+    /// theta that is not finite, below 2^-32 or looks exchanged with the dims;
+    /// [`InterfaceError::Rope`] if the device has no room.
     pub fn new(device: &Device, arguments: &Arguments) -> Result<Self, InterfaceError> {
         Self::scaled(device, arguments, Scaling::None)
     }
@@ -372,7 +373,11 @@ impl RotaryEmbedding {
     /// [`InterfaceError::Shape`] for fewer than three axes or another `head_dim`;
     /// [`InterfaceError::OutOfTable`] past the rows that MAX's table has;
     /// [`InterfaceError::Length`] if the memory of `x` holds another number of elements.
-    pub fn call<T: DeviceElement>(&self, x: Tensor<'_, T>, start_pos: i64) -> Result<(), InterfaceError> {
+    pub fn call<T: DeviceElement>(
+        &self,
+        x: Tensor<'_, T>,
+        start_pos: i64,
+    ) -> Result<(), InterfaceError> {
         let head_dim = self.rope().rotary_dim();
         let &[ref batch @ .., sequence, heads, width] = x.shape() else {
             return Err(InterfaceError::shape(

@@ -23,7 +23,7 @@
 
 use super::tensor::{Engine, check_rotary_dim, pairing};
 use super::{InterfaceError, Tensor};
-use crate::{Device, DeviceElement, Frequencies, Layout, Ids, Positions};
+use crate::{Device, DeviceElement, Frequencies, Ids, Layout, Positions};
 
 /// What gives the frequencies: MLX's `base` or `freqs`, of which it takes just one.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -111,7 +111,7 @@ impl Rope {
     /// [`InterfaceError::Value`] unless `dims` is even and from 2 to 65,536, `scale` finite, the base
     /// finite and at least 2^-32, and no period NaN or zero; [`InterfaceError::Shape`] unless there
     /// are `dims / 2` periods; [`InterfaceError::Rope`] if a pair turns by more than 2^32 radians per
-    /// position, or the device has no room.
+    /// position, base and dims look exchanged, or the device has no room.
     pub fn new(
         device: &Device,
         dims: usize,

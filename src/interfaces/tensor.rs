@@ -2,8 +2,8 @@
 
 use super::InterfaceError;
 use crate::{
-    Buffer, CosSinTable, Device, DeviceInOut, DeviceElement, Element, Error, Host, HostInOut, HostRotator, InOut,
-    Layout, OutOfRange, Pairing, Positions, Problem, Rope, Rotator,
+    Buffer, CosSinTable, Device, DeviceElement, DeviceInOut, Element, Error, Host, HostInOut,
+    HostRotator, InOut, Layout, OutOfRange, Pairing, Positions, Problem, Rope, Rotator,
 };
 
 /// Where the elements of a [`Tensor`] are: host memory, or a buffer of a [`Device`].

@@ -53,8 +53,8 @@ impl RotaryEmbedding {
     ///
     /// # Errors
     /// [`InterfaceError::Value`] unless `rotary_dim` is even, from 2 to 65,536 and at most
-    /// `head_size`; [`InterfaceError::Rope`] for a base that is not finite or below 2^-32, or if the
-    /// device has no room.
+    /// `head_size`; [`InterfaceError::Rope`] for a base that is not finite, below 2^-32 or looks
+    /// exchanged with `rotary_dim`, or if the device has no room.
     pub fn new(
         device: &Device,
         head_size: usize,

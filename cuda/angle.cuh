@@ -97,7 +97,8 @@ struct TokenAngles {
         row = row < rows.count ? row : rows.count - 1;
     }
 
-    // The step of a pair on the first axis, in the token's row; before that is chosen, in row 0.
+    // The step of a pair on the first axis, in the token's row. Where there is but one row, it need not
+    // be chosen before.
     __device__ __forceinline__ uint64_t first_step(const PhasorAngles& angles, uint32_t pair) const {
         return ptx::load_constant_8(angles.steps + 8 * row_start(angles) + 8ull * pair);
     }

@@ -140,11 +140,11 @@ struct SharedAngles {
         return threadIdx.y * blockDim.x + threadIdx.x;
     }
 
-    // `step`: that of the first of them, in row 0.
+    // `step`: that of the first of them, if `known`.
     template <class Pairing>
     __device__ __forceinline__ void form(const PhasorCall& call, const TokenAngles& token,
-                                         uint32_t chunks, uint32_t first_chunk, uint64_t step) const {
-        bool known = token.row == 0;
+                                         uint32_t chunks, uint32_t first_chunk, bool known,
+                                         uint64_t step) const {
 #pragma unroll 1
         for (uint32_t i = first(); i < blockDim.x * kPairs; i += blockDim.x * blockDim.y) {
             const uint32_t c = first_chunk + i / kPairs;
@@ -314,13 +314,15 @@ __device__ __forceinline__ void rope(const PhasorCall& call) {
         const uint32_t form_chunk = first_chunk + shared.first() / kPairs;
         TokenAngles token(call, b, has_token ? t : 0);
         uint64_t step = 0;
-        if (call.angles.source == PHASOR_ANGLES_STEPS && form_chunk < own_chunks) {
+        const bool step_known = call.angles.source == PHASOR_ANGLES_STEPS &&
+                                call.rows.choice == PHASOR_ROW_ONLY && form_chunk < own_chunks;
+        if (step_known) {
             step = token.first_step(call.angles,
                                     Pairing::pair(call, form_chunk, shared.first() % kPairs));
         }
         if (has_work && !early) load(first_head);
         token.choose_row(call);
-        shared.template form<Pairing>(call, token, own_chunks, first_chunk, step);
+        shared.template form<Pairing>(call, token, own_chunks, first_chunk, step_known, step);
         if (early) {
             ptx::wait_for_earlier_work();
             waits_later = false;

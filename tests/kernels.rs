@@ -9,8 +9,6 @@
 mod kernel_cases;
 #[path = "support/params_layout.rs"]
 mod params_layout;
-#[path = "support/ptx/mod.rs"]
-mod ptx;
 #[path = "support/ptx_backend.rs"]
 mod ptx_backend;
 #[path = "support/suite.rs"]

@@ -1,13 +1,13 @@
 //! Runs cases on the kernels' PTX, in the interpreter.
 
 use crate::kernel_cases::{Case, Elements, Ids, Outcome, TensorCase, bytes, from_bytes};
-use crate::ptx::{Fault, Launch, Memory, Module, Stats, run};
 use phasor::launch::{
     Addresses, AngleAddresses, AngleKind, PositionAddresses, PositionDtype, RowAddresses,
     TensorAddresses,
 };
 use phasor::params::PHASOR_LAYOUT_VALUES;
 use phasor::{Angles, Dtype, FrequencyRowKind, InOut, Layout, Plan, PositionMemory, Problem};
+use ptx_interpreter::{Fault, Launch, Memory, Module, Stats, run};
 use std::collections::HashMap;
 
 /// The three kernel modules of one target.

@@ -5,7 +5,6 @@ use crate::kernel_cases::{
     Case, Elements, Form, Ids, Outcome, PHASES, Rng, TensorCase, Wish, bytes, edge_phases,
     from_bytes, random_case, random_elements, sharp_case, ties_case,
 };
-use crate::ptx::{Error, Fault, Launch, Memory, Module, run};
 use crate::ptx_backend::{COMPUTE_80, Image, Run, constant_angles};
 use phasor::launch::{
     Addresses, AngleAddresses, AngleKind, Kernel, PositionAddresses, PositionDtype, RowAddresses,
@@ -15,6 +14,7 @@ use phasor::{
     Angles, CosSinTable, Dtype, Frequencies, FrequencyRowKind, FrequencyRows, InOut, Isa, Layout,
     OutOfRange, Pairing, Plan, PositionKind, PositionMemory, Problem, Rope,
 };
+use ptx_interpreter::{Error, Fault, Launch, Memory, Module, run};
 use std::collections::HashMap;
 
 /// PTX that is held to the checks: the kernels of one element type, or one of them.

@@ -143,12 +143,12 @@ struct SharedAngles {
     // `step`: that of the first of them, if `known`.
     template <class Pairing>
     __device__ __forceinline__ void form(const PhasorCall& call, const TokenAngles& token,
-                                         uint32_t chunks, uint32_t first_chunk, bool known,
+                                         uint32_t first_chunk, uint32_t end_chunk, bool known,
                                          uint64_t step) const {
 #pragma unroll 1
-        for (uint32_t i = first(); i < blockDim.x * kPairs; i += blockDim.x * blockDim.y) {
+        for (uint32_t i = first();; i += blockDim.x * blockDim.y) {
             const uint32_t c = first_chunk + i / kPairs;
-            if (c >= chunks) break;
+            if (c >= end_chunk) break;
             const uint32_t pair = Pairing::pair(call, c, i % kPairs);
             if (!known && call.angles.source == PHASOR_ANGLES_STEPS) {
                 step = token.first_step(call.angles, pair);
@@ -311,18 +311,19 @@ __device__ __forceinline__ void rope(const PhasorCall& call) {
         // In this order, so that the longest way, from a position over the angles to the first
         // store, starts first, and nothing waits before all loads are on their way.
         const bool early = waits_later;
+        const uint32_t end_chunk = min(own_chunks, first_chunk + blockDim.x);
         const uint32_t form_chunk = first_chunk + shared.first() / kPairs;
         TokenAngles token(call, b, has_token ? t : 0);
         uint64_t step = 0;
         const bool step_known = call.angles.source == PHASOR_ANGLES_STEPS &&
-                                call.rows.choice == PHASOR_ROW_ONLY && form_chunk < own_chunks;
+                                call.rows.choice == PHASOR_ROW_ONLY && form_chunk < end_chunk;
         if (step_known) {
             step = token.first_step(call.angles,
                                     Pairing::pair(call, form_chunk, shared.first() % kPairs));
         }
         if (has_work && !early) load(first_head);
         token.choose_row(call);
-        shared.template form<Pairing>(call, token, own_chunks, first_chunk, step_known, step);
+        shared.template form<Pairing>(call, token, first_chunk, end_chunk, step_known, step);
         if (early) {
             ptx::wait_for_earlier_work();
             waits_later = false;

@@ -3,11 +3,11 @@
 //! Without a GPU every test says so and passes, unless `PHASOR_REQUIRE_GPU=1`. `PHASOR_GPU_SHORT=1`
 //! runs fewer cases, for tools that slow the device down.
 
+#[path = "support/call_layout.rs"]
+mod call_layout;
 #[path = "support/kernel_cases.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod kernel_cases;
-#[path = "support/params_layout.rs"]
-mod params_layout;
 
 use kernel_cases::{
     Bits, Case, Ids, Outcome, Rng, TensorCase, Wish, random_case, random_elements, raw, typed,

@@ -9,8 +9,6 @@ mod call_layout;
 #[path = "support/kernel_cases.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod kernel_cases;
-#[path = "support/ptx/mod.rs"]
-mod ptx;
 #[path = "support/ptx_backend.rs"]
 mod ptx_backend;
 #[path = "support/suite.rs"]

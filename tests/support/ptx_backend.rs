@@ -1,10 +1,10 @@
 //! Runs cases on the kernels' PTX, in the interpreter.
 
 use crate::kernel_cases::{Case, Elements, Outcome, TensorCase, bytes, from_bytes};
-use crate::ptx::{Fault, Launch, Memory, Module, Stats, run};
 use phasor::call::{Addresses, AngleAddresses, TensorAddresses};
 use phasor::launch::{Launch as PlannedLaunch, LaunchMode, Target};
 use phasor::{Angles, Dtype, Ids, InOut, Layout, Plan, Problem};
+use ptx_interpreter::{Fault, Launch, Memory, Module, Stats, run};
 use std::collections::HashMap;
 
 /// The three kernel modules of one target.

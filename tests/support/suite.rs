@@ -6,7 +6,6 @@ use crate::kernel_cases::{
     Values, Wish, bytes, edge_phases, from_bytes, random_case, random_elements, sharp_case,
     ties_case,
 };
-use crate::ptx::{Error, Fault, Memory, Module};
 use crate::ptx_backend::{COMPUTE_80, Image, Run, constant, constant_angles, run_launch};
 use phasor::call::{Addresses, AngleAddresses, TensorAddresses};
 use phasor::launch::{Kernel, LaunchMode};
@@ -14,6 +13,7 @@ use phasor::{
     Angles, CosSinTable, Dtype, Frequencies, FrequencyRowKind, FrequencyRows, IdType, Ids, InOut,
     Isa, Layout, OutOfRange, Pairing, Plan, PositionKind, Problem, Rope,
 };
+use ptx_interpreter::{Error, Fault, Memory, Module};
 use std::collections::HashMap;
 
 /// PTX that is held to the checks: the kernels of one element type, or one of them.

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use crate::Error;
 use crate::angle::Angles;
+use crate::angle::phase::Scale;
 
 /// Which two dims of the rotated window `x[0..rotary_dim]` form a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -191,6 +192,11 @@ impl Rope {
             && self.pairing == other.pairing
             && self.output_pairing == other.output_pairing
             && self.direction == other.direction
+    }
+
+    /// How cos and sin are formed where the attention factor is `factor`.
+    pub(crate) fn scale(&self, factor: f32) -> Scale {
+        Scale::new(factor, self.direction == Direction::Inverse)
     }
 
     /// Factors for cos and sin where the attention factor is `factor`: negative for sin in the

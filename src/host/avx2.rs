@@ -9,6 +9,7 @@ use half::{bf16, f16};
 
 use super::run::{AngleBlock, HeadRun, Phases};
 use super::vector::{self, Careful, Float, Loops, PairVectors, PhaseVectors, Straight};
+use crate::angle::phase::Scale;
 use crate::element::Element;
 
 /// The variant for elements of every type.
@@ -46,19 +47,14 @@ impl Loops for Avx2 {
     }
 }
 
-/// cos and sin of as many phases as there are steps, each times its scale.
+/// cos and sin of as many phases as there are steps, scaled.
 ///
 /// # Safety
 /// There are at most [`super::run::BLOCK`] steps; the processor has AVX2, FMA and F16C.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn form(
-    steps: &[u64],
-    phases: Phases,
-    scales: (f32, f32),
-    angles: &mut AngleBlock,
-) {
+pub(super) unsafe fn form(steps: &[u64], phases: Phases, scale: Scale, angles: &mut AngleBlock) {
     // SAFETY: the caller's.
-    unsafe { vector::form::<Avx2>(steps, phases, scales, angles) }
+    unsafe { vector::form::<Avx2>(steps, phases, scale, angles) }
 }
 
 impl Float for __m256 {
@@ -85,6 +81,11 @@ impl Float for __m256 {
     #[target_feature(enable = "avx")]
     unsafe fn mul(self, by: Self) -> Self {
         _mm256_mul_ps(self, by)
+    }
+    #[inline]
+    #[target_feature(enable = "avx")]
+    unsafe fn sub(self, minus: Self) -> Self {
+        _mm256_sub_ps(self, minus)
     }
     #[inline]
     #[target_feature(enable = "fma")]
@@ -202,16 +203,22 @@ impl PhaseVectors for Avx2 {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn place(phases: Self::Phases, cosine: __m256, sine: __m256) -> (__m256, __m256) {
+    unsafe fn place(
+        phases: Self::Phases,
+        cosine: __m256,
+        sine: __m256,
+        sin_flip: u32,
+    ) -> (__m256, __m256) {
         let top = upper_words(phases);
         let sine = flip(sine, _mm256_slli_epi32::<2>(top));
         // The nearest quarter turn is in the upper two bits.
         let quarter = _mm256_add_epi32(top, _mm256_set1_epi32(0x2000_0000));
         let odd = _mm256_castsi256_ps(_mm256_slli_epi32::<1>(quarter));
         let next = _mm256_add_epi32(quarter, _mm256_set1_epi32(0x4000_0000));
+        let sin_sign = _mm256_xor_si256(quarter, _mm256_set1_epi32(sin_flip as i32));
         (
             in_order(flip(_mm256_blendv_ps(cosine, sine, odd), next)),
-            in_order(flip(_mm256_blendv_ps(sine, cosine, odd), quarter)),
+            in_order(flip(_mm256_blendv_ps(sine, cosine, odd), sin_sign)),
         )
     }
 }

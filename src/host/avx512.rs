@@ -11,6 +11,7 @@ use half::{bf16, f16};
 use super::avx2::{self, Adjacent, Avx2, F16_KEPT, F16_SCALE, Halves, vector_at};
 use super::run::{AngleBlock, HeadRun, Phases};
 use super::vector::{self, Careful, Float, Loops, PairVectors, PhaseVectors, Straight};
+use crate::angle::phase::Scale;
 use crate::element::Element;
 
 /// The variant for elements of every type.
@@ -31,19 +32,14 @@ impl Loops for Avx512 {
     }
 }
 
-/// cos and sin of as many phases as there are steps, each times its scale.
+/// cos and sin of as many phases as there are steps, scaled.
 ///
 /// # Safety
 /// There are at most [`super::run::BLOCK`] steps; the processor has what this variant needs.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-pub(super) unsafe fn form(
-    steps: &[u64],
-    phases: Phases,
-    scales: (f32, f32),
-    angles: &mut AngleBlock,
-) {
+pub(super) unsafe fn form(steps: &[u64], phases: Phases, scale: Scale, angles: &mut AngleBlock) {
     // SAFETY: the caller's.
-    unsafe { vector::form::<Avx512>(steps, phases, scales, angles) }
+    unsafe { vector::form::<Avx512>(steps, phases, scale, angles) }
 }
 
 impl Float for __m512 {
@@ -70,6 +66,11 @@ impl Float for __m512 {
     #[target_feature(enable = "avx512f")]
     unsafe fn mul(self, by: Self) -> Self {
         _mm512_mul_ps(self, by)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn sub(self, minus: Self) -> Self {
+        _mm512_sub_ps(self, minus)
     }
     #[inline]
     #[target_feature(enable = "avx512f")]
@@ -168,19 +169,25 @@ impl PhaseVectors for Avx512 {
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn place(phases: Self::Phases, cosine: __m512, sine: __m512) -> (__m512, __m512) {
+    unsafe fn place(
+        phases: Self::Phases,
+        cosine: __m512,
+        sine: __m512,
+        sin_flip: u32,
+    ) -> (__m512, __m512) {
         let top = upper_words(phases);
         let sine = flip(sine, _mm512_slli_epi32::<2>(top));
         // The nearest quarter turn is in the upper two bits.
         let quarter = _mm512_add_epi32(top, _mm512_set1_epi32(0x2000_0000));
         let one = _mm512_set1_epi32(0x4000_0000);
         let odd = _mm512_test_epi32_mask(quarter, one);
+        let sin_sign = _mm512_xor_si512(quarter, _mm512_set1_epi32(sin_flip as i32));
         (
             flip(
                 _mm512_mask_blend_ps(odd, cosine, sine),
                 _mm512_add_epi32(quarter, one),
             ),
-            flip(_mm512_mask_blend_ps(odd, sine, cosine), quarter),
+            flip(_mm512_mask_blend_ps(odd, sine, cosine), sin_sign),
         )
     }
 }

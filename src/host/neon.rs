@@ -11,6 +11,7 @@ use half::{bf16, f16};
 
 use super::run::{AngleBlock, HeadRun, Phases};
 use super::vector::{self, Careful, Float, Loops, PairVectors, PhaseVectors};
+use crate::angle::phase::Scale;
 use crate::element::Element;
 
 /// The variant for elements of every type.
@@ -34,19 +35,14 @@ impl Loops for Neon {
     }
 }
 
-/// cos and sin of as many phases as there are steps, each times its scale.
+/// cos and sin of as many phases as there are steps, scaled.
 ///
 /// # Safety
 /// There are at most [`super::run::BLOCK`] steps; the processor has NEON.
 #[target_feature(enable = "neon")]
-pub(super) unsafe fn form(
-    steps: &[u64],
-    phases: Phases,
-    scales: (f32, f32),
-    angles: &mut AngleBlock,
-) {
+pub(super) unsafe fn form(steps: &[u64], phases: Phases, scale: Scale, angles: &mut AngleBlock) {
     // SAFETY: the caller's.
-    unsafe { vector::form::<Neon>(steps, phases, scales, angles) }
+    unsafe { vector::form::<Neon>(steps, phases, scale, angles) }
 }
 
 impl Float for float32x4_t {
@@ -73,6 +69,11 @@ impl Float for float32x4_t {
     #[target_feature(enable = "neon")]
     unsafe fn mul(self, by: Self) -> Self {
         vmulq_f32(self, by)
+    }
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn sub(self, minus: Self) -> Self {
+        vsubq_f32(self, minus)
     }
     #[inline]
     #[target_feature(enable = "neon")]
@@ -139,6 +140,7 @@ fn place(
     b: uint64x2_t,
     cosine: float32x4_t,
     sine: float32x4_t,
+    sin_flip: u32,
 ) -> (float32x4_t, float32x4_t) {
     let top = upper_words(a, b);
     let sine = flip(sine, vshlq_n_u32::<2>(top));
@@ -146,9 +148,10 @@ fn place(
     let quarter = vaddq_u32(top, vdupq_n_u32(0x2000_0000));
     let odd = vtstq_u32(quarter, vdupq_n_u32(0x4000_0000));
     let next = vaddq_u32(quarter, vdupq_n_u32(0x4000_0000));
+    let sin_sign = veorq_u32(quarter, vdupq_n_u32(sin_flip));
     (
         flip(vbslq_f32(odd, sine, cosine), next),
-        flip(vbslq_f32(odd, cosine, sine), quarter),
+        flip(vbslq_f32(odd, cosine, sine), sin_sign),
     )
 }
 
@@ -215,9 +218,14 @@ impl PhaseVectors for Neon {
 
     #[inline]
     #[target_feature(enable = "neon")]
-    unsafe fn place([a, b, c, d]: Self::Phases, cosine: Eight, sine: Eight) -> (Eight, Eight) {
-        let (cos0, sin0) = place(a, b, cosine[0], sine[0]);
-        let (cos1, sin1) = place(c, d, cosine[1], sine[1]);
+    unsafe fn place(
+        [a, b, c, d]: Self::Phases,
+        cosine: Eight,
+        sine: Eight,
+        sin_flip: u32,
+    ) -> (Eight, Eight) {
+        let (cos0, sin0) = place(a, b, cosine[0], sine[0], sin_flip);
+        let (cos1, sin1) = place(c, d, cosine[1], sine[1], sin_flip);
         ([cos0, cos1], [sin0, sin1])
     }
 }

@@ -3,6 +3,7 @@
 #[cfg(feature = "rayon")]
 use super::Threads;
 use super::{Host, Isa, Pointers, cache, variants};
+use crate::angle::phase::Scale;
 use crate::angle::{Angles, CosSinTable, OutOfRange};
 use crate::element::Element;
 use crate::plan::{Plan, PlannedTensor};
@@ -265,8 +266,7 @@ fn is_ordinary(magnitudes: RangeInclusive<f32>) -> bool {
 /// The angles of one token.
 struct Row<'a> {
     source: Source<'a>,
-    /// Factors for cos and sin.
-    scales: (f32, f32),
+    scale: Scale,
     /// As in [`HeadRun`].
     ordinary: bool,
 }
@@ -308,7 +308,7 @@ impl<'a> Row<'a> {
                 let source = Self::in_table(table, position)?;
                 return Some(Row {
                     source,
-                    scales: plan.rope.scales(1.0),
+                    scale: plan.rope.scale(1.0),
                     ordinary: is_ordinary(table.magnitudes()),
                 });
             }
@@ -327,7 +327,7 @@ impl<'a> Row<'a> {
         let magnitudes = 0.7 * factor..=factor;
         Some(Row {
             source,
-            scales: plan.rope.scales(factor),
+            scale: plan.rope.scale(factor),
             ordinary: is_ordinary(magnitudes),
         })
     }
@@ -347,7 +347,7 @@ impl<'a> Row<'a> {
         })
     }
 
-    /// cos and sin of the pairs of `range`, each times its scale. `formed`: the steps and the position
+    /// cos and sin of the pairs of `range`. `formed`: the steps and the position
     /// of the block's phases, if they are those of whole rows.
     fn form(
         &self,
@@ -359,7 +359,7 @@ impl<'a> Row<'a> {
         let pairs = range.len();
         // SAFETY: at most `BLOCK` steps; the variant was checked when it was chosen.
         let form = |steps: &[u64], phases, angles: &mut AngleBlock| unsafe {
-            variants::form(isa, steps, phases, self.scales, angles);
+            variants::form(isa, steps, phases, self.scale, angles);
         };
         match self.source {
             Source::Exact { steps, position } => {
@@ -389,11 +389,9 @@ impl<'a> Row<'a> {
                 form(&phases[..pairs], Phases::At(1), angles);
             }
             Source::Table { cos, sin } => {
-                for (to, &from) in angles.cos.iter_mut().zip(&cos[range.clone()]) {
-                    *to = from * self.scales.0;
-                }
+                angles.cos[..pairs].copy_from_slice(&cos[range.clone()]);
                 for (to, &from) in angles.sin.iter_mut().zip(&sin[range]) {
-                    *to = from * self.scales.1;
+                    *to = self.scale.turned(from);
                 }
             }
         }

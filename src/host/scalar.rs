@@ -1,26 +1,19 @@
 //! The definition: one pair at a time, in plain Rust.
 
 use super::run::{AngleBlock, HeadRun, Phases};
-use crate::angle::phase;
+use crate::angle::phase::{self, Scale};
 use crate::element::Element;
 use crate::rope::{Pairing, Pairings};
 
-/// cos and sin of as many phases as there are steps, each times its scale.
-pub(super) fn form(
-    steps: &[u64],
-    phases: Phases,
-    (cos_scale, sin_scale): (f32, f32),
-    angles: &mut AngleBlock,
-) {
+/// cos and sin of as many phases as there are steps, scaled.
+pub(super) fn form(steps: &[u64], phases: Phases, scale: Scale, angles: &mut AngleBlock) {
     for (i, &step) in steps.iter().enumerate() {
         let phase = match phases {
             Phases::At(position) => step.wrapping_mul(position as u64),
             Phases::Next => angles.phases[i].wrapping_add(step),
         };
-        let (cos, sin) = phase::cos_sin(phase);
         angles.phases[i] = phase;
-        angles.cos[i] = cos * cos_scale;
-        angles.sin[i] = sin * sin_scale;
+        (angles.cos[i], angles.sin[i]) = phase::cos_sin(phase, scale);
     }
 }
 

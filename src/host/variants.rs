@@ -2,6 +2,7 @@
 
 use super::run::{AngleBlock, HeadRun, Phases};
 use super::{Isa, scalar};
+use crate::angle::phase::Scale;
 use crate::element::Element;
 use crate::rope::Pairings;
 
@@ -96,7 +97,7 @@ impl<T: Element> VectorElement for T {
     }
 }
 
-/// cos and sin of as many phases as there are steps, each times its scale.
+/// cos and sin of as many phases as there are steps, scaled.
 ///
 /// # Safety
 /// There are at most [`super::run::BLOCK`] steps; the variant can run here.
@@ -104,20 +105,20 @@ pub(super) unsafe fn form(
     isa: Isa,
     steps: &[u64],
     phases: Phases,
-    scales: (f32, f32),
+    scale: Scale,
     angles: &mut AngleBlock,
 ) {
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the caller's.
-        Isa::Avx2 => unsafe { avx2::form(steps, phases, scales, angles) },
+        Isa::Avx2 => unsafe { avx2::form(steps, phases, scale, angles) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the caller's.
-        Isa::Avx512 | Isa::Avx512Bf16 => unsafe { avx512::form(steps, phases, scales, angles) },
+        Isa::Avx512 | Isa::Avx512Bf16 => unsafe { avx512::form(steps, phases, scale, angles) },
         #[cfg(target_arch = "aarch64")]
         // SAFETY: the caller's.
-        Isa::Neon => unsafe { neon::form(steps, phases, scales, angles) },
-        _ => scalar::form(steps, phases, scales, angles),
+        Isa::Neon => unsafe { neon::form(steps, phases, scale, angles) },
+        _ => scalar::form(steps, phases, scale, angles),
     }
 }
 
@@ -197,7 +198,13 @@ mod tests {
             // SAFETY: the variant is available, the buffers hold all heads, and no more steps than
             // a block has.
             unsafe {
-                form(isa, steps, Phases::At(1234), (1.0, 1.0), &mut angles);
+                form(
+                    isa,
+                    steps,
+                    Phases::At(1234),
+                    Scale::new(1.0, false),
+                    &mut angles,
+                );
                 T::rotate_heads(isa, pairings, &run, &angles, steps.len());
             }
         }
@@ -265,12 +272,12 @@ mod tests {
         check::<bf16>();
     }
 
-    /// Rotates heads of half-split or adjacent pairs in place by angles scaled by `scale`.
+    /// Rotates heads of half-split or adjacent pairs in place.
     fn rotate_ordinary<T: Element>(
         isa: Isa,
         pairing: Pairing,
         pairs: usize,
-        scale: f32,
+        scale: Scale,
         heads: &mut [T],
     ) {
         let pairings = Pairings {
@@ -296,7 +303,7 @@ mod tests {
         };
         // SAFETY: the variant is available, the buffer holds all heads, and a block that many steps.
         unsafe {
-            form(isa, &steps, Phases::At(987), (scale, -scale), &mut angles);
+            form(isa, &steps, Phases::At(987), scale, &mut angles);
             T::rotate_heads(isa, pairings, &run, &angles, pairs);
         }
     }
@@ -327,7 +334,7 @@ mod tests {
         T::narrow(f32::from_bits(bits & 1 << 31 | exponent << 23 | mantissa))
     }
 
-    fn for_ordinary(mut check: impl FnMut(Isa, Pairing, usize, f32)) {
+    fn for_ordinary(mut check: impl FnMut(Isa, Pairing, usize, Scale)) {
         for pairs in [32, 40, 48, 64, BLOCK] {
             for pairing in [HalfSplit, Interleaved] {
                 for isa in Isa::ALL[1..]
@@ -335,8 +342,13 @@ mod tests {
                     .copied()
                     .filter(|isa| isa.is_available())
                 {
-                    for scale in [1.0, -1.3, 1.0 / 2048.0, 4096.0] {
-                        check(isa, pairing, pairs, scale);
+                    for (factor, inverse) in [
+                        (1.0, true),
+                        (1.3, false),
+                        (1.0 / 2048.0, true),
+                        (4096.0, true),
+                    ] {
+                        check(isa, pairing, pairs, Scale::new(factor, inverse));
                     }
                 }
             }
@@ -357,7 +369,7 @@ mod tests {
             let name = T::DTYPE.name();
             assert!(
                 bits(&got) == bits(&expected),
-                "{name} {}, {pairs} pairs, {pairing:?}, {scale}",
+                "{name} {}, {pairs} pairs, {pairing:?}, {scale:?}",
                 isa.name()
             );
         });
@@ -393,7 +405,7 @@ mod tests {
                         rotate_ordinary(isa, pairing, pairs, scale, &mut got);
                         assert!(
                             bits(&got) == bits(&expected),
-                            "{} {}, {pairs} pairs, {pairing:?}, {scale}: {special:x} in {members:?}",
+                            "{} {}, {pairs} pairs, {pairing:?}, {scale:?}: {special:x} in {members:?}",
                             T::DTYPE,
                             isa.name(),
                         );
@@ -428,7 +440,7 @@ mod tests {
                     let mut angles = AngleBlock::new();
                     for &phases in at {
                         // SAFETY: the variant is available, and a block has as many pairs.
-                        unsafe { form(isa, &steps, phases, (0.5, 2.0), &mut angles) };
+                        unsafe { form(isa, &steps, phases, Scale::new(1.3, true), &mut angles) };
                     }
                     let bits = |x: &[f32]| x[..pairs].iter().map(|x| x.to_bits()).collect();
                     let (cos, sin): (Vec<_>, Vec<_>) = (bits(&angles.cos), bits(&angles.sin));

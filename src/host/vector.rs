@@ -7,7 +7,7 @@
 //! a run's heads or in an [`AngleBlock`]. What else one needs, it says.
 
 use super::run::{AngleBlock, BLOCK, HeadRun, Phases};
-use crate::angle::phase;
+use crate::angle::phase::{self, Scale};
 use crate::element::Element;
 use crate::rope::{Pairing, Pairings};
 use std::marker::PhantomData;
@@ -28,6 +28,7 @@ pub trait Float: Copy {
     unsafe fn store(self, to: *mut f32);
     unsafe fn splat(x: f32) -> Self;
     unsafe fn mul(self, by: Self) -> Self;
+    unsafe fn sub(self, minus: Self) -> Self;
     /// `self * by + plus`, rounded once.
     unsafe fn mul_add(self, by: Self, plus: Self) -> Self;
     /// `self * by - minus`, rounded once.
@@ -60,6 +61,11 @@ impl<F: Float> Float for [F; 2] {
     unsafe fn mul(self, by: Self) -> Self {
         // SAFETY: the caller's.
         unsafe { [self[0].mul(by[0]), self[1].mul(by[1])] }
+    }
+    #[inline(always)]
+    unsafe fn sub(self, minus: Self) -> Self {
+        // SAFETY: the caller's.
+        unsafe { [self[0].sub(minus[0]), self[1].sub(minus[1])] }
     }
     #[inline(always)]
     unsafe fn mul_add(self, by: Self, plus: Self) -> Self {
@@ -626,15 +632,16 @@ pub(super) trait PhaseVectors {
     /// The distance to the nearest quarter turn, as the magnitude of `phase << 2`: bits 40 to 63, and
     /// bits 9 to 39.
     unsafe fn distance(phases: Self::Phases) -> (Self::Vector, Self::Vector);
-    /// cos and sin from those of the distance: signs, and which is which.
+    /// cos and sin from those of the distance: signs, and which is which. `sin_flip` as in [`Scale`].
     unsafe fn place(
         phases: Self::Phases,
         cosine: Self::Vector,
         sine: Self::Vector,
+        sin_flip: u32,
     ) -> (Self::Vector, Self::Vector);
 }
 
-/// [`phase::cos_sin`] of as many phases as there are steps, each times its scale.
+/// [`phase::cos_sin`] of as many phases as there are steps.
 ///
 /// # Safety
 /// There are at most [`BLOCK`] steps.
@@ -642,7 +649,7 @@ pub(super) trait PhaseVectors {
 pub(super) unsafe fn form<V: PhaseVectors>(
     steps: &[u64],
     phases: Phases,
-    scales: (f32, f32),
+    scale: Scale,
     angles: &mut AngleBlock,
 ) {
     let whole = steps.len() - steps.len() % V::LANES;
@@ -650,13 +657,13 @@ pub(super) unsafe fn form<V: PhaseVectors>(
     unsafe {
         let mut at = 0;
         while at < whole {
-            form_vector::<V>(steps.as_ptr().add(at), phases, scales, angles, at);
+            form_vector::<V>(steps.as_ptr().add(at), phases, scale, angles, at);
             at += V::LANES;
         }
         if whole < steps.len() {
             let mut copies = [0; MOST_LANES];
             copies[..steps.len() - whole].copy_from_slice(&steps[whole..]);
-            form_vector::<V>(copies.as_ptr(), phases, scales, angles, whole);
+            form_vector::<V>(copies.as_ptr(), phases, scale, angles, whole);
         }
     }
 }
@@ -665,7 +672,7 @@ pub(super) unsafe fn form<V: PhaseVectors>(
 unsafe fn form_vector<V: PhaseVectors>(
     steps: *const u64,
     phases: Phases,
-    (cos_scale, sin_scale): (f32, f32),
+    scale: Scale,
     angles: &mut AngleBlock,
     at: usize,
 ) {
@@ -678,10 +685,8 @@ unsafe fn form_vector<V: PhaseVectors>(
         };
         V::store(kept, phases);
         let (high, low) = V::distance(phases);
-        let s = low.mul_add(
-            V::Vector::splat(phase::LOW_UNIT),
-            high.mul(V::Vector::splat(phase::HIGH_UNIT)),
-        );
+        let high = high.mul(V::Vector::splat(phase::HIGH_UNIT));
+        let s = low.mul_add(V::Vector::splat(phase::LOW_UNIT), high);
         let z = s.mul(s);
         let p = z.mul_add(
             V::Vector::splat(phase::SIN[3]),
@@ -689,18 +694,37 @@ unsafe fn form_vector<V: PhaseVectors>(
         );
         let p = z.mul_add(p, V::Vector::splat(phase::SIN[1]));
         let p = z.mul_add(p, V::Vector::splat(phase::SIN[0]));
-        let sine = s.mul_add(V::Vector::splat(phase::SIN_1), s.mul(p));
         let c = z.mul_add(
             V::Vector::splat(phase::COS[3]),
             V::Vector::splat(phase::COS[2]),
         );
         let c = z.mul_add(c, V::Vector::splat(phase::COS[1]));
-        let c = z.mul_add(c, V::Vector::splat(phase::COS[0]));
-        let cosine = z.mul_add(c, V::Vector::splat(1.0));
-        let (cos, sin) = V::place(phases, cosine, sine);
-        cos.mul(V::Vector::splat(cos_scale))
-            .store(angles.cos.as_mut_ptr().add(at));
-        sin.mul(V::Vector::splat(sin_scale))
-            .store(angles.sin.as_mut_ptr().add(at));
+        let cos_0 = V::Vector::splat(phase::COS[0]);
+        let one = V::Vector::splat(1.0);
+        let (cosine, sine) = if scale.factor == 1.0 {
+            let c = z.mul_add(c, cos_0);
+            let cosine = z.mul_add(c, one);
+            let sine = s.mul_add(V::Vector::splat(phase::SIN_1), s.mul(p));
+            (cosine, sine)
+        } else {
+            let f = V::Vector::splat(scale.factor);
+            let sin_1 = V::Vector::splat(scale.sin_1);
+            let z_rest = high.mul_add(
+                low.mul(V::Vector::splat(2.0 * phase::LOW_UNIT)),
+                high.mul_sub(high, z),
+            );
+            let cosine = z.mul_add(cos_0, one);
+            let rest = z.mul_add(cos_0, one.sub(cosine));
+            let rest = z_rest.mul_add(cos_0, rest);
+            let rest = z.mul_add(z.mul(c), rest);
+            let p = f.mul_add(p, V::Vector::splat(scale.sin_1_rest));
+            let s_rest = low.mul(V::Vector::splat(phase::LOW_UNIT));
+            let sine = s.mul_add(p, s_rest.mul(sin_1));
+            let cosine = f.mul_add(cosine, f.mul(rest));
+            (cosine, high.mul_add(sin_1, sine))
+        };
+        let (cos, sin) = V::place(phases, cosine, sine, scale.sin_flip);
+        cos.store(angles.cos.as_mut_ptr().add(at));
+        sin.store(angles.sin.as_mut_ptr().add(at));
     }
 }

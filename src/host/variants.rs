@@ -134,9 +134,9 @@ pub(super) fn fence() {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Dtype;
     use crate::host::run::BLOCK;
     use crate::rope::Pairing::{self, HalfSplit, Interleaved};
-    use crate::Dtype;
     use half::{bf16, f16};
 
     const HEADS: usize = 4;

@@ -1,5 +1,6 @@
 //! A plan: everything about a call that can be checked before there is memory to work on.
 
+use crate::call::{self, PhasorCall};
 use crate::element::Dtype;
 use crate::error::TensorName;
 use crate::layout::{Layout, Overlap, Region};
@@ -140,6 +141,42 @@ pub(crate) struct PlannedTensor {
     pub(crate) source: Layout,
     pub(crate) destination: Layout,
     pub(crate) in_place: bool,
+    /// Of the source and of the destination.
+    reach: [Reach; 2],
+}
+
+/// How long a buffer is for a layout. Known beforehand, as each call asks.
+#[derive(Clone, Copy, Debug)]
+struct Reach {
+    /// Elements that the layout reaches.
+    needed: usize,
+    /// Elements at which there is room for another token, and for another sequence.
+    with_another: [usize; 2],
+}
+
+impl Reach {
+    fn of(layout: &Layout) -> Self {
+        let len = |batch, tokens| layout.with_counts(batch, tokens).required_len();
+        let with_another = |stride: usize, batch: Option<usize>, tokens: Option<usize>| {
+            // A dim that is repeated takes no more room.
+            let longer = match (batch, tokens) {
+                (Some(batch), Some(tokens)) if stride > 0 && !layout.is_empty() => {
+                    len(batch, tokens)
+                }
+                _ => None,
+            };
+            longer.unwrap_or(usize::MAX)
+        };
+        let (batch, tokens) = (layout.batch, layout.tokens);
+        Self {
+            // A planned layout has a length.
+            needed: layout.required_len().unwrap_or(usize::MAX),
+            with_another: [
+                with_another(layout.token_stride, Some(batch), tokens.checked_add(1)),
+                with_another(layout.batch_stride, batch.checked_add(1), Some(tokens)),
+            ],
+        }
+    }
 }
 
 impl PlannedTensor {
@@ -160,16 +197,17 @@ impl PlannedTensor {
         longer_buffers: bool,
     ) -> Result<(), Error> {
         let (written, read) = self.labels();
-        for (what, layout, got) in [
-            (read, &self.source, source),
-            (written, &self.destination, destination),
-        ] {
-            // A planned layout has a length.
-            let needed = layout.required_len().unwrap_or(usize::MAX);
+        let [of_source, of_destination] = self.reach;
+        let check = |what, reach: Reach, got| {
+            let Reach {
+                needed,
+                with_another: [token, sequence],
+            } = reach;
             if got < needed {
                 return Err(Error::BufferTooShort { what, needed, got });
             }
-            if !longer_buffers && let Some(more) = layout.room_in(got) {
+            if !longer_buffers && got >= token.min(sequence) {
+                let more = if got >= token { "token" } else { "sequence" };
                 return Err(Error::BufferHasRoom {
                     what,
                     more,
@@ -177,8 +215,20 @@ impl PlannedTensor {
                     got,
                 });
             }
+            Ok(())
+        };
+        if !self.in_place {
+            check(read, of_source, source)?;
         }
-        Ok(())
+        check(written, of_destination, destination)
+    }
+
+    /// For other numbers of sequences and tokens.
+    fn with_counts(mut self, batch: usize, tokens: usize) -> Self {
+        self.source = self.source.with_counts(batch, tokens);
+        self.destination = self.destination.with_counts(batch, tokens);
+        self.reach = [Reach::of(&self.source), Reach::of(&self.destination)];
+        self
     }
 
     /// The elements that are written.
@@ -229,6 +279,8 @@ pub struct Plan {
     longer_buffers: bool,
     pub(crate) batch: usize,
     pub(crate) tokens: usize,
+    /// What is known of its calls.
+    pub(crate) template: PhasorCall,
 }
 
 /// Kernels count heads and dims in 32 bits, with room to step past the end.
@@ -283,6 +335,7 @@ impl Plan {
             longer_buffers: problem.longer_buffers,
             batch,
             tokens,
+            template: call::template(rope, problem.dtype, [&q, &k], [batch, tokens]),
         })
     }
 
@@ -330,10 +383,9 @@ impl Plan {
         let mut part = self.clone();
         (part.batch, part.tokens, part.longer_buffers) = (batch, tokens, true);
         for tensor in part.q.iter_mut().chain(&mut part.k) {
-            for layout in [&mut tensor.source, &mut tensor.destination] {
-                *layout = layout.with_counts(batch, tokens);
-            }
+            *tensor = tensor.with_counts(batch, tokens);
         }
+        part.template = call::template(&part.rope, part.dtype, [&part.q, &part.k], [batch, tokens]);
         Ok(part)
     }
 
@@ -369,7 +421,7 @@ impl Plan {
 
     /// Whether there is no head to rotate, as in a batch of no sequences: a call then does nothing.
     pub fn is_empty(&self) -> bool {
-        self.tensors().all(|tensor| tensor.source.is_empty())
+        self.template.q.heads + self.template.k.heads == 0
     }
 
     /// Bytes that a call reads and writes: in place the rotated dims, out of place all of them.
@@ -474,6 +526,7 @@ fn check_tensor(
         source,
         destination,
         in_place,
+        reach: [Reach::of(&source), Reach::of(&destination)],
     };
     if source.shape() != destination.shape() {
         return Err(Error::ShapeMismatch {

@@ -151,34 +151,10 @@ impl PlannedTensor {
         }
     }
 
-    /// Buffers of these lengths reach as far as the layouts do and, unless that is meant, have no room
-    /// for another token or sequence.
-    fn check_lengths(
-        &self,
-        source: usize,
-        destination: usize,
-        longer_buffers: bool,
-    ) -> Result<(), Error> {
+    /// What is read and what is written, with names for errors.
+    fn sides(&self) -> [(&'static str, &Layout); 2] {
         let (written, read) = self.labels();
-        for (what, layout, got) in [
-            (read, &self.source, source),
-            (written, &self.destination, destination),
-        ] {
-            // A planned layout has a length.
-            let needed = layout.required_len().unwrap_or(usize::MAX);
-            if got < needed {
-                return Err(Error::BufferTooShort { what, needed, got });
-            }
-            if !longer_buffers && let Some(more) = layout.room_in(got) {
-                return Err(Error::BufferHasRoom {
-                    what,
-                    more,
-                    needed,
-                    got,
-                });
-            }
-        }
-        Ok(())
+        [(read, &self.source), (written, &self.destination)]
     }
 
     /// The elements that are written.
@@ -392,7 +368,8 @@ impl Plan {
         self.q.iter().chain(&self.k)
     }
 
-    /// The plan is over one buffer, which reaches as far as its layouts do.
+    /// The plan is over one buffer, which reaches as far as its layouts do and, unless that is meant, has
+    /// no room for another token or sequence.
     pub(crate) fn check_one_buffer(&self, len: usize) -> Result<(), Error> {
         if !self.one_buffer {
             return Err(Error::OneBufferMismatch {
@@ -400,18 +377,35 @@ impl Plan {
                 remedy: "call rotate, or plan with Problem::one_buffer",
             });
         }
-        self.tensors()
-            .try_for_each(|tensor| tensor.check_lengths(len, len, self.longer_buffers))
+        let mut furthest = None;
+        for side in self.tensors().flat_map(PlannedTensor::sides) {
+            let needed = check_reach(side, len)?;
+            if furthest.is_none_or(|(most, _)| needed > most) {
+                furthest = Some((needed, side));
+            }
+        }
+        // Behind the others there is room, which is that one's.
+        match furthest {
+            Some((_, side)) if !self.longer_buffers => check_room(side, len),
+            _ => Ok(()),
+        }
     }
 
-    /// The buffers of an operand reach as far as its layouts do.
+    /// The buffers of an operand reach as far as its layouts do and, unless that is meant, have no room
+    /// for another token or sequence.
     pub(crate) fn check_lengths(
         &self,
         tensor: &PlannedTensor,
         source: usize,
         destination: usize,
     ) -> Result<(), Error> {
-        tensor.check_lengths(source, destination, self.longer_buffers)
+        for (side, len) in tensor.sides().into_iter().zip([source, destination]) {
+            check_reach(side, len)?;
+            if !self.longer_buffers {
+                check_room(side, len)?;
+            }
+        }
+        Ok(())
     }
 
     /// Checks the forms of the operands of a call against the plan's.
@@ -454,6 +448,30 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+/// A buffer of `got` elements reaches as far as a layout does; how far that is.
+fn check_reach((what, layout): (&'static str, &Layout), got: usize) -> Result<usize, Error> {
+    // A planned layout has a length.
+    let needed = layout.required_len().unwrap_or(usize::MAX);
+    match got < needed {
+        true => Err(Error::BufferTooShort { what, needed, got }),
+        false => Ok(needed),
+    }
+}
+
+/// A buffer of `got` elements, which reaches far enough, has no room for another token or sequence.
+fn check_room((what, layout): (&'static str, &Layout), got: usize) -> Result<(), Error> {
+    let Some(more) = layout.room_in(got) else {
+        return Ok(());
+    };
+    let needed = layout.required_len().unwrap_or(usize::MAX);
+    Err(Error::BufferHasRoom {
+        what,
+        more,
+        needed,
+        got,
+    })
 }
 
 fn check_tensor(

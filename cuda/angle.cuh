@@ -7,32 +7,48 @@
 
 namespace phasor {
 
-// cos and sin of `phase` / 2^64 turns, times `factor`; the sign bit of sin flipped by `sin_sign`.
+// cos and sin of `phase` / 2^64 turns, times `factor`; the sign bit of sin flipped by `sin_flip`.
 //
 // The phase is reduced to the nearest quarter turn on the integer; what is left, in units of an
-// eighth of a turn, has |s| <= 1 and is rounded to f32 once. Two polynomials in s * s follow, with the
-// factor in their last operations: multiplied in afterwards, it would round once more.
-__device__ __forceinline__ void sincos_turn(uint64_t phase, float factor, uint32_t sin_sign,
+// eighth of a turn, has |s| <= 1 and is rounded to f32 once. Two polynomials in s * s follow. A factor
+// other than 1 multiplies cos and sin before they are rounded, in two words each.
+__device__ __forceinline__ void sincos_turn(uint64_t phase, float factor, uint32_t sin_flip,
                                             float& cos_out, float& sin_out) {
+    const float sin_1 = __uint_as_float(0x3f490fdbu);
+    const float cos_0 = __uint_as_float(0xbe9de9e6u);
     const int64_t rest = static_cast<int64_t>(phase << 2);
     const uint64_t magnitude = static_cast<uint64_t>(rest < 0 ? -static_cast<uint64_t>(rest) : rest);
-    const float high = __int2float_rn(static_cast<int32_t>(magnitude >> 40));
+    const float high =
+        __fmul_rn(__int2float_rn(static_cast<int32_t>(magnitude >> 40)), 0x1p-23f);
     const float low = __int2float_rn(static_cast<int32_t>((magnitude >> 9) & 0x7fffffffu));
-    const float s = __fmaf_rn(low, 0x1p-54f, __fmul_rn(high, 0x1p-23f));
+    const float s = __fmaf_rn(low, 0x1p-54f, high);
     const float z = __fmul_rn(s, s);
 
     float p = __fmaf_rn(z, __uint_as_float(0xb8167e3au), __uint_as_float(0x3b232d34u));
     p = __fmaf_rn(z, p, __uint_as_float(0xbda55dd4u));
     p = __fmaf_rn(z, p, __uint_as_float(0xb30c7d7du));
-    // The factor times the first coefficient, and what rounding that left over.
-    const float sin_1 = __fmul_rn(factor, __uint_as_float(0x3f490fdbu));
-    const float sin_1_rest = __fmaf_rn(factor, __uint_as_float(0x3f490fdbu), -sin_1);
-    const float sine = __fmaf_rn(s, sin_1, __fmul_rn(s, __fmaf_rn(factor, p, sin_1_rest)));
-
     float c = __fmaf_rn(z, __uint_as_float(0x366a3a40u), __uint_as_float(0xb9aad89cu));
     c = __fmaf_rn(z, c, __uint_as_float(0x3c81e0d7u));
-    c = __fmaf_rn(z, c, __uint_as_float(0xbe9de9e6u));
-    const float cosine = __fmaf_rn(__fmul_rn(factor, z), c, factor);
+
+    float cosine, sine;
+    if (factor == 1.0f) {
+        cosine = __fmaf_rn(z, __fmaf_rn(z, c, cos_0), 1.0f);
+        sine = __fmaf_rn(s, sin_1, __fmul_rn(s, p));
+    } else {
+        // The argument is high + low * 2^-54, its square z + z_rest, cos `one` + `r`.
+        const float factor_sin_1 = __fmul_rn(factor, sin_1);
+        const float sin_1_rest = __fmaf_rn(factor, sin_1, -factor_sin_1);
+        const float z_rest =
+            __fmaf_rn(high, __fmul_rn(low, 0x1p-53f), __fmaf_rn(high, high, -z));
+        const float one = __fmaf_rn(z, cos_0, 1.0f);
+        float r = __fmaf_rn(z, cos_0, __fsub_rn(1.0f, one));
+        r = __fmaf_rn(z_rest, cos_0, r);
+        r = __fmaf_rn(z, __fmul_rn(z, c), r);
+        cosine = __fmaf_rn(factor, one, __fmul_rn(factor, r));
+        p = __fmaf_rn(factor, p, sin_1_rest);
+        sine = __fmaf_rn(high, factor_sin_1,
+                         __fmaf_rn(s, p, __fmul_rn(__fmul_rn(low, 0x1p-54f), factor_sin_1)));
+    }
 
     // Quarter turns: an odd one swaps the two, and each result takes its sign bit.
     const uint32_t top = static_cast<uint32_t>(phase >> 32);
@@ -42,9 +58,9 @@ __device__ __forceinline__ void sincos_turn(uint64_t phase, float factor, uint32
     const uint32_t sine_bits = __float_as_uint(sine) ^ rest_sign;
     const uint32_t cosine_bits = __float_as_uint(cosine);
     const uint32_t cos_sign = ((quarter + 1u) << 30) & 0x80000000u;
-    const uint32_t quarter_sign = (quarter << 30) & 0x80000000u;
+    const uint32_t sin_sign = ((quarter << 30) & 0x80000000u) ^ sin_flip;
     cos_out = __uint_as_float((odd ? sine_bits : cosine_bits) ^ cos_sign);
-    sin_out = __uint_as_float((odd ? cosine_bits : sine_bits) ^ quarter_sign ^ sin_sign);
+    sin_out = __uint_as_float((odd ? cosine_bits : sine_bits) ^ sin_sign);
 }
 
 // The id of token (b, t). Earlier work may write ids, so that they are not read through the
@@ -97,7 +113,8 @@ struct TokenAngles {
         row = row < rows.count ? row : rows.count - 1;
     }
 
-    // The step of a pair on the first axis, in the token's row; before that is chosen, in row 0.
+    // The step of a pair on the first axis, in the token's row. Where there is but one row, it need not
+    // be chosen before.
     __device__ __forceinline__ uint64_t first_step(const PhasorAngles& angles, uint32_t pair) const {
         return ptx::load_constant_8(angles.steps + 8 * row_start(angles) + 8ull * pair);
     }
@@ -106,11 +123,11 @@ struct TokenAngles {
     __device__ __forceinline__ void form(const PhasorCall& call, uint32_t pair, uint64_t step,
                                          float& cos, float& sin) const {
         const PhasorAngles& angles = call.angles;
-        const uint32_t sin_sign = angles.inverse << 31;
+        const uint32_t sin_flip = angles.inverse << 31;
         if (angles.source == PHASOR_ANGLES_TABLE) {
             const uint64_t at = 4 * (static_cast<uint64_t>(row) * angles.pairs + pair);
             cos = ptx::load_constant_f(angles.cos + at);
-            sin = __uint_as_float(__float_as_uint(ptx::load_constant_f(angles.sin + at)) ^ sin_sign);
+            sin = __uint_as_float(__float_as_uint(ptx::load_constant_f(angles.sin + at)) ^ sin_flip);
             return;
         }
         uint64_t phase = step * position;
@@ -123,7 +140,7 @@ struct TokenAngles {
         const float factor = call.rows.choice == PHASOR_ROW_ONLY
                                  ? angles.factor
                                  : ptx::load_constant_f(call.rows.factors + 4ull * row);
-        sincos_turn(phase, factor, sin_sign, cos, sin);
+        sincos_turn(phase, factor, sin_flip, cos, sin);
     }
 
   private:

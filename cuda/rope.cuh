@@ -140,15 +140,15 @@ struct SharedAngles {
         return threadIdx.y * blockDim.x + threadIdx.x;
     }
 
-    // `step`: that of the first of them, in row 0.
+    // `step`: that of the first of them, if `known`.
     template <class Pairing>
     __device__ __forceinline__ void form(const PhasorCall& call, const TokenAngles& token,
-                                         uint32_t chunks, uint32_t first_chunk, uint64_t step) const {
-        bool known = token.row == 0;
+                                         uint32_t first_chunk, uint32_t end_chunk, bool known,
+                                         uint64_t step) const {
 #pragma unroll 1
-        for (uint32_t i = first(); i < blockDim.x * kPairs; i += blockDim.x * blockDim.y) {
+        for (uint32_t i = first();; i += blockDim.x * blockDim.y) {
             const uint32_t c = first_chunk + i / kPairs;
-            if (c >= chunks) break;
+            if (c >= end_chunk) break;
             const uint32_t pair = Pairing::pair(call, c, i % kPairs);
             if (!known && call.angles.source == PHASOR_ANGLES_STEPS) {
                 step = token.first_step(call.angles, pair);
@@ -212,14 +212,23 @@ struct TokenHeads {
     uint64_t q, k;
     int64_t q_stride, k_stride;
 
-    // `at` bytes into the rotated window.
-    __device__ __forceinline__ TokenHeads(const PhasorView& q_view, const PhasorView& k_view,
-                                          uint32_t q_at, uint32_t k_at, uint32_t q_heads, uint32_t b,
-                                          uint32_t t)
-        : q(q_view.address + b * q_view.batch + t * q_view.token + q_at),
-          k(k_view.address + b * k_view.batch + t * k_view.token + k_at - q_heads * k_view.head),
-          q_stride(q_view.head),
-          k_stride(k_view.head) {}
+    // `at` elements into the rotated window.
+    template <class Element>
+    static __device__ __forceinline__ TokenHeads of(const PhasorCall& call, const PhasorView& q,
+                                                    const PhasorView& k, uint32_t at, uint32_t b,
+                                                    uint32_t t) {
+        TokenHeads heads{
+            q.address + t * q.token + (call.q.rotary_offset + at) * Element::kBytes,
+            k.address + t * k.token + (call.k.rotary_offset + at) * Element::kBytes -
+                call.q.heads * k.head,
+            q.head, k.head};
+        // Decoding has one sequence of tokens, and 64-bit products are not free.
+        if (call.batch > 1) {
+            heads.q += b * q.batch;
+            heads.k += b * k.batch;
+        }
+        return heads;
+    }
 
     __device__ __forceinline__ uint64_t address(uint32_t h, bool is_q) const {
         return (is_q ? q : k) + h * (is_q ? q_stride : k_stride);
@@ -289,38 +298,38 @@ __device__ __forceinline__ void rope(const PhasorCall& call) {
         const uint32_t c = first_chunk + threadIdx.x;
         const bool has_work = c < own_chunks && first_head < heads;
         const Places from = Pairing::source(call, c);
-        const TokenHeads sources(call.q.source, call.k.source,
-                                 (call.q.rotary_offset + from.first) * Element::kBytes,
-                                 (call.k.rotary_offset + from.first) * Element::kBytes,
-                                 call.q.heads, b, t);
+        const auto sources =
+            TokenHeads::of<Element>(call, call.q.source, call.k.source, from.first, b, t);
         const uint32_t source_gap = (from.second - from.first) * Element::kBytes;
 
         Fragment<Access> fragment[kHeads];
-        uint64_t source[kHeads];
         const auto load = [&](uint32_t h0) {
 #pragma unroll
             for (uint32_t u = 0; u < kHeads; ++u) {
                 const uint32_t h = h0 + u * head_step;
                 if (h >= heads) break;
-                source[u] = sources.address(h, h < call.q.heads);
-                Access::load(source[u], fragment[u].first);
-                Access::load(source[u] + source_gap, fragment[u].second);
+                const uint64_t source = sources.address(h, h < call.q.heads);
+                Access::load(source, fragment[u].first);
+                Access::load(source + source_gap, fragment[u].second);
             }
         };
 
         // In this order, so that the longest way, from a position over the angles to the first
         // store, starts first, and nothing waits before all loads are on their way.
         const bool early = waits_later;
+        const uint32_t end_chunk = min(own_chunks, first_chunk + blockDim.x);
         const uint32_t form_chunk = first_chunk + shared.first() / kPairs;
         TokenAngles token(call, b, has_token ? t : 0);
         uint64_t step = 0;
-        if (call.angles.source == PHASOR_ANGLES_STEPS && form_chunk < own_chunks) {
+        const bool step_known = call.angles.source == PHASOR_ANGLES_STEPS &&
+                                call.rows.choice == PHASOR_ROW_ONLY && form_chunk < end_chunk;
+        if (step_known) {
             step = token.first_step(call.angles,
                                     Pairing::pair(call, form_chunk, shared.first() % kPairs));
         }
         if (has_work && !early) load(first_head);
         token.choose_row(call);
-        shared.template form<Pairing>(call, token, own_chunks, first_chunk, step);
+        shared.template form<Pairing>(call, token, first_chunk, end_chunk, step_known, step);
         if (early) {
             ptx::wait_for_earlier_work();
             waits_later = false;
@@ -329,12 +338,14 @@ __device__ __forceinline__ void rope(const PhasorCall& call) {
         __syncthreads();
         if (has_work) {
             const ChunkAngles<kPairs> angles(shared);
-            const Places to = Pairing::destination(call, c);
-            const TokenHeads destinations(call.q.destination, call.k.destination,
-                                          (call.q.rotary_offset + to.first) * Element::kBytes,
-                                          (call.k.rotary_offset + to.first) * Element::kBytes,
-                                          call.q.heads, b, t);
-            const uint32_t destination_gap = (to.second - to.first) * Element::kBytes;
+            auto destinations = sources;
+            uint32_t destination_gap = source_gap;
+            if (!call.in_place) {
+                const Places to = Pairing::destination(call, c);
+                destinations = TokenHeads::of<Element>(call, call.q.destination,
+                                                       call.k.destination, to.first, b, t);
+                destination_gap = (to.second - to.first) * Element::kBytes;
+            }
 #pragma unroll 1
             for (uint32_t h0 = first_head;;) {
 #pragma unroll
@@ -342,8 +353,7 @@ __device__ __forceinline__ void rope(const PhasorCall& call) {
                     const uint32_t h = h0 + u * head_step;
                     if (h >= heads) break;
                     if (token.rotates) fragment[u].template rotate<Pairing>(angles);
-                    const uint64_t destination =
-                        call.in_place ? source[u] : destinations.address(h, h < call.q.heads);
+                    const uint64_t destination = destinations.address(h, h < call.q.heads);
                     Access::store(destination, fragment[u].first);
                     Access::store(destination + destination_gap, fragment[u].second);
                 }

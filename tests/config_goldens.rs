@@ -542,9 +542,12 @@ fn ggml_config(golden: &Golden, case: &Value) -> RopeConfig {
 }
 
 /// ggml multiplies the angle by `theta^(-2 / n_dims)` from pair to pair, so that its error grows
-/// with the pair: by this many units of 2^-24 of the angle for each. Beside that, 0.86 units are the largest seen.
+/// with the pair: by this many units of 2^-24 of the angle for each. Beside that, it multiplies cos and
+/// sin by the attention factor after they are rounded, which may make them the f32 next to ours: 1.87
+/// units are the largest seen.
 const GGML_PER_PAIR: f64 = 1.0;
 const GGML_ABSOLUTE: f64 = 1.5;
+const GGML_ABSOLUTE_WITH_FACTOR: f64 = 2.0;
 
 #[test]
 fn ggml_agrees() {
@@ -560,6 +563,10 @@ fn ggml_agrees() {
         let positions = golden.i32s("position_ids");
         let axes = frequencies.axes();
         let factor = f64::from(frequencies.attention_factor());
+        let absolute = match factor {
+            1.0 => GGML_ABSOLUTE,
+            _ => GGML_ABSOLUTE_WITH_FACTOR,
+        };
         for (index, (cos, sin)) in cos.iter().zip(&sin).enumerate() {
             let (token, pair) = (index / pairs, index % pairs);
             let at: Vec<i64> = (0..axes)
@@ -571,7 +578,7 @@ fn ggml_agrees() {
             let explained = angle * GGML_PER_PAIR * (pair + 2) as f64 * UNIT;
             let beyond = (error / factor - explained) / UNIT;
             assert!(
-                beyond <= GGML_ABSOLUTE,
+                beyond <= absolute,
                 "{name}: pair {pair} at {at:?}: ({our_cos}, {our_sin}), ({cos}, {sin}): {beyond}",
             );
             worst = worst.max(beyond);

@@ -6,8 +6,6 @@
 #[path = "support/kernel_cases.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod kernel_cases;
-#[path = "support/ptx/mod.rs"]
-mod ptx;
 #[path = "support/ptx_backend.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod ptx_backend;

@@ -3,25 +3,26 @@
 //! Without a GPU every test says so and passes, unless `PHASOR_REQUIRE_GPU=1`. `PHASOR_GPU_SHORT=1`
 //! runs fewer cases, for tools that slow the device down.
 
+#[path = "support/call_layout.rs"]
+mod call_layout;
 #[path = "support/kernel_cases.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod kernel_cases;
-#[path = "support/params_layout.rs"]
-mod params_layout;
 
 use kernel_cases::{
-    Bits, Case, Ids, Outcome, Rng, TensorCase, Wish, random_case, random_elements, raw, typed,
+    Bits, Case, MODES, Outcome, Rng, TensorCase, TypedIds, Wish, random_case, random_elements, raw,
+    typed,
 };
+use phasor::call::{RawPositions, TensorAddresses};
 use phasor::cuda::{
-    Cuda, CudaInOut, CudaPositionIds, CudaPositions, CudaRotator, KernelImage, device_count,
+    Cuda, CudaIds, CudaInOut, CudaPositions, CudaRotator, KernelImage, LaunchMode, device_count,
 };
 use phasor::cudarc::driver::sys::{self, CUgraphInstantiate_flags, CUstreamCaptureMode};
 use phasor::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use phasor::half::{bf16, f16};
-use phasor::launch::{PositionAddresses, PositionDtype, RowAddresses, TensorAddresses};
 use phasor::{
-    Dtype, Frequencies, FrequencyRowKind, Host, InOut, Isa, Layout, Pairing, PositionKind,
-    Positions, Problem, Rope,
+    DeviceElement, Dtype, Frequencies, Host, IdType, Ids, InOut, Isa, Layout, Pairing, Positions,
+    Problem, Rope,
 };
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -75,12 +76,7 @@ fn short() -> bool {
 
 /// Every image that this build has for this device.
 fn images(context: &Arc<CudaContext>) -> Vec<(KernelImage, Cuda)> {
-    let all = [
-        KernelImage::Fatbin,
-        KernelImage::PtxCompute75,
-        KernelImage::PtxCompute80,
-    ];
-    let loaded: Vec<_> = all
+    let loaded: Vec<_> = KernelImage::ALL
         .into_iter()
         .filter_map(|image| {
             let cuda = Cuda::with_image(context, &Dtype::ALL, image);
@@ -99,51 +95,28 @@ fn images(context: &Arc<CudaContext>) -> Vec<(KernelImage, Cuda)> {
     loaded
 }
 
-/// Position values on the device.
+/// Ids on the device.
 enum DeviceIds {
-    None(i64),
     I32(CudaSlice<i32>),
     I64(CudaSlice<i64>),
     U32(CudaSlice<u32>),
 }
 
 impl DeviceIds {
-    fn upload(stream: &Arc<CudaStream>, ids: &Ids) -> Self {
+    fn upload(stream: &Arc<CudaStream>, ids: &TypedIds) -> Self {
         match ids {
-            Ids::None(start) => DeviceIds::None(*start),
-            Ids::I32(ids) => DeviceIds::I32(upload(stream, ids)),
-            Ids::I64(ids) => DeviceIds::I64(upload(stream, ids)),
-            Ids::U32(ids) => DeviceIds::U32(upload(stream, ids)),
+            TypedIds::I32(ids) => DeviceIds::I32(upload(stream, ids)),
+            TypedIds::I64(ids) => DeviceIds::I64(upload(stream, ids)),
+            TypedIds::U32(ids) => DeviceIds::U32(upload(stream, ids)),
         }
     }
 
-    fn positions(&self, kind: PositionKind) -> CudaPositions<'_> {
-        let ids = match self {
-            DeviceIds::None(start) => return CudaPositions::start(*start),
-            DeviceIds::I32(ids) => CudaPositionIds::from(ids),
+    fn ids(&self) -> CudaIds<'_> {
+        match self {
+            DeviceIds::I32(ids) => ids.into(),
             DeviceIds::I64(ids) => ids.into(),
             DeviceIds::U32(ids) => ids.into(),
-        };
-        match kind {
-            PositionKind::PerRow => CudaPositions::per_row(ids),
-            PositionKind::PerToken => CudaPositions::per_token(ids),
-            PositionKind::PerAxis => CudaPositions::per_axis(ids),
-            _ => CudaPositions::start_per_row(ids),
         }
-    }
-}
-
-/// The positions with the case's choice of rows.
-fn with_rows<'a>(
-    positions: CudaPositions<'a>,
-    case: &Case,
-    rows: &'a CudaSlice<u32>,
-) -> CudaPositions<'a> {
-    match case.row_kind {
-        FrequencyRowKind::None => positions,
-        FrequencyRowKind::Call => positions.frequency_row(case.row_ids[0]),
-        FrequencyRowKind::PerSequence => positions.frequency_rows_per_sequence(rows.as_view()),
-        FrequencyRowKind::PerToken => positions.frequency_rows_per_token(rows.as_view()),
     }
 }
 
@@ -164,11 +137,12 @@ fn on_gpu(cuda: &Cuda, stream: &Arc<CudaStream>, case: &Case) -> Outcome {
         Dtype::F32 => on_gpu_typed::<f32>(cuda, stream, case),
         Dtype::F16 => on_gpu_typed::<f16>(cuda, stream, case),
         Dtype::Bf16 => on_gpu_typed::<bf16>(cuda, stream, case),
+        other => panic!("{other} is not covered"),
     }
 }
 
 /// A buffer that starts `misalign` elements into its allocation.
-fn device_buffer<T: Bits>(
+fn device_buffer<T: Bits + DeviceElement>(
     stream: &Arc<CudaStream>,
     elements: &[u32],
     misalign: usize,
@@ -178,7 +152,7 @@ fn device_buffer<T: Bits>(
     upload(stream, &padded)
 }
 
-fn read_back<T: Bits>(
+fn read_back<T: Bits + DeviceElement>(
     stream: &Arc<CudaStream>,
     buffer: &CudaSlice<T>,
     misalign: usize,
@@ -187,12 +161,22 @@ fn read_back<T: Bits>(
     raw(&stream.clone_dtoh(buffer).unwrap()[misalign..misalign + len])
 }
 
-fn on_gpu_typed<T: Bits>(cuda: &Cuda, stream: &Arc<CudaStream>, case: &Case) -> Outcome {
-    let rotator = cuda.rotator(&case.rope).unwrap();
+fn on_gpu_typed<T: Bits + DeviceElement>(
+    cuda: &Cuda,
+    stream: &Arc<CudaStream>,
+    case: &Case,
+) -> Outcome {
+    // Everything is uploaded before.
+    let rotator = cuda
+        .rotator(&case.rope)
+        .unwrap()
+        .with_launch_mode(case.mode);
     let plan = rotator.plan(&case.problem()).unwrap();
-    let ids = DeviceIds::upload(stream, &case.ids);
-    let rows = upload(stream, &case.row_ids);
-    let positions = with_rows(ids.positions(case.kind), case, &rows);
+    let ids = [&case.positions.ids, &case.positions.rows]
+        .map(|values| DeviceIds::upload(stream, &TypedIds::new(values)));
+    let positions = case
+        .positions
+        .placed(|name, _| ids[usize::from(name == "rows")].ids());
 
     if let Some(elements) = &case.one_buffer {
         let misalign = case.q.as_ref().map_or(0, |q| q.misalign);
@@ -240,7 +224,7 @@ fn on_gpu_typed<T: Bits>(cuda: &Cuda, stream: &Arc<CudaStream>, case: &Case) -> 
     Outcome(outcome)
 }
 
-fn operand<'a, T: Bits>(
+fn operand<'a, T: Bits + DeviceElement>(
     tensor: &Option<TensorCase>,
     buffers: &'a mut Option<(CudaSlice<T>, Option<CudaSlice<T>>)>,
 ) -> Option<CudaInOut<'a, T>> {
@@ -303,13 +287,11 @@ struct Llama {
     rotator: CudaRotator,
     q: Vec<bf16>,
     k: Vec<bf16>,
-    q_layout: Layout,
-    k_layout: Layout,
     rope: Rope,
 }
 
 impl Llama {
-    fn new(cuda: &Cuda, tokens: usize, kind: PositionKind) -> Self {
+    fn new(cuda: &Cuda, tokens: usize) -> Self {
         let rope = Rope::new(
             Frequencies::from_theta(5e5, 128).unwrap(),
             Pairing::HalfSplit,
@@ -319,10 +301,7 @@ impl Llama {
             Layout::tokens(tokens, 32, 128),
             Layout::tokens(tokens, 8, 128),
         );
-        let problem = Problem::new(Dtype::Bf16)
-            .q(q_layout)
-            .k(k_layout)
-            .positions(kind);
+        let problem = Problem::new(Dtype::Bf16).q(q_layout).k(k_layout);
         let mut rng = Rng(99);
         let mut elements = |layout: Layout| {
             typed(&random_elements(
@@ -336,10 +315,13 @@ impl Llama {
             q: elements(q_layout),
             k: elements(k_layout),
             rotator,
-            q_layout,
-            k_layout,
             rope,
         }
+    }
+
+    fn in_mode(mut self, mode: LaunchMode) -> Self {
+        self.rotator = self.rotator.with_launch_mode(mode);
+        self
     }
 
     fn upload(&self, stream: &Arc<CudaStream>) -> [CudaSlice<bf16>; 2] {
@@ -365,22 +347,17 @@ impl Llama {
     }
 
     fn expected(&self, positions: Positions<'_>) -> (Vec<u32>, Vec<u32>) {
+        let mut both = (self.q.clone(), self.k.clone());
+        self.rotate_on_host(&mut both, positions);
+        (raw(&both.0), raw(&both.1))
+    }
+
+    fn rotate_on_host(&self, (q, k): &mut (Vec<bf16>, Vec<bf16>), positions: Positions<'_>) {
         let rotator = Host::new().rotator(&self.rope);
-        let problem = Problem::new(Dtype::Bf16)
-            .q(self.q_layout)
-            .k(self.k_layout)
-            .positions(positions.kind());
-        let plan = rotator.plan(&problem).unwrap();
-        let (mut q, mut k) = (self.q.clone(), self.k.clone());
+        let (q, k) = (InOut::InPlace(&mut q[..]), InOut::InPlace(&mut k[..]));
         rotator
-            .rotate(
-                &plan,
-                Some(InOut::InPlace(&mut q[..])),
-                Some(InOut::InPlace(&mut k[..])),
-                positions,
-            )
+            .rotate(&self.plan, Some(q), Some(k), positions)
             .unwrap();
-        (raw(&q), raw(&k))
     }
 }
 
@@ -397,7 +374,7 @@ fn shapes_of_real_models_equal_the_host() {
     let stream = context.default_stream();
     let cuda = Cuda::new(&context, &[Dtype::Bf16]).unwrap();
     for tokens in [1, 7, 256, 2048] {
-        let llama = Llama::new(&cuda, tokens, PositionKind::Start);
+        let llama = Llama::new(&cuda, tokens);
         let mut buffers = llama.upload(&stream);
         llama.rotate(&stream, &mut buffers, &CudaPositions::start(131_000));
         let got = download(&stream, &buffers);
@@ -419,7 +396,7 @@ fn a_captured_graph_replays_with_new_positions() {
     let stream = context.new_stream().unwrap();
     let cuda = Cuda::new(&context, &[Dtype::Bf16]).unwrap();
     let tokens = 64;
-    let llama = Llama::new(&cuda, tokens, PositionKind::PerToken);
+    let llama = Llama::new(&cuda, tokens);
     let mut ids = upload(&stream, &vec![0i64; tokens]);
     let mut buffers = llama.upload(&stream);
     stream.synchronize().unwrap();
@@ -455,11 +432,79 @@ fn a_captured_graph_replays_with_new_positions() {
     }
 }
 
+/// In a chain of dependent launches on the same buffers each rotation sees what the one before wrote, in
+/// a stream as in a graph; and where an image cannot be launched so, it is launched ordinarily.
+#[test]
+fn dependent_launches_see_what_earlier_ones_wrote() {
+    let Some(context) = context() else { return };
+    // SAFETY: this test orders its own work, on one stream.
+    unsafe { context.disable_event_tracking() };
+    let stream = context.new_stream().unwrap();
+    let (major, _) = context.compute_capability().unwrap();
+    const CHAIN: i64 = 20;
+    for (image, cuda) in images(&context) {
+        let dependent = cuda.can_launch_dependently(Dtype::Bf16);
+        match image {
+            KernelImage::PtxCompute75 | KernelImage::PtxCompute80 => assert!(!dependent),
+            KernelImage::PtxCompute90 => assert!(dependent),
+            _ => assert!(major >= 9 || !dependent),
+        }
+        for (tokens, mode) in [1, 40, 1000]
+            .into_iter()
+            .flat_map(|t| MODES.map(|m| (t, m)))
+        {
+            let llama = Llama::new(&cuda, tokens).in_mode(mode);
+            let positions: Vec<i64> = (0..tokens as i64).map(|t| 3 * t + 100).collect();
+            let ids = upload(&stream, &positions);
+            let mut buffers = llama.upload(&stream);
+            stream.synchronize().unwrap();
+            let mut expected = (llama.q.clone(), llama.k.clone());
+            for link in 0..CHAIN {
+                let positions = match link % 2 {
+                    0 => Positions::start(link),
+                    _ => Positions::per_token(&positions),
+                };
+                llama.rotate_on_host(&mut expected, positions);
+            }
+            let expected = (raw(&expected.0), raw(&expected.1));
+            let chain = |buffers: &mut [CudaSlice<bf16>; 2]| {
+                for link in 0..CHAIN {
+                    let positions = match link % 2 {
+                        0 => CudaPositions::start(link),
+                        _ => CudaPositions::per_token(&ids),
+                    };
+                    llama.rotate(&stream, buffers, &positions);
+                }
+            };
+            chain(&mut buffers);
+            let got = download(&stream, &buffers);
+            assert!(got == expected, "{image}, {tokens} tokens, {mode:?}");
+
+            stream.memcpy_htod(&llama.q, &mut buffers[0]).unwrap();
+            stream.memcpy_htod(&llama.k, &mut buffers[1]).unwrap();
+            stream.synchronize().unwrap();
+            stream
+                .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL)
+                .unwrap();
+            chain(&mut buffers);
+            let graph = stream
+                .end_capture(
+                    CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH,
+                )
+                .unwrap()
+                .expect("something was captured");
+            graph.launch().unwrap();
+            let got = download(&stream, &buffers);
+            assert!(got == expected, "graph: {image}, {tokens} tokens, {mode:?}");
+        }
+    }
+}
+
 #[test]
 fn two_threads_share_one_rotator_on_two_streams() {
     let Some(context) = context() else { return };
     let cuda = Cuda::new(&context, &[Dtype::Bf16]).unwrap();
-    let llama = Llama::new(&cuda, 128, PositionKind::Start);
+    let llama = Llama::new(&cuda, 128);
     std::thread::scope(|scope| {
         for thread in 0..2i64 {
             let (context, llama) = (&context, &llama);
@@ -484,7 +529,7 @@ fn the_raw_entry_equals_the_safe_one() {
     let Some(context) = context() else { return };
     let stream = context.new_stream().unwrap();
     let cuda = Cuda::new(&context, &[Dtype::Bf16]).unwrap();
-    let llama = Llama::new(&cuda, 33, PositionKind::PerToken);
+    let llama = Llama::new(&cuda, 33);
     let positions: Vec<i32> = (0..33).map(|t| 5 * t - 40).collect();
     let ids = upload(&stream, &positions);
     let mut buffers = llama.upload(&stream);
@@ -497,23 +542,13 @@ fn the_raw_entry_equals_the_safe_one() {
             source: address,
             destination: address,
         };
-        let positions = PositionAddresses::Ids {
-            address: ids,
-            dtype: PositionDtype::I32,
-        };
+        let positions = RawPositions::per_token(Ids::at(ids, IdType::I32, 33));
         // SAFETY: the buffers have the plan's lengths, and outlive the launch, which the copies
         // below wait for.
         unsafe {
             llama
                 .rotator
-                .rotate_raw(
-                    stream.cu_stream(),
-                    &llama.plan,
-                    both(q),
-                    both(k),
-                    positions,
-                    RowAddresses::None,
-                )
+                .rotate_raw(stream.cu_stream(), &llama.plan, both(q), both(k), positions)
                 .unwrap();
         }
     }
@@ -627,17 +662,17 @@ fn a_tensor_past_two_to_the_32_elements() {
     assert_eq!(raw(&got), raw(&expected));
 }
 
-/// The driver's compiler lays the parameter structs out as the bindings do.
+/// The driver's compiler lays the structs of a call out as the bindings do.
 #[test]
-fn params_layout_agrees_with_the_bindings() {
+fn call_layout_agrees_with_the_bindings() {
     use phasor::cudarc::driver::{LaunchConfig, PushKernelArg};
     use phasor::cudarc::nvrtc::Ptx;
     let Some(context) = context() else { return };
     let stream = context.default_stream();
-    let text = include_str!("../cuda/prebuilt/params_layout.compute_75.ptx");
+    let text = include_str!("../cuda/prebuilt/call_layout.compute_75.ptx");
     let module = context.load_module(Ptx::from_src(text)).unwrap();
-    let kernel = module.load_function("phasor_params_layout").unwrap();
-    let expected = params_layout::host_layout();
+    let kernel = module.load_function("phasor_call_layout").unwrap();
+    let expected = call_layout::host_layout();
     let mut out = stream.alloc_zeros::<u64>(expected.len()).unwrap();
     let one = LaunchConfig {
         grid_dim: (1, 1, 1),

@@ -10,8 +10,6 @@
 mod kernel_cases;
 #[path = "support/mutants.rs"]
 mod mutants;
-#[path = "support/ptx/mod.rs"]
-mod ptx;
 #[path = "support/ptx_backend.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod ptx_backend;

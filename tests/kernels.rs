@@ -4,25 +4,25 @@
 //! bytes. Random cases print their seed; `PHASOR_TEST_SEED` repeats a run. `PHASOR_EXTRA_PTX` names
 //! a folder of further PTX to hold to the same (`rope_f32.ptx`, `rope_f16.ptx`, `rope_bf16.ptx`).
 
+#[path = "support/call_layout.rs"]
+mod call_layout;
 #[path = "support/kernel_cases.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod kernel_cases;
-#[path = "support/params_layout.rs"]
-mod params_layout;
-#[path = "support/ptx/mod.rs"]
-mod ptx;
 #[path = "support/ptx_backend.rs"]
 mod ptx_backend;
 #[path = "support/suite.rs"]
 mod suite;
 
-use kernel_cases::{Case, Elements, Ids, Rng, TensorCase, Wish, random_case, random_elements};
-use phasor::launch::Kernel;
-use phasor::{
-    CosSinTable, Dtype, Frequencies, FrequencyRowKind, InOut, Isa, Layout, OutOfRange, Pairing,
-    PositionKind, Rope,
+use kernel_cases::{
+    Case, Elements, Rng, TensorCase, TestPositions, Wish, random_case, random_elements,
 };
-use ptx_backend::{COMPUTE_75, COMPUTE_80, Image, Run};
+use phasor::launch::{Kernel, LaunchMode};
+use phasor::{
+    CosSinTable, Dtype, Frequencies, IdType, InOut, Isa, Layout, OutOfRange, Pairing, PositionKind,
+    Rope,
+};
+use ptx_backend::{COMPUTE_75, COMPUTE_80, COMPUTE_90, Image, Run};
 use std::sync::atomic::{AtomicU64, Ordering};
 use suite::{Subject, checks};
 
@@ -88,6 +88,7 @@ fn random_cases_equal_the_host_bit_for_bit() {
 fn every_kernel_passes_its_checks() {
     let mut targets = vec![("compute_75".to_owned(), COMPUTE_75.map(str::to_owned))];
     targets.push(("compute_80".to_owned(), COMPUTE_80.map(str::to_owned)));
+    targets.push(("compute_90".to_owned(), COMPUTE_90.map(str::to_owned)));
     if let Ok(folder) = std::env::var("PHASOR_EXTRA_PTX") {
         let read = |dtype| std::fs::read_to_string(format!("{folder}/rope_{dtype}.ptx")).unwrap();
         targets.push((folder.clone(), Dtype::ALL.map(read)));
@@ -163,11 +164,13 @@ fn plain_case(dtype: Dtype, rope: Rope, q: InOut<Layout>, k: InOut<Layout>) -> C
         q: Some(tensor(q)),
         k: Some(tensor(k)),
         one_buffer: None,
-        kind: PositionKind::PerToken,
-        ids: Ids::I32((0..q_tokens(q)).map(|t| t as i32 * 3).collect()),
-        row_kind: FrequencyRowKind::None,
-        row_ids: Vec::new(),
+        positions: TestPositions::of(
+            PositionKind::PerToken,
+            IdType::I32,
+            &(0..q_tokens(q)).map(|t| t as i64 * 3).collect::<Vec<_>>(),
+        ),
         multiprocessors: 1,
+        mode: LaunchMode::DependentPositionsSettled,
     }
 }
 
@@ -184,7 +187,7 @@ fn theta(rotary_dim: usize, pairing: Pairing) -> Rope {
     Rope::new(Frequencies::from_theta(1e4, rotary_dim).unwrap(), pairing)
 }
 
-/// In place, exactly the rotated dims are read once and written once, 16 bytes at a time.
+/// In place, exactly the rotated dims are read once and written once, a vector at a time.
 #[test]
 fn in_place_touches_only_rotated_dims_and_each_once() {
     for image in Image::all() {
@@ -198,18 +201,24 @@ fn in_place_touches_only_rotated_dims_and_each_once() {
                 let size = dtype.size();
                 for (name, heads) in [("q", 12), ("k", 4)] {
                     let traffic = run.stats.buffer(name).unwrap();
-                    let vectors = (7 * heads * rotary_dim * size / 16) as u64;
-                    assert_eq!(traffic.loads, [0, 0, 0, 0, vectors], "{name} {dtype}");
-                    assert_eq!(traffic.stores, [0, 0, 0, 0, vectors], "{name} {dtype}");
+                    let vectors = (7 * heads * rotary_dim / 4) as u64;
+                    let mut moved = [0; 5];
+                    moved[(4 * size).trailing_zeros() as usize] = vectors;
+                    assert_eq!(traffic.loads, moved, "{name} {dtype}");
+                    assert_eq!(traffic.stores, moved, "{name} {dtype}");
                     for (at, &(reads, writes)) in run.counts[name].iter().enumerate() {
                         let dim = at / size % head_dim;
                         let rotates = u32::from((offset..offset + rotary_dim).contains(&dim));
                         assert_eq!((reads, writes), (rotates, rotates), "{name} byte {at}");
                     }
                 }
-                // One position a token and row of lanes, one step a pair: counted apart.
+                // Angles once for all heads of a token.
                 assert!(run.stats.buffer("ids").unwrap().loaded_bytes() > 0);
-                assert!(run.stats.buffer("steps").unwrap().loads_of(16) > 0);
+                let steps = (7 * rotary_dim / 2) as u64;
+                assert_eq!(
+                    run.stats.buffer("steps").unwrap().loads,
+                    [0, 0, 0, steps, 0]
+                );
                 assert_eq!(run.stats.buffer("steps").unwrap().stored_bytes(), 0);
             }
         }
@@ -236,7 +245,7 @@ fn out_of_place_moves_every_byte_once() {
                         "{written}"
                     );
                 }
-                let width = if wide { 16 } else { dtype.size() };
+                let width = if wide { 4 } else { 1 } * dtype.size();
                 let written = run.stats.buffer("q_out").unwrap();
                 assert_eq!(
                     written.stores_of(width) * width as u64,
@@ -263,7 +272,7 @@ fn no_position_reads_outside_the_table() {
                 let rope = Rope::new(table, Pairing::Interleaved);
                 let layout = Layout::tokens(positions.len(), 2, rotary_dim);
                 let mut case = plain_case(Dtype::F16, rope, layout.into(), (layout, layout).into());
-                case.ids = Ids::I64(positions.to_vec());
+                case.positions = TestPositions::of(PositionKind::PerToken, IdType::I64, &positions);
                 check(&image, &case, 0);
             }
         }
@@ -290,13 +299,13 @@ fn tensors_past_two_to_the_32_elements_are_addressed_right() {
     }
 }
 
-/// The device compiler lays the parameter structs out as the bindings do.
+/// The device compiler lays the structs of a call out as the bindings do.
 #[test]
-fn params_layout_agrees_with_the_bindings() {
+fn call_layout_agrees_with_the_bindings() {
+    let expected = call_layout::host_layout();
+    // Eight structs and their fields: the list is not empty by a mistake in reading it.
+    assert!(expected.len() > 50, "{expected:?}");
     for image in ptx_backend::layout_images() {
-        assert_eq!(
-            ptx_backend::device_layout(image),
-            params_layout::host_layout(),
-        );
+        assert_eq!(ptx_backend::device_layout(image, expected.len()), expected);
     }
 }

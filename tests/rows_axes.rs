@@ -193,8 +193,8 @@ proptest! {
         let before: Vec<f32> = (0..len).map(|_| 2.0 * random.unit() as f32 - 1.0).collect();
         let mut scalar = before.clone();
         call.rotate(host(variants()[0], Threads::One), &mut scalar)?;
-        // Elements and factors up to 1 and 1.5: angles to 2^-23, four roundings of 2^-24 each.
-        prop_assert!(call.error(&before, &scalar) < 1.5 * 2.0 * 4.0 * 2f64.powi(-23));
+        // Elements and factors up to 1 and 1.5: cos and sin to 2^-23, two roundings to 2^-24 each.
+        prop_assert!(call.error(&before, &scalar) < 1.5 * 2.0 * 2.0 * 2f64.powi(-23));
         for isa in variants() {
             for threads in [Threads::One, Threads::Pool] {
                 let mut after = before.clone();

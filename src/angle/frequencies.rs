@@ -187,9 +187,18 @@ impl Frequencies {
         })
     }
 
-    /// Multiplies cos and sin by `factor`, with one rounding each (YaRN's and LongRoPE's
-    /// attention factor). A score `q . k` of rotated dims then grows by its square; dims that do
-    /// not rotate keep their scale.
+    /// Multiplies cos and sin by `factor` (YaRN's and LongRoPE's attention factor). A score `q . k` of
+    /// rotated dims then grows by its square; dims that do not rotate keep their scale.
+    ///
+    /// The product is formed before cos and sin are rounded, and is no less accurate than they are
+    /// without it. Rotated f32 are within 2 units in the last place of their pair's magnitude,
+    /// `factor * hypot(a, b)`: at most 1.95 in 6e8 random pairs, and below 2.3 for any that can be
+    /// sought out. Tests show that for factors from 1/64 to 64. It holds for others as well, where
+    /// results are finite and not subnormal; below 2^-100 cos and sin themselves may be subnormal, and
+    /// off by 2^-147 more.
+    ///
+    /// All this is relative to the f32 given here. Where a model's factor is a decimal number or
+    /// follows from a formula, as in [`config`](crate::config), rounding that to f32 comes before.
     ///
     /// # Errors
     /// [`Error::AttentionFactor`] unless `factor` is positive and finite.
@@ -287,7 +296,7 @@ impl Frequencies {
 
     /// cos and sin of a pair where all axes are at `position`, the attention factor included: the
     /// very values that every backend rotates with. For positions within ±2^31 the absolute error
-    /// is below 2^-23 without an attention factor; a factor scales it, and adds its own rounding.
+    /// is below 2^-23 times the attention factor.
     ///
     /// # Panics
     /// If `pair` is not below [`pairs`](Self::pairs), as indexing does.

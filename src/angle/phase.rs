@@ -58,27 +58,41 @@ impl Scale {
 /// Cosine and sine of `phase / 2^64` turns, in that order, scaled.
 ///
 /// The phase is reduced to the nearest quarter turn on the integer. What is left is at most an
-/// eighth of a turn; in units of that it is rounded to `f32` once, and two polynomials follow. The
-/// factor is part of their last operations: multiplied in afterwards, it would round once more.
+/// eighth of a turn; in units of that it is rounded to `f32` once, and two polynomials follow.
+///
+/// A factor other than 1 multiplies cos and sin before they are rounded, in two words each. Without
+/// one they lie just below a power of two, where neighbours are nearest. With one they may lie just
+/// above, where the last rounding weighs twice as much, and others beside it would be too many.
 #[inline(always)]
 pub(crate) fn cos_sin(phase: u64, scale: Scale) -> (f32, f32) {
-    let f = scale.factor;
     let rest = (phase << 2) as i64;
     let magnitude = rest.unsigned_abs();
-    let high = (magnitude >> 40) as i32 as f32;
+    let high = (magnitude >> 40) as i32 as f32 * HIGH_UNIT;
     let low = ((magnitude >> 9) & 0x7fff_ffff) as i32 as f32;
-    let s = low.mul_add(LOW_UNIT, high * HIGH_UNIT);
+    let s = low.mul_add(LOW_UNIT, high);
     let z = s * s;
 
     let p = z.mul_add(SIN[3], SIN[2]);
     let p = z.mul_add(p, SIN[1]);
     let p = z.mul_add(p, SIN[0]);
-    let sine = s.mul_add(scale.sin_1, s * f.mul_add(p, scale.sin_1_rest));
-
     let c = z.mul_add(COS[3], COS[2]);
     let c = z.mul_add(c, COS[1]);
-    let c = z.mul_add(c, COS[0]);
-    let cosine = (f * z).mul_add(c, f);
+
+    let f = scale.factor;
+    let (cosine, sine) = if f == 1.0 {
+        let c = z.mul_add(c, COS[0]);
+        (z.mul_add(c, 1.0), s.mul_add(SIN_1, s * p))
+    } else {
+        // The argument is `high + low * LOW_UNIT`, its square `z + z_rest`, cos `cosine + rest`.
+        let z_rest = high.mul_add(low * (2.0 * LOW_UNIT), high.mul_add(high, -z));
+        let cosine = z.mul_add(COS[0], 1.0);
+        let rest = z.mul_add(COS[0], 1.0 - cosine);
+        let rest = z_rest.mul_add(COS[0], rest);
+        let rest = z.mul_add(z * c, rest);
+        let p = f.mul_add(p, scale.sin_1_rest);
+        let sine = s.mul_add(p, low * LOW_UNIT * scale.sin_1);
+        (f.mul_add(cosine, f * rest), high.mul_add(scale.sin_1, sine))
+    };
 
     // Quarter turns: an odd one swaps the two, and each result takes its sign bit.
     let top = (phase >> 32) as u32;

@@ -80,7 +80,8 @@ impl Driver {
         self.launch_kernel_ex.is_some()
     }
 
-    /// The mode in which a launch that is wanted in `mode` can be enqueued on a stream now.
+    /// The mode in which a launch that is wanted in `mode` is enqueued on a stream now, of kernels that
+    /// can depend or not.
     ///
     /// # Safety
     /// The stream is one of the current context.
@@ -88,22 +89,32 @@ impl Driver {
         &self,
         stream: CUstream,
         mode: LaunchMode,
+        kernels_can_depend: bool,
     ) -> Result<LaunchMode, Error> {
-        if mode == LaunchMode::Ordinary || self.launch_kernel_ex.is_none() {
+        self.mode_where(mode, kernels_can_depend, || {
+            let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+            // SAFETY: the caller's; writes one status.
+            unsafe { sys::cuStreamIsCapturing(stream, &mut status) }
+                .result()
+                .during("asking whether the stream is captured")?;
+            Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+        })
+    }
+
+    fn mode_where(
+        &self,
+        mode: LaunchMode,
+        kernels_can_depend: bool,
+        is_capturing: impl FnOnce() -> Result<bool, Error>,
+    ) -> Result<LaunchMode, Error> {
+        let possible = kernels_can_depend && self.launch_kernel_ex.is_some();
+        if mode == LaunchMode::Ordinary || !possible {
             return Ok(LaunchMode::Ordinary);
         }
-        if self.captures_dependence {
-            return Ok(mode);
+        if !self.captures_dependence && is_capturing()? {
+            return Ok(LaunchMode::Ordinary);
         }
-        let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-        // SAFETY: the caller's; writes one status.
-        unsafe { sys::cuStreamIsCapturing(stream, &mut status) }
-            .result()
-            .during("asking whether the stream is captured")?;
-        Ok(match status {
-            sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE => mode,
-            _ => LaunchMode::Ordinary,
-        })
+        Ok(mode)
     }
 
     /// # Safety
@@ -157,5 +168,50 @@ impl Driver {
             },
         };
         enqueued.during("launching the kernel")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    unsafe extern "C" fn never(
+        _: *const LaunchConfig,
+        _: CUfunction,
+        _: *mut *mut c_void,
+        _: *mut *mut c_void,
+    ) -> CUresult {
+        CUresult::CUDA_ERROR_NOT_SUPPORTED
+    }
+
+    #[test]
+    fn launches_are_ordinary_where_they_cannot_depend() {
+        use LaunchMode::{Dependent, DependentPositionsSettled, Ordinary};
+        let driver = |launches, captures_dependence| Driver {
+            launch_kernel_ex: launches,
+            captures_dependence,
+        };
+        let (new, old, oldest) = (
+            driver(Some(never as LaunchKernelEx), true),
+            driver(Some(never as LaunchKernelEx), false),
+            driver(None, false),
+        );
+        for mode in [Dependent, DependentPositionsSettled] {
+            for (driver, kernels, capturing, expected) in [
+                (new, true, true, mode),
+                (new, true, false, mode),
+                // Kernels for 7.5 to 8.9 do not wait by themselves.
+                (new, false, false, Ordinary),
+                (old, true, false, mode),
+                (old, true, true, Ordinary),
+                (old, false, true, Ordinary),
+                (oldest, true, false, Ordinary),
+            ] {
+                let got = driver.mode_where(mode, kernels, || Ok(capturing));
+                assert_eq!(got, Ok(expected), "{driver:?}, {kernels}, {capturing}");
+                let plain = driver.mode_where(Ordinary, kernels, || Ok(capturing));
+                assert_eq!(plain, Ok(Ordinary));
+            }
+        }
     }
 }

@@ -523,11 +523,8 @@ impl CudaRotator {
         cuda.context
             .bind_to_thread()
             .during("binding the context")?;
-        let mode = match kernels.can_depend {
-            // SAFETY: the stream is the caller's promise.
-            true => unsafe { cuda.driver.mode_on(stream, self.mode)? },
-            false => LaunchMode::Ordinary,
-        };
+        // SAFETY: the stream is the caller's promise.
+        let mode = unsafe { cuda.driver.mode_on(stream, self.mode, kernels.can_depend)? };
         let launch = call.launch(&Target::new(cuda.multiprocessors).with_mode(mode));
         let function = kernels.function(launch.kernel).cu_function();
         // SAFETY: the kernel takes this one struct by value, laid out by the same header, and waits

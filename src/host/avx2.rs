@@ -83,6 +83,11 @@ impl Float for __m256 {
         _mm256_mul_ps(self, by)
     }
     #[inline]
+    #[target_feature(enable = "avx")]
+    unsafe fn sub(self, minus: Self) -> Self {
+        _mm256_sub_ps(self, minus)
+    }
+    #[inline]
     #[target_feature(enable = "fma")]
     unsafe fn mul_add(self, by: Self, plus: Self) -> Self {
         _mm256_fmadd_ps(self, by, plus)

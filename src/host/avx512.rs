@@ -69,6 +69,11 @@ impl Float for __m512 {
     }
     #[inline]
     #[target_feature(enable = "avx512f")]
+    unsafe fn sub(self, minus: Self) -> Self {
+        _mm512_sub_ps(self, minus)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
     unsafe fn mul_add(self, by: Self, plus: Self) -> Self {
         _mm512_fmadd_ps(self, by, plus)
     }

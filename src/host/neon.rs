@@ -72,6 +72,11 @@ impl Float for float32x4_t {
     }
     #[inline]
     #[target_feature(enable = "neon")]
+    unsafe fn sub(self, minus: Self) -> Self {
+        vsubq_f32(self, minus)
+    }
+    #[inline]
+    #[target_feature(enable = "neon")]
     unsafe fn mul_add(self, by: Self, plus: Self) -> Self {
         vfmaq_f32(plus, self, by)
     }

@@ -134,9 +134,9 @@ pub(super) fn fence() {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Dtype;
     use crate::host::run::BLOCK;
     use crate::rope::Pairing::{self, HalfSplit, Interleaved};
-    use crate::{Dtype, Element};
     use half::{bf16, f16};
 
     const HEADS: usize = 4;
@@ -154,7 +154,7 @@ mod tests {
     }
 
     /// Rotates heads of `2 * pairs` elements; in all but two some values need care on the way out.
-    fn rotated<T: Element>(
+    fn rotated<T: VectorElement>(
         isa: Isa,
         pairings: Pairings,
         pairs: usize,
@@ -221,7 +221,7 @@ mod tests {
         bits
     }
 
-    fn check<T: Element>() {
+    fn check<T: VectorElement>() {
         let plain = Place {
             offset: 0,
             gap: 0,
@@ -273,7 +273,7 @@ mod tests {
     }
 
     /// Rotates heads of half-split or adjacent pairs in place.
-    fn rotate_ordinary<T: Element>(
+    fn rotate_ordinary<T: VectorElement>(
         isa: Isa,
         pairing: Pairing,
         pairs: usize,
@@ -309,7 +309,7 @@ mod tests {
     }
 
     /// Of every exponent that ordinary elements have, next to the ends more often.
-    fn ordinary<T: Element>(random: &mut u64) -> T {
+    fn ordinary<T: VectorElement>(random: &mut u64) -> T {
         *random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
         let bits = (*random >> 32) as u32;
         let (least, most) = match T::DTYPE {
@@ -355,11 +355,11 @@ mod tests {
         }
     }
 
-    fn bits<T: Element>(heads: &[T]) -> Vec<u32> {
+    fn bits<T: VectorElement>(heads: &[T]) -> Vec<u32> {
         heads.iter().map(|x| x.widen().to_bits()).collect()
     }
 
-    fn check_ordinary<T: Element>() {
+    fn check_ordinary<T: VectorElement>() {
         let mut random = 1;
         for_ordinary(|isa, pairing, pairs, scale| {
             let heads: Vec<T> = (0..200 * pairs).map(|_| ordinary(&mut random)).collect();
@@ -383,7 +383,7 @@ mod tests {
         check_ordinary::<bf16>();
     }
 
-    fn check_one<T: Element>(special: &[u16]) {
+    fn check_one<T: VectorElement>(special: &[u16]) {
         let mut random = 1;
         for_ordinary(|isa, pairing, pairs, scale| {
             let ordinary: Vec<T> = (0..6 * pairs).map(|_| ordinary(&mut random)).collect();
@@ -415,7 +415,7 @@ mod tests {
         });
     }
 
-    fn from_bits<T: Element>(bits: u16) -> T {
+    fn from_bits<T: VectorElement>(bits: u16) -> T {
         T::narrow(match T::DTYPE {
             Dtype::F16 => f16::from_bits(bits).to_f32(),
             _ => bf16::from_bits(bits).to_f32(),

@@ -28,6 +28,7 @@ pub trait Float: Copy {
     unsafe fn store(self, to: *mut f32);
     unsafe fn splat(x: f32) -> Self;
     unsafe fn mul(self, by: Self) -> Self;
+    unsafe fn sub(self, minus: Self) -> Self;
     /// `self * by + plus`, rounded once.
     unsafe fn mul_add(self, by: Self, plus: Self) -> Self;
     /// `self * by - minus`, rounded once.
@@ -60,6 +61,11 @@ impl<F: Float> Float for [F; 2] {
     unsafe fn mul(self, by: Self) -> Self {
         // SAFETY: the caller's.
         unsafe { [self[0].mul(by[0]), self[1].mul(by[1])] }
+    }
+    #[inline(always)]
+    unsafe fn sub(self, minus: Self) -> Self {
+        // SAFETY: the caller's.
+        unsafe { [self[0].sub(minus[0]), self[1].sub(minus[1])] }
     }
     #[inline(always)]
     unsafe fn mul_add(self, by: Self, plus: Self) -> Self {
@@ -679,10 +685,8 @@ unsafe fn form_vector<V: PhaseVectors>(
         };
         V::store(kept, phases);
         let (high, low) = V::distance(phases);
-        let s = low.mul_add(
-            V::Vector::splat(phase::LOW_UNIT),
-            high.mul(V::Vector::splat(phase::HIGH_UNIT)),
-        );
+        let high = high.mul(V::Vector::splat(phase::HIGH_UNIT));
+        let s = low.mul_add(V::Vector::splat(phase::LOW_UNIT), high);
         let z = s.mul(s);
         let p = z.mul_add(
             V::Vector::splat(phase::SIN[3]),
@@ -690,16 +694,35 @@ unsafe fn form_vector<V: PhaseVectors>(
         );
         let p = z.mul_add(p, V::Vector::splat(phase::SIN[1]));
         let p = z.mul_add(p, V::Vector::splat(phase::SIN[0]));
-        let f = V::Vector::splat(scale.factor);
-        let q = f.mul_add(p, V::Vector::splat(scale.sin_1_rest));
-        let sine = s.mul_add(V::Vector::splat(scale.sin_1), s.mul(q));
         let c = z.mul_add(
             V::Vector::splat(phase::COS[3]),
             V::Vector::splat(phase::COS[2]),
         );
         let c = z.mul_add(c, V::Vector::splat(phase::COS[1]));
-        let c = z.mul_add(c, V::Vector::splat(phase::COS[0]));
-        let cosine = f.mul(z).mul_add(c, f);
+        let cos_0 = V::Vector::splat(phase::COS[0]);
+        let one = V::Vector::splat(1.0);
+        let (cosine, sine) = if scale.factor == 1.0 {
+            let c = z.mul_add(c, cos_0);
+            let cosine = z.mul_add(c, one);
+            let sine = s.mul_add(V::Vector::splat(phase::SIN_1), s.mul(p));
+            (cosine, sine)
+        } else {
+            let f = V::Vector::splat(scale.factor);
+            let sin_1 = V::Vector::splat(scale.sin_1);
+            let z_rest = high.mul_add(
+                low.mul(V::Vector::splat(2.0 * phase::LOW_UNIT)),
+                high.mul_sub(high, z),
+            );
+            let cosine = z.mul_add(cos_0, one);
+            let rest = z.mul_add(cos_0, one.sub(cosine));
+            let rest = z_rest.mul_add(cos_0, rest);
+            let rest = z.mul_add(z.mul(c), rest);
+            let p = f.mul_add(p, V::Vector::splat(scale.sin_1_rest));
+            let s_rest = low.mul(V::Vector::splat(phase::LOW_UNIT));
+            let sine = s.mul_add(p, s_rest.mul(sin_1));
+            let cosine = f.mul_add(cosine, f.mul(rest));
+            (cosine, high.mul_add(sin_1, sine))
+        };
         let (cos, sin) = V::place(phases, cosine, sine, scale.sin_flip);
         cos.store(angles.cos.as_mut_ptr().add(at));
         sin.store(angles.sin.as_mut_ptr().add(at));

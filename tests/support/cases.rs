@@ -556,16 +556,15 @@ pub struct Angle {
 }
 
 impl Angle {
-    /// The definition's: `step * position mod 2^64`. cos and sin are each within 2^-23 before the
-    /// attention factor; the product with it rounds once more, relative to at most the factor.
+    /// The definition's: `step * position mod 2^64`. cos and sin are each within 2^-23 times the
+    /// attention factor.
     pub fn of_step(step: u64, position: i64, factor: f32) -> Self {
         let radians = oracle::step_radians(step, position);
         let factor = f64::from(factor);
-        let rounding = if factor == 1.0 { 0.0 } else { 2f64.powi(-24) };
         Self {
             cos: radians.cos() * factor,
             sin: radians.sin() * factor,
-            error: factor * (2f64.powi(-23) + rounding),
+            error: factor * 2f64.powi(-23),
         }
     }
 }

@@ -2,11 +2,11 @@
 //! leave the same bits in every buffer, gaps between heads and tokens included.
 
 use phasor::half::{bf16, f16};
-use phasor::launch::{AngleKind, Kernel};
+use phasor::launch::{Kernel, LaunchMode};
 use phasor::{
     Angles, CosSinTable, Direction, Dtype, Element, Frequencies, FrequencyRowKind, FrequencyRows,
-    Host, InOut, Isa, Layout, OutOfRange, Pairing, PositionIds, PositionKind, Positions, Problem,
-    Rope, Threads,
+    Host, HostInOut, IdType, Ids, InOut, Isa, Layout, OutOfRange, Pairing, PositionKind, Positions,
+    PositionsIn, Problem, Rope, Threads,
 };
 
 /// A small generator (splitmix64), so that a seed is all that a failing case needs.
@@ -116,18 +116,131 @@ pub fn random_elements(rng: &mut Rng, dtype: Dtype, count: usize) -> Elements {
                 Dtype::F32 => x.raw(),
                 Dtype::F16 => f16::narrow(x).raw(),
                 Dtype::Bf16 => bf16::narrow(x).raw(),
+                other => panic!("{other} is not covered"),
             }
         })
         .collect()
 }
 
+/// What a rotation forms its angles from. The kernels are told by data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AngleKind {
+    /// One step per pair.
+    Exact,
+    /// Steps of several rows or axes, and a factor per row.
+    Rows,
+    /// A table of cos and sin.
+    Table,
+}
+
+impl AngleKind {
+    pub const ALL: [AngleKind; 3] = [AngleKind::Exact, AngleKind::Rows, AngleKind::Table];
+}
+
+pub const MODES: [LaunchMode; 3] = [
+    LaunchMode::Ordinary,
+    LaunchMode::Dependent,
+    LaunchMode::DependentPositionsSettled,
+];
+
+/// Values of a type, as bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Values {
+    pub id_type: IdType,
+    pub bytes: Vec<u8>,
+}
+
+impl Values {
+    /// Those that the type does not hold lose their upper bits.
+    pub fn new(id_type: IdType, values: &[i64]) -> Values {
+        let bytes = values
+            .iter()
+            .flat_map(|v| v.to_le_bytes()[..id_type.size()].to_vec())
+            .collect();
+        Values { id_type, bytes }
+    }
+
+    pub fn len(&self) -> usize {
+        self.bytes.len() / self.id_type.size()
+    }
+
+    pub fn values(&self) -> Vec<i64> {
+        match TypedIds::new(self) {
+            TypedIds::I32(ids) => ids.into_iter().map(i64::from).collect(),
+            TypedIds::I64(ids) => ids,
+            TypedIds::U32(ids) => ids.into_iter().map(i64::from).collect(),
+        }
+    }
+}
+
 /// Positions that a case owns.
 #[derive(Clone, Debug)]
-pub enum Ids {
-    None(i64),
-    I32(Vec<i32>),
-    I64(Vec<i64>),
-    U32(Vec<u32>),
+pub struct TestPositions {
+    pub kind: PositionKind,
+    /// Of [`PositionKind::Start`].
+    pub start: i64,
+    /// Of the other kinds.
+    pub ids: Values,
+    pub row_kind: FrequencyRowKind,
+    /// Of [`FrequencyRowKind::Call`].
+    pub row: u32,
+    /// Of the kinds per sequence and per token.
+    pub rows: Values,
+}
+
+impl TestPositions {
+    pub fn of(kind: PositionKind, id_type: IdType, ids: &[i64]) -> TestPositions {
+        TestPositions {
+            ids: Values::new(id_type, ids),
+            ..TestPositions::from(kind, 0)
+        }
+    }
+
+    pub fn from(kind: PositionKind, start: i64) -> TestPositions {
+        TestPositions {
+            kind,
+            start,
+            ids: Values::new(IdType::I64, &[]),
+            row_kind: FrequencyRowKind::None,
+            row: 0,
+            rows: Values::new(IdType::U32, &[]),
+        }
+    }
+
+    pub fn with_rows(mut self, kind: FrequencyRowKind, rows: Values) -> TestPositions {
+        (self.row_kind, self.rows) = (kind, rows);
+        self
+    }
+
+    pub fn with_row(mut self, row: u32) -> TestPositions {
+        (self.row_kind, self.row) = (FrequencyRowKind::Call, row);
+        self
+    }
+
+    /// The positions of a call where `place` puts the ids.
+    pub fn placed<M>(
+        &self,
+        mut place: impl FnMut(&'static str, &Values) -> Ids<M>,
+    ) -> PositionsIn<M> {
+        let mut ids = || place("ids", &self.ids);
+        let positions = match self.kind {
+            PositionKind::Start => PositionsIn::start(self.start),
+            PositionKind::StartPerSequence => PositionsIn::start_per_sequence(ids()),
+            PositionKind::PerSequence => PositionsIn::per_sequence(ids()),
+            PositionKind::PerToken => PositionsIn::per_token(ids()),
+            PositionKind::PerTokenShared => PositionsIn::per_token_shared(ids()),
+            PositionKind::PerAxis => PositionsIn::per_axis(ids()),
+            other => panic!("{other:?} is not covered"),
+        };
+        let mut rows = || place("rows", &self.rows);
+        match self.row_kind {
+            FrequencyRowKind::None => positions,
+            FrequencyRowKind::Call => positions.frequency_row(self.row),
+            FrequencyRowKind::PerSequence => positions.frequency_rows_per_sequence(rows()),
+            FrequencyRowKind::PerToken => positions.frequency_rows_per_token(rows()),
+            other => panic!("{other:?} is not covered"),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -137,7 +250,7 @@ pub struct TensorCase {
     pub source: Elements,
     /// Only out of place.
     pub destination: Option<Elements>,
-    /// Elements by which the buffers miss 16-byte alignment.
+    /// Elements by which the buffers miss the alignment of a vector.
     pub misalign: usize,
 }
 
@@ -148,13 +261,11 @@ pub struct Case {
     pub q: Option<TensorCase>,
     pub k: Option<TensorCase>,
     pub one_buffer: Option<Elements>,
-    pub kind: PositionKind,
-    pub ids: Ids,
-    pub row_kind: FrequencyRowKind,
-    /// One for the whole call, or as many as the kind needs.
-    pub row_ids: Vec<u32>,
+    pub positions: TestPositions,
     /// Shapes the grid.
     pub multiprocessors: u32,
+    /// Where the image can be launched so.
+    pub mode: LaunchMode,
 }
 
 /// The buffers that were written, after a call: q's, k's, or the one for all.
@@ -163,9 +274,8 @@ pub struct Outcome(pub Vec<Elements>);
 
 impl Case {
     pub fn problem(&self) -> Problem {
-        let mut problem = Problem::new(self.dtype)
-            .positions(self.kind)
-            .frequency_rows(self.row_kind);
+        // The buffers have room to spare.
+        let mut problem = Problem::new(self.dtype).longer_buffers();
         if let Some(q) = &self.q {
             problem = problem.q(q.layout);
         }
@@ -178,28 +288,6 @@ impl Case {
         problem
     }
 
-    pub fn positions(&self) -> Positions<'_> {
-        let ids = match &self.ids {
-            Ids::None(_) => PositionIds::I64(&[]),
-            Ids::I32(ids) => PositionIds::I32(ids),
-            Ids::I64(ids) => PositionIds::I64(ids),
-            Ids::U32(ids) => PositionIds::U32(ids),
-        };
-        let positions = match (self.kind, &self.ids) {
-            (_, Ids::None(start)) => Positions::start(*start),
-            (PositionKind::PerRow, _) => Positions::per_row(ids),
-            (PositionKind::PerToken, _) => Positions::per_token(ids),
-            (PositionKind::PerAxis, _) => Positions::per_axis(ids),
-            _ => Positions::start_per_row(ids),
-        };
-        match self.row_kind {
-            FrequencyRowKind::None => positions,
-            FrequencyRowKind::Call => positions.frequency_row(self.row_ids[0]),
-            FrequencyRowKind::PerSequence => positions.frequency_rows_per_sequence(&self.row_ids),
-            FrequencyRowKind::PerToken => positions.frequency_rows_per_token(&self.row_ids),
-        }
-    }
-
     pub fn tensors(&self) -> impl Iterator<Item = &TensorCase> {
         self.q.iter().chain(&self.k)
     }
@@ -210,10 +298,15 @@ impl Case {
             Dtype::F32 => self.on_host_typed::<f32>(isa),
             Dtype::F16 => self.on_host_typed::<f16>(isa),
             Dtype::Bf16 => self.on_host_typed::<bf16>(isa),
+            other => panic!("{other} is not covered"),
         }
     }
 
     fn on_host_typed<T: Bits>(&self, isa: Isa) -> Outcome {
+        let ids = [&self.positions.ids, &self.positions.rows].map(TypedIds::new);
+        let positions: Positions<'_> = self
+            .positions
+            .placed(|name, _| ids[usize::from(name == "rows")].ids());
         let host = Host::new()
             .with_isa(isa)
             .unwrap()
@@ -223,7 +316,7 @@ impl Case {
         if let Some(buffer) = &self.one_buffer {
             let mut buffer: Vec<T> = typed(buffer);
             rotator
-                .rotate_one_buffer(&plan, &mut buffer, self.positions())
+                .rotate_one_buffer(&plan, &mut buffer, positions)
                 .unwrap();
             return Outcome(vec![raw(&buffer)]);
         }
@@ -238,7 +331,7 @@ impl Case {
                 &plan,
                 q.as_mut().map(operand),
                 k.as_mut().map(operand),
-                self.positions(),
+                positions,
             )
             .unwrap();
         Outcome(
@@ -250,13 +343,39 @@ impl Case {
     }
 }
 
-fn operand<T>(buffers: &mut (Vec<T>, Option<Vec<T>>)) -> InOut<&[T], &mut [T]> {
+fn operand<T: Element>(buffers: &mut (Vec<T>, Option<Vec<T>>)) -> HostInOut<'_, T> {
     match buffers {
         (source, None) => InOut::InPlace(source),
-        (source, Some(destination)) => InOut::OutOfPlace {
-            source,
-            destination,
-        },
+        (source, Some(destination)) => (&source[..], &mut destination[..]).into(),
+    }
+}
+
+/// Values as the integers that they are.
+pub enum TypedIds {
+    I32(Vec<i32>),
+    I64(Vec<i64>),
+    U32(Vec<u32>),
+}
+
+impl TypedIds {
+    pub fn new(values: &Values) -> TypedIds {
+        let words = values.bytes.chunks_exact(values.id_type.size());
+        let word = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().unwrap());
+        let long = |bytes: &[u8]| i64::from_le_bytes(bytes.try_into().unwrap());
+        match values.id_type {
+            IdType::I32 => TypedIds::I32(words.map(|w| word(w) as i32).collect()),
+            IdType::I64 => TypedIds::I64(words.map(long).collect()),
+            IdType::U32 => TypedIds::U32(words.map(word).collect()),
+            other => panic!("{other:?} is not covered"),
+        }
+    }
+
+    fn ids(&self) -> Ids<&[u8]> {
+        match self {
+            TypedIds::I32(ids) => ids.into(),
+            TypedIds::I64(ids) => ids.into(),
+            TypedIds::U32(ids) => ids.into(),
+        }
     }
 }
 
@@ -268,7 +387,7 @@ pub struct Wish {
     pub angles: Option<AngleKind>,
     pub kind: Option<PositionKind>,
     pub form: Option<Form>,
-    /// Shapes, strides and bases that allow 16-byte accesses.
+    /// Shapes, strides and bases that allow vectors.
     pub aligned: Option<bool>,
     pub head_dim: Option<usize>,
 }
@@ -291,8 +410,8 @@ pub fn random_case(rng: &mut Rng, wish: Wish) -> Case {
         .form
         .unwrap_or_else(|| rng.pick(&[Form::InPlace, Form::OutOfPlace, Form::Packed]));
 
-    // Elements of a 16-byte access; a chunk of pairs takes two of them.
-    let vector = 16 / dtype.size();
+    // Elements of a vector; a chunk of pairs takes two of them.
+    let vector = 4;
     let head_dim = wish.head_dim.unwrap_or_else(|| {
         if aligned {
             2 * vector * (1 + rng.below(4))
@@ -340,14 +459,14 @@ pub fn random_case(rng: &mut Rng, wish: Wish) -> Case {
     let kind = wish.kind.unwrap_or_else(|| {
         rng.pick(&[
             PositionKind::Start,
-            PositionKind::StartPerRow,
+            PositionKind::StartPerSequence,
             PositionKind::PerToken,
+            PositionKind::PerTokenShared,
             PositionKind::PerAxis,
-            PositionKind::PerRow,
+            PositionKind::PerSequence,
         ])
     });
-    let ids = random_ids(rng, kind, [batch, sequence], rope.angles());
-    let (row_kind, row_ids) = random_rows(rng, [batch, sequence], rope.angles());
+    let positions = random_positions(rng, kind, [batch, sequence], rope.angles());
 
     // The rotated dims of k may lie elsewhere than those of q.
     let unit = if aligned { vector } else { 2 };
@@ -388,11 +507,9 @@ pub fn random_case(rng: &mut Rng, wish: Wish) -> Case {
         q: (absent != 0).then(|| tensor(rng, q_heads, rotary_offset)),
         k: (absent != 1).then(|| tensor(rng, k_heads, k_rotary_offset)),
         one_buffer: None,
-        kind,
-        ids,
-        row_kind,
-        row_ids,
+        positions,
         multiprocessors: rng.pick(&[1, 1, 8, 132]),
+        mode: rng.pick(&MODES),
     };
     if form == Form::Packed {
         let total = q_heads + 2 * k_heads;
@@ -483,27 +600,6 @@ fn random_frequency_rows(rng: &mut Rng, rotary_dim: usize) -> Angles {
     }
 }
 
-/// How a call chooses rows, and its indices.
-fn random_rows(
-    rng: &mut Rng,
-    [batch, sequence]: [usize; 2],
-    angles: &Angles,
-) -> (FrequencyRowKind, Vec<u32>) {
-    let Angles::Rows(rows) = angles else {
-        return (FrequencyRowKind::None, Vec::new());
-    };
-    if rows.boundary().is_some() {
-        return (FrequencyRowKind::None, Vec::new());
-    }
-    let (kind, count) = rng.pick(&[
-        (FrequencyRowKind::Call, 1),
-        (FrequencyRowKind::PerSequence, batch),
-        (FrequencyRowKind::PerToken, batch * sequence),
-    ]);
-    let ids = (0..count).map(|_| rng.below(rows.rows()) as u32);
-    (kind, ids.collect())
-}
-
 fn random_position(rng: &mut Rng, angles: &Angles) -> i64 {
     if let Angles::Table(table) = angles
         && rng.chance(70)
@@ -526,24 +622,41 @@ fn random_position(rng: &mut Rng, angles: &Angles) -> i64 {
     }
 }
 
-fn random_ids(
+fn random_positions(
     rng: &mut Rng,
     kind: PositionKind,
     [batch, sequence]: [usize; 2],
     angles: &Angles,
-) -> Ids {
+) -> TestPositions {
+    const TYPES: [IdType; 3] = [IdType::I32, IdType::U32, IdType::I64];
     let count = match kind {
-        PositionKind::Start => return Ids::None(random_position(rng, angles)),
-        PositionKind::StartPerRow | PositionKind::PerRow => batch,
-        PositionKind::PerToken => batch * sequence,
+        PositionKind::Start => 0,
+        PositionKind::StartPerSequence | PositionKind::PerSequence => batch,
+        PositionKind::PerTokenShared => sequence,
         PositionKind::PerAxis => angles.axes() * batch * sequence,
+        _ => batch * sequence,
     };
     let ids: Vec<i64> = (0..count).map(|_| random_position(rng, angles)).collect();
-    match rng.below(3) {
-        0 => Ids::I32(ids.iter().map(|&id| id as i32).collect()),
-        1 => Ids::U32(ids.iter().map(|&id| id as u32).collect()),
-        _ => Ids::I64(ids),
+    let mut positions = TestPositions::of(kind, rng.pick(&TYPES), &ids);
+    if kind == PositionKind::Start {
+        positions.start = random_position(rng, angles);
     }
+    let Angles::Rows(rows) = angles else {
+        return positions;
+    };
+    if rows.boundary().is_some() {
+        return positions;
+    }
+    let (kind, count) = rng.pick(&[
+        (FrequencyRowKind::Call, 1),
+        (FrequencyRowKind::PerSequence, batch),
+        (FrequencyRowKind::PerToken, batch * sequence),
+    ]);
+    if kind == FrequencyRowKind::Call {
+        return positions.with_row(rng.below(rows.rows()) as u32);
+    }
+    let ids: Vec<i64> = (0..count).map(|_| rng.below(rows.rows()) as i64).collect();
+    positions.with_rows(kind, Values::new(rng.pick(&TYPES), &ids))
 }
 
 /// Strides of a random order of dims, with gaps.
@@ -651,9 +764,9 @@ pub fn edge_phases() -> Vec<u64> {
 }
 
 /// A token per phase, and elements that show the last bit of its cos and sin in any type.
-pub fn sharp_case(kernel: Kernel, phases: &[u64]) -> Case {
+pub fn sharp_case(kernel: Kernel, kind: AngleKind, phases: &[u64]) -> Case {
     let dtype = kernel.dtype;
-    phases_case(kernel, phases, 1.0, |_, cos, sin| {
+    phases_case(kernel, kind, phases, 1.0, |_, cos, sin| {
         let kinds = [
             cancelling(dtype, cos, sin),
             cancelling(dtype, sin, -cos),
@@ -666,7 +779,7 @@ pub fn sharp_case(kernel: Kernel, phases: &[u64]) -> Case {
 
 /// No rotation but a factor that puts results of 16 bits halfway between two neighbours, up and
 /// down to the even one; and results that are infinite or not a number, in each element of a pair.
-pub fn ties_case(kernel: Kernel) -> Case {
+pub fn ties_case(kernel: Kernel, kind: AngleKind) -> Case {
     let dtype = kernel.dtype;
     let infinity = narrow(dtype, f32::INFINITY);
     let one = narrow(dtype, 1.0);
@@ -676,7 +789,7 @@ pub fn ties_case(kernel: Kernel) -> Case {
         [narrow(dtype, f32::NAN), one],
         [one, narrow(dtype, -f32::NAN)],
     ];
-    phases_case(kernel, &[0; 12], 1.5, |token, _, _| match token {
+    phases_case(kernel, kind, &[0; 12], 1.5, |token, _, _| match token {
         0..4 => std::array::from_fn(|head| special[(token + head) % 4]),
         // Odd mantissas: three times one is odd and takes a bit more.
         _ => std::array::from_fn(|head| {
@@ -689,16 +802,13 @@ pub fn ties_case(kernel: Kernel) -> Case {
 /// A token per phase; every fourth head holds the same elements, in all its pairs.
 fn phases_case(
     kernel: Kernel,
+    kind: AngleKind,
     phases: &[u64],
     factor: f32,
     elements: impl Fn(usize, f32, f32) -> [[u32; 2]; 4],
 ) -> Case {
     const HEADS: usize = 16;
-    let pairs = if kernel.is_wide() {
-        32 / kernel.dtype.size()
-    } else {
-        3
-    };
+    let pairs = if kernel.pairing.is_some() { 8 } else { 3 };
     // A step of 1: the position is the phase.
     let frequencies = Frequencies::from_steps(vec![1; pairs]).unwrap();
     let frequencies = frequencies.with_attention_factor(factor).unwrap();
@@ -707,7 +817,7 @@ fn phases_case(
         .map(|&phase| frequencies.cos_sin(0, phase as i64))
         .collect();
     let mut ids: Vec<_> = phases.iter().map(|&phase| phase as i64).collect();
-    let source: Angles = match kernel.angles {
+    let source: Angles = match kind {
         AngleKind::Exact => frequencies.into(),
         AngleKind::Rows => {
             // A phase in two parts, one per axis.
@@ -729,7 +839,7 @@ fn phases_case(
             table.with_out_of_range(OutOfRange::Clamp).into()
         }
     };
-    let pairing = kernel.pairing().unwrap_or(Pairing::HalfSplit);
+    let pairing = kernel.pairing.unwrap_or(Pairing::HalfSplit);
     let rope = Rope::new(source, pairing);
     let layout = Layout::tokens(phases.len(), HEADS, 2 * pairs);
     let mut source = Vec::new();
@@ -758,11 +868,9 @@ fn phases_case(
         q: Some(tensor),
         k: None,
         one_buffer: None,
-        kind: PositionKind::PerAxis,
-        ids: Ids::I64(ids),
-        row_kind: FrequencyRowKind::None,
-        row_ids: Vec::new(),
+        positions: TestPositions::of(PositionKind::PerAxis, IdType::I64, &ids),
         multiprocessors: 1,
+        mode: LaunchMode::Ordinary,
     }
 }
 
@@ -780,6 +888,7 @@ fn largest(dtype: Dtype) -> [f32; 2] {
         Dtype::F32 => [f32::MAX, f32::MAX],
         Dtype::F16 => [f16::MAX.to_f32(), f16::MAX.to_f32()],
         Dtype::Bf16 => [bf16::MAX.to_f32(), bf16::MAX.to_f32()],
+        other => panic!("{other} is not covered"),
     }
 }
 
@@ -788,6 +897,7 @@ fn narrow(dtype: Dtype, x: f32) -> u32 {
         Dtype::F32 => x.raw(),
         Dtype::F16 => f16::narrow(x).raw(),
         Dtype::Bf16 => bf16::narrow(x).raw(),
+        other => panic!("{other} is not covered"),
     }
 }
 
@@ -796,6 +906,7 @@ fn rounded(dtype: Dtype, x: f32) -> f32 {
         Dtype::F32 => x,
         Dtype::F16 => f16::narrow(x).to_f32(),
         Dtype::Bf16 => bf16::narrow(x).to_f32(),
+        other => panic!("{other} is not covered"),
     }
 }
 

@@ -1,18 +1,17 @@
 //! Runs cases on the kernels' PTX, in the interpreter.
 
-use crate::kernel_cases::{Case, Elements, Ids, Outcome, TensorCase, bytes, from_bytes};
-use crate::ptx::{Fault, Launch, Memory, Module, Stats, run};
-use phasor::launch::{
-    Addresses, AngleAddresses, AngleKind, PositionAddresses, PositionDtype, RowAddresses,
-    TensorAddresses,
-};
-use phasor::params::PHASOR_LAYOUT_VALUES;
-use phasor::{Angles, Dtype, FrequencyRowKind, InOut, Layout, Plan, PositionMemory, Problem};
+use crate::kernel_cases::{Case, Elements, Outcome, TensorCase, bytes, from_bytes};
+use phasor::call::{Addresses, AngleAddresses, TensorAddresses};
+use phasor::launch::{Launch as PlannedLaunch, LaunchMode, Target};
+use phasor::{Angles, Dtype, Ids, InOut, Layout, Plan, Problem};
+use ptx_interpreter::{Fault, Launch, Memory, Module, Stats, run};
 use std::collections::HashMap;
 
 /// The three kernel modules of one target.
 pub struct Image {
     name: String,
+    /// Whether its kernels can be launched dependently.
+    dependent: bool,
     modules: [Module; 3],
 }
 
@@ -37,6 +36,11 @@ pub const COMPUTE_80: [&str; 3] = [
     include_str!("../../cuda/prebuilt/rope_f16.compute_80.ptx"),
     include_str!("../../cuda/prebuilt/rope_bf16.compute_80.ptx"),
 ];
+pub const COMPUTE_90: [&str; 3] = [
+    include_str!("../../cuda/prebuilt/rope_f32.compute_90.ptx"),
+    include_str!("../../cuda/prebuilt/rope_f16.compute_90.ptx"),
+    include_str!("../../cuda/prebuilt/rope_bf16.compute_90.ptx"),
+];
 
 impl Image {
     /// The prebuilt images, and what `PHASOR_EXTRA_PTX` names.
@@ -44,6 +48,7 @@ impl Image {
         let mut images = vec![
             Image::parse("compute_75", COMPUTE_75),
             Image::parse("compute_80", COMPUTE_80),
+            Image::parse("compute_90", COMPUTE_90),
         ];
         if let Ok(folder) = std::env::var("PHASOR_EXTRA_PTX") {
             let texts = Dtype::ALL.map(|dtype| {
@@ -58,13 +63,26 @@ impl Image {
     pub fn parse(name: &str, texts: [&str; 3]) -> Image {
         Image {
             name: name.into(),
-            modules: texts
-                .map(|text| Module::parse(text).unwrap_or_else(|error| panic!("{name}: {error}"))),
+            dependent: texts
+                .iter()
+                .any(|text| text.contains("griddepcontrol.wait")),
+            modules: texts.map(|text| {
+                Module::parse(
+                    &text
+                        .replace("griddepcontrol.wait;", "")
+                        .replace("griddepcontrol.launch_dependents;", ""),
+                )
+                .unwrap_or_else(|error| panic!("{name}: {error}"))
+            }),
         }
     }
 
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    pub fn dependent(&self) -> bool {
+        self.dependent
     }
 
     fn module(&self, dtype: Dtype) -> &Module {
@@ -139,9 +157,7 @@ impl Image {
     pub fn run_spread(&self, case: &Case, q: Layout, k: Layout) -> Result<Outcome, Fault> {
         let mut memory = Memory::new();
         let size = case.dtype.size();
-        let mut problem = Problem::new(case.dtype)
-            .positions(case.kind)
-            .frequency_rows(case.row_kind);
+        let mut problem = Problem::new(case.dtype);
         let mut moved = Vec::new();
         for (tensor, layout) in case.tensors().zip([q, k]) {
             let InOut::InPlace(near) = tensor.layout else {
@@ -188,56 +204,57 @@ impl Image {
         q: TensorAddresses,
         k: TensorAddresses,
     ) -> Result<(Option<String>, Stats), Fault> {
-        let plan = Plan::new(&case.rope, problem, PositionMemory::Device).unwrap();
-        let mut constant = |name, bytes: Vec<u8>| {
-            let address = memory.add(name, bytes, 0);
-            memory.set_read_only(address);
-            address
-        };
+        let plan = Plan::new(&case.rope, problem).unwrap();
+        let mut constant = |name, bytes: Vec<u8>| constant(memory, name, bytes);
         let angles = constant_angles(case.rope.angles(), &mut constant);
-        let ids = |address, dtype| PositionAddresses::Ids { address, dtype };
-        let positions = match &case.ids {
-            Ids::None(start) => PositionAddresses::Start(*start),
-            Ids::I32(values) => ids(
-                constant("ids", values.iter().flat_map(|v| v.to_le_bytes()).collect()),
-                PositionDtype::I32,
-            ),
-            Ids::I64(values) => ids(
-                constant("ids", values.iter().flat_map(|v| v.to_le_bytes()).collect()),
-                PositionDtype::I64,
-            ),
-            Ids::U32(values) => ids(
-                constant("ids", values.iter().flat_map(|v| v.to_le_bytes()).collect()),
-                PositionDtype::U32,
-            ),
-        };
-        let rows = match case.row_kind {
-            FrequencyRowKind::None => RowAddresses::None,
-            FrequencyRowKind::Call => RowAddresses::Call(case.row_ids[0]),
-            _ => RowAddresses::Ids(constant(
-                "rows",
-                case.row_ids.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            )),
-        };
+        let positions = case.positions.placed(|name, values| {
+            let address = constant(name, values.bytes.clone());
+            Ids::at(address, values.id_type, values.len())
+        });
         let addresses = Addresses {
             q,
             k,
             angles,
             positions,
-            rows,
         };
-        let Some(launch) = plan.launch(&addresses, case.multiprocessors).unwrap() else {
+        let Some(call) = plan.call(&addresses).unwrap() else {
             return Ok((None, Stats::default()));
         };
+        let launch = call.launch(&self.target(case));
         let name = launch.kernel.name();
-        let params = launch.params.as_bytes();
-        let stats = run(
-            self.module(case.dtype),
-            memory,
-            &Launch::new(&name, launch.grid, launch.block, params),
-        )?;
+        let stats = run_launch(self.module(case.dtype), memory, &launch, self.dependent)?;
         Ok((Some(name), stats))
     }
+
+    /// As the CUDA backend has it for this image.
+    pub fn target(&self, case: &Case) -> Target {
+        let mode = match self.dependent {
+            true => case.mode,
+            false => LaunchMode::Ordinary,
+        };
+        Target::new(case.multiprocessors).with_mode(mode)
+    }
+}
+
+/// Memory that no work on the device writes.
+pub fn constant(memory: &mut Memory, name: &'static str, bytes: Vec<u8>) -> u64 {
+    let address = memory.add(name, bytes, 0);
+    memory.set_read_only(address);
+    address
+}
+
+/// Runs a launch as planned, or with another grid and block.
+pub fn run_launch(
+    module: &Module,
+    memory: &mut Memory,
+    planned: &PlannedLaunch,
+    _dependent: bool,
+) -> Result<Stats, Fault> {
+    let name = planned.kernel.name();
+    let params = planned.params.as_bytes();
+    let mut launch = Launch::new(&name, planned.grid, planned.block, params);
+    launch.dynamic_shared = planned.shared_bytes as usize;
+    run(module, memory, &launch)
 }
 
 /// Puts an angle source in memory, as the CUDA backend does.
@@ -248,16 +265,11 @@ pub fn constant_angles(
     let floats = |x: &[f32]| x.iter().flat_map(|x| x.to_le_bytes()).collect();
     let words = |x: &[u64]| x.iter().flat_map(|x| x.to_le_bytes()).collect();
     match angles {
-        Angles::Exact(frequencies) if AngleKind::of(angles) == AngleKind::Exact => {
-            AngleAddresses::Exact {
-                steps: constant("steps", words(frequencies.steps())),
-            }
-        }
-        Angles::Exact(frequencies) => AngleAddresses::Rows {
+        Angles::Exact(frequencies) => AngleAddresses::Steps {
             steps: constant("steps", words(frequencies.steps())),
-            factors: constant("factors", floats(&[frequencies.attention_factor()])),
+            factors: 0,
         },
-        Angles::Rows(rows) => AngleAddresses::Rows {
+        Angles::Rows(rows) => AngleAddresses::Steps {
             steps: constant("steps", words(rows.steps())),
             factors: constant("factors", floats(rows.attention_factors())),
         },
@@ -289,20 +301,21 @@ fn heads(layout: Layout) -> Vec<usize> {
     starts
 }
 
-pub fn layout_images() -> [&'static str; 2] {
+pub fn layout_images() -> [&'static str; 3] {
     [
-        include_str!("../../cuda/prebuilt/params_layout.compute_75.ptx"),
-        include_str!("../../cuda/prebuilt/params_layout.compute_80.ptx"),
+        include_str!("../../cuda/prebuilt/call_layout.compute_75.ptx"),
+        include_str!("../../cuda/prebuilt/call_layout.compute_80.ptx"),
+        include_str!("../../cuda/prebuilt/call_layout.compute_90.ptx"),
     ]
 }
 
-/// Sizes and offsets as the kernel `phasor_params_layout` reports them.
-pub fn device_layout(text: &str) -> Vec<u64> {
+/// The first `count` sizes and offsets that the kernel `phasor_call_layout` reports.
+pub fn device_layout(text: &str, count: usize) -> Vec<u64> {
     let module = Module::parse(text).unwrap();
     let mut memory = Memory::new();
-    let out = memory.add_uninit("out", PHASOR_LAYOUT_VALUES as usize * 8, 0);
+    let out = memory.add_uninit("out", count * 8, 0);
     let params = out.to_le_bytes();
-    let launch = Launch::new("phasor_params_layout", [1; 3], [1; 3], &params);
+    let launch = Launch::new("phasor_call_layout", [1; 3], [1; 3], &params);
     run(&module, &mut memory, &launch).unwrap();
     memory
         .bytes(out)

@@ -2,19 +2,18 @@
 //! `kernels.rs` holds every image to them; `kernel_mutants.rs` shows that they catch seeded faults.
 
 use crate::kernel_cases::{
-    Case, Elements, Form, Ids, Outcome, PHASES, Rng, TensorCase, Wish, bytes, edge_phases,
-    from_bytes, random_case, random_elements, sharp_case, ties_case,
+    AngleKind, Case, Elements, Form, MODES, Outcome, PHASES, Rng, TensorCase, TestPositions,
+    Values, Wish, bytes, edge_phases, from_bytes, random_case, random_elements, sharp_case,
+    ties_case,
 };
-use crate::ptx::{Error, Fault, Launch, Memory, Module, run};
-use crate::ptx_backend::{COMPUTE_80, Image, Run, constant_angles};
-use phasor::launch::{
-    Addresses, AngleAddresses, AngleKind, Kernel, PositionAddresses, PositionDtype, RowAddresses,
-    TensorAddresses,
-};
+use crate::ptx_backend::{COMPUTE_80, Image, Run, constant, constant_angles, run_launch};
+use phasor::call::{Addresses, AngleAddresses, TensorAddresses};
+use phasor::launch::{Kernel, LaunchMode};
 use phasor::{
-    Angles, CosSinTable, Dtype, Frequencies, FrequencyRowKind, FrequencyRows, InOut, Isa, Layout,
-    OutOfRange, Pairing, Plan, PositionKind, PositionMemory, Problem, Rope,
+    Angles, CosSinTable, Dtype, Frequencies, FrequencyRowKind, FrequencyRows, IdType, Ids, InOut,
+    Isa, Layout, OutOfRange, Pairing, Plan, PositionKind, Problem, Rope,
 };
+use ptx_interpreter::{Error, Fault, Memory, Module};
 use std::collections::HashMap;
 
 /// PTX that is held to the checks: the kernels of one element type, or one of them.
@@ -25,14 +24,18 @@ pub struct Subject {
 
 impl Subject {
     pub fn new(name: &str, dtype: Dtype, text: &str) -> Result<Subject, Error> {
-        let module = Module::parse(text)?;
+        let module = Module::parse(
+            &text
+                .replace("griddepcontrol.wait;", "")
+                .replace("griddepcontrol.launch_dependents;", ""),
+        )?;
         let image = Image::parse(name, Dtype::ALL.map(|d| if d == dtype { text } else { "" }));
         Ok(Subject { image, module })
     }
 }
 
-/// Blocks and threads of a launch.
-type Shape = ([u32; 3], [u32; 3]);
+/// Threads of a block, and blocks over heads and over chunks of a head. Those over tokens follow.
+type Shape = ([u32; 3], [u32; 2]);
 
 enum How {
     /// As the driver would get it. Every byte is also counted.
@@ -83,10 +86,8 @@ impl Check {
                 let traffic = run.counts == *counts && self.accesses_are_of_one_width(&run);
                 (run.outcome, traffic)
             }
-            How::Shaped(shape) => {
-                by_hand(&subject.module, self, false, Some(*shape)).map_err(fault)?
-            }
-            How::Far(shape) => by_hand(&subject.module, self, true, *shape).map_err(fault)?,
+            How::Shaped(shape) => by_hand(subject, self, false, Some(*shape)).map_err(fault)?,
+            How::Far(shape) => by_hand(subject, self, true, *shape).map_err(fault)?,
         };
         if outcome != self.expected {
             return Err(Failure::Bits);
@@ -98,11 +99,7 @@ impl Check {
     }
 
     fn accesses_are_of_one_width(&self, run: &Run) -> bool {
-        let width = if self.kernel.is_wide() {
-            16
-        } else {
-            self.kernel.dtype.size()
-        };
+        let width = self.kernel.vector() * self.kernel.dtype.size();
         run.counts.keys().all(|name| {
             run.stats.buffer(name).is_some_and(|traffic| {
                 traffic.loads_of(width) * width as u64 == traffic.loaded_bytes()
@@ -143,71 +140,91 @@ pub const CHECKS: [(&str, &str); 6] = [
 /// All checks of a kernel.
 pub fn checks(kernel: Kernel) -> Vec<Check> {
     let mut checks = random_checks(kernel);
-    for case in kinds_cases(kernel) {
-        let how = How::Planned(once(&case));
-        checks.push(Check::new("kinds", kernel, case, how));
-    }
-    for in_place in [true, false] {
-        for (heads, shape) in FAR {
-            let case = far_case(kernel, in_place, heads);
-            checks.push(Check::new("far", kernel, case, How::Far(shape)));
+    for angles in AngleKind::ALL {
+        for (n, case) in kinds_cases(kernel, angles).into_iter().enumerate() {
+            let how = How::Planned(once(&case));
+            let case = in_mode(case, n);
+            checks.push(Check::new("kinds", kernel, case, how));
+        }
+        for in_place in [true, false] {
+            for (n, (heads, shape)) in FAR.into_iter().enumerate() {
+                let case = in_mode(far_case(kernel, angles, in_place, heads), n);
+                checks.push(Check::new("far", kernel, case, How::Far(shape)));
+            }
+        }
+        // Four rows of threads, so that each of the four heads a thread holds at once sees each kind
+        // of elements.
+        let rows = ([4, 4, 8], [1, 1]);
+        for (n, (name, case)) in [
+            ("sharp", sharp_case(kernel, angles, &PHASES)),
+            ("edges", sharp_case(kernel, angles, &edge_phases())),
+            ("ties", ties_case(kernel, angles)),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            checks.push(Check::new(
+                name,
+                kernel,
+                in_mode(case, n),
+                How::Shaped(rows),
+            ));
         }
     }
-    if kernel.angles == AngleKind::Rows {
-        let case = by_position(far_case(kernel, true, [5, 5]));
-        checks.push(Check::new("far", kernel, case, How::Far(None)));
-    }
-    // Four rows of threads, so that each of the four heads a thread holds at once sees each kind
-    // of elements.
-    let rows = ([3, 1, 1], [4, 4, 8]);
-    for (name, case) in [
-        ("sharp", sharp_case(kernel, &PHASES)),
-        ("edges", sharp_case(kernel, &edge_phases())),
-        ("ties", ties_case(kernel)),
-    ] {
-        checks.push(Check::new(name, kernel, case, How::Shaped(rows)));
-    }
+    let case = by_position(far_case(kernel, AngleKind::Rows, true, [5, 5]));
+    checks.push(Check::new("far", kernel, case, How::Far(None)));
     checks
 }
 
-/// Every kind of position with every form of call, some of each.
+/// Each way to launch in turn.
+fn in_mode(case: Case, n: usize) -> Case {
+    Case {
+        mode: MODES[n % MODES.len()],
+        ..case
+    }
+}
+
+/// Every angle source with every kind of position and every form of call, some of each.
 fn random_checks(kernel: Kernel) -> Vec<Check> {
-    const EACH: usize = 4;
+    const EACH: usize = 3;
     let image = Image::parse("compute_80", COMPUTE_80);
     let mut rng = Rng(kernel.index() as u64);
     let mut checks = Vec::new();
-    for form in [Form::InPlace, Form::OutOfPlace, Form::Packed] {
-        let kinds = [
-            PositionKind::Start,
-            PositionKind::StartPerRow,
-            PositionKind::PerRow,
-            PositionKind::PerToken,
-            PositionKind::PerAxis,
-        ];
-        // On one axis, a position per axis is one per token.
-        let kinds = match kernel.angles {
-            AngleKind::Rows => &kinds[..],
-            AngleKind::Exact | AngleKind::Table => &kinds[..4],
-        };
-        for &kind in kinds {
-            let wish = Wish {
-                dtype: Some(kernel.dtype),
-                pairing: kernel.pairing(),
-                angles: Some(kernel.angles),
-                kind: Some(kind),
-                form: Some(form),
-                aligned: Some(kernel.is_wide()),
-                head_dim: None,
+    for angles in AngleKind::ALL {
+        for form in [Form::InPlace, Form::OutOfPlace, Form::Packed] {
+            let kinds = [
+                PositionKind::Start,
+                PositionKind::StartPerSequence,
+                PositionKind::PerSequence,
+                PositionKind::PerToken,
+                PositionKind::PerTokenShared,
+                PositionKind::PerAxis,
+            ];
+            // On one axis, a position per axis is one per token.
+            let kinds = match angles {
+                AngleKind::Rows => &kinds[..],
+                AngleKind::Exact | AngleKind::Table => &kinds[..5],
             };
-            let mut found = 0;
-            // Other cases have nothing to rotate, or happen to suit the other width.
-            while found < EACH {
-                let case = random_case(&mut rng, wish);
-                let run = image.run(&case).unwrap();
-                if run.kernel == Some(kernel.name()) {
-                    let how = How::Planned(once(&case));
-                    checks.push(Check::new("random", kernel, case, how));
-                    found += 1;
+            for &kind in kinds {
+                let wish = Wish {
+                    dtype: Some(kernel.dtype),
+                    pairing: kernel.pairing,
+                    angles: Some(angles),
+                    kind: Some(kind),
+                    form: Some(form),
+                    aligned: Some(kernel.pairing.is_some()),
+                    head_dim: None,
+                };
+                let mut found = 0;
+                // Other cases have nothing to rotate, or happen to suit vectors.
+                while found < EACH {
+                    let case = random_case(&mut rng, wish);
+                    let run = image.run(&case).unwrap();
+                    if run.kernel == Some(kernel.name()) {
+                        let how = How::Planned(once(&case));
+                        checks.push(Check::new("random", kernel, case, how));
+                        found += 1;
+                    }
                 }
             }
         }
@@ -281,29 +298,29 @@ fn heads(layout: Layout) -> Vec<usize> {
 /// q and the last of k fall on each of the four in turn.
 const FAR: [([usize; 2], Option<Shape>); 8] = [
     ([5, 5], None),
-    ([5, 5], Some(([1, 1, 1], [1, 1, 1]))),
-    ([2, 5], Some(([1, 1, 1], [1, 1, 1]))),
-    ([3, 5], Some(([1, 1, 1], [1, 1, 1]))),
-    ([4, 5], Some(([1, 1, 1], [1, 1, 1]))),
-    ([5, 5], Some(([2, 2, 3], [3, 2, 2]))),
-    ([5, 5], Some(([4, 6, 1], [2, 2, 1]))),
-    ([5, 5], Some(([1, 3, 1], [16, 3, 5]))),
+    ([5, 5], Some(([1, 1, 1], [1, 1]))),
+    ([2, 5], Some(([1, 1, 1], [1, 1]))),
+    ([3, 5], Some(([1, 1, 1], [1, 1]))),
+    ([4, 5], Some(([1, 1, 1], [1, 1]))),
+    ([5, 5], Some(([3, 2, 2], [2, 3]))),
+    ([5, 5], Some(([2, 2, 1], [6, 1]))),
+    ([5, 5], Some(([16, 3, 5], [3, 1]))),
 ];
 
 const BATCH: usize = 2;
 const SEQUENCE: usize = 3;
 
 /// Two chunks of pairs a head, and dims to copy on both sides: not as many for q as for k.
-fn far_case(kernel: Kernel, in_place: bool, heads: [usize; 2]) -> Case {
-    let vector = 16 / kernel.dtype.size();
-    let (unit, head_dims, offsets, pairs) = if kernel.is_wide() {
+fn far_case(kernel: Kernel, kind: AngleKind, in_place: bool, heads: [usize; 2]) -> Case {
+    let vector = 4;
+    let (unit, head_dims, offsets, pairs) = if kernel.pairing.is_some() {
         (vector, [7, 8], [1, 2], 2 * vector)
     } else {
         (1, [18, 21], [4, 6], 5)
     };
     let mut rng = Rng(9);
     let mut steps = |count| (0..count).map(|_| rng.next()).collect::<Vec<_>>();
-    let angles: Angles = match kernel.angles {
+    let angles: Angles = match kind {
         AngleKind::Exact => Frequencies::from_steps(steps(pairs)).unwrap().into(),
         AngleKind::Rows => {
             let rows = [1.0, 0.5, 0.75, 1.25].map(|factor| {
@@ -330,13 +347,13 @@ fn far_case(kernel: Kernel, in_place: bool, heads: [usize; 2]) -> Case {
         }
     };
     // Any pairing, and out of place any two.
-    let pairing = kernel.pairing().unwrap_or(if heads[0].is_multiple_of(2) {
+    let pairing = kernel.pairing.unwrap_or(if heads[0].is_multiple_of(2) {
         Pairing::Interleaved
     } else {
         Pairing::HalfSplit
     });
     let mut rope = Rope::new(angles, pairing);
-    if !kernel.is_wide() && !in_place && kernel.angles != AngleKind::Table {
+    if kernel.pairing.is_none() && !in_place && kind != AngleKind::Table {
         rope = rope.with_output_pairing(match pairing {
             Pairing::HalfSplit => Pairing::Interleaved,
             Pairing::Interleaved => Pairing::HalfSplit,
@@ -365,21 +382,22 @@ fn far_case(kernel: Kernel, in_place: bool, heads: [usize; 2]) -> Case {
         q: Some(q),
         k: Some(k),
         one_buffer: None,
-        kind: match kernel.angles {
-            AngleKind::Rows => PositionKind::PerAxis,
-            AngleKind::Exact | AngleKind::Table => PositionKind::PerToken,
+        positions: match kind {
+            // All rows of a table and one on each side; where there are two axes, the other's too.
+            AngleKind::Rows => {
+                let ids = [-1, 0, 1, 2, 3, 4, 11, 1 << 40, -13, 14, 15, i64::MIN];
+                TestPositions::of(PositionKind::PerAxis, IdType::I64, &ids).with_rows(
+                    FrequencyRowKind::PerToken,
+                    Values::new(IdType::U32, &[3, 1, 0, 2, 3, 3]),
+                )
+            }
+            AngleKind::Exact | AngleKind::Table => {
+                let ids = [-1, 0, 1, 2, 3, 4];
+                TestPositions::of(PositionKind::PerToken, IdType::I64, &ids)
+            }
         },
-        // All rows of a table and one on each side; where there are two axes, the other's too.
-        ids: Ids::I64(match kernel.angles {
-            AngleKind::Rows => vec![-1, 0, 1, 2, 3, 4, 11, 1 << 40, -13, 14, 15, i64::MIN],
-            AngleKind::Exact | AngleKind::Table => vec![-1, 0, 1, 2, 3, 4],
-        }),
-        row_kind: match kernel.angles {
-            AngleKind::Rows => FrequencyRowKind::PerToken,
-            AngleKind::Exact | AngleKind::Table => FrequencyRowKind::None,
-        },
-        row_ids: vec![3, 1, 0, 2, 3, 3],
         multiprocessors: 1,
+        mode: LaunchMode::Ordinary,
     }
 }
 
@@ -399,46 +417,65 @@ fn by_position(case: Case) -> Case {
     let rows = FrequencyRows::new(&rows).unwrap().by_position(2).unwrap();
     Case {
         rope: Rope::new(rows, case.rope.pairing()),
-        kind: PositionKind::PerToken,
-        ids: Ids::I64(vec![-1, 0, 1, 2, 3, 1 << 40]),
-        row_kind: FrequencyRowKind::None,
-        row_ids: Vec::new(),
+        positions: TestPositions::of(
+            PositionKind::PerToken,
+            IdType::I64,
+            &[-1, 0, 1, 2, 3, 1 << 40],
+        ),
         ..case
     }
 }
 
 /// Positions of each type at both ends of it, and each way to choose a row of steps.
-fn kinds_cases(kernel: Kernel) -> Vec<Case> {
-    let mut cases: Vec<_> = [
-        Ids::I32(vec![-1, 1, i32::MIN, 2, i32::MAX, 0]),
-        Ids::U32(vec![u32::MAX, 1, 1 << 31, 2, 3, 0]),
-        Ids::I64(vec![-1, 1, i64::MIN, 2, i64::MAX, 0]),
-    ]
-    .into_iter()
-    .map(|ids| Case {
-        kind: PositionKind::PerToken,
-        ids,
-        ..far_case(kernel, true, [2, 1])
-    })
-    .collect();
-    if kernel.angles == AngleKind::Rows {
-        let by_each: Vec<_> = cases
-            .iter()
-            .map(|case| Case {
-                ids: case.ids.clone(),
-                ..by_position(case.clone())
-            })
-            .collect();
-        let plain = cases[0].clone();
-        let choices = [
-            (FrequencyRowKind::Call, vec![2]),
-            (FrequencyRowKind::PerSequence, vec![3, 1]),
-            (FrequencyRowKind::PerToken, vec![0, 1, 2, 3, 2, 1]),
-        ];
-        cases.extend(choices.map(|(row_kind, row_ids)| Case {
-            row_kind,
-            row_ids,
+fn kinds_cases(kernel: Kernel, kind: AngleKind) -> Vec<Case> {
+    let ends = [
+        (IdType::I32, [-1, 1, i32::MIN.into(), 2, i32::MAX.into(), 0]),
+        (IdType::U32, [u32::MAX.into(), 1, 1 << 31, 2, 3, 0]),
+        (IdType::I64, [-1, 1, i64::MIN, 2, i64::MAX, 0]),
+    ];
+    let plain = far_case(kernel, kind, true, [2, 1]);
+    let mut cases: Vec<_> = ends
+        .iter()
+        .map(|(id_type, ids)| Case {
+            positions: TestPositions {
+                kind: PositionKind::PerToken,
+                ids: Values::new(*id_type, ids),
+                ..plain.positions.clone()
+            },
             ..plain.clone()
+        })
+        .collect();
+    if kind == AngleKind::Rows {
+        let by_each = cases.clone().into_iter().map(|case| {
+            let positions = TestPositions {
+                row_kind: FrequencyRowKind::None,
+                ..case.positions.clone()
+            };
+            Case {
+                positions,
+                ..by_position(case)
+            }
+        });
+        let by_each: Vec<_> = by_each.collect();
+        let plain = cases[0].positions.clone();
+        let rows = |id_type, ids: &[i64]| Values::new(id_type, ids);
+        let choices = [
+            plain.clone().with_row(2),
+            plain
+                .clone()
+                .with_rows(FrequencyRowKind::PerSequence, rows(IdType::I32, &[3, 1])),
+            plain
+                .clone()
+                .with_rows(FrequencyRowKind::PerSequence, rows(IdType::I64, &[0, 2])),
+            plain.with_rows(
+                FrequencyRowKind::PerToken,
+                rows(IdType::U32, &[0, 1, 2, 3, 2, 1]),
+            ),
+        ];
+        let case = cases[0].clone();
+        cases.extend(choices.map(|positions| Case {
+            positions,
+            ..case.clone()
         }));
         cases.extend(by_each);
     }
@@ -448,10 +485,8 @@ fn kinds_cases(kernel: Kernel) -> Vec<Case> {
 /// Axes and rows of the rotations of [`far_case`], and rows of its tables.
 const AXES: usize = 2;
 const ROWS: i64 = 4;
-/// Rows between two rows of steps, where they are spread; four of these are the most an index holds.
-const STEP_ROW_SPREAD: u32 = 30;
-/// Rows between two rows of a table, where it is spread.
-const ROW_SPREAD: u32 = 31;
+/// Rows between two rows, where they are spread; four of these are the most an index holds.
+const ROW_SPREAD: u32 = 30;
 
 /// The same heads, each far from the next.
 fn far(layout: Layout, which: usize) -> Layout {
@@ -463,10 +498,9 @@ fn far(layout: Layout, which: usize) -> Layout {
 
 /// Runs a case whose tensors are separate buffers, in a shape of one's own. `spread` puts heads,
 /// positions and table rows further apart than 32 bits can tell, in buffers of which only the
-/// touched pages exist, and moves a factor from the table's values to the scales. Tells also whether
-/// each thread loaded its angles once for all its heads.
+/// touched pages exist. Tells also whether each block loaded its angles once for all its heads.
 fn by_hand(
-    module: &Module,
+    subject: &Subject,
     check: &Check,
     spread: bool,
     shape: Option<Shape>,
@@ -477,7 +511,11 @@ fn by_hand(
     let place = |memory: &mut Memory, name, near: Layout, which, elements: Option<&Elements>| {
         let layout = if spread { far(near, which) } else { near };
         let length = (layout.required_len().unwrap() * size) as u64;
-        let misalign = if check.kernel.is_wide() { 0 } else { size };
+        let misalign = if check.kernel.pairing.is_some() {
+            0
+        } else {
+            size
+        };
         let address = memory.add_sparse(name, length, misalign);
         if let Some(elements) = elements {
             for (from, to) in heads(near).into_iter().zip(heads(layout)) {
@@ -487,9 +525,7 @@ fn by_hand(
         }
         (layout, address)
     };
-    let mut problem = Problem::new(case.dtype)
-        .positions(case.kind)
-        .frequency_rows(case.row_kind);
+    let mut problem = Problem::new(case.dtype);
     let mut addresses = [TensorAddresses::default(); 2];
     let mut written = Vec::new();
     for (n, tensor) in [&case.q, &case.k].into_iter().enumerate() {
@@ -525,124 +561,108 @@ fn by_hand(
         };
     }
 
-    let plan = Plan::new(&case.rope, &problem, PositionMemory::Device).unwrap();
-    let scales = if spread { [0.5, 0.25] } else { [1.0; 2] };
+    let plan = Plan::new(&case.rope, &problem).unwrap();
     let (angles, row_spread) = match case.rope.angles() {
         Angles::Table(table) if spread => {
             let row = table.pairs() * 4;
-            let mut values = |name, values: &[f32], factor: f32| {
-                let values: Vec<f32> = values.iter().map(|x| x / factor).collect();
-                spread_rows(&mut memory, name, ROW_SPREAD, row, &floats(&values))
-            };
-            let cos = values("cos", table.cos(), scales[0]);
-            let sin = values("sin", table.sin(), scales[1]);
+            let mut values =
+                |name, x: &[f32]| spread_rows(&mut memory, name, ROW_SPREAD, row, &floats(x));
+            let cos = values("cos", table.cos());
+            let sin = values("sin", table.sin());
             (AngleAddresses::Table { cos, sin }, ROW_SPREAD)
         }
         // Positions choose row 0 or 1: these stay next to each other.
         Angles::Rows(rows) if spread && rows.boundary().is_none() => {
             let row = rows.axes() * rows.pairs() * 8;
             let steps: Vec<u8> = rows.steps().iter().flat_map(|s| s.to_le_bytes()).collect();
-            let steps = spread_rows(&mut memory, "steps", STEP_ROW_SPREAD, row, &steps);
+            let steps = spread_rows(&mut memory, "steps", ROW_SPREAD, row, &steps);
             let factors = floats(rows.attention_factors());
-            let factors = spread_rows(&mut memory, "factors", STEP_ROW_SPREAD, 4, &factors);
-            (AngleAddresses::Rows { steps, factors }, 0)
+            let factors = spread_rows(&mut memory, "factors", ROW_SPREAD, 4, &factors);
+            (AngleAddresses::Steps { steps, factors }, 0)
         }
         angles => {
-            let mut constant = |name, bytes| {
-                let address = memory.add(name, bytes, 0);
-                memory.set_read_only(address);
-                address
-            };
+            let mut constant = |name, bytes| constant(&mut memory, name, bytes);
             (constant_angles(angles, &mut constant), 0)
         }
     };
 
-    let Ids::I64(positions) = &case.ids else {
-        panic!("64-bit positions only")
-    };
+    let positions = case.positions.ids.values();
+    assert_eq!(case.positions.ids.id_type, IdType::I64);
     let tokens = positions.len() / case.rope.angles().axes();
     let sequence = tokens / if spread { BATCH } else { 1 };
-    // A position is start + s * advance + id: each of the three takes its share.
+    // A position is start + t * advance + id: each of the three takes its share.
     let (id_stride, start, advance) = if spread {
         (1 << 33, -77 << 40, (3 << 33) + 1)
     } else {
         (8, 0, 0)
     };
-    let length = id_stride * positions.len() as u64;
-    let ids = memory.add_sparse("ids", length, 0);
-    for (n, position) in positions.iter().enumerate() {
-        let s = (n % sequence) as i64;
-        let id = spread_position(*position, row_spread)
-            .wrapping_sub(start)
-            .wrapping_sub(s * advance);
-        memory.write(ids + n as u64 * id_stride, &id.to_le_bytes());
-    }
-    memory.set_read_only(ids);
-
-    let rows = if case.row_kind == FrequencyRowKind::None {
-        RowAddresses::None
-    } else {
-        let address = memory.add_sparse("rows", id_stride * tokens as u64, 0);
-        // The last token's index is past the last row, which it stands for.
-        let last = case.row_ids.len() - 1;
-        for (n, &row) in case.row_ids.iter().enumerate() {
-            let row = match (spread, n == last) {
-                (true, false) => row << STEP_ROW_SPREAD,
-                (true, true) => (row << STEP_ROW_SPREAD) + 1,
-                (false, false) => row,
-                (false, true) => u32::MAX,
-            };
-            let stride = if spread { id_stride } else { 4 };
-            memory.write(address + n as u64 * stride, &row.to_le_bytes());
+    let has_rows = case.positions.row_kind == FrequencyRowKind::PerToken;
+    let mut placed = case.positions.placed(|name, values| {
+        let value = |n: usize| match (name, spread) {
+            ("ids", _) => spread_position(positions[n], row_spread)
+                .wrapping_sub(start)
+                .wrapping_sub((n % sequence) as i64 * advance),
+            // The last token's index is past the last row, which it stands for.
+            (_, true) if n == tokens - 1 => (values.values()[n] << ROW_SPREAD) + 1,
+            (_, true) => values.values()[n] << ROW_SPREAD,
+            (_, false) if n == tokens - 1 => i64::from(u32::MAX),
+            (_, false) => values.values()[n],
+        };
+        let size = values.id_type.size();
+        let stride = if spread { id_stride } else { size as u64 };
+        let address = memory.add_sparse(name, stride * values.len() as u64, 0);
+        for n in 0..values.len() {
+            let bytes = &value(n).to_le_bytes()[..size];
+            memory.write(address + n as u64 * stride, bytes);
         }
         memory.set_read_only(address);
-        RowAddresses::Ids(address)
-    };
+        Ids::at(address, values.id_type, values.len())
+    });
+    if !has_rows && case.positions.row_kind != FrequencyRowKind::None {
+        placed = placed.frequency_row(case.positions.row);
+    }
 
-    let mut launch = plan
-        .launch(
-            &Addresses {
-                q: addresses[0],
-                k: addresses[1],
-                angles,
-                positions: PositionAddresses::Ids {
-                    address: ids,
-                    dtype: PositionDtype::I64,
-                },
-                rows,
-            },
-            case.multiprocessors,
-        )
-        .unwrap()
-        .expect("something to rotate");
+    let addresses = Addresses {
+        q: addresses[0],
+        k: addresses[1],
+        angles,
+        positions: placed,
+    };
+    let call = plan.call(&addresses).unwrap().expect("something to rotate");
+    let mut launch = call.launch(&subject.image.target(case));
     assert_eq!(launch.kernel, check.kernel);
     if spread {
         let params = &mut launch.params;
         params.positions.start = start;
         params.positions.advance = advance;
-        params.positions.sequence_stride = id_stride as i64;
-        params.positions.batch_stride = (id_stride * sequence as u64) as i64;
         params.positions.axis_stride = (id_stride * tokens as u64) as i64;
-        params.rows.sequence_stride = params.positions.sequence_stride;
-        params.rows.batch_stride = params.positions.batch_stride;
-        match check.kernel.angles {
-            AngleKind::Exact => {}
-            AngleKind::Rows if case.row_kind == FrequencyRowKind::None => {}
-            AngleKind::Rows => {
-                params.angles.rows = ((ROWS as u64 - 1) << STEP_ROW_SPREAD) + 1;
+        for ids in [&mut params.positions.ids, &mut params.rows.ids] {
+            ids.token = id_stride as i64;
+            ids.batch = (id_stride * sequence as u64) as i64;
+        }
+        match case.rope.angles() {
+            Angles::Table(_) => params.rows.count = (((ROWS as u64 - 1) << ROW_SPREAD) + 1) as u32,
+            Angles::Rows(_) if has_rows => {
+                params.rows.count = (((ROWS as u64 - 1) << ROW_SPREAD) + 1) as u32;
             }
-            AngleKind::Table => {
-                params.angles.rows = (spread_position(ROWS - 1, row_spread) + 1) as u64;
-                params.angles.cos_scale *= scales[0];
-                params.angles.sin_scale *= scales[1];
-            }
+            _ => {}
         }
     }
-    let (grid, block) = shape.unwrap_or((launch.grid, launch.block));
-    let name = launch.kernel.name();
-    let launch = Launch::new(&name, grid, block, launch.params.as_bytes());
-    let stats = run(module, &mut memory, &launch)?;
-    let once = angle_bytes(case, positions, u64::from(grid[1] * block[1]));
+    if let Some((block, [heads, chunks])) = shape {
+        let params = &mut launch.params;
+        params.token_groups = params.tokens.div_ceil(block[2]);
+        launch.block = block;
+        launch.grid = [params.batch * params.token_groups, heads, chunks];
+        launch.shared_bytes =
+            8 * block[0] * block[2] * if check.kernel.pairing.is_some() { 4 } else { 1 };
+    }
+    let stats = run_launch(
+        &subject.module,
+        &mut memory,
+        &launch,
+        subject.image.dependent(),
+    )?;
+    let once = angle_bytes(case, tokens, u64::from(launch.grid[1]));
     let loaded = ["steps", "cos", "sin"].map(|name| stats.buffer(name));
     let loaded: u64 = loaded.into_iter().flatten().map(|t| t.loaded_bytes()).sum();
 
@@ -699,22 +719,10 @@ fn spread_position(position: i64, row_spread: u32) -> i64 {
     }
 }
 
-/// Bytes of angles that a launch loads: for each token that rotates, each row of threads that has
-/// a head loads them once.
-fn angle_bytes(case: &Case, positions: &[i64], rows: u64) -> u64 {
-    let heads = |tensor: &TensorCase| match tensor.layout {
-        InOut::InPlace(layout) => layout.shape()[2],
-        InOut::OutOfPlace { source, .. } => source.shape()[2],
-    };
-    let heads: usize = case.tensors().map(heads).sum();
-    let tokens = match case.rope.angles() {
-        Angles::Table(table) if table.out_of_range() == OutOfRange::PassThrough => {
-            let inside = |p: &&i64| (0..table.rows() as i64).contains(*p);
-            positions.iter().filter(inside).count()
-        }
-        angles => positions.len() / angles.axes(),
-    };
+/// Bytes of angles that a launch loads: for each token, each of the blocks that share its heads loads
+/// them once.
+fn angle_bytes(case: &Case, tokens: usize, blocks: u64) -> u64 {
+    let angles = case.rope.angles();
     // A step takes as many bytes as a cosine and a sine.
-    let bytes = case.rope.angles().axes() * case.rope.angles().pairs() * 8;
-    rows.min(heads as u64) * (tokens * bytes) as u64
+    blocks * (tokens * angles.axes() * angles.pairs() * 8) as u64
 }

@@ -1,6 +1,6 @@
 //! Memory checks, divergence, barriers, counts.
 
-use super::{AccessError, Fault, FaultKind, Launch, Memory, Module, Stats, Touches, run};
+use ptx_interpreter::{AccessError, Fault, FaultKind, Launch, Memory, Module, Stats, Touches, run};
 
 /// A kernel `k` with a pointer parameter `a`, in `%a`, and `b`, in `%b`. `%t` is the thread, `%g`
 /// the thread in the grid, `%at` the address of the thread's 4 bytes in `a`.

@@ -1,10 +1,10 @@
 //! From the text of an instruction to [`Inst`]: names become slots, modifiers are checked against
 //! what each opcode accepts, operands against the instruction's types.
 
-use super::inst::*;
-use super::machine::window;
-use super::parse::immediate;
-use super::regular::{CONVERTIBLE, DATA, INTEGERS, MEMORY, regular, round};
+use crate::inst::*;
+use crate::machine::window;
+use crate::parse::immediate;
+use crate::regular::{CONVERTIBLE, DATA, INTEGERS, MEMORY, regular, round};
 use std::collections::HashMap;
 
 #[derive(Debug)]
@@ -274,7 +274,6 @@ impl<'a, 'm> Body<'a, 'm> {
         }
         Ok(Function {
             name,
-            params: Vec::new(),
             param_size: 0,
             code: self.code,
             slots: self.slots as usize,

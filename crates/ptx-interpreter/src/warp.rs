@@ -1,8 +1,8 @@
 //! One warp: its registers, and the instructions that touch nothing else.
 
-use super::alu;
-use super::inst::*;
-use super::machine::FaultKind;
+use crate::alu;
+use crate::inst::*;
+use crate::machine::FaultKind;
 
 pub const LANES: usize = 32;
 type Lanes = [u64; LANES];

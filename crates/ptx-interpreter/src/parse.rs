@@ -1,8 +1,8 @@
 //! Module structure: directives, variables, kernels, statements. Instructions go on to `decode`.
 
-use super::decode::{Body, Operand, Statement};
-use super::inst::{Function, Param, Space, Ty, Variable};
-use super::lex::{Lexer, Token};
+use crate::decode::{Body, Operand, Statement};
+use crate::inst::{Function, Param, Space, Ty, Variable};
+use crate::lex::{Lexer, Token};
 use std::collections::HashMap;
 use std::fmt;
 
@@ -32,8 +32,8 @@ impl std::error::Error for Error {}
 #[derive(Debug)]
 pub struct Module {
     lines: Vec<String>,
-    pub(super) functions: Vec<Function>,
-    pub(super) variables: Vec<Variable>,
+    pub(crate) functions: Vec<Function>,
+    pub(crate) variables: Vec<Variable>,
 }
 
 impl Module {
@@ -94,14 +94,14 @@ impl Module {
         lines
     }
 
-    pub(super) fn function(&self, entry: &str) -> Option<&Function> {
+    pub(crate) fn function(&self, entry: &str) -> Option<&Function> {
         self.functions.iter().find(|f| f.name == entry)
     }
 }
 
 type Parsed<T> = Result<T, String>;
 
-pub(super) struct Parser<'a> {
+pub(crate) struct Parser<'a> {
     lexer: Lexer<'a>,
     functions: Vec<Function>,
     variables: Vec<Variable>,
@@ -209,7 +209,6 @@ impl<'a> Parser<'a> {
             message
         })?;
         self.functions.push(Function {
-            params,
             param_size,
             max_threads,
             required_block,
@@ -251,9 +250,8 @@ impl<'a> Parser<'a> {
                 .ok_or("a parameter without a size")?;
             align = align.max(ty.bytes());
             let offset = end.next_multiple_of(align);
-            let size = ty.bytes() * count;
-            end = offset + size;
-            params.push(Param { name, offset, size });
+            end = offset + ty.bytes() * count;
+            params.push(Param { name, offset });
         }
         punct(&mut self.lexer, b')')?;
         Ok((params, end))
@@ -402,7 +400,7 @@ fn initial_bytes(lexer: &mut Lexer, ty: Ty, braces: bool, bytes: &mut [u8]) -> P
 }
 
 /// The bits of a literal as an operand of type `ty`.
-pub(super) fn immediate(operand: &Operand, ty: Ty) -> Parsed<u64> {
+pub(crate) fn immediate(operand: &Operand, ty: Ty) -> Parsed<u64> {
     match *operand {
         Operand::Int(value, negative) => {
             let bits = ty.bits();

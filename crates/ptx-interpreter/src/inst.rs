@@ -423,13 +423,11 @@ pub struct Variable {
 pub struct Param {
     pub name: String,
     pub offset: usize,
-    pub size: usize,
 }
 
 #[derive(Debug)]
 pub struct Function {
     pub name: String,
-    pub params: Vec<Param>,
     pub param_size: usize,
     pub code: Vec<Inst>,
     pub slots: usize,

@@ -1,6 +1,6 @@
 //! Buffers with device-like addresses, and the checks every access goes through.
 
-use super::inst::Space;
+use crate::inst::Space;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -98,7 +98,7 @@ impl Traffic {
         bytes_of(&self.stores)
     }
 
-    pub(super) fn add(&mut self, other: &Traffic) {
+    pub(crate) fn add(&mut self, other: &Traffic) {
         for n in 0..5 {
             self.loads[n] += other.loads[n];
             self.stores[n] += other.stores[n];
@@ -303,7 +303,7 @@ enum Store {
     Sparse(BTreeMap<u64, Chunk>),
 }
 
-pub(super) struct Buffer {
+pub(crate) struct Buffer {
     pub name: String,
     pub space: Space,
     pub traffic: Traffic,
@@ -351,7 +351,7 @@ impl Buffer {
 /// The buffers kernels may touch.
 pub struct Memory {
     /// By address.
-    pub(super) buffers: Vec<Buffer>,
+    pub(crate) buffers: Vec<Buffer>,
     /// Where the next buffer may start.
     next: u64,
     gap: u64,
@@ -376,7 +376,7 @@ impl Memory {
     }
 
     /// A segment of another space, with addresses from 0.
-    pub(super) fn segment() -> Memory {
+    pub(crate) fn segment() -> Memory {
         Memory {
             buffers: Vec::new(),
             next: 0,
@@ -437,7 +437,7 @@ impl Memory {
     }
 
     /// A variable: aligned as declared and no better, so that code counting on more is found out.
-    pub(super) fn add_variable(
+    pub(crate) fn add_variable(
         &mut self,
         name: &str,
         space: Space,
@@ -450,7 +450,7 @@ impl Memory {
     }
 
     /// Takes a variable away again.
-    pub(super) fn remove(&mut self, address: u64) {
+    pub(crate) fn remove(&mut self, address: u64) {
         let index = self.index_of(address);
         self.buffers.remove(index);
     }
@@ -576,7 +576,7 @@ impl Memory {
     }
 
     /// Forgets the counts and records of earlier launches.
-    pub(super) fn begin(&mut self) {
+    pub(crate) fn begin(&mut self) {
         self.generation += 1;
         for buffer in &mut self.buffers {
             buffer.traffic = Traffic::default();
@@ -584,7 +584,7 @@ impl Memory {
     }
 
     /// For a new block: contents and records go, the buffers stay.
-    pub(super) fn forget_contents(&mut self) {
+    pub(crate) fn forget_contents(&mut self) {
         self.generation += 1;
         for buffer in &mut self.buffers {
             if let Store::Dense(chunk) = &mut buffer.store {
@@ -623,7 +623,7 @@ impl Memory {
         Ok(*hint)
     }
 
-    pub(super) fn load(
+    pub(crate) fn load(
         &mut self,
         address: u64,
         width: usize,
@@ -644,7 +644,7 @@ impl Memory {
             .map_err(|(i, e)| e.at(address + i as u64))
     }
 
-    pub(super) fn store(
+    pub(crate) fn store(
         &mut self,
         address: u64,
         width: usize,
@@ -669,7 +669,7 @@ impl Memory {
     }
 
     /// Where an address lies in relation to the buffer closest to it.
-    pub(super) fn nearest(&self, address: u64) -> String {
+    pub(crate) fn nearest(&self, address: u64) -> String {
         let distance = |b: &Buffer| {
             let end = b.address + b.length;
             if address < b.address {

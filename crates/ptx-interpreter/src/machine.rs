@@ -1,10 +1,10 @@
 //! Launches: blocks, warps, divergence, barriers, loads and stores.
 
-use super::alu;
-use super::inst::*;
-use super::memory::{AccessError, Memory, Traffic, Who};
-use super::parse::Module;
-use super::warp::{LANES, Raised, Warp, lanes, raise};
+use crate::alu;
+use crate::inst::*;
+use crate::memory::{AccessError, Memory, Traffic, Who};
+use crate::parse::Module;
+use crate::warp::{LANES, Raised, Warp, lanes, raise};
 use std::collections::HashMap;
 use std::fmt;
 

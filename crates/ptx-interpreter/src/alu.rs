@@ -1,6 +1,6 @@
 //! Arithmetic on register values. Registers are `u64`; a narrower value has its upper bits clear.
 
-use super::inst::{Class, Cmp, Convert, Round, Ty};
+use crate::inst::{Class, Cmp, Convert, Round, Ty};
 
 pub const NAN_F32: u32 = 0x7fff_ffff;
 
@@ -380,5 +380,66 @@ pub fn extend(value: u64, ty: Ty, register: u8) -> u64 {
         sign_extend(value, ty.bits()) as u64 & (u64::MAX >> (64 - u32::from(register)))
     } else {
         value & ty.mask()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A fixed sequence of bit patterns.
+    fn patterns() -> impl Iterator<Item = u64> {
+        let mut state = 0x9e37_79b9_7f4a_7c15u64;
+        std::iter::repeat_with(move || {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            state ^ (state >> 29)
+        })
+    }
+
+    #[test]
+    fn directed_roundings_enclose_the_nearest() {
+        let mut bits = patterns();
+        for _ in 0..100_000 {
+            let [x, y, z] = [0; 3].map(|_: u32| f32_of(bits.next().unwrap_or(0) >> 32));
+            let at = |round| f32_of(fma(x, y, z, round));
+            let [nearest, zero, down, up] =
+                [Round::Nearest, Round::Zero, Round::Down, Round::Up].map(at);
+            if nearest.is_nan() {
+                assert!(zero.is_nan() && down.is_nan() && up.is_nan());
+                continue;
+            }
+            assert!(nearest == down || nearest == up, "{x:e} * {y:e} + {z:e}");
+            assert!(up == down || up == down.next_up());
+            assert_eq!(zero, if nearest.is_sign_negative() { up } else { down });
+        }
+    }
+
+    #[test]
+    fn narrowing_agrees_with_other_implementations() {
+        for bits in patterns().take(200_000) {
+            let wide = f64::from_bits(bits);
+            if !wide.is_nan() {
+                let expected = u64::from((wide as f32).to_bits());
+                assert_eq!(narrow(wide, F32, Round::Nearest), expected);
+            }
+            // Exponents near the range of f16.
+            let x = f32::from_bits((bits as u32 & 0x87ff_ffff) + 0x3400_0000);
+            let (half, brain) = (
+                half::f16::from_f32(x).to_bits(),
+                half::bf16::from_f32(x).to_bits(),
+            );
+            assert_eq!(
+                narrow(f64::from(x), F16, Round::Nearest),
+                u64::from(half),
+                "{x:e}"
+            );
+            assert_eq!(
+                narrow(f64::from(x), BF16, Round::Nearest),
+                u64::from(brain),
+                "{x:e}"
+            );
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The opcodes that need no decoding of their own, and the type lists of all.
 
-use super::inst::*;
+use crate::inst::*;
 
 pub const INTEGERS: &[Ty] = &[Ty::U16, Ty::U32, Ty::U64, Ty::S16, Ty::S32, Ty::S64];
 pub const NARROW: &[Ty] = &[Ty::U16, Ty::U32, Ty::S16, Ty::S32];

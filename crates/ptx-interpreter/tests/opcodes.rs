@@ -1,8 +1,6 @@
 //! Each opcode against values worked out by hand.
 
-use super::alu;
-use super::inst::Round;
-use super::{Launch, Memory, Module, run};
+use ptx_interpreter::{Launch, Memory, Module, run};
 
 /// Runs `op` in one thread. `signature` gives the register kinds, result first: `h`, `r` and `d`
 /// are 16, 32 and 64 bits, `p` a predicate. Arguments past the signature are appended as text.
@@ -474,62 +472,6 @@ fn fma_f32_rounds_once() {
         fma.rz.f32 rrrr: 1 1 0 = 0, 1 1 -1.0 = 0xbf7fffff
         ",
     );
-}
-
-/// A fixed sequence of bit patterns.
-fn patterns() -> impl Iterator<Item = u64> {
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    std::iter::repeat_with(move || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        state ^ (state >> 29)
-    })
-}
-
-#[test]
-fn directed_roundings_enclose_the_nearest() {
-    let mut bits = patterns();
-    for _ in 0..100_000 {
-        let [x, y, z] = [0; 3].map(|_: u32| alu::f32_of(bits.next().unwrap_or(0) >> 32));
-        let at = |round| alu::f32_of(alu::fma(x, y, z, round));
-        let [nearest, zero, down, up] =
-            [Round::Nearest, Round::Zero, Round::Down, Round::Up].map(at);
-        if nearest.is_nan() {
-            assert!(zero.is_nan() && down.is_nan() && up.is_nan());
-            continue;
-        }
-        assert!(nearest == down || nearest == up, "{x:e} * {y:e} + {z:e}");
-        assert!(up == down || up == down.next_up());
-        assert_eq!(zero, if nearest.is_sign_negative() { up } else { down });
-    }
-}
-
-#[test]
-fn narrowing_agrees_with_other_implementations() {
-    for bits in patterns().take(200_000) {
-        let wide = f64::from_bits(bits);
-        if !wide.is_nan() {
-            let expected = u64::from((wide as f32).to_bits());
-            assert_eq!(alu::narrow(wide, alu::F32, Round::Nearest), expected);
-        }
-        // Exponents near the range of f16.
-        let x = f32::from_bits((bits as u32 & 0x87ff_ffff) + 0x3400_0000);
-        let (half, brain) = (
-            half::f16::from_f32(x).to_bits(),
-            half::bf16::from_f32(x).to_bits(),
-        );
-        assert_eq!(
-            alu::narrow(f64::from(x), alu::F16, Round::Nearest),
-            u64::from(half),
-            "{x:e}"
-        );
-        assert_eq!(
-            alu::narrow(f64::from(x), alu::BF16, Round::Nearest),
-            u64::from(brain),
-            "{x:e}"
-        );
-    }
 }
 
 #[test]

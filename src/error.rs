@@ -446,12 +446,12 @@ pub enum Error {
     },
 }
 
-/// For whoever packs several sequences into one batch row and gives a value for each of them.
+/// For whoever packs several sequences as one and gives a value for each of them.
 fn packed_advice(kind: PositionKind, expected: usize, got: usize) -> &'static str {
     match kind {
         PositionKind::StartPerSequence | PositionKind::PerSequence if expected == 1 && got > 1 => {
-            " (for sequences that are packed as one, give the position of each token: \
-             PositionKind::PerToken)"
+            " (for sequences that are packed as one, give the position of each token, with \
+             Positions::per_token)"
         }
         _ => "",
     }

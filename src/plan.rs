@@ -177,6 +177,29 @@ impl Reach {
             ],
         }
     }
+
+    /// A buffer of `got` elements reaches as far as the layout.
+    fn check(&self, what: &'static str, got: usize) -> Result<(), Error> {
+        let needed = self.needed;
+        if got < needed {
+            return Err(Error::BufferTooShort { what, needed, got });
+        }
+        Ok(())
+    }
+
+    /// It has no room for another token or sequence.
+    fn check_room(&self, what: &'static str, got: usize) -> Result<(), Error> {
+        let [token, sequence] = self.with_another;
+        if got < token.min(sequence) {
+            return Ok(());
+        }
+        Err(Error::BufferHasRoom {
+            what,
+            more: if got >= token { "token" } else { "sequence" },
+            needed: self.needed,
+            got,
+        })
+    }
 }
 
 impl PlannedTensor {
@@ -188,39 +211,11 @@ impl PlannedTensor {
         }
     }
 
-    /// Buffers of these lengths reach as far as the layouts do and, unless that is meant, have no room
-    /// for another token or sequence.
-    fn check_lengths(
-        &self,
-        source: usize,
-        destination: usize,
-        longer_buffers: bool,
-    ) -> Result<(), Error> {
+    /// What is read and what is written, with names for errors.
+    fn sides(&self) -> [(&'static str, Reach); 2] {
         let (written, read) = self.labels();
         let [of_source, of_destination] = self.reach;
-        let check = |what, reach: Reach, got| {
-            let Reach {
-                needed,
-                with_another: [token, sequence],
-            } = reach;
-            if got < needed {
-                return Err(Error::BufferTooShort { what, needed, got });
-            }
-            if !longer_buffers && got >= token.min(sequence) {
-                let more = if got >= token { "token" } else { "sequence" };
-                return Err(Error::BufferHasRoom {
-                    what,
-                    more,
-                    needed,
-                    got,
-                });
-            }
-            Ok(())
-        };
-        if !self.in_place {
-            check(read, of_source, source)?;
-        }
-        check(written, of_destination, destination)
+        [(read, of_source), (written, of_destination)]
     }
 
     /// For other numbers of sequences and tokens.
@@ -444,7 +439,8 @@ impl Plan {
         self.q.iter().chain(&self.k)
     }
 
-    /// The plan is over one buffer, which reaches as far as its layouts do.
+    /// The plan is over one buffer, which reaches as far as its layouts do and, unless that is meant, has
+    /// no room for another token or sequence.
     pub(crate) fn check_one_buffer(&self, len: usize) -> Result<(), Error> {
         if !self.one_buffer {
             return Err(Error::OneBufferMismatch {
@@ -452,18 +448,36 @@ impl Plan {
                 remedy: "call rotate, or plan with Problem::one_buffer",
             });
         }
-        self.tensors()
-            .try_for_each(|tensor| tensor.check_lengths(len, len, self.longer_buffers))
+        let mut furthest = None;
+        for side in self.tensors().flat_map(PlannedTensor::sides) {
+            let (what, reach) = side;
+            reach.check(what, len)?;
+            if furthest.is_none_or(|(_, most): (_, Reach)| reach.needed > most.needed) {
+                furthest = Some(side);
+            }
+        }
+        // Behind the others there is room, which is that one's.
+        match furthest {
+            Some((what, reach)) if !self.longer_buffers => reach.check_room(what, len),
+            _ => Ok(()),
+        }
     }
 
-    /// The buffers of an operand reach as far as its layouts do.
+    /// The buffers of an operand reach as far as its layouts do and, unless that is meant, have no room
+    /// for another token or sequence.
     pub(crate) fn check_lengths(
         &self,
         tensor: &PlannedTensor,
         source: usize,
         destination: usize,
     ) -> Result<(), Error> {
-        tensor.check_lengths(source, destination, self.longer_buffers)
+        for ((what, reach), len) in tensor.sides().into_iter().zip([source, destination]) {
+            reach.check(what, len)?;
+            if !self.longer_buffers {
+                reach.check_room(what, len)?;
+            }
+        }
+        Ok(())
     }
 
     /// Checks the forms of the operands of a call against the plan's.

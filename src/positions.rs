@@ -31,7 +31,7 @@ impl PositionKind {
             PositionKind::StartPerSequence | PositionKind::PerSequence => batch,
             PositionKind::PerToken => batch.saturating_mul(tokens),
             PositionKind::PerTokenShared => tokens,
-            // A plan without elements may have any shape.
+            // Where `usize` has 32 bits, axes may not fit.
             PositionKind::PerAxis => axes.saturating_mul(batch).saturating_mul(tokens),
         }
     }

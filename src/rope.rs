@@ -105,7 +105,7 @@ impl Rope {
 
     /// A rotation that moves what this one has rotated to other positions, in one pass (context
     /// shift of cached keys): at `position = new - old`, positive or negative and the same for all tokens of a
-    /// sequence ([`PositionKind::PerRow`](crate::PositionKind::PerSequence)), it turns the
+    /// sequence ([`PositionKind::PerSequence`](crate::PositionKind::PerSequence)), it turns the
     /// rest of the way. The attention factor is in the keys already and is not applied again; the
     /// result is off by one more rounding than a rotation of the original keys. With rows of
     /// frequencies each sequence has to keep its row.
@@ -186,7 +186,7 @@ impl Rope {
     /// let (starts, lengths) = ([70i64, 8999], [71, 9000]);
     /// let rows = lengths.iter().map(|&length| rope.row_for_length(length));
     /// let rows: Option<Vec<u32>> = rows.collect::<Result<_, Error>>()?;
-    /// let mut positions = Positions::start_per_row(&starts);
+    /// let mut positions = Positions::start_per_sequence(&starts);
     /// if let Some(rows) = &rows {
     ///     positions = positions.frequency_rows_per_sequence(rows);
     /// }

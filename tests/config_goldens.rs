@@ -9,9 +9,7 @@ use std::path::{Path, PathBuf};
 use phasor::config::{
     Axes, ConfigError, GgmlMrope, ModelConfig, OutputOrder, RopeConfig, Scaling, YarnScaling,
 };
-use phasor::{
-    Direction, Dtype, Frequencies, Host, InOut, Layout, Pairing, PositionKind, Positions, Problem,
-};
+use phasor::{Direction, Dtype, Frequencies, Host, InOut, Layout, Pairing, Positions, Problem};
 use safetensors::{Dtype as FileDtype, SafeTensors};
 use serde_json::{Value, json};
 
@@ -226,20 +224,14 @@ impl Call<'_> {
             };
             let layout = layout.with_rotary_offset(self.config.rotary_offset());
             let positions = self.positions();
-            let kind = if positions.len() > 1 {
-                PositionKind::PerAxis
-            } else {
-                PositionKind::PerToken
-            };
             let rope = phasor::Rope::new(self.frequencies.clone(), self.config.pairing())
                 .with_direction(self.config.direction());
             let rotator = Host::new().rotator(&rope);
-            let problem = Problem::new(Dtype::F32).q(layout).positions(kind);
-            let plan = rotator.plan(&problem).unwrap();
+            let plan = rotator.plan(&Problem::new(Dtype::F32).q(layout)).unwrap();
             let flat: Vec<i64> = positions.concat();
-            let given = match kind {
-                PositionKind::PerAxis => Positions::per_axis(&flat[..]),
-                _ => Positions::per_token(&flat[..]),
+            let given = match positions.len() {
+                1 => Positions::per_token(&flat),
+                _ => Positions::per_axis(&flat),
             };
             let in_place = Some(InOut::InPlace(&mut x[..]));
             rotator.rotate(&plan, in_place, None, given).unwrap();

@@ -2,13 +2,12 @@
 
 mod support;
 
+use phasor::call::{Addresses, AngleAddresses, RawPositions, TensorAddresses};
 use phasor::config::RopeConfig;
-use phasor::launch::{
-    Addresses, AngleAddresses, PositionAddresses, PositionDtype, RowAddresses, TensorAddresses,
-};
+use phasor::launch::Target;
 use phasor::{
-    CosSinTable, Device, Dtype, Error, Frequencies, Host, HostRotator, InOut, Isa, Layout,
-    OutOfRange, Pairing, Plan, PositionKind, PositionMemory, Positions, Problem, Rope, TensorName,
+    CosSinTable, Device, Dtype, Error, Frequencies, Host, HostRotator, IdType, Ids, InOut, Isa,
+    Layout, OutOfRange, Pairing, Plan, PositionKind, Positions, Problem, Rope, TensorName,
 };
 use proptest::prelude::*;
 use support::cases::config;
@@ -232,9 +231,9 @@ fn shapes_that_must_agree() {
         let error = fails(
             rotator(8).plan(&f32s().q(q).k(k)),
             &[
-                "q and k must agree in batch and sequence",
+                "q and k must agree in batch and tokens",
                 &format!(
-                    "[batch, sequence, heads, head_dim] is [2, 3, 4, 8] against {:?}",
+                    "[batch, tokens, heads, head_dim] is [2, 3, 4, 8] against {:?}",
                     k.shape()
                 ),
             ],
@@ -258,7 +257,7 @@ fn shapes_that_must_agree() {
             rotator(8).plan(&f32s().k((source, destination))),
             &[
                 "source and destination must agree in shape",
-                "[batch, sequence, heads, head_dim] is [2, 3, 4, ",
+                "[batch, tokens, heads, head_dim] is [2, 3, 4, ",
             ],
         );
         assert!(matches!(error, Error::ShapeMismatch { .. }));
@@ -280,7 +279,9 @@ fn layouts_that_are_too_large() {
         Layout::bshd(1, 1, 1, huge),
         Layout::bshd(huge, huge, huge, huge),
         Layout::bhsd(huge, huge, huge, huge),
-        Layout::tokens(1 << 60, 1, 8),
+        Layout::tokens(1 << 31, 1, 8),
+        Layout::bshd(1 << 16, 1 << 15, 1, 8),
+        Layout::bshd(1 << 30, 1 << 30, 0, 8),
         Layout::tokens(1, 1 << 28, 8),
         Layout::tokens(1, 1, 1 << 28),
         Layout::tokens(2, 1, 8).with_strides(0, huge, 0),
@@ -291,7 +292,12 @@ fn layouts_that_are_too_large() {
     ] {
         let error = fails(
             rotator(8).plan(&f32s().k(layout)),
-            &["k: the layout is too large", "below 2^63", "below 2^28"],
+            &[
+                "k: the layout is too large",
+                "below 2^63",
+                "below 2^28",
+                "tokens of the whole batch below 2^31",
+            ],
         );
         assert_eq!(
             error,
@@ -301,17 +307,18 @@ fn layouts_that_are_too_large() {
         );
     }
     // A source may repeat elements, but the work is counted all the same.
-    let many = Layout::tokens(1 << 60, 1, 8);
+    let many = Layout::bshd(1 << 15, 1 << 15, 1 << 27, 64);
     let source = many.with_strides(0, 0, 0);
     fails(
-        rotator(8).plan(&f32s().q((source, many))),
+        rotator(8).plan(&f32s().q((source, source))),
         &["q: the layout is too large"],
     );
     // Just below each limit; nothing is allocated for a plan.
     for layout in [
         Layout::tokens(1, (1 << 28) - 1, 8),
         Layout::tokens(1, 1, (1 << 28) - 1),
-        Layout::tokens(1 << 56, 1, 8),
+        Layout::tokens((1 << 31) - 1, 1, 8),
+        Layout::bshd((1 << 15) - 1, 1 << 16, 1, 8),
         Layout::tokens(2, 1, 8).with_strides(0, 1 << 60, 0),
     ] {
         assert!(rotator(8).plan(&f32s().q(layout)).is_ok());
@@ -324,7 +331,7 @@ fn layouts_that_overlap_themselves() {
     for strides in [
         [96, 32, 7], // heads
         [96, 7, 8],  // tokens
-        [0, 32, 8],  // batch rows on top of each other
+        [0, 32, 8],  // sequences on top of each other
         [96, 32, 0], // heads on top of each other
     ] {
         let [batch, sequence, head] = strides;
@@ -497,7 +504,7 @@ fn buffers_that_are_too_short() {
     let plan = rotator.plan(&f32s().q(q).k(k)).unwrap();
     let start = Positions::start(1);
     assert_eq!(call(&rotator, &plan, Some(48), Some(29), start), Ok(()));
-    assert_eq!(call(&rotator, &plan, Some(100), Some(100), start), Ok(()));
+    assert_eq!(call(&rotator, &plan, Some(63), Some(36), start), Ok(()));
     for (q, k, what, needed, got) in [
         (47, 29, "q", 48, 47),
         (48, 28, "k", 29, 28),
@@ -512,10 +519,7 @@ fn buffers_that_are_too_short() {
     let plan = rotator.plan(&f32s().k((q, q.with_offset(1)))).unwrap();
     for (from, to, what) in [(47, 49, "k's source"), (48, 48, "k's destination")] {
         let (source, mut destination) = (vec![1.0f32; from], vec![2.5f32; to]);
-        let k = InOut::OutOfPlace {
-            source: &source[..],
-            destination: &mut destination[..],
-        };
+        let k = (&source[..], &mut destination).into();
         fails(
             rotator.rotate(&plan, None, Some(k), start),
             &[what, "the layout needs"],
@@ -584,10 +588,7 @@ fn operands_of_another_form() {
     let result = call(&rotator, &out_of_place, Some(8), None, start);
     fails(result, &["has q out of place, the call has it in place"]);
     let (source, mut destination) = ([1.0f32; 8], [2.5f32; 8]);
-    let q = InOut::OutOfPlace {
-        source: &source[..],
-        destination: &mut destination[..],
-    };
+    let q = (&source[..], &mut destination[..]).into();
     let result = rotator.rotate(&only_q, Some(q), None, start);
     fails(result, &["has q in place, the call has it out of place"]);
 
@@ -634,21 +635,27 @@ fn elements_of_another_type() {
     );
 }
 
-/// Tokens of several sequences in one batch row, with a start or a shift for each sequence.
+/// Tokens of several sequences that are packed as one, with a start or a shift for each of them.
 #[test]
-fn a_position_per_sequence_of_a_packed_row() {
+fn a_position_per_sequence_of_packed_sequences() {
     let rotator = rotator(8);
     let packed = Layout::tokens(6, 1, 8);
     let batch = Layout::bshd(2, 3, 1, 8);
-    let advice = "packed in one batch row, give the position of each token";
+    let advice = "packed as one, give the position of each token";
     let ids = [0i64, 5, 9];
     for (kind, given) in [
-        (PositionKind::StartPerRow, Positions::start_per_row(&ids)),
-        (PositionKind::PerRow, Positions::per_row(&ids)),
+        (
+            PositionKind::StartPerSequence,
+            Positions::start_per_sequence(&ids),
+        ),
+        (PositionKind::PerSequence, Positions::per_sequence(&ids)),
     ] {
-        let plan = rotator.plan(&f32s().q(packed).positions(kind)).unwrap();
+        let plan = rotator.plan(&f32s().q(packed)).unwrap();
         let result = call(&rotator, &plan, Some(48), None, given);
-        let error = fails(result, &["3 positions given, give 1", advice, "PerToken"]);
+        let error = fails(
+            result,
+            &["3 positions given, give 1", advice, "Positions::per_token"],
+        );
         let (expected, got) = (1, 3);
         assert_eq!(
             error,
@@ -658,71 +665,59 @@ fn a_position_per_sequence_of_a_packed_row() {
                 kind
             }
         );
-        // Where there are several rows they are counted wrong, or there is no position at all.
-        let plan = rotator.plan(&f32s().q(batch).positions(kind)).unwrap();
+        // Where there are several sequences they are counted wrong, or there is no position at all.
+        let plan = rotator.plan(&f32s().q(batch)).unwrap();
         let error = call(&rotator, &plan, Some(48), None, given).unwrap_err();
         assert!(!error.to_string().contains("packed"), "{error}");
     }
     let result = Error::PositionsLength {
         expected: 1,
         got: 0,
-        kind: PositionKind::StartPerRow,
+        kind: PositionKind::StartPerSequence,
     };
     assert!(!result.to_string().contains("packed"));
 }
 
 #[test]
-fn positions_of_another_kind_or_number() {
-    use PositionKind::{PerAxis, PerRow, PerToken, Start, StartPerRow};
+fn positions_of_another_number() {
+    use PositionKind::{PerAxis, PerSequence, PerToken, PerTokenShared, Start, StartPerSequence};
     let rotator = rotator(8);
-    let layout = Layout::bshd(2, 3, 1, 8);
+    // One plan serves all kinds.
+    let plan = rotator.plan(&f32s().q(Layout::bshd(2, 3, 1, 8))).unwrap();
     let ids = [1i64; 9];
-    let given = |kind: PositionKind, n: usize| match kind {
-        Start => Positions::start(1),
-        StartPerRow => Positions::start_per_row(&ids[..n]),
+    let given = |kind, n: usize| match kind {
+        StartPerSequence => Positions::start_per_sequence(&ids[..n]),
+        PerSequence => Positions::per_sequence(&ids[..n]),
         PerToken => Positions::per_token(&ids[..n]),
+        PerTokenShared => Positions::per_token_shared(&ids[..n]),
         PerAxis => Positions::per_axis(&ids[..n]),
-        PerRow => Positions::per_row(&ids[..n]),
+        _ => Positions::start(1),
     };
-    for (planned, expected, phrase) in [
-        (Start, 0, "positions as one start,"),
-        (StartPerRow, 2, "one start per batch row"),
-        (PerRow, 2, "one position per batch row"),
+    for (kind, expected, phrase) in [
+        (StartPerSequence, 2, "one start per sequence of the batch"),
+        (PerSequence, 2, "one position per sequence of the batch"),
         (PerToken, 6, "one position per token"),
+        (PerTokenShared, 3, "one position per token of a sequence"),
         (PerAxis, 6, "one position per axis and token"),
     ] {
-        let plan = rotator.plan(&f32s().q(layout).positions(planned)).unwrap();
-        assert_eq!(plan.position_kind(), planned);
-        let call = |positions| call(&rotator, &plan, Some(48), None, positions);
-        assert_eq!(call(given(planned, expected)), Ok(()));
-        for other in [Start, StartPerRow, PerRow, PerToken, PerAxis] {
-            if other != planned {
-                let error = fails(call(given(other, expected)), &[phrase, "the call gives"]);
-                assert_eq!(
-                    error,
-                    Error::PositionKindMismatch {
-                        planned,
-                        given: other
-                    }
-                );
+        assert_eq!(given(kind, 0).kind(), kind);
+        for got in 0..ids.len() {
+            let result = call(&rotator, &plan, Some(48), None, given(kind, got));
+            if got == expected {
+                assert_eq!(result, Ok(()));
+                continue;
             }
-        }
-        for got in [0, 1, 3, 5, 7, 9] {
-            if planned != Start {
-                let counts = format!("{got} positions given, give {expected}");
-                let error = fails(call(given(planned, got)), &[&counts, phrase]);
-                let kind = planned;
-                assert_eq!(
-                    error,
-                    Error::PositionsLength {
-                        expected,
-                        got,
-                        kind
-                    }
-                );
-            }
+            let counts = format!("{got} positions given, give {expected}: {phrase}");
+            let error = Error::PositionsLength {
+                expected,
+                got,
+                kind,
+            };
+            assert_eq!(fails(result, &[&counts]), error);
         }
     }
+    let start = given(Start, 0);
+    assert_eq!(call(&rotator, &plan, Some(48), None, start), Ok(()));
 }
 
 #[test]
@@ -731,9 +726,7 @@ fn positions_outside_a_table() {
     assert_eq!(table.out_of_range(), OutOfRange::Error);
     let rope = Rope::new(table.clone(), Pairing::HalfSplit);
     let rotator = Host::new().rotator(&rope);
-    let problem = f32s()
-        .q(Layout::bshd(2, 2, 1, 2))
-        .positions(PositionKind::PerToken);
+    let problem = f32s().q(Layout::bshd(2, 2, 1, 2));
     let plan = rotator.plan(&problem).unwrap();
     let result = call(
         &rotator,
@@ -745,7 +738,7 @@ fn positions_outside_a_table() {
     let error = fails(
         result,
         &[
-            "position 4 (batch row 1, token 0)",
+            "position 4 (sequence 1, token 0)",
             "extend the table",
             "Clamp",
         ],
@@ -774,47 +767,39 @@ fn positions_outside_a_table() {
     let error = fails(result, phrases);
     assert!(!error.to_string().contains("extend the table"), "{error}");
 
-    // Positions that only the device sees cannot be checked; a start can.
-    let seen = |rope: &Rope, kind, memory| Plan::new(rope, &problem.positions(kind), memory);
-    for kind in [PositionKind::PerToken, PositionKind::StartPerRow] {
-        let result = seen(&rope, kind, PositionMemory::Device);
-        let error = fails(result, &["give the table OutOfRange::Clamp or PassThrough"]);
-        assert_eq!(error, Error::DevicePositionsUnchecked);
-        // A plan for the host does not get around that.
-        let on_host = seen(&rope, kind, PositionMemory::Host).unwrap();
+    // Ids at an address are not looked at; a start is.
+    let at_addresses = |rope: &Rope, positions| {
         let addresses = Addresses {
             q: TensorAddresses::default(),
             k: TensorAddresses::default(),
             angles: AngleAddresses::Table { cos: 256, sin: 512 },
-            positions: PositionAddresses::Ids {
-                address: 1024,
-                dtype: PositionDtype::I32,
-            },
-            rows: RowAddresses::None,
+            positions,
         };
-        let error = on_host.launch(&addresses, 1).unwrap_err();
+        Plan::new(rope, &problem).unwrap().call(&addresses)
+    };
+    let ids = |len| Ids::at(1024, IdType::I32, len);
+    for unseen in [
+        RawPositions::per_token(ids(4)),
+        RawPositions::start_per_sequence(ids(2)),
+    ] {
+        let error = fails(
+            at_addresses(&rope, unseen),
+            &["give the table OutOfRange::Clamp or PassThrough"],
+        );
         assert_eq!(error, Error::DevicePositionsUnchecked);
-        // Nor does a launch take a start that the host can see to be outside.
-        let from_start = seen(&rope, PositionKind::Start, PositionMemory::Device).unwrap();
-        let launch = |start| {
-            let positions = PositionAddresses::Start(start);
-            from_start.launch(
-                &Addresses {
-                    positions,
-                    ..addresses
-                },
-                1,
-            )
-        };
-        let outside = |result| matches!(result, Err(Error::PositionOutOfRange { .. }));
-        assert!(launch(0).is_ok());
-        assert!(outside(launch(-1)) && outside(launch(i64::MAX)) && outside(launch(4)));
         for choice in [OutOfRange::Clamp, OutOfRange::PassThrough] {
             let rope = Rope::new(table.clone().with_out_of_range(choice), Pairing::HalfSplit);
-            assert!(seen(&rope, kind, PositionMemory::Device).is_ok());
+            assert!(at_addresses(&rope, unseen).unwrap().is_some());
         }
     }
-    assert!(seen(&rope, PositionKind::Start, PositionMemory::Device).is_ok());
+    for start in [0, 2] {
+        let call = at_addresses(&rope, RawPositions::start(start));
+        assert!(call.unwrap().is_some());
+    }
+    for start in [-1, 3, 4, i64::MAX] {
+        let result = at_addresses(&rope, RawPositions::start(start));
+        assert!(matches!(result, Err(Error::PositionOutOfRange { .. })));
+    }
 }
 
 #[test]
@@ -855,30 +840,29 @@ fn plans_of_another_rotator() {
 }
 
 #[test]
-fn launches_that_do_not_fit_the_plan() {
-    let rotator = rotator(8);
-    let plan = rotator.plan(&f32s().q(Layout::tokens(1, 1, 8))).unwrap();
+fn addresses_that_do_not_fit_the_plan() {
+    let plan = rotator(8).plan(&f32s().q(Layout::tokens(1, 1, 8)));
+    let plan = plan.unwrap();
     let exact = Addresses {
         q: TensorAddresses::default(),
         k: TensorAddresses::default(),
-        angles: AngleAddresses::Exact { steps: 0 },
-        positions: PositionAddresses::Start(0),
-        rows: RowAddresses::None,
+        angles: AngleAddresses::Steps {
+            steps: 0,
+            factors: 0,
+        },
+        positions: RawPositions::start(0),
     };
-    assert!(plan.launch(&exact, 1).unwrap().is_some());
+    assert!(plan.call(&exact).unwrap().is_some());
     let table = Addresses {
         angles: AngleAddresses::Table { cos: 0, sin: 0 },
         ..exact
     };
-    assert_eq!(plan.launch(&table, 1).unwrap_err(), Error::PlanMismatch);
+    assert_eq!(plan.call(&table).unwrap_err(), Error::PlanMismatch);
     let ids = Addresses {
-        positions: PositionAddresses::Ids {
-            address: 0,
-            dtype: PositionDtype::I32,
-        },
+        positions: RawPositions::per_token(Ids::at(0, IdType::I32, 2)),
         ..exact
     };
-    fails(plan.launch(&ids, 1), &["made for positions as one start"]);
+    fails(plan.call(&ids), &["2 positions given, give 1"]);
 }
 
 #[test]
@@ -1003,6 +987,24 @@ fn operands() -> impl Strategy<Value = Option<InOut<Layout>>> {
     )
 }
 
+/// Of any kind, as many ids as there happen to be; nothing reads them.
+fn any_positions() -> impl Strategy<Value = RawPositions> {
+    let id_types = vec![IdType::I32, IdType::I64, IdType::U32];
+    let ids = (prop::sample::select(id_types), sizes())
+        .prop_map(|(id_type, len)| Ids::at(16, id_type, len));
+    let kinds: Vec<fn(Ids<u64>) -> RawPositions> = vec![
+        RawPositions::start_per_sequence,
+        RawPositions::per_sequence,
+        RawPositions::per_token,
+        RawPositions::per_token_shared,
+        RawPositions::per_axis,
+    ];
+    prop_oneof![
+        any::<i64>().prop_map(RawPositions::start),
+        (prop::sample::select(kinds), ids).prop_map(|(kind, ids)| kind(ids)),
+    ]
+}
+
 proptest! {
     // As many without optimisation: it is there that arithmetic is checked.
     #![proptest_config(ProptestConfig { cases: 20_000, ..config(0) })]
@@ -1014,14 +1016,11 @@ proptest! {
         q in operands(),
         k in operands(),
         dtype in prop::sample::select(Dtype::ALL.to_vec()),
-        kind in prop::sample::select(vec![
-            PositionKind::Start, PositionKind::StartPerRow, PositionKind::PerToken,
-            PositionKind::PerAxis, PositionKind::PerRow,
-        ]),
+        positions in any_positions(),
         (one_buffer, disjoint, same_shape) in any::<(bool, bool, bool)>(),
-        start in any::<i64>(),
+        (tokens, sequences) in (sizes(), sizes()),
     ) {
-        let mut problem = Problem::new(dtype).positions(kind);
+        let mut problem = Problem::new(dtype);
         if let Some(q) = q {
             problem = problem.q(q);
         }
@@ -1036,22 +1035,31 @@ proptest! {
             problem = unsafe { problem.assume_disjoint() };
         }
         let rotator = rotator(8);
-        for memory in [PositionMemory::Host, PositionMemory::Device] {
-            let Ok(plan) = Plan::new(rotator.rope(), &problem, memory) else { continue };
+        let Ok(plan) = rotator.plan(&problem) else { return Ok(()) };
+        let first = plan.first_tokens(tokens);
+        prop_assert_eq!(first.is_ok(), tokens <= plan.tokens());
+        let sequence = plan.first_sequences(sequences);
+        prop_assert_eq!(sequence.is_ok(), sequences <= plan.batch());
+        let both = first.clone().and_then(|first| first.first_sequences(sequences));
+        let parts = [first, sequence, both].into_iter().flatten();
+        for plan in [plan].into_iter().chain(parts) {
             let (bytes, at) = (plan.bytes(), TensorAddresses::default());
-            let positions = match kind {
-                PositionKind::Start => PositionAddresses::Start(start),
-                _ => PositionAddresses::Ids { address: 16, dtype: PositionDtype::I64 },
-            };
-            let angles = AngleAddresses::Exact { steps: 16 };
-            let rows = RowAddresses::None;
-            let launch = plan.launch(&Addresses { q: at, k: at, angles, positions, rows }, 132)?;
-            prop_assert_eq!(launch.is_none(), bytes == 0);
-            if let Some(launch) = launch {
+            prop_assert_eq!(plan.is_empty(), bytes == 0);
+            let angles = AngleAddresses::Steps { steps: 16, factors: 16 };
+            let addresses = |positions| Addresses { q: at, k: at, angles, positions };
+            // Ids of any number are refused, or are as many as there are tokens.
+            if let Ok(call) = plan.call(&addresses(positions)) {
+                prop_assert_eq!(call.is_none(), bytes == 0);
+            }
+            let ids = Ids::at(16, IdType::I64, plan.batch() * plan.tokens());
+            let call = plan.call(&addresses(RawPositions::per_token(ids)))?;
+            prop_assert_eq!(call.is_none(), bytes == 0);
+            if let Some(call) = call {
+                let launch = call.launch(&Target::new(132));
                 prop_assert!(launch.grid.iter().chain(&launch.block).all(|&n| n >= 1));
             }
-            if one_buffer && kind == PositionKind::Start {
-                let result = rotator.rotate_one_buffer::<f32>(&plan, &mut [], Positions::start(start));
+            if one_buffer {
+                let result = rotator.rotate_one_buffer::<f32>(&plan, &mut [], Positions::start(3));
                 prop_assert_eq!(result.is_ok(), bytes == 0 && dtype == Dtype::F32);
             }
         }

@@ -166,10 +166,11 @@ fn case(bytes: &[u8]) -> Option<Case> {
     let dtype = source.pick(&Dtype::ALL);
     let kind = source.pick(&[
         PositionKind::Start,
-        PositionKind::StartPerRow,
+        PositionKind::StartPerSequence,
         PositionKind::PerToken,
+        PositionKind::PerTokenShared,
         PositionKind::PerAxis,
-        PositionKind::PerRow,
+        PositionKind::PerSequence,
     ]);
     let row_kind = match rope.angles() {
         Angles::Rows(_) => source.pick(&[
@@ -188,7 +189,7 @@ fn case(bytes: &[u8]) -> Option<Case> {
     let (q, k) = (tensor(6), tensor(3));
     let one_buffer = source.byte() % 3 == 0;
 
-    let mut problem = Problem::new(dtype).positions(kind).frequency_rows(row_kind);
+    let mut problem = Problem::new(dtype);
     for (layout, is_q) in [(q, true), (k, false)] {
         problem = match layout {
             Some(layout) if is_q => problem.q(layout),
@@ -237,15 +238,15 @@ fn case(bytes: &[u8]) -> Option<Case> {
         }))
     };
     let (q, k) = (fill(q)?, fill(k)?);
-    // Without a tensor a plan has no shape, and takes no positions.
-    if (q.is_none() && k.is_none()) || batch.saturating_mul(sequence).max(batch) > 1 << 12 {
+    if batch.saturating_mul(sequence).max(batch).max(sequence) > 1 << 12 {
         return None;
     }
     let count = match kind {
         PositionKind::Start => 0,
-        PositionKind::StartPerRow | PositionKind::PerRow => batch,
-        PositionKind::PerToken => batch * sequence,
+        PositionKind::StartPerSequence | PositionKind::PerSequence => batch,
+        PositionKind::PerTokenShared => sequence,
         PositionKind::PerAxis => rope.angles().axes() * batch * sequence,
+        _ => batch * sequence,
     };
     let one_buffer = one_buffer.then(|| elements(reach));
     let ids = match kind {
@@ -260,7 +261,7 @@ fn case(bytes: &[u8]) -> Option<Case> {
         FrequencyRowKind::None => 0,
         FrequencyRowKind::Call => 1,
         FrequencyRowKind::PerSequence => batch,
-        FrequencyRowKind::PerToken => batch * sequence,
+        _ => batch * sequence,
     };
     let row_ids = (0..row_count).map(|_| u32::from(source.byte() % 4));
     Some(Case {

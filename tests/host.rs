@@ -5,8 +5,8 @@ mod support;
 use approx::{assert_abs_diff_eq, assert_relative_eq};
 use phasor::half::{bf16, f16};
 use phasor::{
-    CosSinTable, Device, Direction, Dtype, Element, Error, Frequencies, Host, InOut, Isa, Layout,
-    OutOfRange, Pairing, PositionKind, Positions, Problem, Rope, Threads,
+    CosSinTable, Device, Direction, Dtype, Element, Error, Frequencies, Host, HostInOut, InOut,
+    Isa, Layout, OutOfRange, Pairing, PositionKind, Positions, Problem, Rope, Threads,
 };
 use proptest::prelude::*;
 use support::cases::{
@@ -309,7 +309,7 @@ fn large_calls_are_split_without_a_trace() {
                         rotary_dim,
                         in_place,
                         TestPositions {
-                            kind: PositionKind::StartPerRow,
+                            kind: PositionKind::StartPerSequence,
                             values: Values::I64(starts),
                             sequence,
                         },
@@ -569,10 +569,7 @@ fn nan_is_canonical_in_rotated_dims_only() {
                         let mut x = head.clone();
                         let problem = Problem::new(T::DTYPE);
                         let (problem, q) = if out_of_place {
-                            let q = InOut::OutOfPlace {
-                                source: &head[..],
-                                destination: &mut x[..],
-                            };
+                            let q = HostInOut::from((&head[..], &mut x));
                             (problem.q((layout, layout)), q)
                         } else {
                             (problem.q(layout), InOut::InPlace(&mut x[..]))
@@ -973,27 +970,22 @@ fn empty_problems() {
         let (starts, ids) = (vec![1i32; batch], vec![1i32; batch * sequence]);
         for positions in [
             Positions::start(1),
-            Positions::start_per_row(&starts[..]),
+            Positions::start_per_sequence(&starts[..]),
             Positions::per_token(&ids[..]),
         ] {
-            let problem = Problem::new(Dtype::F32)
-                .q(layout)
-                .positions(positions.kind());
-            let plan = rotator.plan(&problem).unwrap();
+            let plan = rotator.plan(&Problem::new(Dtype::F32).q(layout)).unwrap();
+            assert!(plan.is_empty());
             assert_eq!(plan.bytes(), 0);
             let q = Some(InOut::InPlace(&mut x[..0]));
             rotator.rotate(&plan, q, None, positions).unwrap();
         }
     }
-    let plan = rotator.plan(&Problem::new(Dtype::F32)).unwrap();
-    rotator
-        .rotate::<f32>(&plan, None, None, Positions::start(0))
-        .unwrap();
     // An empty q beside a k that is not.
     let problem = Problem::new(Dtype::F32)
         .q(Layout::tokens(1, 0, 4).with_offset(usize::MAX))
         .k(Layout::tokens(1, 1, 4));
     let plan = rotator.plan(&problem).unwrap();
+    assert!(!plan.is_empty());
     let (q, k) = (InOut::InPlace(&mut [][..]), InOut::InPlace(&mut x[..]));
     rotator
         .rotate(&plan, Some(q), Some(k), Positions::start(2))
@@ -1032,10 +1024,7 @@ fn tokens_outside_a_table() {
     let run = |choice, positions: Positions<'_>| {
         let rope = Rope::new(table.clone().with_out_of_range(choice), Pairing::HalfSplit);
         let rotator = Host::new().rotator(&rope);
-        let layout = Layout::bshd(2, 3, 1, 2);
-        let problem = Problem::new(Dtype::F32)
-            .q(layout)
-            .positions(positions.kind());
+        let problem = Problem::new(Dtype::F32).q(Layout::bshd(2, 3, 1, 2));
         let plan = rotator.plan(&problem).unwrap();
         let mut x = [[1.0f32, 0.0]; 6];
         let q = Some(InOut::InPlace(x.as_flattened_mut()));
@@ -1066,7 +1055,7 @@ fn tokens_outside_a_table() {
         (outside(3, 0, 1), [same; 6])
     );
 
-    let starts = Positions::start_per_row(&[0u32, u32::MAX][..]);
+    let starts = Positions::start_per_sequence(&[0u32, u32::MAX][..]);
     assert_eq!(
         run(OutOfRange::Clamp, starts),
         (Ok(()), [r1, r2, r3, r3, r3, r3])
@@ -1152,17 +1141,14 @@ fn the_device_facade_on_the_host() {
         ([3i32, 1, -4, 1], [1i64 << 40, 2, 3, -4], [7u32, 8, 9, 1]);
     for positions in [
         Positions::start(9),
-        Positions::start_per_row(&i32s[..]),
-        Positions::start_per_row(&i64s[..]),
-        Positions::start_per_row(&u32s[..]),
+        Positions::start_per_sequence(&i32s[..]),
+        Positions::start_per_sequence(&i64s[..]),
+        Positions::start_per_sequence(&u32s[..]),
         Positions::per_token(&tokens32[..]),
         Positions::per_token(&tokens64[..]),
         Positions::per_token(&tokens_u[..]),
     ] {
-        let problem = Problem::new(Dtype::F32)
-            .q(layout)
-            .k((layout, layout))
-            .positions(positions.kind());
+        let problem = Problem::new(Dtype::F32).q(layout).k((layout, layout));
         let plan = rotator.plan(&problem).unwrap();
         let mut q = device.upload(&before).unwrap();
         let source = device.upload(&before).unwrap();
@@ -1185,11 +1171,7 @@ fn the_device_facade_on_the_host() {
 
         let mut expected = before.clone();
         let direct = Host::new().rotator(&rope);
-        let plan = direct.plan(
-            &Problem::new(Dtype::F32)
-                .q(layout)
-                .positions(positions.kind()),
-        );
+        let plan = direct.plan(&Problem::new(Dtype::F32).q(layout));
         let operand = Some(InOut::InPlace(&mut expected[..]));
         direct
             .rotate(&plan.unwrap(), operand, None, positions)

@@ -10,8 +10,8 @@ use phasor::interfaces::hugging_face::{CosSin, Form, FreqsCis};
 use phasor::interfaces::onnx::{self, com_microsoft};
 use phasor::interfaces::{Array, InterfaceError, Tensor, max, mlx, tables, vllm};
 use phasor::{
-    CosSinTable, Device, Direction, Dtype, Element, Error, Frequencies, Host, InOut, Layout,
-    Pairing, PositionIds, Positions, Problem, Rope,
+    CosSinTable, Device, DeviceElement, Direction, Dtype, Element, Error, Frequencies, Host, InOut,
+    Layout, Pairing, Positions, Problem, Rope,
 };
 use proptest::prelude::*;
 use safetensors::{Dtype as FileDtype, SafeTensors};
@@ -27,7 +27,7 @@ struct Golden {
 }
 
 /// An element type as files hold it.
-trait Stored: Element {
+trait Stored: DeviceElement {
     const FILE: FileDtype;
     fn read(bytes: &[u8]) -> Self;
     fn bits(self) -> u32;
@@ -351,6 +351,7 @@ fn mlx_agrees() {
             Dtype::F32 => mlx_case::<f32>(golden, &mut worst),
             Dtype::F16 => mlx_case::<f16>(golden, &mut worst),
             Dtype::Bf16 => mlx_case::<bf16>(golden, &mut worst),
+            dtype => unreachable!("no case of {dtype}"),
         }
     }
     assert!(by_mlx_lm < goldens("mlx", "").len());
@@ -461,6 +462,7 @@ fn max_calls(golden: &Golden, x: &str, y: &str, worst: &mut Worst) {
         Dtype::F32 => max_call::<f32>(golden, x, y, start, worst),
         Dtype::F16 => max_call::<f16>(golden, x, y, start, worst),
         Dtype::Bf16 => max_call::<bf16>(golden, x, y, start, worst),
+        dtype => unreachable!("no case of {dtype}"),
     }
 }
 
@@ -612,6 +614,7 @@ fn onnx_agrees() {
             Dtype::F32 => onnx_case::<f32>(golden, &mut worst),
             Dtype::F16 => onnx_case::<f16>(golden, &mut worst),
             Dtype::Bf16 => onnx_case::<bf16>(golden, &mut worst),
+            dtype => unreachable!("no case of {dtype}"),
         }
     }
     // ONNX Runtime's f16 is f32 inside and one rounding: the same bits. The reference rounds every
@@ -716,7 +719,7 @@ enum Table {
 }
 
 impl Table {
-    fn apply<T: Element>(
+    fn apply<T: DeviceElement>(
         &self,
         q: Tensor<'_, T>,
         k: Option<Tensor<'_, T>>,
@@ -925,6 +928,7 @@ fn tables_agree_with_their_peers() {
             Dtype::F32 => hf_tables::<f32>(golden, &mut worst),
             Dtype::F16 => hf_tables::<f16>(golden, &mut worst),
             Dtype::Bf16 => hf_tables::<bf16>(golden, &mut worst),
+            dtype => unreachable!("no case of {dtype}"),
         }
     }
     for golden in &goldens("interfaces", "vllm_") {
@@ -932,6 +936,7 @@ fn tables_agree_with_their_peers() {
             Dtype::F32 => vllm_tables::<f32>(golden, &mut worst),
             Dtype::F16 => vllm_tables::<f16>(golden, &mut worst),
             Dtype::Bf16 => vllm_tables::<bf16>(golden, &mut worst),
+            dtype => unreachable!("no case of {dtype}"),
         }
     }
     for golden in &goldens("max", "default_") {
@@ -948,6 +953,7 @@ fn tables_agree_with_their_peers() {
             Dtype::F32 => mlx_tables::<f32>(golden, &mut worst),
             Dtype::F16 => mlx_tables::<f16>(golden, &mut worst),
             Dtype::Bf16 => mlx_tables::<bf16>(golden, &mut worst),
+            dtype => unreachable!("no case of {dtype}"),
         }
     }
     for golden in &goldens("ggml", "n") {
@@ -1175,7 +1181,7 @@ fn mlx_takes_offsets_of_any_integer_type() {
         mlx::Offset::from(&[7i32, 7][..]),
         mlx::Offset::from(&[7i64, 7][..]),
         mlx::Offset::from(&[7u32, 7][..]),
-        mlx::Offset::from(PositionIds::U32(&[7])),
+        mlx::Offset::from(phasor::Ids::from(&[7u32])),
     ] {
         assert_eq!(at(offset), expected, "{offset:?}");
     }
@@ -1622,8 +1628,7 @@ fn elements<T: Stored>(count: usize, seed: u64) -> Vec<T> {
 /// What the plain call makes of x.
 fn plainly<T: Stored>(rope: Rope, layout: Layout, x: &[T], positions: Positions<'_>) -> Vec<T> {
     let rotator = Host::new().rotator(&rope);
-    let problem = Problem::new(T::DTYPE).q(layout).positions(positions.kind());
-    let plan = rotator.plan(&problem).unwrap();
+    let plan = rotator.plan(&Problem::new(T::DTYPE).q(layout)).unwrap();
     let mut y = x.to_vec();
     rotator
         .rotate(&plan, Some(InOut::InPlace(&mut y[..])), None, positions)
@@ -1684,7 +1689,7 @@ proptest! {
             assert_eq!(backward.rope().direction(), Direction::Inverse);
             let of_starts = rotated(&x, |a| backward.call(a, &starts[..])).unwrap();
             let inverse = rope.with_direction(Direction::Inverse);
-            let positions = Positions::start_per_row(&starts[..]);
+            let positions = Positions::start_per_sequence(&starts[..]);
             assert_eq!(bits(&of_starts), bits(&plainly(inverse, layout, &x.values, positions)));
         }
         let sizes = [batch, sequence, heads, pairs, tail];
@@ -1692,6 +1697,7 @@ proptest! {
             Dtype::F32 => check::<f32>(sizes, seed, interleaved, start, halvings),
             Dtype::F16 => check::<f16>(sizes, seed, interleaved, start, halvings),
             Dtype::Bf16 => check::<bf16>(sizes, seed, interleaved, start, halvings),
+            dtype => unreachable!("no case of {dtype}"),
         });
     }
 

@@ -171,8 +171,7 @@ fn rotated<T: Element>(
     positions: Positions<'_>,
 ) -> Vec<T> {
     let rotator = Host::new().rotator(rope);
-    let problem = Problem::new(T::DTYPE).q(layout).positions(positions.kind());
-    let plan = rotator.plan(&problem).unwrap();
+    let plan = rotator.plan(&Problem::new(T::DTYPE).q(layout)).unwrap();
     let q = Some(InOut::InPlace(&mut data[..]));
     rotator.rotate(&plan, q, None, positions).unwrap();
     data

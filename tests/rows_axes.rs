@@ -4,8 +4,8 @@
 mod support;
 
 use phasor::{
-    Device, Dtype, Error, Frequencies, FrequencyRowKind, FrequencyRows, Host, HostRotator, InOut,
-    Layout, Pairing, PositionKind, Positions, Problem, Rope, Threads,
+    Device, Dtype, Error, Frequencies, FrequencyRowKind, FrequencyRows, Host, HostRotator, Ids,
+    InOut, Layout, Pairing, PositionKind, Positions, Problem, Rope, Threads,
 };
 use proptest::prelude::*;
 use support::cases::{Random, config, host, variants};
@@ -35,8 +35,8 @@ prop_compose! {
         (axes, rows) in (1usize..5, 1usize..5),
         by_position in any::<bool>(),
         kind in prop::sample::select(vec![
-            PositionKind::Start, PositionKind::StartPerRow, PositionKind::PerToken,
-            PositionKind::PerAxis, PositionKind::PerRow,
+            PositionKind::Start, PositionKind::StartPerSequence, PositionKind::PerToken,
+            PositionKind::PerTokenShared, PositionKind::PerAxis, PositionKind::PerSequence,
         ]),
         row_kind in prop::sample::select(vec![
             FrequencyRowKind::Call, FrequencyRowKind::PerSequence, FrequencyRowKind::PerToken,
@@ -53,9 +53,10 @@ prop_compose! {
         let [batch, sequence, _] = shape;
         let count = match kind {
             PositionKind::Start => 1,
-            PositionKind::StartPerRow | PositionKind::PerRow => batch,
-            PositionKind::PerToken => batch * sequence,
+            PositionKind::StartPerSequence | PositionKind::PerSequence => batch,
+            PositionKind::PerTokenShared => sequence,
             PositionKind::PerAxis => axes * batch * sequence,
+            _ => batch * sequence,
         };
         let near = random.bits() as i64;
         let positions = (0..count).map(|_| near.wrapping_add(random.below(7) as i64)).collect();
@@ -94,26 +95,26 @@ impl Call {
 
     fn problem(&self) -> Problem {
         let [batch, sequence, heads] = self.shape;
-        Problem::new(Dtype::F32)
-            .q(Layout::bshd(batch, sequence, heads, self.head_dim()))
-            .positions(self.kind)
-            .frequency_rows(self.row_kind)
+        Problem::new(Dtype::F32).q(Layout::bshd(batch, sequence, heads, self.head_dim()))
     }
 
     fn given(&self) -> Positions<'_> {
         let ids = &self.positions[..];
         let positions = match self.kind {
             PositionKind::Start => Positions::start(ids[0]),
-            PositionKind::StartPerRow => Positions::start_per_row(ids),
-            PositionKind::PerRow => Positions::per_row(ids),
+            PositionKind::StartPerSequence => Positions::start_per_sequence(ids),
+            PositionKind::PerSequence => Positions::per_sequence(ids),
             PositionKind::PerToken => Positions::per_token(ids),
+            PositionKind::PerTokenShared => Positions::per_token_shared(ids),
             PositionKind::PerAxis => Positions::per_axis(ids),
+            kind => panic!("no call has {kind}"),
         };
         match self.row_kind {
             FrequencyRowKind::None => positions,
             FrequencyRowKind::Call => positions.frequency_row(self.row_ids[0]),
             FrequencyRowKind::PerSequence => positions.frequency_rows_per_sequence(&self.row_ids),
             FrequencyRowKind::PerToken => positions.frequency_rows_per_token(&self.row_ids),
+            kind => panic!("no call has {kind}"),
         }
     }
 
@@ -129,10 +130,12 @@ impl Call {
         let token = b * sequence + s;
         match self.kind {
             PositionKind::Start => self.positions[0].wrapping_add(s as i64),
-            PositionKind::StartPerRow => self.positions[b].wrapping_add(s as i64),
-            PositionKind::PerRow => self.positions[b],
+            PositionKind::StartPerSequence => self.positions[b].wrapping_add(s as i64),
+            PositionKind::PerSequence => self.positions[b],
             PositionKind::PerToken => self.positions[token],
+            PositionKind::PerTokenShared => self.positions[s],
             PositionKind::PerAxis => self.positions[axis * batch * sequence + token],
+            kind => panic!("no call has {kind}"),
         }
     }
 
@@ -223,10 +226,8 @@ fn rotated(rotator: &HostRotator, problem: &Problem, positions: Positions<'_>) -
 fn a_huge_shape_without_elements_has_no_positions_to_overflow() {
     let on_axes = theta(8).with_axes(16, &[0, 1, 2, 15]).unwrap();
     let rotator = Host::new().rotator(&Rope::new(on_axes, Pairing::HalfSplit));
-    let huge = Layout::bshd(1 << 30, 1 << 30, 0, 8);
-    let plan = rotator
-        .plan(&f32s(huge).positions(PositionKind::PerAxis))
-        .unwrap();
+    let huge = Layout::bshd((1 << 15) - 1, 1 << 16, 0, 8);
+    let plan = rotator.plan(&f32s(huge)).unwrap();
     let q = Some(InOut::InPlace(&mut [0.0f32; 0][..]));
     let error = rotator.rotate(&plan, q, None, Positions::per_axis(&[0i64; 4]));
     assert!(matches!(error, Err(Error::PositionsLength { .. })));
@@ -243,15 +244,13 @@ fn equal_positions_on_all_axes_are_one_axis() {
     let problem = f32s(Layout::bshd(2, 2, 1, 8));
     let ids = [5i64, -3, 70_000, 9];
     let three: Vec<i64> = ids.repeat(3);
-    let per_token = problem.positions(PositionKind::PerToken);
-    let expected = rotated(&plain, &per_token, Positions::per_token(&ids[..]));
+    let expected = rotated(&plain, &problem, Positions::per_token(&ids));
     assert_eq!(
-        rotated(&on_axes, &per_token, Positions::per_token(&ids[..])),
+        rotated(&on_axes, &problem, Positions::per_token(&ids)),
         expected
     );
-    let per_axis = problem.positions(PositionKind::PerAxis);
     assert_eq!(
-        rotated(&on_axes, &per_axis, Positions::per_axis(&three[..])),
+        rotated(&on_axes, &problem, Positions::per_axis(&three)),
         expected
     );
     assert_eq!(
@@ -274,13 +273,12 @@ fn sequences_of_a_batch_have_rows_of_their_own() {
     assert_eq!(rows.row(1), Ok(long.clone()));
 
     let both = Host::new().rotator(&Rope::new(rows, Pairing::Interleaved));
-    let problem = f32s(Layout::bshd(2, 2, 1, 8)).positions(PositionKind::StartPerRow);
-    let by_sequence = problem.frequency_rows(FrequencyRowKind::PerSequence);
+    let problem = f32s(Layout::bshd(2, 2, 1, 8));
     let starts = [8998i64, 10];
-    let positions = Positions::start_per_row(&starts[..]);
+    let positions = Positions::start_per_sequence(&starts);
     let got = rotated(
         &both,
-        &by_sequence,
+        &problem,
         positions.frequency_rows_per_sequence(&chosen),
     );
     let [long, short] = [long, short].map(|row| {
@@ -293,7 +291,7 @@ fn sequences_of_a_batch_have_rows_of_their_own() {
     // The facade does the same.
     let device = Device::host();
     let rotator = device.rotator(both.rope()).unwrap();
-    let plan = rotator.plan(&by_sequence).unwrap();
+    let plan = rotator.plan(&problem).unwrap();
     let positions = device
         .positions(positions.frequency_rows_per_sequence(&chosen))
         .unwrap();
@@ -323,12 +321,9 @@ fn a_row_for_a_length_can_be_passed_on() {
             let row = rope.row_for_length(length).unwrap();
             assert_eq!(row, expected, "{length}");
             let problem = f32s(Layout::bshd(2, 2, 1, 8));
-            let (problem, positions) = match row {
-                Some(row) => (
-                    problem.frequency_rows(FrequencyRowKind::Call),
-                    Positions::start(3).frequency_row(row),
-                ),
-                None => (problem, Positions::start(3)),
+            let positions = match row {
+                Some(row) => Positions::start(3).frequency_row(row),
+                None => Positions::start(3),
             };
             rotated(&rotator, &problem, positions);
         }
@@ -387,7 +382,7 @@ proptest! {
         let rotator = |angles: phasor::Angles| Host::new().rotator(&Rope::new(angles, pairing));
         let exact = rotator(frequencies.clone().into());
         let cache = rotator(frequencies.table(0..64)?.into());
-        let per_token = f32s(Layout::bshd(2, 2, 1, 8)).positions(PositionKind::PerToken);
+        let per_token = f32s(Layout::bshd(2, 2, 1, 8));
         prop_assert_eq!(
             rotated(&cache, &per_token, Positions::per_token(&ids)),
             rotated(&exact, &per_token, Positions::per_token(&ids))
@@ -467,82 +462,117 @@ fn rows_that_do_not_fit_together() {
 }
 
 #[test]
-fn calls_that_choose_rows_in_another_way_than_the_plan() {
-    use FrequencyRowKind::{Call, None as Unchosen, PerSequence, PerToken};
+fn calls_that_choose_rows_where_there_are_none_or_none_where_there_are() {
     let rows = FrequencyRows::new(&[theta(8), theta(8)]).unwrap();
     let by_position = rows.clone().by_position(7).unwrap();
-    let rotator = |angles: phasor::Angles| {
+    let table = theta(8).table(0..9).unwrap();
+    let call = |angles: phasor::Angles, positions: Positions<'_>| {
         let rope = Rope::new(angles, Pairing::HalfSplit);
-        Host::new().rotator(&rope)
+        let rotator = Host::new().rotator(&rope);
+        let plan = rotator.plan(&f32s(Layout::bshd(2, 2, 1, 8))).unwrap();
+        let mut x = [1.0f32; 32];
+        let result = rotator.rotate(&plan, Some((&mut x[..]).into()), None, positions);
+        assert!(result.is_ok() || x == [1.0; 32], "a failed call wrote");
+        result
     };
-    let problem = f32s(Layout::bshd(2, 2, 1, 8));
-
-    // What a plan refuses.
-    let with_rows = rotator(rows.into());
-    fails(with_rows.plan(&problem), "with Problem::frequency_rows");
-    for without in [rotator(theta(8).into()), rotator(by_position.into())] {
-        assert!(without.plan(&problem).is_ok());
-        for kind in [Call, PerSequence, PerToken] {
-            let error = fails(without.plan(&problem.frequency_rows(kind)), "leave out");
+    let start = Positions::start(0);
+    let error = fails(call(rows.into(), start), "with Positions::frequency_row");
+    assert!(matches!(error, Error::FrequencyRows { .. }));
+    for without in [theta(8).into(), by_position.into(), table.into()] {
+        let without: phasor::Angles = without;
+        assert_eq!(call(without.clone(), start), Ok(()));
+        for positions in [
+            start.frequency_row(0),
+            start.frequency_rows_per_sequence(&[0, 0]),
+            start.frequency_rows_per_token(&[0; 4]),
+        ] {
+            let error = fails(call(without.clone(), positions), "without frequency rows");
             assert!(matches!(error, Error::FrequencyRows { .. }));
         }
     }
+}
 
-    // What a call refuses.
-    let start = Positions::start(0);
-    let ids = [0u32, 1, 1, 0, 1];
-    let given = |kind, n| match kind {
-        Unchosen => start,
-        Call => start.frequency_row(1),
-        PerSequence => start.frequency_rows_per_sequence(&ids[..n]),
-        PerToken => start.frequency_rows_per_token(&ids[..n]),
+#[test]
+fn row_ids_are_counted_and_checked() {
+    use FrequencyRowKind::{Call, PerSequence, PerToken};
+    let rows = FrequencyRows::new(&[theta(8), theta(8)]).unwrap();
+    let rotator = Host::new().rotator(&Rope::new(rows, Pairing::HalfSplit));
+    let call = |shape: [usize; 2], positions: Positions<'_>| {
+        let [batch, tokens] = shape;
+        let plan = rotator.plan(&f32s(Layout::bshd(batch, tokens, 1, 8)));
+        let mut x = vec![1.0f32; batch * tokens * 8];
+        let result = rotator.rotate(&plan.unwrap(), Some((&mut x).into()), None, positions);
+        assert!(
+            result.is_ok() || x.iter().all(|&x| x == 1.0),
+            "a failed call wrote"
+        );
+        result
     };
-    for (planned, expected) in [(Call, 0), (PerSequence, 2), (PerToken, 4)] {
-        let plan = with_rows.plan(&problem.frequency_rows(planned)).unwrap();
-        assert_eq!(plan.frequency_row_kind(), planned);
-        let call = |positions| {
-            let mut x = [1.0f32; 32];
-            let q = Some(InOut::InPlace(&mut x[..]));
-            let result = with_rows.rotate(&plan, q, None, positions);
-            assert!(result.is_ok() || x == [1.0; 32], "a failed call wrote");
-            result
-        };
-        assert_eq!(call(given(planned, expected)), Ok(()));
-        for other in [Unchosen, Call, PerSequence, PerToken] {
-            if other != planned {
-                let error = fails(call(given(other, 4)), "plan with Problem::frequency_rows");
-                assert_eq!(
-                    error,
-                    Error::FrequencyRowMismatch {
-                        planned,
-                        given: other
-                    }
-                );
-            }
+    fn given<'a>(kind: FrequencyRowKind, ids: impl Into<Ids<&'a [u8]>>) -> Positions<'a> {
+        match kind {
+            PerSequence => Positions::start(0).frequency_rows_per_sequence(ids),
+            _ => Positions::start(0).frequency_rows_per_token(ids),
         }
-        if planned != Call {
-            for got in [0, 1, 3, 5] {
-                let error = fails(call(given(planned, got)), "row indices given");
-                assert!(matches!(error, Error::FrequencyRowsLength { .. }));
-            }
-        }
-        let outside = [0, 1, 1, 2];
-        let outside = match planned {
-            Call => start.frequency_row(2),
-            PerSequence => start.frequency_rows_per_sequence(&outside[2..]),
-            _ => start.frequency_rows_per_token(&outside),
-        };
-        let error = fails(call(outside), "frequency row 2 of 2");
-        assert_eq!(error, Error::FrequencyRowOutOfRange { row: 2, rows: 2 });
     }
+
+    for (kind, expected) in [(PerSequence, 2), (PerToken, 4)] {
+        assert_eq!(given(kind, &[0; 1]).frequency_row_kind(), kind);
+        let ids = [0u32, 1, 1, 0, 1];
+        for got in 0..ids.len() {
+            let result = call([2, 2], given(kind, &ids[..got]));
+            if got == expected {
+                assert_eq!(result, Ok(()));
+            } else {
+                let error = Error::FrequencyRowsLength {
+                    expected,
+                    got,
+                    kind,
+                };
+                assert_eq!(fails(result, "row indices given"), error);
+            }
+        }
+    }
+
+    // Ids of any type; the last of them is outside.
+    let outside = |result, row: i64| {
+        let error = fails(result, &format!("frequency row {row} of 2"));
+        assert_eq!(error, Error::FrequencyRowOutOfRange { row, rows: 2 });
+    };
+    for (kind, shape) in [
+        (PerSequence, [2, 2]),
+        (PerToken, [1, 2]),
+        (PerToken, [2, 1]),
+    ] {
+        for last in [2, -1, i32::MAX, i32::MIN] {
+            outside(call(shape, given(kind, &[1, last])), last.into());
+        }
+        for last in [2, -1, 1 << 32, i64::MAX, i64::MIN] {
+            outside(call(shape, given(kind, &[1, last])), last);
+        }
+        for last in [2, u32::MAX] {
+            outside(call(shape, given(kind, &[1, last])), last.into());
+        }
+    }
+    assert_eq!(
+        Positions::start(0).frequency_row(1).frequency_row_kind(),
+        Call
+    );
+    assert_eq!(call([2, 2], Positions::start(0).frequency_row(1)), Ok(()));
+    outside(call([2, 2], Positions::start(0).frequency_row(2)), 2);
+    outside(
+        call([2, 2], Positions::start(0).frequency_row(u32::MAX)),
+        u32::MAX.into(),
+    );
+    // Where there is nothing to rotate, too.
+    outside(call([2, 0], given(PerSequence, &[1, 2])), 2);
+    outside(call([2, 0], Positions::start(0).frequency_row(2)), 2);
 }
 
 #[test]
 fn positions_per_axis_are_counted() {
     let rope = theta(8).with_axes(3, &[0, 1, 2, 0]).unwrap();
     let rotator = Host::new().rotator(&Rope::new(rope, Pairing::HalfSplit));
-    let problem = f32s(Layout::bshd(2, 2, 1, 8)).positions(PositionKind::PerAxis);
-    let plan = rotator.plan(&problem).unwrap();
+    let plan = rotator.plan(&f32s(Layout::bshd(2, 2, 1, 8))).unwrap();
     let ids = [1i64; 13];
     for n in 0..ids.len() {
         let mut x = [1.0f32; 32];

@@ -5,8 +5,8 @@ mod support;
 
 use phasor::half::bf16;
 use phasor::{
-    CosSinTable, Direction, Dtype, Element, Error, Frequencies, FrequencyRowKind, FrequencyRows,
-    Host, InOut, Isa, Layout, OutOfRange, Pairing, PositionKind, Positions, Problem, Rope, Threads,
+    CosSinTable, Direction, Dtype, Element, Error, Frequencies, FrequencyRows, Host, InOut, Isa,
+    Layout, OutOfRange, Pairing, Positions, Problem, Rope, Threads,
 };
 use proptest::prelude::*;
 use support::cases::{Random, TestElement, config, host, same_bits, variants};
@@ -24,10 +24,7 @@ fn rotated<T: Element>(
     let rotator = host.rotator(rope);
     let plan = rotator.plan(&Problem::new(T::DTYPE).q((layout, layout)))?;
     let mut destination = x.to_vec();
-    let q = InOut::OutOfPlace {
-        source: x,
-        destination: &mut destination[..],
-    };
+    let q = (x, &mut destination).into();
     rotator.rotate(&plan, Some(q), None, Positions::start(start))?;
     Ok(destination)
 }
@@ -145,10 +142,8 @@ proptest! {
         // Both tokens move by the same: no position advances.
         let mut moved = keys.clone();
         let rotator = Host::new().rotator(&rope.shift()?);
-        let plan = rotator.plan(
-            &Problem::new(Dtype::F32).k(layout).positions(PositionKind::PerRow),
-        )?;
-        let by = Positions::per_row(std::slice::from_ref(&shift));
+        let plan = rotator.plan(&Problem::new(Dtype::F32).k(layout))?;
+        let by = Positions::per_sequence(std::slice::from_ref(&shift));
         rotator.rotate(&plan, None, Some(InOut::InPlace(&mut moved[..])), by)?;
         let expected = rotated(Host::new(), &rope, layout, &x, start.wrapping_add(shift))?;
         for (moved, expected) in moved.iter().zip(&expected) {
@@ -166,14 +161,12 @@ fn keys_of_several_rows_shift_too() {
     });
     let rope = Rope::new(FrequencyRows::new(&rows).unwrap(), Pairing::Interleaved);
     let layout = Layout::bshd(2, 1, 1, 8);
-    let problem = Problem::new(Dtype::F32)
-        .k(layout)
-        .positions(PositionKind::StartPerRow)
-        .frequency_rows(FrequencyRowKind::PerSequence);
+    let problem = Problem::new(Dtype::F32).k(layout);
     let rotate = |rope: &Rope, x: &mut [f32], starts: [i64; 2]| {
         let rotator = Host::new().rotator(rope);
         let plan = rotator.plan(&problem).unwrap();
-        let positions = Positions::start_per_row(&starts[..]).frequency_rows_per_sequence(&[0, 1]);
+        let positions =
+            Positions::start_per_sequence(&starts[..]).frequency_rows_per_sequence(&[0, 1]);
         let k = Some(InOut::InPlace(x));
         rotator.rotate(&plan, None, k, positions).unwrap();
     };

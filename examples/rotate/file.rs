@@ -276,7 +276,7 @@ impl FilePositions {
             return Ok(Self::Start(0));
         }
         let axes = if per_axis { axes } else { 1 };
-        // Positions of one sequence are those of every batch row.
+        // Positions of one sequence are those of all of them.
         let copies = axes * batch / given;
         let ids = match view.dtype() {
             FileDtype::I32 => Ids::I32(spread(&ids(&view, i32::from_le_bytes), sequence, copies)),
@@ -295,10 +295,10 @@ impl FilePositions {
         let Self::Ids { ids, axes } = self else {
             return Positions::start(self.first());
         };
-        let ids: phasor::PositionIds<'_> = match ids {
-            Ids::I32(ids) => ids[..].into(),
-            Ids::I64(ids) => ids[..].into(),
-            Ids::U32(ids) => ids[..].into(),
+        let ids: phasor::Ids<&[u8]> = match ids {
+            Ids::I32(ids) => ids.into(),
+            Ids::I64(ids) => ids.into(),
+            Ids::U32(ids) => ids.into(),
         };
         if *axes == 1 {
             Positions::per_token(ids)

@@ -1,14 +1,14 @@
 //! q and k, from a file to a device and back.
 
 use phasor::half::{bf16, f16};
-use phasor::{Device, Element, InOut, Layout, Positions, Problem, Rope};
+use phasor::{Device, DeviceElement, InOut, Layout, Positions, Problem, Rope};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype as FileDtype, SafeTensors};
 
 use super::{Failure, Result, fail};
 
 /// An element type that files hold too. Their bytes are not aligned, so they are read one by one.
-pub trait Stored: Element {
+pub trait Stored: DeviceElement {
     const IN_FILE: FileDtype;
     fn from_le(bytes: &[u8]) -> Self;
     fn append_le(self, bytes: &mut Vec<u8>);
@@ -142,10 +142,7 @@ impl<T: Stored> QueriesKeys<T> {
 
     /// What a plan is made from; `place` says where the result goes.
     pub fn problem(&self, rotation: &Rotation<'_>, place: fn(Layout) -> InOut<Layout>) -> Problem {
-        let positions = &rotation.positions;
-        let mut problem = Problem::new(T::DTYPE)
-            .positions(positions.kind())
-            .frequency_rows(positions.frequency_row_kind());
+        let mut problem = Problem::new(T::DTYPE);
         let layout = |tensor: &Tensor<T>| {
             let layout = tensor.layout();
             place(layout.with_rotary_offset(rotation.rotary_offset))

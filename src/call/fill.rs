@@ -55,15 +55,15 @@ impl Plan {
                 }
             }
         }
-        if let Some(call) = &call
+        if !self.is_empty()
             && let Angles::Table(table) = self.rope.angles()
             && table.out_of_range() == OutOfRange::Error
             && addresses.positions.ids().is_some()
         {
+            // Those of the plan's sequences, which a call may have turned into tokens.
+            let positions = self.position_params(&addresses.positions)?;
             // SAFETY: the caller's.
-            self.check_in_table(table.rows(), |b, t| unsafe {
-                call.params.position(0, b, t)
-            })?;
+            self.check_in_table(table.rows(), |b, t| unsafe { positions.at(0, b, t) })?;
         }
         Ok(call)
     }

@@ -2,7 +2,7 @@
 
 use super::{
     PHASOR_IDS_I32, PHASOR_IDS_I64, PHASOR_IDS_NONE, PHASOR_ROW_BY_POSITION, PHASOR_ROW_IDS,
-    PHASOR_ROW_OF_CALL, PhasorCall, PhasorIds,
+    PHASOR_ROW_OF_CALL, PhasorCall, PhasorIds, PhasorPositions,
 };
 use crate::ids::IdType;
 
@@ -26,24 +26,25 @@ impl PhasorIds {
     }
 }
 
-impl PhasorCall {
+impl PhasorPositions {
     /// The position of token `t` of sequence `b` on an axis.
     ///
     /// # Safety
-    /// The call's ids are in host memory and reach as far as its tokens and axes.
-    pub(crate) unsafe fn position(&self, axis: u32, b: u32, t: u32) -> i64 {
-        let positions = &self.positions;
-        let start = positions
+    /// The ids are in host memory and reach as far as these.
+    pub(crate) unsafe fn at(&self, axis: u32, b: u32, t: u32) -> i64 {
+        let start = self
             .start
-            .wrapping_add(i64::from(t).wrapping_mul(positions.advance));
-        if positions.ids.type_ == PHASOR_IDS_NONE {
+            .wrapping_add(i64::from(t).wrapping_mul(self.advance));
+        if self.ids.type_ == PHASOR_IDS_NONE {
             return start;
         }
-        let further = i64::from(axis).wrapping_mul(positions.axis_stride);
+        let further = i64::from(axis).wrapping_mul(self.axis_stride);
         // SAFETY: the caller's.
-        start.wrapping_add(unsafe { positions.ids.at(b, t, further) })
+        start.wrapping_add(unsafe { self.ids.at(b, t, further) })
     }
+}
 
+impl PhasorCall {
     /// The row of frequencies of a token that is at `position` on the first axis.
     ///
     /// # Safety

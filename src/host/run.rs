@@ -242,7 +242,7 @@ impl Work<'_> {
         let call = self.call;
         let inverse = call.angles.inverse == 1;
         // SAFETY: the caller's.
-        let position = unsafe { call.position(0, b, t) };
+        let position = unsafe { call.positions.at(0, b, t) };
         if call.angles.source == PHASOR_ANGLES_TABLE {
             let (row, inside) = call.table_row(position);
             let passes = call.angles.out_of_range == PHASOR_OUT_OF_RANGE_PASS_THROUGH;
@@ -396,7 +396,7 @@ impl Row {
                 let mut phases = [0u64; BLOCK];
                 for axis in 0..axes {
                     // SAFETY: the caller's.
-                    let position = unsafe { call.position(axis as u32, b, t) } as u64;
+                    let position = unsafe { call.positions.at(axis as u32, b, t) } as u64;
                     for (phase, step) in phases.iter_mut().zip(steps(row, axis)) {
                         *phase = phase.wrapping_add(step.wrapping_mul(position));
                     }

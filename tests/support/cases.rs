@@ -4,7 +4,7 @@ use super::oracle::{self, Place};
 use approx::AbsDiffEq;
 use phasor::half::{bf16, f16};
 use phasor::{
-    Direction, Dtype, Element, Error, Host, InOut, Isa, Pairing, PositionIds, PositionKind,
+    Direction, Dtype, Element, Error, Host, HostInOut, Ids, InOut, Isa, Pairing, PositionKind,
     Positions, Problem, Rope, Threads,
 };
 use proptest::prelude::*;
@@ -251,17 +251,19 @@ impl TestPositions {
     }
 
     pub fn given(&self) -> Positions<'_> {
-        let ids = match &self.values {
-            Values::I32(ids) => PositionIds::from(&ids[..]),
-            Values::I64(ids) => PositionIds::from(&ids[..]),
-            Values::U32(ids) => PositionIds::from(&ids[..]),
+        let ids: Ids<&[u8]> = match &self.values {
+            Values::I32(ids) => ids.into(),
+            Values::I64(ids) => ids.into(),
+            Values::U32(ids) => ids.into(),
         };
         match self.kind {
             PositionKind::Start => Positions::start(self.value(0) as i64),
-            PositionKind::StartPerRow => Positions::start_per_row(ids),
-            PositionKind::PerRow => Positions::per_row(ids),
+            PositionKind::StartPerSequence => Positions::start_per_sequence(ids),
+            PositionKind::PerSequence => Positions::per_sequence(ids),
             PositionKind::PerToken => Positions::per_token(ids),
+            PositionKind::PerTokenShared => Positions::per_token_shared(ids),
             PositionKind::PerAxis => Positions::per_axis(ids),
+            kind => panic!("no case has {kind}"),
         }
     }
 
@@ -273,14 +275,16 @@ impl TestPositions {
         }
     }
 
-    /// The position of token `s` of row `b`; past the ends of an `i64` it wraps.
+    /// The position of token `s` of sequence `b`; past the ends of an `i64` it wraps.
     pub fn at(&self, b: usize, s: usize) -> i64 {
         (match self.kind {
             PositionKind::Start => self.value(0) + s as i128,
-            PositionKind::StartPerRow => self.value(b) + s as i128,
-            PositionKind::PerRow => self.value(b),
+            PositionKind::StartPerSequence => self.value(b) + s as i128,
+            PositionKind::PerSequence => self.value(b),
+            PositionKind::PerTokenShared => self.value(s),
             // The cases are on one axis.
             PositionKind::PerToken | PositionKind::PerAxis => self.value(b * self.sequence + s),
+            kind => panic!("no case has {kind}"),
         }) as i64
     }
 }
@@ -359,15 +363,16 @@ prop_compose! {
 prop_compose! {
     fn positions(batch: usize, sequence: usize)(
         kind in prop::sample::select(vec![
-            PositionKind::Start, PositionKind::StartPerRow, PositionKind::PerToken,
-            PositionKind::PerAxis, PositionKind::PerRow,
+            PositionKind::Start, PositionKind::StartPerSequence, PositionKind::PerToken,
+            PositionKind::PerTokenShared, PositionKind::PerAxis, PositionKind::PerSequence,
         ]),
     )(
         dtype in 0..3,
         values in prop::collection::vec(position(), match kind {
             PositionKind::Start => 1,
-            PositionKind::StartPerRow | PositionKind::PerRow => batch,
-            PositionKind::PerToken | PositionKind::PerAxis => batch * sequence,
+            PositionKind::StartPerSequence | PositionKind::PerSequence => batch,
+            PositionKind::PerTokenShared => sequence,
+            _ => batch * sequence,
         }),
         kind in Just(kind),
     ) -> TestPositions {
@@ -392,6 +397,20 @@ fn pairs() -> impl Strategy<Value = usize> {
     ]
 }
 
+/// q, k or both.
+fn operands(
+    batch: usize,
+    sequence: usize,
+    rotary_dim: usize,
+) -> impl Strategy<Value = [Option<Tensor>; 2]> {
+    let tensor = || tensors(batch, sequence, rotary_dim);
+    prop_oneof![
+        4 => (tensor(), tensor()).prop_map(|(q, k)| [Some(q), Some(k)]),
+        1 => tensor().prop_map(|q| [Some(q), None]),
+        1 => tensor().prop_map(|k| [None, Some(k)]),
+    ]
+}
+
 prop_compose! {
     /// Problems of all shapes, kinds and types, each tensor in buffers of its own.
     pub fn cases()(
@@ -402,21 +421,11 @@ prop_compose! {
         dtype in prop::sample::select(Dtype::ALL.to_vec()),
         host in hosts(),
         seed in any::<u64>(),
-        q in prop::option::weighted(0.8, tensors(batch, sequence, 2 * pairs)),
-        k in prop::option::weighted(0.8, tensors(batch, sequence, 2 * pairs)),
+        tensors in operands(batch, sequence, 2 * pairs),
         positions in positions(batch, sequence),
         pairs in Just(pairs),
     ) -> Case {
-        let mut positions = positions;
-        // Without tensors there are no tokens.
-        if q.is_none() && k.is_none() && positions.kind != PositionKind::Start {
-            positions.values = Values::I32(vec![]);
-        }
-        Case {
-            dtype, pairing, direction, host, seed, positions,
-            rotary_dim: 2 * pairs,
-            tensors: [q, k],
-        }
+        Case { dtype, pairing, direction, host, seed, positions, tensors, rotary_dim: 2 * pairs }
     }
 }
 
@@ -477,12 +486,15 @@ impl Case {
     }
 
     pub fn problem(&self) -> Problem {
-        let mut problem = Problem::new(self.dtype).positions(self.positions.kind);
+        let mut problem = Problem::new(self.dtype);
         if let Some(q) = &self.tensors[0] {
             problem = problem.q(q.layouts());
         }
         if let Some(k) = &self.tensors[1] {
             problem = problem.k(k.layouts());
+        }
+        if self.tensors.iter().flatten().any(|tensor| tensor.slack > 0) {
+            problem = problem.longer_buffers();
         }
         problem
     }
@@ -522,14 +534,11 @@ impl Case {
         let plan = rotator.plan(&self.problem())?;
         let [q, k] = [(&self.tensors[0], q), (&self.tensors[1], k)].map(
             |(tensor, [source, destination])| {
-                tensor.as_ref().map(|tensor| {
+                tensor.as_ref().map(|tensor| -> HostInOut<'_, T> {
                     if tensor.in_place {
-                        InOut::InPlace(&mut destination[..])
+                        destination.into()
                     } else {
-                        InOut::OutOfPlace {
-                            source: &source[..],
-                            destination: &mut destination[..],
-                        }
+                        (&source[..], destination).into()
                     }
                 })
             },
@@ -671,6 +680,7 @@ macro_rules! for_dtype {
             phasor::Dtype::F32 => $function::<f32>($($argument),*),
             phasor::Dtype::F16 => $function::<phasor::half::f16>($($argument),*),
             phasor::Dtype::Bf16 => $function::<phasor::half::bf16>($($argument),*),
+            dtype => unreachable!("no test of {dtype}"),
         }
     };
 }

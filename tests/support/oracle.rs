@@ -131,22 +131,22 @@ fn to_f64(x: &BigFloat) -> f64 {
 /// Where the elements of one tensor are: any shape, any strides.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Place {
-    /// Batch, sequence, heads, dims of a head.
+    /// Batch, tokens, heads, dims of a head.
     pub shape: [usize; 4],
-    /// Elements from one batch row, token, head to the next.
+    /// Elements from one sequence, token, head to the next.
     pub strides: [usize; 3],
     pub offset: usize,
     pub rotary_offset: usize,
 }
 
 impl Place {
-    /// The element of dim `d` of head `h` of token `s` of batch row `b`.
+    /// The element of dim `d` of head `h` of token `s` of sequence `b`.
     pub fn index(&self, [b, s, h, d]: [usize; 4]) -> usize {
         let [batch, sequence, head] = self.strides;
         self.offset + b * batch + s * sequence + h * head + d
     }
 
-    /// All heads as (batch row, token, head).
+    /// All heads as (sequence, token, head).
     pub fn heads(&self) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
         let [batch, sequence, heads, _] = self.shape;
         (0..batch)

@@ -95,7 +95,7 @@ fn tables(case: &Case, dtype: DType) -> Result<(Tensor, Tensor)> {
 mod tests {
     use super::*;
     use crate::cases::PAIRINGS;
-    use phasor::{Dtype, Frequencies, Host, InOut, Layout, PositionKind, Positions, Problem, Rope};
+    use phasor::{Dtype, Frequencies, Host, InOut, Layout, Positions, Problem, Rope};
 
     /// What is compared does the same thing.
     #[test]
@@ -114,15 +114,14 @@ mod tests {
 
                 let rope = Rope::new(Frequencies::from_theta(THETA, rotary_dim)?, pairing);
                 let rotator = Host::new().rotator(&rope);
-                let problem = Problem::new(Dtype::F32)
-                    .q(Layout::bhsd(sequences, tokens, 2, 8))
-                    .positions(PositionKind::StartPerRow);
+                let problem =
+                    Problem::new(Dtype::F32).q(Layout::bhsd(sequences, tokens, 2, 8));
                 let mut expected: Vec<f32> = values(case.q_len()).collect();
                 rotator.rotate(
                     &rotator.plan(&problem)?,
                     Some(InOut::InPlace(&mut expected[..])),
                     None,
-                    Positions::start_per_row(&starts[..]),
+                    Positions::start_per_sequence(&starts[..]),
                 )?;
                 for (a, b) in got.flatten_all()?.to_vec1::<f32>()?.iter().zip(&expected) {
                     assert!((a - b).abs() < 1e-5, "{a} {b}");

@@ -2,8 +2,8 @@
 
 use crate::cases::{Aligned, Case, Contender, Line, Plain, Ring, Sampling, THETA, filled, time};
 use phasor::{
-    Dtype, Element, Frequencies, Host, HostInOut, InOut, Isa, Layout, Pairing, PositionKind,
-    Positions, Problem, Rope, Threads,
+    Dtype, Element, Frequencies, Host, HostInOut, InOut, Isa, Layout, Pairing, Positions,
+    Problem, Rope, Threads,
 };
 use std::cell::RefCell;
 use std::hint::black_box;
@@ -30,10 +30,7 @@ impl<T: Element + Plain> Tensor<T> {
     fn in_out(&mut self) -> HostInOut<'_, T> {
         match &mut self.destination {
             None => InOut::InPlace(self.source.as_mut_slice()),
-            Some(destination) => InOut::OutOfPlace {
-                source: self.source.as_slice(),
-                destination: destination.as_mut_slice(),
-            },
+            Some(destination) => (self.source.as_slice(), destination.as_mut_slice()).into(),
         }
     }
 
@@ -92,14 +89,9 @@ pub fn contenders<T: Element + Plain>(
             false => (layout, layout).into(),
         }
     };
-    let kind = match case.sequences {
-        1 => PositionKind::Start,
-        _ => PositionKind::StartPerRow,
-    };
     let problem = Problem::new(T::DTYPE)
         .q(layout(case.q_heads))
-        .k(layout(case.k_heads))
-        .positions(kind);
+        .k(layout(case.k_heads));
     let mut contenders = Vec::new();
     for (i, &isa) in variants.iter().enumerate() {
         let host = Host::new().with_isa(isa)?.with_threads(threads);
@@ -114,9 +106,9 @@ pub fn contenders<T: Element + Plain>(
             },
             run: Box::new(move |calls| {
                 let mut ring = ring.borrow_mut();
-                let positions = match kind {
-                    PositionKind::Start => Positions::start(starts[0]),
-                    _ => Positions::start_per_row(&starts[..]),
+                let positions = match starts[..] {
+                    [start] => Positions::start(start),
+                    _ => Positions::start_per_sequence(&starts),
                 };
                 Ok(time(calls, || {
                     let Entry { q, k, .. } = ring.next();

@@ -572,7 +572,7 @@ fn check_tensor(
             || !fits(count)
             || layout.heads >= MAX_COUNT
             || layout.head_dim >= MAX_COUNT
-            || tokens.is_none_or(|tokens| tokens > MAX_TOKENS)
+            || !layout.is_empty() && tokens.is_none_or(|tokens| tokens > MAX_TOKENS)
         {
             return Err(Error::LayoutTooLarge { tensor: name });
         }

@@ -865,7 +865,7 @@ fn bad_tensors_are_refused() {
     );
     refuse(
         &[("q", good()), ("k", ones(&[4, 2, 8]))],
-        &["batch and sequence"],
+        &["batch and tokens"],
     );
     refuse(
         &[("q", good()), ("k", ones(&[3, 2, 16]))],

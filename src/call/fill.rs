@@ -50,6 +50,7 @@ impl Plan {
             };
             for b in 0..self.batch as u32 {
                 for t in 0..tokens as u32 {
+                    let (b, t) = self.in_call(b, t);
                     // SAFETY: the caller's; their number has been checked.
                     self.check_row(unsafe { rows.ids.at(b, t, 0) })?;
                 }
@@ -60,12 +61,23 @@ impl Plan {
             && table.out_of_range() == OutOfRange::Error
             && addresses.positions.ids().is_some()
         {
-            // Those of the plan's sequences, which a call may have turned into tokens.
             let positions = self.position_params(&addresses.positions)?;
-            // SAFETY: the caller's.
-            self.check_in_table(table.rows(), |b, t| unsafe { positions.at(0, b, t) })?;
+            self.check_in_table(table.rows(), |b, t| {
+                let (b, t) = self.in_call(b, t);
+                // SAFETY: the caller's.
+                unsafe { positions.at(0, b, t) }
+            })?;
         }
         Ok(call)
+    }
+
+    /// The sequence and token of a call that are those of this plan. Where each sequence has one token, as
+    /// in decoding, a call has them as the tokens of one sequence.
+    fn in_call(&self, b: u32, t: u32) -> (u32, u32) {
+        match self.tokens {
+            1 => (0, b),
+            _ => (b, t),
+        }
     }
 
     #[inline]
@@ -235,8 +247,7 @@ impl Plan {
         })
     }
 
-    /// Strides are given in values. Where each sequence has one token, as in decoding, the sequences are
-    /// the tokens of one.
+    /// Strides are given in values, and are those of [`in_call`](Self::in_call).
     #[inline]
     fn id_params(&self, ids: Option<&Ids<u64>>, batch: usize, token: usize) -> PhasorIds {
         let Some(ids) = ids else {

@@ -66,14 +66,8 @@ impl Image {
             dependent: texts
                 .iter()
                 .any(|text| text.contains("griddepcontrol.wait")),
-            modules: texts.map(|text| {
-                Module::parse(
-                    &text
-                        .replace("griddepcontrol.wait;", "")
-                        .replace("griddepcontrol.launch_dependents;", ""),
-                )
-                .unwrap_or_else(|error| panic!("{name}: {error}"))
-            }),
+            modules: texts
+                .map(|text| Module::parse(text).unwrap_or_else(|error| panic!("{name}: {error}"))),
         }
     }
 
@@ -205,10 +199,10 @@ impl Image {
         k: TensorAddresses,
     ) -> Result<(Option<String>, Stats), Fault> {
         let plan = Plan::new(&case.rope, problem).unwrap();
-        let mut constant = |name, bytes: Vec<u8>| constant(memory, name, bytes);
-        let angles = constant_angles(case.rope.angles(), &mut constant);
+        let mut placed = |name, bytes: Vec<u8>| constant(memory, name, bytes);
+        let angles = constant_angles(case.rope.angles(), &mut placed);
         let positions = case.positions.placed(|name, values| {
-            let address = constant(name, values.bytes.clone());
+            let address = ids(memory, name, values.bytes.clone(), case.mode);
             Ids::at(address, values.id_type, values.len())
         });
         let addresses = Addresses {
@@ -240,21 +234,45 @@ impl Image {
 pub fn constant(memory: &mut Memory, name: &'static str, bytes: Vec<u8>) -> u64 {
     let address = memory.add(name, bytes, 0);
     memory.set_read_only(address);
+    memory.set_constant(address);
     address
 }
 
-/// Runs a launch as planned, or with another grid and block.
+/// Positions or rows, which earlier work may write unless the mode promises that it does not.
+pub fn ids(memory: &mut Memory, name: &'static str, bytes: Vec<u8>, mode: LaunchMode) -> u64 {
+    let address = memory.add(name, bytes, 0);
+    settle_ids(memory, address, mode);
+    address
+}
+
+pub fn settle_ids(memory: &mut Memory, address: u64, mode: LaunchMode) {
+    memory.set_read_only(address);
+    if mode == LaunchMode::DependentPositionsSettled {
+        memory.set_promised(address);
+    }
+}
+
+/// Runs a launch as planned, or with another grid and block. Where the kernels can be launched
+/// dependently they keep the rules of that in every launch.
 pub fn run_launch(
     module: &Module,
     memory: &mut Memory,
     planned: &PlannedLaunch,
-    _dependent: bool,
+    dependent: bool,
 ) -> Result<Stats, Fault> {
     let name = planned.kernel.name();
     let params = planned.params.as_bytes();
     let mut launch = Launch::new(&name, planned.grid, planned.block, params);
     launch.dynamic_shared = planned.shared_bytes as usize;
-    run(module, memory, &launch)
+    launch.dependent = dependent;
+    let stats = run(module, memory, &launch)?;
+    if dependent {
+        // Every block lets the kernel after this one start.
+        let threads = |n: [u32; 3]| n.into_iter().map(u64::from).product::<u64>();
+        let all = threads(planned.grid) * threads(planned.block);
+        assert_eq!(stats.launched_dependents, all, "{name}");
+    }
+    Ok(stats)
 }
 
 /// Puts an angle source in memory, as the CUDA backend does.

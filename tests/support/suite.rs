@@ -6,7 +6,9 @@ use crate::kernel_cases::{
     Values, Wish, bytes, edge_phases, from_bytes, random_case, random_elements, sharp_case,
     ties_case,
 };
-use crate::ptx_backend::{COMPUTE_80, Image, Run, constant, constant_angles, run_launch};
+use crate::ptx_backend::{
+    COMPUTE_80, Image, Run, constant, constant_angles, run_launch, settle_ids,
+};
 use phasor::call::{Addresses, AngleAddresses, TensorAddresses};
 use phasor::launch::{Kernel, LaunchMode};
 use phasor::{
@@ -24,11 +26,7 @@ pub struct Subject {
 
 impl Subject {
     pub fn new(name: &str, dtype: Dtype, text: &str) -> Result<Subject, Error> {
-        let module = Module::parse(
-            &text
-                .replace("griddepcontrol.wait;", "")
-                .replace("griddepcontrol.launch_dependents;", ""),
-        )?;
+        let module = Module::parse(text)?;
         let image = Image::parse(name, Dtype::ALL.map(|d| if d == dtype { text } else { "" }));
         Ok(Subject { image, module })
     }
@@ -615,7 +613,7 @@ fn by_hand(
             let bytes = &value(n).to_le_bytes()[..size];
             memory.write(address + n as u64 * stride, bytes);
         }
-        memory.set_read_only(address);
+        settle_ids(&mut memory, address, case.mode);
         Ids::at(address, values.id_type, values.len())
     });
     if !has_rows && case.positions.row_kind != FrequencyRowKind::None {
@@ -706,6 +704,7 @@ fn spread_rows(
         memory.write(address + (at(n) << spread), bytes);
     }
     memory.set_read_only(address);
+    memory.set_constant(address);
     address
 }
 

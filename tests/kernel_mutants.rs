@@ -19,7 +19,7 @@ mod suite;
 use mutants::{KernelText, Kind, Mutant, mutants};
 use phasor::Dtype;
 use phasor::launch::Kernel;
-use ptx_backend::{COMPUTE_75, COMPUTE_80};
+use ptx_backend::{COMPUTE_75, COMPUTE_80, COMPUTE_90};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -58,23 +58,23 @@ struct Target {
     text: KernelText,
 }
 
-/// Every kernel for compute_80, and for compute_75 those that differ.
+/// Every kernel for compute_90, and for the older targets those that differ from the next newer one.
 fn targets() -> Vec<Target> {
     let mut targets = Vec::new();
     for (n, dtype) in Dtype::ALL.into_iter().enumerate() {
         for kernel in Kernel::all(dtype) {
-            let newer = KernelText::of(kernel, COMPUTE_80[n]);
-            let older = KernelText::of(kernel, COMPUTE_75[n]);
-            if !newer.same_code(&older) {
-                targets.push(Target {
-                    name: format!("{}, compute_75", kernel.name()),
-                    text: older,
-                });
+            let mut newer = KernelText::of(kernel, COMPUTE_90[n]);
+            let mut name = kernel.name();
+            for (target, texts) in [("compute_80", COMPUTE_80), ("compute_75", COMPUTE_75)] {
+                let text = KernelText::of(kernel, texts[n]);
+                if !text.same_code(&newer) {
+                    let older = format!("{}, {target}", kernel.name());
+                    let name = std::mem::replace(&mut name, older);
+                    let text = std::mem::replace(&mut newer, text);
+                    targets.push(Target { name, text });
+                }
             }
-            targets.push(Target {
-                name: kernel.name(),
-                text: newer,
-            });
+            targets.push(Target { name, text: newer });
         }
     }
     targets
@@ -173,6 +173,8 @@ fn some_mutants(target: &Target) -> Vec<Mutant> {
 fn every_seeded_fault_is_caught() {
     let mode = std::env::var("PHASOR_MUTANTS").ok();
     let mut targets = targets();
+        targets.retain(|t| only.split(';').any(|o| o == t.name));
+    }
     let seeded = match mode {
         Some(_) => seed_all(&targets, |target| mutants(&target.text)),
         None => {

@@ -4,8 +4,8 @@
 //! with them, never by their numbers, so that the rules outlive a new compiler.
 
 use phasor::Pairing;
-use phasor::launch::{AngleKind, Kernel};
-use phasor::params::{PhasorAngles, PhasorRopeParams, PhasorTensor};
+use phasor::call::PhasorCall;
+use phasor::launch::Kernel;
 use std::collections::{HashMap, HashSet};
 use std::mem::offset_of;
 
@@ -13,6 +13,11 @@ use std::mem::offset_of;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Kind {
     Barrier,
+    WaitDropped,
+    WaitLater,
+    TriggerDropped,
+    SharedFurther,
+    SharedOther,
     SinCosSwapped,
     LaneZero,
     FactorDropped,
@@ -39,8 +44,13 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 24] = [
+    pub const ALL: [Kind; 29] = [
         Kind::Barrier,
+        Kind::WaitDropped,
+        Kind::WaitLater,
+        Kind::TriggerDropped,
+        Kind::SharedFurther,
+        Kind::SharedOther,
         Kind::SinCosSwapped,
         Kind::LaneZero,
         Kind::FactorDropped,
@@ -69,9 +79,14 @@ impl Kind {
     pub fn describe(self) -> &'static str {
         match self {
             Kind::Barrier => "a barrier dropped",
+            Kind::WaitDropped => "a wait for earlier work dropped",
+            Kind::WaitLater => "a wait moved below the next load, or the next store",
+            Kind::TriggerDropped => "dependents not launched",
+            Kind::SharedFurther => "a shared load or store one pair further",
+            Kind::SharedOther => "a shared load or store in the other array",
             Kind::SinCosSwapped => "sin and cos swapped",
             Kind::LaneZero => "lane 0's angle for every lane",
-            Kind::FactorDropped => "the attention factor not multiplied in",
+            Kind::FactorDropped => "the attention factor as 1, in one place",
             Kind::Coefficient => "last bit of an `f32` constant flipped",
             Kind::Unfused => "`fma` as `mul` and `add`",
             Kind::RoundedToZero => "`cvt.rn` as `cvt.rz`",
@@ -117,7 +132,10 @@ impl KernelText {
         let entry = format!(".visible .entry {}(", kernel.name());
         let directive = |line: &&str| {
             let word = line.split_whitespace().next();
-            matches!(word, Some(".version" | ".target" | ".address_size"))
+            matches!(
+                word,
+                Some(".version" | ".target" | ".address_size" | ".extern")
+            )
         };
         let head = module.lines().filter(directive);
         let body = module.lines().skip_while(|line| !line.starts_with(&entry));
@@ -212,13 +230,31 @@ impl<'a> Inst<'a> {
         self.op.starts_with("ld.global.nc")
     }
 
+    fn is_shared_access(&self) -> bool {
+        self.is("ld.shared") || self.is("st.shared")
+    }
+
     fn is_global_store(&self) -> bool {
         self.op.starts_with("st.global")
     }
 
+    /// The same load or store at `%there`, which `code` forms from the old address, `%here`.
+    fn elsewhere(&self, code: &str) -> String {
+        let mut args = self.args.clone();
+        let at = args.iter().position(|arg| arg.starts_with('['));
+        let here = at.map(|at| std::mem::replace(&mut args[at], "[%there]"));
+        let here = here.expect("a load or store").trim_matches(['[', ']']);
+        let (base, offset) = here.split_once('+').unwrap_or((here, "0"));
+        let access = self.with(self.op, &args);
+        format!(
+            "\t{{ .reg .b64 %by, %here, %there; add.s64 %here, {base}, {offset}; {code} {} }}",
+            access.trim()
+        )
+    }
+
     /// Registers written, in `{a, b}` or alone.
     fn destinations(&self) -> Vec<&'a str> {
-        let no_result = self.is_global_store() || self.is("bra") || self.is("ret");
+        let no_result = self.is("st") || self.is("bra") || self.is("ret") || self.is("bar");
         match self.args.first() {
             Some(first) if !no_result => members(first),
             _ => Vec::new(),
@@ -261,17 +297,17 @@ struct Code<'a> {
     parameters: HashMap<&'a str, i64>,
     /// The only instruction that writes a register, by index.
     writers: HashMap<&'a str, usize>,
-    /// The registers that each cos and each sin is multiplied with.
-    cos_scale: &'a str,
-    sin_scale: &'a str,
+    /// Registers that hold the attention factor.
+    factors: HashSet<&'a str>,
 }
 
 /// Offsets in the parameters.
-const Q_HEADS: i64 = (offset_of!(PhasorRopeParams, q) + offset_of!(PhasorTensor, heads)) as i64;
-const K_HEADS: i64 = (offset_of!(PhasorRopeParams, k) + offset_of!(PhasorTensor, heads)) as i64;
-const PAIRS: i64 = (offset_of!(PhasorRopeParams, angles) + offset_of!(PhasorAngles, pairs)) as i64;
-const COS_SCALE: i64 =
-    (offset_of!(PhasorRopeParams, angles) + offset_of!(PhasorAngles, cos_scale)) as i64;
+const COS: i64 = offset_of!(PhasorCall, angles.cos) as i64;
+const SIN: i64 = offset_of!(PhasorCall, angles.sin) as i64;
+const PAIRS: i64 = offset_of!(PhasorCall, angles.pairs) as i64;
+const FACTOR: i64 = offset_of!(PhasorCall, angles.factor) as i64;
+const Q_HEADS: i64 = offset_of!(PhasorCall, q.heads) as i64;
+const K_HEADS: i64 = offset_of!(PhasorCall, k.heads) as i64;
 
 impl<'a> Code<'a> {
     fn new(lines: &'a [String]) -> Code<'a> {
@@ -300,26 +336,19 @@ impl<'a> Code<'a> {
             }
         }
         writers.retain(|register, _| !written_again.contains(register));
-        let scale = |offset| {
-            let of_scale = |(_, at): &(&&str, &i64)| **at == offset;
-            let found = parameters.iter().find(of_scale);
-            found.map_or("", |(register, _)| *register)
-        };
-        let (mut cos_scale, mut sin_scale) = (scale(COS_SCALE), scale(COS_SCALE + 4));
-        // Where each row has a factor, sin's is the product of that and the parameter.
-        if cos_scale.is_empty()
-            && let Some(product) = insts
-                .iter()
-                .find(|i| i.op == "mul.rn.f32" && i.args[2] == sin_scale)
-        {
-            (cos_scale, sin_scale) = (product.args[1], product.args[0]);
+        // The call's own factor, and what else is put where that is: the factor of a row.
+        let of_call = parameters.iter().filter(|&(_, &offset)| offset == FACTOR);
+        let mut factors: HashSet<_> = of_call.map(|(&register, _)| register).collect();
+        for inst in insts.iter().filter(|inst| inst.is("mov")) {
+            if factors.contains(inst.args[1]) {
+                factors.insert(inst.args[0]);
+            }
         }
         Code {
             insts,
             parameters,
             writers,
-            cos_scale,
-            sin_scale,
+            factors,
         }
     }
 
@@ -369,22 +398,23 @@ pub fn mutants(kernel: &KernelText) -> Vec<Mutant> {
                 now: now.trim().into(),
             });
         };
-        values(kernel.kernel, &code, inst, &mut add);
+        values(&code, inst, &mut add);
         control(inst, &mut add);
-        accesses(inst, &mut add);
+        accesses(kernel.kernel, &code, inst, &mut add);
     }
     exchanges(kernel, &code, &mut all);
     all
 }
 
 /// Faults of arithmetic.
-fn values(kernel: Kernel, code: &Code, inst: &Inst, add: &mut impl FnMut(Kind, String)) {
+fn values(code: &Code, inst: &Inst, add: &mut impl FnMut(Kind, String)) {
     let args = &inst.args[..];
-    if inst.is("bar") || inst.is("barrier") {
-        add(Kind::Barrier, String::new());
-    }
-    if inst.op == "mul.rn.f32" && [code.cos_scale, code.sin_scale].contains(&args[2]) {
-        add(Kind::FactorDropped, inst.with("mov.f32", &args[..2]));
+    for (n, arg) in args.iter().enumerate().skip(1) {
+        if code.factors.contains(arg) && !inst.is("mov") {
+            let mut args = args.to_vec();
+            args[n] = "0f3F800000";
+            add(Kind::FactorDropped, inst.with(inst.op, &args));
+        }
     }
     for (n, arg) in args.iter().enumerate() {
         if let Some(bits) = arg.strip_prefix("0f").filter(|bits| bits.len() == 8) {
@@ -471,37 +501,6 @@ fn values(kernel: Kernel, code: &Code, inst: &Inst, add: &mut impl FnMut(Kind, S
         add(Kind::Select, inst.with(&mov, &[d, a]));
         add(Kind::Select, inst.with(&mov, &[d, b]));
     }
-    if is_angle_load(kernel, code, inst) {
-        // Bytes of steps or table that one chunk of pairs takes.
-        let chunk = match kernel.pairing() {
-            None => 1,
-            Some(Pairing::HalfSplit) => 16 / kernel.dtype.size(),
-            Some(Pairing::Interleaved) => 8 / kernel.dtype.size(),
-        };
-        let bytes = chunk
-            * match kernel.angles {
-                AngleKind::Exact | AngleKind::Rows => 8,
-                AngleKind::Table => 4,
-            };
-        let at = args[1].trim_matches(['[', ']']);
-        let now = format!(
-            "{{ .reg .b32 %lane; .reg .b64 %back; mov.u32 %lane, %tid.x; \
-             mul.wide.u32 %back, %lane, {bytes}; sub.s64 %back, {at}, %back; {} {}, [%back]; }}",
-            inst.op, args[0]
-        );
-        add(Kind::LaneZero, now);
-    }
-}
-
-/// Loads of a step or of a table's value. A position alone has a load of the width of a step, but
-/// its register is written for each of the three types.
-fn is_angle_load(kernel: Kernel, code: &Code, inst: &Inst) -> bool {
-    inst.is_constant_load()
-        && match (kernel.angles, kernel.is_wide()) {
-            (AngleKind::Table, _) => inst.op.ends_with(".f32"),
-            (_, true) => inst.op.ends_with(".v2.u64"),
-            (_, false) => inst.op.ends_with(".u64") && code.writers.contains_key(inst.args[0]),
-        }
 }
 
 /// Faults of control flow.
@@ -546,8 +545,16 @@ fn control(inst: &Inst, add: &mut impl FnMut(Kind, String)) {
     }
 }
 
-/// Faults of loads and stores.
-fn accesses(inst: &Inst, add: &mut impl FnMut(Kind, String)) {
+/// Faults of loads and stores, and of what orders them.
+fn accesses(kernel: Kernel, code: &Code, inst: &Inst, add: &mut impl FnMut(Kind, String)) {
+    if inst.is("bar") || inst.is("barrier") {
+        add(Kind::Barrier, String::new());
+    }
+    match inst.op {
+        "griddepcontrol.wait" => add(Kind::WaitDropped, String::new()),
+        "griddepcontrol.launch_dependents" => add(Kind::TriggerDropped, String::new()),
+        _ => {}
+    }
     let args = &inst.args[..];
     let further = |at: &str, by: i64| {
         let at = at.trim_matches(['[', ']']);
@@ -563,15 +570,52 @@ fn accesses(inst: &Inst, add: &mut impl FnMut(Kind, String)) {
         add(Kind::Address, inst.with(inst.op, &[&at, args[1]]));
         add(Kind::StoreDropped, String::new());
     }
+    // Bytes of a chunk's cosines, which lie beside those of the next lane's.
+    let chunk = 4 * kernel.vector();
+    if inst.is_shared_access() {
+        let at = args.iter().position(|arg| arg.starts_with('[')).unwrap();
+        let there = further(args[at], inst.width());
+        let mut args = args.to_vec();
+        args[at] = &there;
+        add(Kind::SharedFurther, inst.with(inst.op, &args));
+        // The array of sines follows that of cosines, and the next token's cosines follow it.
+        for way in ["add", "sub"] {
+            let lanes =
+                format!("mul.wide.u32 %by, %ntid.x, {chunk}; {way}.s64 %there, %here, %by;");
+            add(Kind::SharedOther, inst.elsewhere(&lanes));
+        }
+    }
+    if inst.is("ld.shared") {
+        let values = members(args[0]);
+        if values.len() > 1 {
+            let next = [&values[1..], &values[..1]].concat().join(", ");
+            let now = inst.with(inst.op, &[&format!("{{{next}}}"), args[1]]);
+            add(Kind::SharedFurther, now);
+        }
+        add(Kind::LaneZero, inst.elsewhere(&back_to_lane_zero(chunk)));
+    }
+    // A pair lies beside that of the next lane, but where a vector holds pairs of two places.
+    if inst.is_constant_load()
+        && !code.factors.contains(args[0])
+        && kernel.pairing != Some(Pairing::Interleaved)
+    {
+        let bytes = inst.width() as usize;
+        add(Kind::LaneZero, inst.elsewhere(&back_to_lane_zero(bytes)));
+    }
     if inst.is("ld.param") {
         let size = inst.width();
-        let last = size_of::<PhasorRopeParams>() as i64 - size;
+        let last = size_of::<PhasorCall>() as i64 - size;
         let mut at = further(args[1], size);
         if at.contains(&format!("+{}]", last + size)) {
             at = further(args[1], -size);
         }
         add(Kind::Parameter, inst.with(inst.op, &[args[0], &at]));
     }
+}
+
+/// From the address of what lane `n` holds, `n * bytes` after that of lane 0.
+fn back_to_lane_zero(bytes: usize) -> String {
+    format!("mul.wide.u32 %by, %tid.x, {bytes}; sub.s64 %there, %here, %by;")
 }
 
 /// Faults that exchange something between two lines.
@@ -586,17 +630,43 @@ fn exchanges(kernel: &KernelText, code: &Code, all: &mut Vec<Mutant>) {
             edits: vec![(a.line, a_now), (b.line, b_now)],
         });
     };
-    // The products with the two scales come in turn, a pair's cos with its sin.
-    let scaled = |scale: &str| {
-        let scale = scale.to_owned();
-        let of_scale = move |i: &&Inst| i.op == "mul.rn.f32" && i.args[2] == scale;
-        code.insts.iter().filter(of_scale)
+    // Both arrays are loaded the same way, and both tables.
+    let swapped = |inst: &Inst, n: usize, by: &str| {
+        let mut args = inst.args.clone();
+        args[n] = by;
+        inst.with(inst.op, &args)
     };
-    for (cos, sin) in scaled(code.cos_scale).zip(scaled(code.sin_scale)) {
-        let swapped = |inst: &Inst, d| inst.with(inst.op, &[d, inst.args[1], inst.args[2]]);
-        let now = [swapped(cos, sin.args[0]), swapped(sin, cos.args[0])];
+    let shared = code.insts.iter().filter(|inst| inst.is("ld.shared"));
+    if let [cos, sin] = shared.collect::<Vec<_>>()[..] {
+        let now = [swapped(cos, 0, sin.args[0]), swapped(sin, 0, cos.args[0])];
         let [cos_now, sin_now] = now;
         exchange(Kind::SinCosSwapped, cos, sin, cos_now, sin_now);
+    }
+    let use_of = |offset| {
+        code.insts.iter().find_map(|inst| {
+            let of_offset = |arg: &&str| code.parameters.get(arg) == Some(&offset);
+            let n = inst.args.iter().skip(1).position(of_offset)? + 1;
+            (!inst.is("ld.param")).then_some((inst, n))
+        })
+    };
+    if let (Some((cos, n)), Some((sin, m))) = (use_of(COS), use_of(SIN)) {
+        let now = [swapped(cos, n, sin.args[m]), swapped(sin, m, cos.args[n])];
+        let [cos_now, sin_now] = now;
+        exchange(Kind::SinCosSwapped, cos, sin, cos_now, sin_now);
+    }
+    // A wait, and what must not come before it.
+    for (n, wait) in code.insts.iter().enumerate() {
+        if wait.op != "griddepcontrol.wait" {
+            continue;
+        }
+        let is_load = |i: &&Inst| i.is_global_load() && !i.is_constant_load();
+        let is_store = |i: &&Inst| i.is_global_store();
+        let after = &code.insts[n + 1..];
+        for access in [after.iter().find(is_load), after.iter().find(is_store)] {
+            let access = access.expect("a kernel stores last");
+            let now = format!("{} griddepcontrol.wait;", access.text());
+            exchange(Kind::WaitLater, wait, access, String::new(), now);
+        }
     }
     // Two stores with nothing but address arithmetic between them are a head's two places.
     for (n, first) in code

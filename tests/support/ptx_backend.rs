@@ -23,6 +23,8 @@ pub struct Run {
     pub counts: HashMap<&'static str, Vec<(u32, u32)>>,
     /// `None` if there was nothing to launch.
     pub kernel: Option<String>,
+    /// See [`triggers`].
+    pub triggers: bool,
 }
 
 /// PTX texts in the order of [`Dtype::ALL`].
@@ -122,7 +124,7 @@ impl Image {
         };
         let q = tensor(&case.q, "q", "q_out");
         let k = tensor(&case.k, "k", "k_out");
-        let (kernel, stats) = self.launch(case, &case.problem(), &mut memory, q, k)?;
+        let (kernel, stats, triggers) = self.launch(case, &case.problem(), &mut memory, q, k)?;
 
         let read = |address: u64| Elements::from(from_bytes(case.dtype, memory.bytes(address)));
         let outcome = match shared {
@@ -143,6 +145,7 @@ impl Image {
             stats,
             counts,
             kernel,
+            triggers,
         })
     }
 
@@ -197,7 +200,7 @@ impl Image {
         memory: &mut Memory,
         q: TensorAddresses,
         k: TensorAddresses,
-    ) -> Result<(Option<String>, Stats), Fault> {
+    ) -> Result<(Option<String>, Stats, bool), Fault> {
         let plan = Plan::new(&case.rope, problem).unwrap();
         let mut placed = |name, bytes: Vec<u8>| constant(memory, name, bytes);
         let angles = constant_angles(case.rope.angles(), &mut placed);
@@ -212,12 +215,13 @@ impl Image {
             positions,
         };
         let Some(call) = plan.call(&addresses).unwrap() else {
-            return Ok((None, Stats::default()));
+            return Ok((None, Stats::default(), true));
         };
         let launch = call.launch(&self.target(case));
         let name = launch.kernel.name();
         let stats = run_launch(self.module(case.dtype), memory, &launch, self.dependent)?;
-        Ok((Some(name), stats))
+        let triggers = triggers(&launch, &stats, self.dependent);
+        Ok((Some(name), stats, triggers))
     }
 
     /// As the CUDA backend has it for this image.
@@ -265,14 +269,14 @@ pub fn run_launch(
     let mut launch = Launch::new(&name, planned.grid, planned.block, params);
     launch.dynamic_shared = planned.shared_bytes as usize;
     launch.dependent = dependent;
-    let stats = run(module, memory, &launch)?;
-    if dependent {
-        // Every block lets the kernel after this one start.
-        let threads = |n: [u32; 3]| n.into_iter().map(u64::from).product::<u64>();
-        let all = threads(planned.grid) * threads(planned.block);
-        assert_eq!(stats.launched_dependents, all, "{name}");
-    }
-    Ok(stats)
+    run(module, memory, &launch)
+}
+
+/// Whether every thread, and so every block, lets the kernel after this one start, where kernels can.
+pub fn triggers(planned: &PlannedLaunch, stats: &Stats, dependent: bool) -> bool {
+    let threads = |n: [u32; 3]| n.into_iter().map(u64::from).product::<u64>();
+    let all = threads(planned.grid) * threads(planned.block);
+    stats.launched_dependents == if dependent { all } else { 0 }
 }
 
 /// Puts an angle source in memory, as the CUDA backend does.

@@ -2,12 +2,12 @@
 //! `kernels.rs` holds every image to them; `kernel_mutants.rs` shows that they catch seeded faults.
 
 use crate::kernel_cases::{
-    AngleKind, Case, Elements, Form, MODES, Outcome, PHASES, Rng, TensorCase, TestPositions,
-    Values, Wish, bytes, edge_phases, from_bytes, random_case, random_elements, sharp_case,
-    ties_case,
+    AngleKind, Case, Elements, FACTOR, Form, MODES, Outcome, PHASES, PHASES_WITH_FACTOR, Rng,
+    TensorCase, TestPositions, Values, Wish, bytes, edge_phases, from_bytes, random_case,
+    random_elements, sharp_case, ties_case,
 };
 use crate::ptx_backend::{
-    COMPUTE_80, Image, Run, constant, constant_angles, run_launch, settle_ids,
+    COMPUTE_80, Image, Run, constant, constant_angles, run_launch, settle_ids, triggers,
 };
 use phasor::call::{Addresses, AngleAddresses, TensorAddresses};
 use phasor::launch::{Kernel, LaunchMode};
@@ -58,7 +58,8 @@ pub enum Failure {
     Fault(String),
     /// Other bits than the host's.
     Bits,
-    /// A byte is read or written more or less often than once, or angles are loaded again.
+    /// A byte is read or written more or less often than once, angles are loaded again, or dependents
+    /// are not launched.
     Traffic,
 }
 
@@ -81,7 +82,8 @@ impl Check {
             How::Planned(counts) => {
                 let run = subject.image.run(&self.case).map_err(fault)?;
                 assert_eq!(run.kernel, Some(self.kernel.name()));
-                let traffic = run.counts == *counts && self.accesses_are_of_one_width(&run);
+                let traffic =
+                    run.counts == *counts && self.accesses_are_of_one_width(&run) && run.triggers;
                 (run.outcome, traffic)
             }
             How::Shaped(shape) => by_hand(subject, self, false, Some(*shape)).map_err(fault)?,
@@ -154,8 +156,12 @@ pub fn checks(kernel: Kernel) -> Vec<Check> {
         // of elements.
         let rows = ([4, 4, 8], [1, 1]);
         for (n, (name, case)) in [
-            ("sharp", sharp_case(kernel, angles, &PHASES)),
-            ("edges", sharp_case(kernel, angles, &edge_phases())),
+            ("sharp", sharp_case(kernel, angles, &PHASES, 1.0)),
+            (
+                "sharp",
+                sharp_case(kernel, angles, &PHASES_WITH_FACTOR, FACTOR),
+            ),
+            ("edges", sharp_case(kernel, angles, &edge_phases(), 1.0)),
             ("ties", ties_case(kernel, angles)),
         ]
         .into_iter()
@@ -682,7 +688,8 @@ fn by_hand(
         }
         outcome.push(elements);
     }
-    Ok((Outcome(outcome), once == loaded))
+    let triggers = triggers(&launch, &stats, subject.image.dependent());
+    Ok((Outcome(outcome), once == loaded && triggers))
 }
 
 fn floats(values: &[f32]) -> Vec<u8> {

@@ -751,7 +751,7 @@ pub const FACTOR: f32 = 1.0 + 0.230_258_51;
 
 /// The same where cos and sin take [`FACTOR`]: three for each constant and each fused operation of
 /// that way. Random phases come by some of these once in 500 million.
-pub const PHASES_WITH_FACTOR: [u64; 45] = [
+pub const PHASES_WITH_FACTOR: [u64; 51] = [
     0x910a_2dec_8902_5cc1,
     0xbeeb_8da1_658e_ec67,
     0xf893_a2ee_fb32_555e,
@@ -797,6 +797,12 @@ pub const PHASES_WITH_FACTOR: [u64; 45] = [
     0x8248_3c7b_c469_7902,
     0x6eff_7226_4cba_324e,
     0xd87d_99c4_c8f8_2fba,
+    0x1f84_1063_3ef3_06ac,
+    0x64c7_0b0b_0c5b_4a8f,
+    0xe433_fbfd_6486_d6ee,
+    0x2523_ce18_407c_d501,
+    0xd170_47e5_c45e_eeab,
+    0x6a2f_5f48_99da_50aa,
 ];
 
 /// Phases around the bounds of the reduction: single bits, eighths of a turn, and their neighbours.

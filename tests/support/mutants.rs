@@ -308,6 +308,11 @@ const PAIRS: i64 = offset_of!(PhasorCall, angles.pairs) as i64;
 const FACTOR: i64 = offset_of!(PhasorCall, angles.factor) as i64;
 const Q_HEADS: i64 = offset_of!(PhasorCall, q.heads) as i64;
 const K_HEADS: i64 = offset_of!(PhasorCall, k.heads) as i64;
+const FLAGS: i64 = offset_of!(PhasorCall, flags) as i64;
+const BATCH: i64 = offset_of!(PhasorCall, batch) as i64;
+const IN_PLACE: i64 = offset_of!(PhasorCall, in_place) as i64;
+const SOURCE: i64 = offset_of!(PhasorCall, angles.source) as i64;
+const CHOICE: i64 = offset_of!(PhasorCall, rows.choice) as i64;
 
 impl<'a> Code<'a> {
     fn new(lines: &'a [String]) -> Code<'a> {
@@ -361,13 +366,93 @@ impl<'a> Code<'a> {
         self.insts.iter().filter(writes)
     }
 
+    /// The offset that a parameter is loaded from.
+    fn parameter(&self, inst: &Inst) -> Option<i64> {
+        let first = inst.destinations().first().copied()?;
+        inst.is("ld.param")
+            .then(|| self.parameters.get(first).copied())?
+    }
+
+    /// Whether a register holds a parameter, of fewer bits perhaps.
+    fn comes_from(&self, register: &str, offset: i64) -> bool {
+        self.parameters.get(register) == Some(&offset)
+            || self
+                .writer(register)
+                .is_some_and(|w| w.is("cvt") && self.parameters.get(w.args[1]) == Some(&offset))
+    }
+
+    /// Whether a masked register is only used where other bits are inserted above the mask.
+    fn is_inserted_over(&self, register: &str, mask: &str) -> bool {
+        let mut uses = self
+            .insts
+            .iter()
+            .filter(|i| i.args.iter().skip(1).any(|arg| *arg == register));
+        let bits = integer(mask).map_or(0, |mask| i64::from((mask + 1).trailing_zeros()));
+        uses.all(|i| {
+            i.op == "bfi.b32"
+                && i.args[2] == register
+                && integer(i.args[3]) == Some(bits)
+                && integer(i.args[4]) == Some(32 - bits)
+        })
+    }
+
+    /// Whether an instruction asks if there is more than one sequence, and now asks for less.
+    fn asks_for_sequences(&self, inst: &Inst, now: &str) -> bool {
+        match inst.op {
+            "setp.lt.u32" => self.comes_from(inst.args[1], BATCH) && now.ends_with(" 1;"),
+            _ => self.parameter(inst) == Some(BATCH),
+        }
+    }
+
+    /// Whether a register is 0 for one row of steps.
+    fn is_plainness(&self, register: &str) -> bool {
+        self.writer(register).is_some_and(|w| {
+            let offsets =
+                [1, 2].map(|n| w.args.get(n).and_then(|r| self.parameters.get(r)).copied());
+            w.op == "or.b32"
+                && (offsets == [Some(SOURCE), Some(CHOICE)]
+                    || offsets == [Some(CHOICE), Some(SOURCE)])
+        })
+    }
+
+    /// Whether a comparison does nothing but choose the smaller of what it compares.
+    fn selects_smaller(&self, inst: &Inst) -> bool {
+        let compared: HashSet<_> = inst.args[1..3].iter().collect();
+        let mut uses = self
+            .insts
+            .iter()
+            .filter(|i| i.args.iter().skip(1).any(|arg| *arg == inst.args[0]));
+        uses.all(|i| i.is("selp") && i.args[1..3].iter().collect::<HashSet<_>>() == compared)
+    }
+
+    /// Whether an instruction decides on the loop that stores, which begins with the angles.
+    fn decides_on_stores(&self, inst: &Inst) -> bool {
+        let after = self.insts.iter().skip_while(|i| i.line != inst.line);
+        let mut accesses = after.filter(|i| i.is("ld.global") || i.is("st") || i.is("ld.shared"));
+        accesses.next().is_some_and(|i| i.is("ld.shared"))
+    }
+
+    /// Whether a register holds the chunks of a head.
+    fn is_all_chunks(&self, register: &str) -> bool {
+        self.comes_from(register, PAIRS)
+            || self
+                .writer(register)
+                .is_some_and(|w| w.op == "shr.u32" && self.comes_from(w.args[1], PAIRS))
+    }
+
+    /// Whether a register holds the first chunk of a round.
+    fn is_first_chunk(&self, register: &str) -> bool {
+        let mut writers = self.all_writers(register);
+        writers.all(|w| w.op == "mul.lo.s32" || w.op == "mad.lo.s32")
+    }
+
     /// Whether a predicate does nothing but put 0 for something.
     fn selects_zero(&self, predicate: &str) -> bool {
         let mut uses = self.insts.iter().filter(|inst| {
             inst.guard.is_some_and(|guard| guard.ends_with(predicate))
                 || inst.args.iter().skip(1).any(|arg| *arg == predicate)
         });
-        uses.all(|inst| inst.op == "selp.b64" && inst.args[1] == "0")
+        uses.all(|inst| inst.is("selp") && inst.args[1] == "0")
     }
 
     /// Whether a register holds the heads of q and k together.
@@ -447,8 +532,9 @@ fn values(code: &Code, inst: &Inst, add: &mut impl FnMut(Kind, String)) {
     }
     if inst.is("xor") {
         // The float is one of the two; whichever side is dropped, something must show.
+        let mov = inst.op.replacen("xor", "mov", 1);
         for kept in [args[1], args[2]] {
-            add(Kind::SignDropped, inst.with("mov.b32", &[args[0], kept]));
+            add(Kind::SignDropped, inst.with(&mov, &[args[0], kept]));
         }
     }
     if inst.is("neg") || inst.is("abs") {
@@ -490,8 +576,10 @@ fn values(code: &Code, inst: &Inst, add: &mut impl FnMut(Kind, String)) {
         }
     }
     if inst.is("min") || inst.is("max") {
+        let bits = inst.op.rsplit('.').next().map_or("64", |ty| &ty[1..]);
+        let mov = format!("mov.b{bits}");
         for kept in [args[1], args[2]] {
-            add(Kind::Clamp, inst.with("mov.b64", &[args[0], kept]));
+            add(Kind::Clamp, inst.with(&mov, &[args[0], kept]));
         }
     }
     if inst.is("selp") {
@@ -694,8 +782,20 @@ fn equivalent(code: &Code, inst: &Inst, kind: Kind, now: &str) -> Option<&'stati
         Kind::MaskDropped if inst.op == "and.b16" && args[2] == "255" => {
             let mut writers = code.all_writers(args[1]);
             writers
-                .all(|w| w.op == "mov.u16" && ["0", "1"].contains(&w.args[1]))
+                .all(|w| match w.op {
+                    "mov.u16" => ["0", "1"].contains(&w.args[1]),
+                    "selp.u16" => w.args[1..3] == ["1", "0"],
+                    "and.b16" => w.args[2] == "1",
+                    _ => false,
+                })
                 .then_some("the masked flag is only ever set to 0 or 1")
+        }
+        Kind::MaskDropped if args[2] == "1" && code.comes_from(args[1], FLAGS) => {
+            Some("there is no other flag")
+        }
+        // The index in a vector, beside which the chunk is put.
+        Kind::MaskDropped if code.is_inserted_over(args[0], args[2]) => {
+            Some("the bits that it clears are overwritten")
         }
         Kind::MaskDropped if inst.op == "and.b32" => {
             let shift = code.writer(args[1]).filter(|w| w.op == "shr.u32")?;
@@ -720,6 +820,40 @@ fn equivalent(code: &Code, inst: &Inst, kind: Kind, now: &str) -> Option<&'stati
             });
             powers_of_two.then_some("a product with a power of two is exact, fused or not")
         }
+        Kind::Bound | Kind::BoundValue | Kind::Parameter if code.asks_for_sequences(inst, now) => {
+            Some("with one sequence, the division gives it too")
+        }
+        Kind::BoundValue if inst.op == "setp.eq.s16" && args[2] == "0" => {
+            let mut writers = code.all_writers(args[1]);
+            writers
+                .any(|w| code.comes_from(w.args[1], FLAGS))
+                .then_some("a second wait returns at once")
+        }
+        Kind::BoundValue if inst.op == "setp.eq.s32" && code.is_plainness(args[1]) => {
+            Some("a step that is not loaded ahead is loaded when it is needed")
+        }
+        Kind::Parameter if code.parameter(inst) == Some(IN_PLACE) => {
+            Some("in place, both views are the same")
+        }
+        Kind::Bound if inst.op == "setp.gt.u32" && code.selects_smaller(inst) => {
+            Some("of two equal numbers either is the smaller")
+        }
+        Kind::Bound if code.is_all_chunks(args[2]) && code.is_first_chunk(args[1]) => {
+            Some("a round past the last chunk has no work")
+        }
+        Kind::Bound if code.is_all_heads(args[2]) && code.decides_on_stores(inst) => {
+            Some("a head past the last one is compared again before it is stored")
+        }
+        Kind::SignDropped if inst.op == "xor.pred" && now.ends_with(&format!(" {};", args[1])) => {
+            let is_false = |w: &Inst| w.op == "mov.pred" && w.args[1] == "0";
+            code.writer(args[2])
+                .is_some_and(is_false)
+                .then_some("it is an exclusive or with false")
+        }
+        Kind::MaskDropped if inst.op == "and.b64" && args[2] == "4294967295" => code
+            .writer(args[1])
+            .is_some_and(|w| w.op == "selp.b64")
+            .then_some("a row is below a count of 32 bits"),
         // The heads that follow in a round have registers of their own, written once.
         Kind::Bound if code.is_all_heads(args[2]) && code.writer(args[1]).is_none() => Some(
             "the first head of a round is compared twice, at the end of the round before and in \

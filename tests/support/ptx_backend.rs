@@ -1,7 +1,7 @@
 //! Runs cases on the kernels' PTX, in the interpreter.
 
 use crate::kernel_cases::{Case, Elements, Outcome, TensorCase, bytes, from_bytes};
-use phasor::call::{Addresses, AngleAddresses, TensorAddresses};
+use phasor::call::{Addresses, AngleAddresses, PHASOR_ANGLES_BEFORE_WAIT, TensorAddresses};
 use phasor::launch::{Launch as PlannedLaunch, LaunchMode, Target};
 use phasor::{Angles, Dtype, Ids, InOut, Layout, Plan, Problem};
 use ptx_interpreter::{Fault, Launch, Memory, Module, Stats, run};
@@ -272,11 +272,14 @@ pub fn run_launch(
     run(module, memory, &launch)
 }
 
-/// Whether every thread, and so every block, lets the kernel after this one start, where kernels can.
+/// Whether every thread, and so every block, lets the kernel after this one start, and angles are formed
+/// before the wait where they shall be, if kernels can be launched dependently.
 pub fn triggers(planned: &PlannedLaunch, stats: &Stats, dependent: bool) -> bool {
     let threads = |n: [u32; 3]| n.into_iter().map(u64::from).product::<u64>();
     let all = threads(planned.grid) * threads(planned.block);
+    let early = dependent && planned.params.flags & PHASOR_ANGLES_BEFORE_WAIT != 0;
     stats.launched_dependents == if dependent { all } else { 0 }
+        && (stats.loads_before_wait > 0) == early
 }
 
 /// Puts an angle source in memory, as the CUDA backend does.

@@ -148,8 +148,11 @@ pub fn checks(kernel: Kernel) -> Vec<Check> {
         }
         for in_place in [true, false] {
             for (n, (heads, shape)) in FAR.into_iter().enumerate() {
-                let case = in_mode(far_case(kernel, angles, in_place, heads), n);
-                checks.push(Check::new("far", kernel, case, How::Far(shape)));
+                // With angles after the wait, and before it.
+                for mode in [n % 2, 2] {
+                    let case = in_mode(far_case(kernel, angles, in_place, heads), mode);
+                    checks.push(Check::new("far", kernel, case, How::Far(shape)));
+                }
             }
         }
         // Four rows of threads, so that each of the four heads a thread holds at once sees each kind
@@ -174,6 +177,9 @@ pub fn checks(kernel: Kernel) -> Vec<Check> {
                 How::Shaped(rows),
             ));
         }
+    }
+    for case in far_types(kernel) {
+        checks.push(Check::new("far", kernel, case, How::Far(None)));
     }
     let case = by_position(far_case(kernel, AngleKind::Rows, true, [5, 5]));
     checks.push(Check::new("far", kernel, case, How::Far(None)));
@@ -300,13 +306,18 @@ fn heads(layout: Layout) -> Vec<usize> {
 /// Heads of q and of k, and shapes: the plan's own, one thread for everything, and threads to spare
 /// on each axis in turn. A thread holds four heads at once; where it visits all heads, the last of
 /// q and the last of k fall on each of the four in turn.
-const FAR: [([usize; 2], Option<Shape>); 8] = [
+const FAR: [([usize; 2], Option<Shape>); 12] = [
     ([5, 5], None),
     ([5, 5], Some(([1, 1, 1], [1, 1]))),
     ([2, 5], Some(([1, 1, 1], [1, 1]))),
     ([3, 5], Some(([1, 1, 1], [1, 1]))),
     ([4, 5], Some(([1, 1, 1], [1, 1]))),
+    ([6, 3], Some(([1, 1, 1], [1, 1]))),
+    ([7, 3], Some(([1, 1, 1], [1, 1]))),
+    ([8, 3], Some(([1, 1, 1], [1, 1]))),
     ([5, 5], Some(([3, 2, 2], [2, 3]))),
+    // More threads than a chunk has pairs, and another chunk after it.
+    ([5, 5], Some(([1, 6, 2], [1, 1]))),
     ([5, 5], Some(([2, 2, 1], [6, 1]))),
     ([5, 5], Some(([16, 3, 5], [3, 1]))),
 ];
@@ -403,6 +414,27 @@ fn far_case(kernel: Kernel, kind: AngleKind, in_place: bool, heads: [usize; 2]) 
         multiprocessors: 1,
         mode: LaunchMode::Ordinary,
     }
+}
+
+/// Positions of 32 bits, and indices of rows of 64, of which the last is past what 32 bits hold.
+fn far_types(kernel: Kernel) -> [Case; 2] {
+    let near = far_case(kernel, AngleKind::Exact, true, [2, 1]);
+    let positions = TestPositions {
+        ids: Values::new(IdType::I32, &near.positions.ids.values()),
+        ..near.positions.clone()
+    };
+    let rows = far_case(kernel, AngleKind::Rows, true, [2, 1]);
+    let long = TestPositions {
+        rows: Values::new(IdType::I64, &rows.positions.rows.values()),
+        ..rows.positions.clone()
+    };
+    [
+        Case { positions, ..near },
+        Case {
+            positions: long,
+            ..rows
+        },
+    ]
 }
 
 /// The same heads where positions choose between two rows on one axis.
@@ -591,14 +623,14 @@ fn by_hand(
     };
 
     let positions = case.positions.ids.values();
-    assert_eq!(case.positions.ids.id_type, IdType::I64);
+    let short = case.positions.ids.id_type != IdType::I64;
     let tokens = positions.len() / case.rope.angles().axes();
     let sequence = tokens / if spread { BATCH } else { 1 };
     // A position is start + t * advance + id: each of the three takes its share.
-    let (id_stride, start, advance) = if spread {
-        (1 << 33, -77 << 40, (3 << 33) + 1)
-    } else {
-        (8, 0, 0)
+    let (id_stride, start, advance) = match (spread, short) {
+        (true, false) => (1 << 33, -77 << 40, (3 << 33) + 1),
+        (true, true) => (1 << 33, 0, 0),
+        (false, _) => (8, 0, 0),
     };
     let has_rows = case.positions.row_kind == FrequencyRowKind::PerToken;
     let mut placed = case.positions.placed(|name, values| {
@@ -607,6 +639,7 @@ fn by_hand(
                 .wrapping_sub(start)
                 .wrapping_sub((n % sequence) as i64 * advance),
             // The last token's index is past the last row, which it stands for.
+            (_, true) if n == tokens - 1 && values.id_type == IdType::I64 => (1 << 32) + 1,
             (_, true) if n == tokens - 1 => (values.values()[n] << ROW_SPREAD) + 1,
             (_, true) => values.values()[n] << ROW_SPREAD,
             (_, false) if n == tokens - 1 => i64::from(u32::MAX),

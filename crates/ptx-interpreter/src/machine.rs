@@ -58,6 +58,8 @@ pub struct Stats {
     pub thread_instructions: u64,
     /// Threads that executed `griddepcontrol.launch_dependents`.
     pub launched_dependents: u64,
+    /// Loads of global memory by threads of a dependent launch before their `griddepcontrol.wait`.
+    pub loads_before_wait: u64,
     /// Loads and stores of global memory.
     pub global: Traffic,
     pub shared: Traffic,
@@ -595,6 +597,7 @@ impl<'a> Machine<'a> {
                 }
                 Space::Global | Space::Const | Space::Generic => {
                     let who = self.who(thread, warp.waited >> lane & 1 == 1);
+                    self.stats.loads_before_wait += u64::from(who.earlier == Earlier::Runs);
                     let only = if space == Space::Generic {
                         None
                     } else {

@@ -1092,6 +1092,7 @@ fn a_dependent_launch_reads_and_writes_after_its_wait() {
     let body = format!("griddepcontrol.launch_dependents; {WAIT} {LOAD} {STORE}");
     let (stats, copied) = dependent(&body, earlier_writes).expect("all is behind the wait");
     assert_eq!(stats.launched_dependents, 40);
+    assert_eq!(stats.loads_before_wait, 0);
     assert_eq!(copied, (0..160).collect::<Vec<u8>>());
     // Shared memory has nothing to do with earlier work, nor has a load that is promised or constant.
     let one = format!("setp.ne.u32 %p0, %r0, 0; @%p0 bra next; {shared} next: {WAIT}");
@@ -1102,7 +1103,8 @@ fn a_dependent_launch_reads_and_writes_after_its_wait() {
         (LOAD_NC, Memory::set_constant),
     ] {
         let body = format!("{load} {WAIT} {STORE}");
-        assert!(dependent(&body, prepare).is_ok(), "{load}");
+        let (stats, _) = dependent(&body, prepare).expect(load);
+        assert_eq!(stats.loads_before_wait, 40);
     }
 }
 

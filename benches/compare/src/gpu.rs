@@ -3,6 +3,10 @@
 #[path = "../../cuda/results.rs"]
 pub mod results;
 
+#[cfg(test)]
+#[path = "../../cuda/schedule.rs"]
+mod schedule;
+
 use crate::Failure;
 use results::{Kind, Launch, Memory, PHASOR, Results, Row, Timed, digits, headlines, thousands};
 use std::collections::BTreeSet;
@@ -353,6 +357,69 @@ pub mod tests {
 
         results.rows[0].dtype = "f32".to_owned();
         assert!(!markdown(&results, 0).contains("copy kernel, slow"));
+    }
+
+    #[test]
+    fn what_is_cold_does_not_fit_into_l2_or_has_one_turn_a_replay() {
+        let l2 = 50 << 20;
+        for group in schedule::groups() {
+            let length: usize = group.shape.lengths(group.tokens).iter().sum();
+            let bytes = length
+                * if group.dtype == phasor::Dtype::F32 {
+                    4
+                } else {
+                    2
+                };
+            let buffers = schedule::cold_buffers(bytes, l2);
+            let calls = schedule::calls(bytes, buffers);
+            let is_past_l2 = buffers > 1 && buffers * bytes > 4 * l2;
+            assert!(is_past_l2 || calls == buffers, "{}", group.name());
+            assert_eq!(calls % buffers, 0, "{}", group.name());
+            assert!((8..=8192).contains(&calls), "{}: {calls}", group.name());
+            // A limit is measured wherever there is something to hold against it.
+            let has_bytes = |other: &&schedule::Group| {
+                let is_wide = |group: &schedule::Group| group.dtype == phasor::Dtype::F32;
+                other.has_limits()
+                    && is_wide(other) == is_wide(&group)
+                    && (other.shape, other.tokens) == (group.shape, group.tokens)
+            };
+            assert!(schedule::groups().iter().any(|other| has_bytes(&other)));
+            if group.has_chain() {
+                assert!(bytes < l2, "{}", group.name());
+            }
+        }
+        assert_eq!(schedule::calls(10_240, 1), 4000);
+        assert_eq!(schedule::calls(1 << 40, 2), 8);
+    }
+
+    #[test]
+    fn the_usual_case_of_the_bench_is_the_one_of_the_short_table() {
+        let usual = schedule::groups()
+            .into_iter()
+            .filter(|group| group.is_usual());
+        let mut sizes = Vec::new();
+        for group in usual {
+            let mut row = row(PHASOR, Kind::Phasor, Launch::Ordinary, group.tokens, 1.0);
+            (row.shape, row.dtype) = (group.shape.name(), group.dtype.to_string());
+            assert!(row.is_headline());
+            assert_eq!(group.memories()[0], Memory::Cold);
+            sizes.push(group.tokens);
+        }
+        assert_eq!(sizes, [1, 32, 256, 2048, 8192, 32_768]);
+    }
+
+    #[test]
+    fn there_are_enough_samples_when_time_is_over_or_many_are_there() {
+        let is_enough = |samples, millis| {
+            schedule::is_enough(samples, std::time::Duration::from_millis(millis))
+        };
+        assert!(!is_enough(4, 1000));
+        assert!(is_enough(5, 1000));
+        assert!(!is_enough(5, 1));
+        assert!(is_enough(15, 1));
+        assert_eq!(schedule::median(&mut [3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(schedule::median(&mut [4.0, 1.0, 2.0, 8.0]), 3.0);
+        assert_eq!(schedule::median(&mut [7.0]), 7.0);
     }
 
     #[test]

@@ -3,8 +3,7 @@
 mod support;
 
 use phasor::{
-    Direction, Dtype, Frequencies, InOut, Isa, Layout, Pairing, PositionKind, Positions, Problem,
-    Rope, Threads,
+    Direction, Dtype, Frequencies, InOut, Isa, Layout, Pairing, Positions, Problem, Rope, Threads,
 };
 use std::f64::consts::TAU;
 use support::cases::{Random, host, same_bits, scaled, variants};
@@ -492,9 +491,7 @@ fn rotated_pairs_are_within_2_units_for_every_attention_factor() {
 
         let rotated = |isa| {
             let rotator = host(isa, Threads::One).rotator(&rope);
-            let problem = Problem::new(Dtype::F32)
-                .q(Layout::tokens(tokens, HEADS, 2 * PAIRS))
-                .positions(PositionKind::PerToken);
+            let problem = Problem::new(Dtype::F32).q(Layout::tokens(tokens, HEADS, 2 * PAIRS));
             let plan = rotator.plan(&problem).unwrap();
             let mut x = before.clone();
             let q = Some(InOut::InPlace(&mut x[..]));

@@ -10,10 +10,12 @@ mod kernel_cases;
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod ptx_backend;
 
-use kernel_cases::{Case, Ids, TensorCase};
+use kernel_cases::{Case, TensorCase, TestPositions, TypedIds, Values};
+use phasor::half::{bf16, f16};
 use phasor::{
-    Angles, CosSinTable, Direction, Dtype, Frequencies, FrequencyRowKind, FrequencyRows, Host,
-    InOut, Isa, Layout, OutOfRange, Pairing, PositionKind, Positions, Problem, Rope,
+    Angles, CosSinTable, Direction, Dtype, Element, Error, Frequencies, FrequencyRowKind,
+    FrequencyRows, Host, HostInOut, HostRotator, IdType, InOut, Isa, Layout, OutOfRange, Pairing,
+    Plan, PositionKind, Positions, Problem, Rope,
 };
 use proptest::prelude::*;
 use ptx_backend::Image;
@@ -173,8 +175,7 @@ fn case(bytes: &[u8]) -> Option<Case> {
         PositionKind::PerSequence,
     ]);
     let row_kind = match rope.angles() {
-        Angles::Rows(_) => source.pick(&[
-            FrequencyRowKind::None,
+        Angles::Rows(_) if rope.row_for_length(0) != Ok(None) => source.pick(&[
             FrequencyRowKind::Call,
             FrequencyRowKind::PerSequence,
             FrequencyRowKind::PerToken,
@@ -241,41 +242,50 @@ fn case(bytes: &[u8]) -> Option<Case> {
     if batch.saturating_mul(sequence).max(batch).max(sequence) > 1 << 12 {
         return None;
     }
-    let count = match kind {
-        PositionKind::Start => 0,
-        PositionKind::StartPerSequence | PositionKind::PerSequence => batch,
-        PositionKind::PerTokenShared => sequence,
-        PositionKind::PerAxis => rope.angles().axes() * batch * sequence,
-        _ => batch * sequence,
-    };
     let one_buffer = one_buffer.then(|| elements(reach));
-    let ids = match kind {
-        PositionKind::Start => Ids::None(source.word() as i64),
-        _ => match source.byte() % 3 {
-            0 => Ids::I32((0..count).map(|_| source.word() as i32).collect()),
-            1 => Ids::U32((0..count).map(|_| u32::from(source.byte())).collect()),
-            _ => Ids::I64((0..count).map(|_| source.word() as i64).collect()),
-        },
-    };
-    let row_count = match row_kind {
-        FrequencyRowKind::None => 0,
-        FrequencyRowKind::Call => 1,
-        FrequencyRowKind::PerSequence => batch,
-        _ => batch * sequence,
-    };
-    let row_ids = (0..row_count).map(|_| u32::from(source.byte() % 4));
+    let mut positions = TestPositions::from(kind, source.word() as i64);
+    positions.ids = ids(source, position_count(&rope, kind, [batch, sequence]), 64);
+    (positions.row_kind, positions.row) = (row_kind, u32::from(source.byte() % 4));
+    positions.rows = ids(source, row_count(row_kind, [batch, sequence]), 2);
     Some(Case {
-        row_kind,
-        row_ids: row_ids.collect(),
         dtype,
         rope,
         q,
         k,
         one_buffer,
-        kind,
-        ids,
+        positions,
         multiprocessors: 1 + u32::from(source.byte()),
+        mode: source.pick(&kernel_cases::MODES),
     })
+}
+
+/// Ids of any type, mostly below 2 to the power `bits`.
+fn ids(source: &mut Source<'_>, count: usize, bits: u32) -> Values {
+    let id_type = source.pick(&[IdType::I32, IdType::I64, IdType::U32]);
+    let wild = source.byte().is_multiple_of(8);
+    let mut id = || match wild {
+        true => source.word() as i64,
+        false => (source.word() >> (64 - bits)) as i64,
+    };
+    Values::new(id_type, &(0..count).map(|_| id()).collect::<Vec<_>>())
+}
+
+fn position_count(rope: &Rope, kind: PositionKind, [batch, tokens]: [usize; 2]) -> usize {
+    match kind {
+        PositionKind::Start => 0,
+        PositionKind::StartPerSequence | PositionKind::PerSequence => batch,
+        PositionKind::PerTokenShared => tokens,
+        PositionKind::PerAxis => rope.angles().axes() * batch * tokens,
+        _ => batch * tokens,
+    }
+}
+
+fn row_count(kind: FrequencyRowKind, [batch, tokens]: [usize; 2]) -> usize {
+    match kind {
+        FrequencyRowKind::None | FrequencyRowKind::Call => 0,
+        FrequencyRowKind::PerSequence => batch,
+        _ => batch * tokens,
+    }
 }
 
 /// A decoder that ended in errors only would test nothing.
@@ -308,9 +318,159 @@ fn raw_bytes_reach_every_kind_of_call() {
 fn refuses(case: &Case) -> bool {
     match case.rope.angles() {
         Angles::Table(table) => table.out_of_range() == OutOfRange::Error,
-        Angles::Rows(rows) => case.row_ids.iter().any(|&row| row as usize >= rows.rows()),
+        Angles::Rows(rows) => {
+            let row = i64::from(case.positions.row);
+            let ids = case.positions.rows.values().into_iter().chain([row]);
+            ids.into_iter()
+                .any(|row| row < 0 || row >= rows.rows() as i64)
+        }
         _ => false,
     }
+}
+
+/// A call on a part of a case's plan, whose buffers, positions and rows may be of any length.
+struct PartOfCase {
+    /// Sequences and tokens.
+    counts: [usize; 2],
+    /// Of q's source and destination, and k's.
+    lengths: [[usize; 2]; 2],
+    positions: TestPositions,
+}
+
+impl PartOfCase {
+    fn new(case: &Case, source: &mut Source<'_>) -> Self {
+        let first = case.tensors().next().expect("a tensor");
+        let [batch, tokens, ..] = sides(first.layout)[0].shape();
+        let mut count = |whole: usize| match source.byte() % 8 {
+            0 => source.size(9),
+            _ => source.byte() as usize % (whole + 1),
+        };
+        let counts = [count(batch), count(tokens)];
+        let mut lengths = [&case.q, &case.k].map(|tensor| match tensor {
+            Some(tensor) => sides(tensor.layout).map(|side| side.required_len().unwrap()),
+            None => [0; 2],
+        });
+        for length in lengths.as_flattened_mut() {
+            match source.byte() % 16 {
+                0 => *length = length.saturating_sub(source.byte().into()),
+                1 => *length += source.byte() as usize,
+                _ => {}
+            }
+        }
+        let few = |n: usize| n.min(64);
+        let mut some = |right: usize| match source.byte() % 8 {
+            0 => source.byte() as usize,
+            _ => right,
+        };
+        let kind = case.positions.kind;
+        let counted = counts.map(few);
+        let position_count = some(position_count(&case.rope, kind, counted));
+        let row_count = some(row_count(case.positions.row_kind, counted));
+        let mut positions = case.positions.clone();
+        positions.ids = ids(source, position_count, 5);
+        positions.rows = ids(source, row_count, 2);
+        Self {
+            counts,
+            lengths,
+            positions,
+        }
+    }
+
+    /// What is in the buffers after the call.
+    fn rotate<T: Element>(
+        &self,
+        case: &Case,
+        rotator: &HostRotator,
+        plan: &Plan,
+    ) -> (Result<(), Error>, Vec<u32>) {
+        let typed = [&self.positions.ids, &self.positions.rows].map(TypedIds::new);
+        let positions: Positions<'_> =
+            self.positions
+                .placed(|name, _| match &typed[usize::from(name == "rows")] {
+                    TypedIds::I32(ids) => ids.into(),
+                    TypedIds::I64(ids) => ids.into(),
+                    TypedIds::U32(ids) => ids.into(),
+                });
+        let buffer = |len: usize| -> Vec<T> { (0..len).map(|i| T::narrow(i as f32)).collect() };
+        let mut buffers = self.lengths.map(|lengths| lengths.map(buffer));
+        let result = if case.one_buffer.is_some() {
+            let longest = buffers
+                .as_flattened_mut()
+                .iter_mut()
+                .max_by_key(|b| b.len());
+            rotator.rotate_one_buffer(plan, longest.expect("there are four"), positions)
+        } else {
+            fn operand<'a, T: Element>(
+                tensor: &Option<TensorCase>,
+                [source, destination]: &'a mut [Vec<T>; 2],
+            ) -> Option<HostInOut<'a, T>> {
+                Some(match tensor.as_ref()?.layout {
+                    InOut::InPlace(_) => destination.into(),
+                    InOut::OutOfPlace { .. } => (&source[..], destination).into(),
+                })
+            }
+            let [q, k] = &mut buffers;
+            rotator.rotate(plan, operand(&case.q, q), operand(&case.k, k), positions)
+        };
+        let values = buffers.as_flattened().iter().flatten();
+        (result, values.map(|x| x.widen().to_bits()).collect())
+    }
+}
+
+fn sides(operand: InOut<Layout>) -> [Layout; 2] {
+    match operand {
+        InOut::InPlace(layout) => [layout; 2],
+        InOut::OutOfPlace {
+            source,
+            destination,
+        } => [source, destination],
+    }
+}
+
+/// A part of a plan does what a plan that was made for the part does.
+fn part_is_a_plan<T: Element>(case: &Case, part: &PartOfCase) -> Result<(), TestCaseError> {
+    let rotator = Host::new().rotator(&case.rope);
+    let whole = rotator.plan(&case.problem())?;
+    let [batch, tokens] = part.counts;
+    let plan = whole
+        .first_tokens(tokens)
+        .and_then(|plan| plan.first_sequences(batch));
+    let too_many = tokens > whole.tokens() || batch > whole.batch();
+    prop_assert_eq!(plan.is_err(), too_many);
+    let Ok(plan) = plan else { return Ok(()) };
+
+    let fewer = |layout: Layout| {
+        let [.., heads, head_dim] = layout.shape();
+        let [b, t, h] = layout.strides();
+        Layout::bshd(batch, tokens, heads, head_dim)
+            .with_strides(b, t, h)
+            .with_offset(layout.offset())
+            .with_rotary_offset(layout.rotary_offset())
+    };
+    let mut of_part = case.clone();
+    for tensor in of_part.q.iter_mut().chain(&mut of_part.k) {
+        tensor.layout = match tensor.layout {
+            InOut::InPlace(layout) => fewer(layout).into(),
+            InOut::OutOfPlace {
+                source,
+                destination,
+            } => (fewer(source), fewer(destination)).into(),
+        };
+    }
+    let made_for_it = rotator.plan(&of_part.problem())?;
+    prop_assert_eq!(plan.q_shape(), made_for_it.q_shape());
+    prop_assert_eq!(plan.k_shape(), made_for_it.k_shape());
+    prop_assert_eq!(plan.is_empty(), made_for_it.is_empty());
+    let (result, after) = part.rotate::<T>(case, &rotator, &plan);
+    let (expected_result, expected) = part.rotate::<T>(case, &rotator, &made_for_it);
+    prop_assert_eq!(&result, &expected_result);
+    prop_assert_eq!(&after, &expected);
+    if result.is_err() {
+        let untouched = part.lengths.as_flattened().iter();
+        let untouched = untouched.flat_map(|&len| (0..len).map(|i| T::narrow(i as f32)));
+        prop_assert!(untouched.map(|x| x.widen().to_bits()).eq(after));
+    }
+    Ok(())
 }
 
 fn budget() -> ProptestConfig {
@@ -343,6 +503,20 @@ proptest! {
             }
             Ok(())
         })?;
+    }
+
+    #[test]
+    fn parts_of_plans_take_nothing_amiss(
+        bytes in prop::collection::vec(any::<u8>(), 0..600),
+        wild in prop::collection::vec(any::<u8>(), 0..300),
+    ) {
+        let Some(case) = case(&bytes) else { return Ok(()) };
+        let part = PartOfCase::new(&case, &mut Source(&wild));
+        match case.dtype {
+            Dtype::F32 => part_is_a_plan::<f32>(&case, &part)?,
+            Dtype::F16 => part_is_a_plan::<f16>(&case, &part)?,
+            _ => part_is_a_plan::<bf16>(&case, &part)?,
+        }
     }
 
     #[test]

@@ -378,7 +378,7 @@ fn positions_may_be_of_each_type_and_shape() {
         let rotated = rotated(&rope, layout, data.clone(), Positions::per_token(ids));
         stored(&shape, &rotated)
     };
-    // One row of positions serves both rows of the batch.
+    // Positions of one sequence serve both of the batch.
     let shared = expected(&[7, 0, 4_000_000_000, 7, 0, 4_000_000_000]);
     let each = expected(&[-1, 2, i64::MAX, 5, i64::MIN, 0]);
     for (ids, expected) in [
@@ -636,8 +636,8 @@ fn odd_contents_are_rotated_all_the_same() {
         assert!(text.contains("there are no elements"), "{text}");
         assert_holds(&output, "q", &ones(&shape));
     }
-    // Broadcasting these positions would not fit any memory.
-    let huge = [1 << 40, 3, 0, 16];
+    // Positions that are not broadcast, which would take 15 GiB.
+    let huge = [(1 << 31) / 3, 3, 0, 16];
     let ids = stored(&[3], &[0i64, 1, 2]);
     let input = folder.tensors("in", &[("k", ones(&huge)), ("position_ids", ids)]);
     report(&["--input", &input]);
@@ -865,7 +865,7 @@ fn bad_tensors_are_refused() {
     );
     refuse(
         &[("q", good()), ("k", ones(&[4, 2, 8]))],
-        &["batch and sequence"],
+        &["batch and tokens"],
     );
     refuse(
         &[("q", good()), ("k", ones(&[3, 2, 16]))],
@@ -906,7 +906,7 @@ fn rows_that_could_be_axes_or_sequences_are_refused() {
     }
     refused(
         ["--input", &input(&[3, 2]), "--config", &config],
-        &["axes or batch rows", "give [3, 3, 2]"],
+        &["axes or sequences", "give [3, 3, 2]"],
     );
 }
 

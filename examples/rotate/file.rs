@@ -152,7 +152,7 @@ fn settle<T: Stored>(
 }
 
 /// The rotation, and which of its rows of frequencies each sequence uses. `lengths` are those of
-/// the sequences, one per batch row.
+/// the sequences of the batch.
 fn rope_and_rows(options: &Options, config: &RopeConfig, lengths: &[u64]) -> Result<(Rope, Rows)> {
     if !config.depends_on_length() {
         return Ok((config.rope()?, Rows::One));
@@ -247,7 +247,7 @@ impl FilePositions {
             [n] if n == sequence => (1, false),
             [a, n] if axes > 1 && a == axes && a == batch && n == sequence => {
                 return fail(format!(
-                    "position_ids has shape {:?}, whose rows could be axes or batch rows: give \
+                    "position_ids has shape {:?}, whose rows could be axes or sequences: give \
                      [{axes}, {batch}, {sequence}]",
                     view.shape()
                 ));

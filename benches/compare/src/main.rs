@@ -253,6 +253,7 @@ fn measure_setting(
         Dtype::F32 => of::<f32>(setting, sampling),
         Dtype::F16 => of::<f16>(setting, sampling),
         Dtype::Bf16 => of::<bf16>(setting, sampling),
+        other => return Err(format!("{other} is not measured").into()),
     }?;
     let (peers, unprepared) = peers::contenders(sessions, setting);
     contenders.extend(peers);

@@ -97,20 +97,20 @@ struct TokenAngles {
 
     __device__ __forceinline__ void choose_row(const PhasorCall& call) {
         const PhasorRows& rows = call.rows;
+        uint64_t wanted = 0;
         if (call.angles.source == PHASOR_ANGLES_TABLE) {
+            wanted = static_cast<int64_t>(position) < 0 ? 0 : position;
             // As an unsigned number a negative position is past the last row too.
-            const bool inside = position < rows.count;
-            row = static_cast<int64_t>(position) < 0 ? 0 : inside ? position : ~0u;
-            rotates = inside || call.angles.out_of_range != PHASOR_OUT_OF_RANGE_PASS_THROUGH;
+            rotates = position < rows.count ||
+                      call.angles.out_of_range != PHASOR_OUT_OF_RANGE_PASS_THROUGH;
         } else if (rows.choice == PHASOR_ROW_OF_CALL) {
-            row = rows.row;
+            wanted = rows.row;
         } else if (rows.choice == PHASOR_ROW_IDS) {
-            const uint64_t id = token_id(rows.ids, b, t, 0);
-            row = id < rows.count ? id : ~0u;
+            wanted = token_id(rows.ids, b, t, 0);
         } else if (rows.choice == PHASOR_ROW_BY_POSITION) {
-            row = static_cast<int64_t>(position) >= rows.boundary ? 1 : 0;
+            wanted = static_cast<int64_t>(position) >= rows.boundary ? 1 : 0;
         }
-        row = row < rows.count ? row : rows.count - 1;
+        row = static_cast<uint32_t>(wanted < rows.count ? wanted : rows.count - 1);
     }
 
     // The step of a pair on the first axis, in the token's row. Where there is but one row, it need not

@@ -91,6 +91,13 @@ __device__ __forceinline__ float load_constant_f(uint64_t address) {
     return v;
 }
 
+// Whether code can wait for earlier work by itself, in a dependent launch.
+#if __CUDA_ARCH__ >= 900
+constexpr bool kCanWait = true;
+#else
+constexpr bool kCanWait = false;
+#endif
+
 // griddepcontrol.launch_dependents   PTX 7.8, sm_90
 // Lets a dependent kernel start while this one runs. It waits for this one's end by itself.
 __device__ __forceinline__ void launch_dependents() {

@@ -217,17 +217,11 @@ struct TokenHeads {
     static __device__ __forceinline__ TokenHeads of(const PhasorCall& call, const PhasorView& q,
                                                     const PhasorView& k, uint32_t at, uint32_t b,
                                                     uint32_t t) {
-        TokenHeads heads{
-            q.address + t * q.token + (call.q.rotary_offset + at) * Element::kBytes,
-            k.address + t * k.token + (call.k.rotary_offset + at) * Element::kBytes -
+        return TokenHeads{
+            q.address + b * q.batch + t * q.token + (call.q.rotary_offset + at) * Element::kBytes,
+            k.address + b * k.batch + t * k.token + (call.k.rotary_offset + at) * Element::kBytes -
                 call.q.heads * k.head,
             q.head, k.head};
-        // Decoding has one sequence of tokens, and 64-bit products are not free.
-        if (call.batch > 1) {
-            heads.q += b * q.batch;
-            heads.k += b * k.batch;
-        }
-        return heads;
     }
 
     __device__ __forceinline__ uint64_t address(uint32_t h, bool is_q) const {
@@ -272,7 +266,7 @@ __device__ __forceinline__ void rope(const PhasorCall& call) {
     ptx::launch_dependents();
     // Every thread waits once, whatever it has to do: before it reads or writes q and k, before it
     // reads ids unless they are promised, and before it ends.
-    bool waits_later = (call.flags & PHASOR_ANGLES_BEFORE_WAIT) != 0;
+    bool waits_later = ptx::kCanWait && (call.flags & PHASOR_ANGLES_BEFORE_WAIT) != 0;
     if (!waits_later) ptx::wait_for_earlier_work();
 
     uint32_t b = 0, group = blockIdx.x;
@@ -367,7 +361,7 @@ __device__ __forceinline__ void rope(const PhasorCall& call) {
     }
     if (waits_later) ptx::wait_for_earlier_work();
 
-    if (call.in_place || !has_token || blockIdx.z != 0) return;
+    if (!has_token || blockIdx.z != 0) return;
     copy_unrotated<Access, Element>(call.q, b, t, 2 * call.angles.pairs);
     copy_unrotated<Access, Element>(call.k, b, t, 2 * call.angles.pairs);
 }

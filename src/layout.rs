@@ -145,24 +145,6 @@ impl Layout {
         Some(len)
     }
 
-    /// What a buffer of `len` elements has room for beyond this layout: one more token, or one more
-    /// sequence, at the layout's stride.
-    pub(crate) fn room_in(&self, len: usize) -> Option<&'static str> {
-        let fits = |batch, tokens| {
-            let more = self.with_counts(batch, tokens);
-            more.required_len().is_some_and(|needed| needed <= len)
-        };
-        if self.is_empty() {
-            None
-        } else if self.token_stride > 0 && fits(self.batch, self.tokens.saturating_add(1)) {
-            Some("token")
-        } else if self.batch_stride > 0 && fits(self.batch.saturating_add(1), self.tokens) {
-            Some("sequence")
-        } else {
-            None
-        }
-    }
-
     /// The first tokens of the first sequences.
     pub(crate) const fn with_counts(mut self, batch: usize, tokens: usize) -> Self {
         self.batch = batch;

@@ -1,5 +1,6 @@
 //! A plan: everything about a call that can be checked before there is memory to work on.
 
+use crate::call::{self, PhasorCall};
 use crate::element::Dtype;
 use crate::error::TensorName;
 use crate::layout::{Layout, Overlap, Region};
@@ -140,6 +141,65 @@ pub(crate) struct PlannedTensor {
     pub(crate) source: Layout,
     pub(crate) destination: Layout,
     pub(crate) in_place: bool,
+    /// Of the source and of the destination.
+    reach: [Reach; 2],
+}
+
+/// How long a buffer is for a layout. Known beforehand, as each call asks.
+#[derive(Clone, Copy, Debug)]
+struct Reach {
+    /// Elements that the layout reaches.
+    needed: usize,
+    /// Elements at which there is room for another token, and for another sequence.
+    with_another: [usize; 2],
+}
+
+impl Reach {
+    fn of(layout: &Layout) -> Self {
+        let len = |batch, tokens| layout.with_counts(batch, tokens).required_len();
+        let with_another = |stride: usize, batch: Option<usize>, tokens: Option<usize>| {
+            // A dim that is repeated takes no more room.
+            let longer = match (batch, tokens) {
+                (Some(batch), Some(tokens)) if stride > 0 && !layout.is_empty() => {
+                    len(batch, tokens)
+                }
+                _ => None,
+            };
+            longer.unwrap_or(usize::MAX)
+        };
+        let (batch, tokens) = (layout.batch, layout.tokens);
+        Self {
+            // A planned layout has a length.
+            needed: layout.required_len().unwrap_or(usize::MAX),
+            with_another: [
+                with_another(layout.token_stride, Some(batch), tokens.checked_add(1)),
+                with_another(layout.batch_stride, batch.checked_add(1), Some(tokens)),
+            ],
+        }
+    }
+
+    /// A buffer of `got` elements reaches as far as the layout.
+    fn check(&self, what: &'static str, got: usize) -> Result<(), Error> {
+        let needed = self.needed;
+        if got < needed {
+            return Err(Error::BufferTooShort { what, needed, got });
+        }
+        Ok(())
+    }
+
+    /// It has no room for another token or sequence.
+    fn check_room(&self, what: &'static str, got: usize) -> Result<(), Error> {
+        let [token, sequence] = self.with_another;
+        if got < token.min(sequence) {
+            return Ok(());
+        }
+        Err(Error::BufferHasRoom {
+            what,
+            more: if got >= token { "token" } else { "sequence" },
+            needed: self.needed,
+            got,
+        })
+    }
 }
 
 impl PlannedTensor {
@@ -152,9 +212,18 @@ impl PlannedTensor {
     }
 
     /// What is read and what is written, with names for errors.
-    fn sides(&self) -> [(&'static str, &Layout); 2] {
+    fn sides(&self) -> [(&'static str, Reach); 2] {
         let (written, read) = self.labels();
-        [(read, &self.source), (written, &self.destination)]
+        let [of_source, of_destination] = self.reach;
+        [(read, of_source), (written, of_destination)]
+    }
+
+    /// For other numbers of sequences and tokens.
+    fn with_counts(mut self, batch: usize, tokens: usize) -> Self {
+        self.source = self.source.with_counts(batch, tokens);
+        self.destination = self.destination.with_counts(batch, tokens);
+        self.reach = [Reach::of(&self.source), Reach::of(&self.destination)];
+        self
     }
 
     /// The elements that are written.
@@ -205,6 +274,8 @@ pub struct Plan {
     longer_buffers: bool,
     pub(crate) batch: usize,
     pub(crate) tokens: usize,
+    /// What is known of its calls.
+    pub(crate) template: PhasorCall,
 }
 
 /// Kernels count heads and dims in 32 bits, with room to step past the end.
@@ -259,6 +330,7 @@ impl Plan {
             longer_buffers: problem.longer_buffers,
             batch,
             tokens,
+            template: call::template(rope, problem.dtype, [&q, &k], [batch, tokens]),
         })
     }
 
@@ -306,10 +378,9 @@ impl Plan {
         let mut part = self.clone();
         (part.batch, part.tokens, part.longer_buffers) = (batch, tokens, true);
         for tensor in part.q.iter_mut().chain(&mut part.k) {
-            for layout in [&mut tensor.source, &mut tensor.destination] {
-                *layout = layout.with_counts(batch, tokens);
-            }
+            *tensor = tensor.with_counts(batch, tokens);
         }
+        part.template = call::template(&part.rope, part.dtype, [&part.q, &part.k], [batch, tokens]);
         Ok(part)
     }
 
@@ -345,7 +416,7 @@ impl Plan {
 
     /// Whether there is no head to rotate, as in a batch of no sequences: a call then does nothing.
     pub fn is_empty(&self) -> bool {
-        self.tensors().all(|tensor| tensor.source.is_empty())
+        self.template.q.heads + self.template.k.heads == 0
     }
 
     /// Bytes that a call reads and writes: in place the rotated dims, out of place all of them.
@@ -379,14 +450,15 @@ impl Plan {
         }
         let mut furthest = None;
         for side in self.tensors().flat_map(PlannedTensor::sides) {
-            let needed = check_reach(side, len)?;
-            if furthest.is_none_or(|(most, _)| needed > most) {
-                furthest = Some((needed, side));
+            let (what, reach) = side;
+            reach.check(what, len)?;
+            if furthest.is_none_or(|(_, most): (_, Reach)| reach.needed > most.needed) {
+                furthest = Some(side);
             }
         }
         // Behind the others there is room, which is that one's.
         match furthest {
-            Some((_, side)) if !self.longer_buffers => check_room(side, len),
+            Some((what, reach)) if !self.longer_buffers => reach.check_room(what, len),
             _ => Ok(()),
         }
     }
@@ -399,10 +471,10 @@ impl Plan {
         source: usize,
         destination: usize,
     ) -> Result<(), Error> {
-        for (side, len) in tensor.sides().into_iter().zip([source, destination]) {
-            check_reach(side, len)?;
+        for ((what, reach), len) in tensor.sides().into_iter().zip([source, destination]) {
+            reach.check(what, len)?;
             if !self.longer_buffers {
-                check_room(side, len)?;
+                reach.check_room(what, len)?;
             }
         }
         Ok(())
@@ -450,30 +522,6 @@ impl Plan {
     }
 }
 
-/// A buffer of `got` elements reaches as far as a layout does; how far that is.
-fn check_reach((what, layout): (&'static str, &Layout), got: usize) -> Result<usize, Error> {
-    // A planned layout has a length.
-    let needed = layout.required_len().unwrap_or(usize::MAX);
-    match got < needed {
-        true => Err(Error::BufferTooShort { what, needed, got }),
-        false => Ok(needed),
-    }
-}
-
-/// A buffer of `got` elements, which reaches far enough, has no room for another token or sequence.
-fn check_room((what, layout): (&'static str, &Layout), got: usize) -> Result<(), Error> {
-    let Some(more) = layout.room_in(got) else {
-        return Ok(());
-    };
-    let needed = layout.required_len().unwrap_or(usize::MAX);
-    Err(Error::BufferHasRoom {
-        what,
-        more,
-        needed,
-        got,
-    })
-}
-
 fn check_tensor(
     name: TensorName,
     operand: &InOut<Layout>,
@@ -492,6 +540,7 @@ fn check_tensor(
         source,
         destination,
         in_place,
+        reach: [Reach::of(&source), Reach::of(&destination)],
     };
     if source.shape() != destination.shape() {
         return Err(Error::ShapeMismatch {
@@ -523,7 +572,7 @@ fn check_tensor(
             || !fits(count)
             || layout.heads >= MAX_COUNT
             || layout.head_dim >= MAX_COUNT
-            || tokens.is_none_or(|tokens| tokens > MAX_TOKENS)
+            || !layout.is_empty() && tokens.is_none_or(|tokens| tokens > MAX_TOKENS)
         {
             return Err(Error::LayoutTooLarge { tensor: name });
         }

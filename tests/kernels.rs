@@ -36,6 +36,7 @@ fn check(image: &Image, case: &Case, seed: u64) -> Run {
                 "{}, seed {seed:#x}: {case:?}",
                 image.name()
             );
+            assert!(run.triggers, "{}, seed {seed:#x}", image.name());
             run
         }
         Err(fault) => panic!("{}, seed {seed:#x}: {fault}\n{case:?}", image.name()),

@@ -5,7 +5,7 @@ use super::{
     PHASOR_IDS_I64, PHASOR_IDS_NONE, PHASOR_IDS_U32, PHASOR_OUT_OF_RANGE_CLAMP,
     PHASOR_OUT_OF_RANGE_PASS_THROUGH, PHASOR_ROW_BY_POSITION, PHASOR_ROW_IDS, PHASOR_ROW_OF_CALL,
     PHASOR_ROW_ONLY, PhasorAngles, PhasorCall, PhasorIds, PhasorPairing, PhasorPositions,
-    PhasorRows, PhasorStream, PhasorView, RawPositions, TensorAddresses,
+    PhasorRows, PhasorStream, PhasorView, RawPositions,
 };
 use crate::element::Dtype;
 use crate::ids::{IdType, Ids};
@@ -38,17 +38,19 @@ impl Plan {
     ///
     /// # Safety
     /// All ids are there.
+    #[inline]
     pub(crate) unsafe fn call_on_host(&self, addresses: &Addresses) -> Result<Option<Call>, Error> {
         let call = self.call_unchecked(addresses)?;
         // Where there is nothing to rotate, rows must be right all the same.
-        let rows = self.row_params(&addresses.positions)?;
-        if rows.choice == PHASOR_ROW_IDS {
-            let (batch, tokens) = match addresses.positions.frequency_row_kind() {
-                FrequencyRowKind::PerSequence => (self.batch, 1),
-                _ => (self.batch, self.tokens),
+        if addresses.positions.frequency_row_ids().is_some() {
+            let rows = self.row_params(&addresses.positions)?;
+            let tokens = match addresses.positions.frequency_row_kind() {
+                FrequencyRowKind::PerToken => self.tokens,
+                _ => 1,
             };
-            for b in 0..batch as u32 {
+            for b in 0..self.batch as u32 {
                 for t in 0..tokens as u32 {
+                    let (b, t) = self.in_call(b, t);
                     // SAFETY: the caller's; their number has been checked.
                     self.check_row(unsafe { rows.ids.at(b, t, 0) })?;
                 }
@@ -59,48 +61,51 @@ impl Plan {
             && table.out_of_range() == OutOfRange::Error
             && addresses.positions.ids().is_some()
         {
-            // Those of the plan's sequences, which a call may have turned into tokens.
             let positions = self.position_params(&addresses.positions)?;
-            // SAFETY: the caller's.
-            self.check_in_table(table.rows(), |b, t| unsafe { positions.at(0, b, t) })?;
+            self.check_in_table(table.rows(), |b, t| {
+                let (b, t) = self.in_call(b, t);
+                // SAFETY: the caller's.
+                unsafe { positions.at(0, b, t) }
+            })?;
         }
         Ok(call)
     }
 
+    /// The sequence and token of a call that are those of this plan. Where each sequence has one token, as
+    /// in decoding, a call has them as the tokens of one sequence.
+    fn in_call(&self, b: u32, t: u32) -> (u32, u32) {
+        match self.tokens {
+            1 => (0, b),
+            _ => (b, t),
+        }
+    }
+
+    #[inline]
     fn call_unchecked(&self, addresses: &Addresses) -> Result<Option<Call>, Error> {
-        let positions = self.position_params(&addresses.positions)?;
-        let mut rows = self.row_params(&addresses.positions)?;
-        let angles = self.angle_params(&addresses.angles)?;
-        if let AngleAddresses::Steps { factors, .. } = addresses.angles {
-            rows.factors = factors;
+        let mut params = self.template;
+        params.positions = self.position_params(&addresses.positions)?;
+        params.rows = self.row_params(&addresses.positions)?;
+        match (self.rope.angles(), addresses.angles) {
+            (Angles::Exact(_) | Angles::Rows(_), AngleAddresses::Steps { steps, factors }) => {
+                params.angles.steps = steps;
+                params.rows.factors = factors;
+            }
+            (Angles::Table(_), AngleAddresses::Table { cos, sin }) => {
+                params.angles.cos = cos;
+                params.angles.sin = sin;
+            }
+            _ => return Err(Error::PlanMismatch),
         }
         if self.is_empty() {
             return Ok(None);
         }
-        let stream = |planned: &Option<PlannedTensor>, at: TensorAddresses| {
-            planned
-                .as_ref()
-                .map_or(ABSENT, |planned| stream_params(planned, at, self.dtype))
-        };
-        let q = stream(&self.q, addresses.q);
-        let k = stream(&self.k, addresses.k);
-        let mut params = PhasorCall {
-            angles,
-            positions,
-            // A plan counts no further.
-            batch: self.batch as u32,
-            tokens: self.tokens as u32,
-            token_groups: 1,
-            flags: 0,
-            in_place: q.in_place & k.in_place,
-            reserved: 0,
-            q,
-            k,
-            rows,
-            pairing: pairing_params(&self.rope),
-        };
-        if self.tokens == 1 {
-            one_token_each(&mut params);
+        for (stream, at) in [(&mut params.q, addresses.q), (&mut params.k, addresses.k)] {
+            let source = match stream.in_place {
+                0 => at.source,
+                _ => at.destination,
+            };
+            stream.source.address = source.wrapping_add(stream.source.address);
+            stream.destination.address = at.destination.wrapping_add(stream.destination.address);
         }
         Ok(Some(Call {
             dtype: self.dtype,
@@ -108,6 +113,7 @@ impl Plan {
         }))
     }
 
+    #[inline]
     fn position_params(&self, given: &RawPositions) -> Result<PhasorPositions, Error> {
         let kind = given.kind();
         let got = given.ids().map_or(0, Ids::len);
@@ -122,7 +128,8 @@ impl Plan {
         }
         let start = given.as_start().unwrap_or_default();
         let advance = match kind {
-            PositionKind::Start | PositionKind::StartPerSequence => 1,
+            // Nothing advances along a sequence of one.
+            PositionKind::Start | PositionKind::StartPerSequence => i64::from(self.tokens != 1),
             _ => 0,
         };
         let (batch, token) = match kind {
@@ -144,7 +151,7 @@ impl Plan {
             start,
             advance,
             axis_stride,
-            ids: id_params(given.ids(), batch, token),
+            ids: self.id_params(given.ids(), batch, token),
         })
     }
 
@@ -183,6 +190,7 @@ impl Plan {
         Ok(())
     }
 
+    #[inline]
     fn row_params(&self, given: &RawPositions) -> Result<PhasorRows, Error> {
         let kind = given.frequency_row_kind();
         let angles = self.rope.angles();
@@ -225,7 +233,7 @@ impl Plan {
         Ok(PhasorRows {
             factors: 0,
             boundary: boundary.unwrap_or_default(),
-            ids: id_params(given.frequency_row_ids(), batch, token),
+            ids: self.id_params(given.frequency_row_ids(), batch, token),
             // Neither rows nor a table have more.
             count: count as u32,
             choice: match kind {
@@ -237,6 +245,36 @@ impl Plan {
             row,
             reserved: 0,
         })
+    }
+
+    /// Strides are given in values, and are those of [`in_call`](Self::in_call).
+    #[inline]
+    fn id_params(&self, ids: Option<&Ids<u64>>, batch: usize, token: usize) -> PhasorIds {
+        let Some(ids) = ids else {
+            return PhasorIds {
+                address: 0,
+                batch: 0,
+                token: 0,
+                type_: PHASOR_IDS_NONE,
+                reserved: 0,
+            };
+        };
+        let bytes = |values: usize| (values * ids.id_type().size()) as i64;
+        let (batch, token) = match self.tokens {
+            1 => (0, bytes(batch)),
+            _ => (bytes(batch), bytes(token)),
+        };
+        PhasorIds {
+            address: *ids.memory(),
+            batch,
+            token,
+            type_: match ids.id_type() {
+                IdType::I32 => PHASOR_IDS_I32,
+                IdType::I64 => PHASOR_IDS_I64,
+                IdType::U32 => PHASOR_IDS_U32,
+            },
+            reserved: 0,
+        }
     }
 
     /// The index of a row that the host sees is one of the rotation's.
@@ -251,81 +289,66 @@ impl Plan {
             _ => Ok(()),
         }
     }
-
-    fn angle_params(&self, addresses: &AngleAddresses) -> Result<PhasorAngles, Error> {
-        let angles = self.rope.angles();
-        let mut params = PhasorAngles {
-            steps: 0,
-            cos: 0,
-            sin: 0,
-            pairs: angles.pairs() as u32,
-            axes: angles.axes() as u32,
-            source: PHASOR_ANGLES_STEPS,
-            out_of_range: PHASOR_OUT_OF_RANGE_CLAMP,
-            factor: 1.0,
-            inverse: u32::from(self.rope.direction() == Direction::Inverse),
-        };
-        match (angles, *addresses) {
-            (Angles::Exact(frequencies), AngleAddresses::Steps { steps, .. }) => {
-                params.steps = steps;
-                params.factor = frequencies.attention_factor();
-            }
-            (Angles::Rows(_), AngleAddresses::Steps { steps, .. }) => params.steps = steps,
-            (Angles::Table(table), AngleAddresses::Table { cos, sin }) => {
-                params.source = PHASOR_ANGLES_TABLE;
-                params.cos = cos;
-                params.sin = sin;
-                // Positions that must be in range have been checked by the host.
-                if table.out_of_range() == OutOfRange::PassThrough {
-                    params.out_of_range = PHASOR_OUT_OF_RANGE_PASS_THROUGH;
-                }
-            }
-            _ => return Err(Error::PlanMismatch),
-        }
-        Ok(params)
-    }
 }
 
-/// Where each sequence has one token, as in decoding, the sequences become the tokens of one.
-fn one_token_each(params: &mut PhasorCall) {
-    fn turn(batch: &mut i64, token: &mut i64) {
-        *token = std::mem::take(batch);
+/// The part of a call that a plan knows: all but addresses, positions and rows. Views have the offsets of
+/// their layouts for addresses.
+pub(crate) fn template(
+    rope: &Rope,
+    dtype: Dtype,
+    [q, k]: [&Option<PlannedTensor>; 2],
+    [batch, tokens]: [usize; 2],
+) -> PhasorCall {
+    let [q, k] = [q, k].map(|planned| {
+        planned
+            .as_ref()
+            .map_or(ABSENT, |planned| stream_params(planned, dtype))
+    });
+    // A plan counts no further.
+    let (mut batch, mut tokens) = (batch as u32, tokens as u32);
+    if tokens == 1 {
+        (batch, tokens) = (1, batch);
     }
-    params.tokens = std::mem::replace(&mut params.batch, 1);
-    // Nothing advances along a sequence of one.
-    params.positions.advance = 0;
-    for stream in [&mut params.q, &mut params.k] {
-        for view in [&mut stream.source, &mut stream.destination] {
-            turn(&mut view.batch, &mut view.token);
-        }
-    }
-    for ids in [&mut params.positions.ids, &mut params.rows.ids] {
-        turn(&mut ids.batch, &mut ids.token);
-    }
-}
-
-/// Strides are given in values.
-fn id_params(ids: Option<&Ids<u64>>, batch: usize, token: usize) -> PhasorIds {
-    let Some(ids) = ids else {
-        return PhasorIds {
-            address: 0,
-            batch: 0,
-            token: 0,
-            type_: PHASOR_IDS_NONE,
-            reserved: 0,
-        };
-    };
-    let bytes = |values: usize| (values * ids.id_type().size()) as i64;
-    PhasorIds {
-        address: *ids.memory(),
-        batch: bytes(batch),
-        token: bytes(token),
-        type_: match ids.id_type() {
-            IdType::I32 => PHASOR_IDS_I32,
-            IdType::I64 => PHASOR_IDS_I64,
-            IdType::U32 => PHASOR_IDS_U32,
-        },
+    PhasorCall {
+        angles: angle_params(rope),
+        positions: PhasorPositions::default(),
+        batch,
+        tokens,
+        token_groups: 1,
+        flags: 0,
+        in_place: q.in_place & k.in_place,
         reserved: 0,
+        q,
+        k,
+        rows: PhasorRows::default(),
+        pairing: pairing_params(rope),
+    }
+}
+
+fn angle_params(rope: &Rope) -> PhasorAngles {
+    let angles = rope.angles();
+    let (source, passes, factor) = match angles {
+        Angles::Exact(frequencies) => (PHASOR_ANGLES_STEPS, false, frequencies.attention_factor()),
+        Angles::Rows(_) => (PHASOR_ANGLES_STEPS, false, 1.0),
+        // Positions that must be in range are checked for each call.
+        Angles::Table(table) => {
+            let passes = table.out_of_range() == OutOfRange::PassThrough;
+            (PHASOR_ANGLES_TABLE, passes, 1.0)
+        }
+    };
+    PhasorAngles {
+        steps: 0,
+        cos: 0,
+        sin: 0,
+        pairs: angles.pairs() as u32,
+        axes: angles.axes() as u32,
+        source,
+        out_of_range: match passes {
+            true => PHASOR_OUT_OF_RANGE_PASS_THROUGH,
+            false => PHASOR_OUT_OF_RANGE_CLAMP,
+        },
+        factor,
+        inverse: u32::from(rope.direction() == Direction::Inverse),
     }
 }
 
@@ -360,19 +383,14 @@ const NOWHERE: PhasorView = PhasorView {
     head: 0,
 };
 
-fn stream_params(planned: &PlannedTensor, at: TensorAddresses, dtype: Dtype) -> PhasorStream {
+fn stream_params(planned: &PlannedTensor, dtype: Dtype) -> PhasorStream {
     let [.., heads, head_dim] = planned.source.shape();
     if planned.source.is_empty() {
         return ABSENT;
     }
-    let source = if planned.in_place {
-        at.destination
-    } else {
-        at.source
-    };
     PhasorStream {
-        source: view_params(source, &planned.source, dtype),
-        destination: view_params(at.destination, &planned.destination, dtype),
+        source: view_params(&planned.source, dtype),
+        destination: view_params(&planned.destination, dtype),
         heads: heads as u32,
         head_dim: head_dim as u32,
         rotary_offset: planned.source.rotary_offset() as u32,
@@ -380,7 +398,7 @@ fn stream_params(planned: &PlannedTensor, at: TensorAddresses, dtype: Dtype) -> 
     }
 }
 
-fn view_params(start: u64, layout: &Layout, dtype: Dtype) -> PhasorView {
+fn view_params(layout: &Layout, dtype: Dtype) -> PhasorView {
     // The stride of a dimension of size 1 is never used; as 0 it cannot spoil alignment or overflow.
     let stride = |count: usize, stride: usize| match count {
         0 | 1 => 0,
@@ -388,10 +406,14 @@ fn view_params(start: u64, layout: &Layout, dtype: Dtype) -> PhasorView {
     };
     let [batch, tokens, heads, _] = layout.shape();
     let [batch_stride, token_stride, head_stride] = layout.strides();
+    let (batch_stride, token_stride) = match tokens {
+        1 => (0, stride(batch, batch_stride)),
+        _ => (stride(batch, batch_stride), stride(tokens, token_stride)),
+    };
     PhasorView {
-        address: start.wrapping_add((layout.offset() * dtype.size()) as u64),
-        batch: stride(batch, batch_stride),
-        token: stride(tokens, token_stride),
+        address: (layout.offset() * dtype.size()) as u64,
+        batch: batch_stride,
+        token: token_stride,
         head: stride(heads, head_stride),
     }
 }

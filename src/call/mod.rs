@@ -16,6 +16,7 @@ mod fill;
 mod read;
 
 pub use bindings::*;
+pub(crate) use fill::template;
 
 use crate::element::Dtype;
 use crate::ids::{IdType, Ids};

@@ -746,6 +746,65 @@ pub const PHASES: [u64; 60] = [
     0x0000_0013_e37e_ba4f,
 ];
 
+/// An attention factor, that of YaRN for contexts ten times as long to its nearest `f32`.
+pub const FACTOR: f32 = 1.0 + 0.230_258_51;
+
+/// The same where cos and sin take [`FACTOR`]: three for each constant and each fused operation of
+/// that way. Random phases come by some of these once in 500 million.
+pub const PHASES_WITH_FACTOR: [u64; 51] = [
+    0x910a_2dec_8902_5cc1,
+    0xbeeb_8da1_658e_ec67,
+    0xf893_a2ee_fb32_555e,
+    0x71c1_8690_ee42_c90b,
+    0xe099_ec6c_d736_3ca5,
+    0x9afc_d44d_14cf_8bfe,
+    0x5ec8_c3fd_97dd_76ef,
+    0xf0c6_a803_6cb3_3108,
+    0x6048_2547_88b4_9ee3,
+    0xb44b_56b9_d8ed_1fe8,
+    0x2d6f_c919_ecb0_6d91,
+    0x941e_0590_d454_faca,
+    0xcab1_d022_95e2_94fb,
+    0x4eb6_5292_e7b1_1d93,
+    0xc7ad_6f16_ac54_1c3a,
+    0xa152_5543_d5bf_fbe7,
+    0x20cc_7db9_3a10_7c2f,
+    0xd961_7292_fdf9_f6af,
+    0x475a_896a_aac0_3524,
+    0xcf83_12b0_f1a8_7cb7,
+    0x1f8d_d8e6_789e_126a,
+    0xdf95_e337_ae29_a9de,
+    0x5dce_1b58_3d13_4c0b,
+    0x192f_219f_5653_2393,
+    0xe29b_ddb9_a5fc_d469,
+    0xce70_d49f_9f58_2ac1,
+    0xdb58_38bb_9e06_e4ce,
+    0x61b5_54ae_bd3b_cf8b,
+    0x9df2_6ec4_5c98_f561,
+    0xe0ae_368b_993c_8c57,
+    0x202b_73ec_7870_980a,
+    0x6030_5f71_face_15c9,
+    0x1b68_2cca_846e_bc3c,
+    0xb995_9300_50db_96f2,
+    0x34d1_4a4b_c379_e82f,
+    0x4f8a_9781_33ac_a7f1,
+    0xa237_b596_822b_83f5,
+    0x9e7b_e398_94fd_c77c,
+    0x1de4_e884_5655_e098,
+    0xa9eb_5742_818a_2056,
+    0x634e_b10a_2c83_497b,
+    0xb279_6e33_d006_7cca,
+    0x8248_3c7b_c469_7902,
+    0x6eff_7226_4cba_324e,
+    0xd87d_99c4_c8f8_2fba,
+    0x1f84_1063_3ef3_06ac,
+    0x64c7_0b0b_0c5b_4a8f,
+    0xe433_fbfd_6486_d6ee,
+    0x2523_ce18_407c_d501,
+    0xd170_47e5_c45e_eeab,
+    0x6a2f_5f48_99da_50aa,
+];
+
 /// Phases around the bounds of the reduction: single bits, eighths of a turn, and their neighbours.
 pub fn edge_phases() -> Vec<u64> {
     let mut phases = Vec::new();
@@ -764,9 +823,9 @@ pub fn edge_phases() -> Vec<u64> {
 }
 
 /// A token per phase, and elements that show the last bit of its cos and sin in any type.
-pub fn sharp_case(kernel: Kernel, kind: AngleKind, phases: &[u64]) -> Case {
+pub fn sharp_case(kernel: Kernel, kind: AngleKind, phases: &[u64], factor: f32) -> Case {
     let dtype = kernel.dtype;
-    phases_case(kernel, kind, phases, 1.0, |_, cos, sin| {
+    phases_case(kernel, kind, phases, factor, |_, cos, sin| {
         let kinds = [
             cancelling(dtype, cos, sin),
             cancelling(dtype, sin, -cos),
@@ -799,7 +858,7 @@ pub fn ties_case(kernel: Kernel, kind: AngleKind) -> Case {
     })
 }
 
-/// A token per phase; every fourth head holds the same elements, in all its pairs.
+/// A token per phase, all of one sequence; every fourth head holds the same elements, in all its pairs.
 fn phases_case(
     kernel: Kernel,
     kind: AngleKind,

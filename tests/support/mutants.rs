@@ -4,8 +4,8 @@
 //! with them, never by their numbers, so that the rules outlive a new compiler.
 
 use phasor::Pairing;
-use phasor::launch::{AngleKind, Kernel};
-use phasor::params::{PhasorAngles, PhasorRopeParams, PhasorTensor};
+use phasor::call::PhasorCall;
+use phasor::launch::Kernel;
 use std::collections::{HashMap, HashSet};
 use std::mem::offset_of;
 
@@ -13,6 +13,11 @@ use std::mem::offset_of;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Kind {
     Barrier,
+    WaitDropped,
+    WaitLater,
+    TriggerDropped,
+    SharedFurther,
+    SharedOther,
     SinCosSwapped,
     LaneZero,
     FactorDropped,
@@ -39,8 +44,13 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 24] = [
+    pub const ALL: [Kind; 29] = [
         Kind::Barrier,
+        Kind::WaitDropped,
+        Kind::WaitLater,
+        Kind::TriggerDropped,
+        Kind::SharedFurther,
+        Kind::SharedOther,
         Kind::SinCosSwapped,
         Kind::LaneZero,
         Kind::FactorDropped,
@@ -69,9 +79,14 @@ impl Kind {
     pub fn describe(self) -> &'static str {
         match self {
             Kind::Barrier => "a barrier dropped",
+            Kind::WaitDropped => "a wait for earlier work dropped",
+            Kind::WaitLater => "a wait moved below the next load, or the next store",
+            Kind::TriggerDropped => "dependents not launched",
+            Kind::SharedFurther => "a shared load or store one pair further",
+            Kind::SharedOther => "a shared load or store in the other array",
             Kind::SinCosSwapped => "sin and cos swapped",
             Kind::LaneZero => "lane 0's angle for every lane",
-            Kind::FactorDropped => "the attention factor not multiplied in",
+            Kind::FactorDropped => "the attention factor as 1, in one place",
             Kind::Coefficient => "last bit of an `f32` constant flipped",
             Kind::Unfused => "`fma` as `mul` and `add`",
             Kind::RoundedToZero => "`cvt.rn` as `cvt.rz`",
@@ -117,7 +132,10 @@ impl KernelText {
         let entry = format!(".visible .entry {}(", kernel.name());
         let directive = |line: &&str| {
             let word = line.split_whitespace().next();
-            matches!(word, Some(".version" | ".target" | ".address_size"))
+            matches!(
+                word,
+                Some(".version" | ".target" | ".address_size" | ".extern")
+            )
         };
         let head = module.lines().filter(directive);
         let body = module.lines().skip_while(|line| !line.starts_with(&entry));
@@ -212,13 +230,31 @@ impl<'a> Inst<'a> {
         self.op.starts_with("ld.global.nc")
     }
 
+    fn is_shared_access(&self) -> bool {
+        self.is("ld.shared") || self.is("st.shared")
+    }
+
     fn is_global_store(&self) -> bool {
         self.op.starts_with("st.global")
     }
 
+    /// The same load or store at `%there`, which `code` forms from the old address, `%here`.
+    fn elsewhere(&self, code: &str) -> String {
+        let mut args = self.args.clone();
+        let at = args.iter().position(|arg| arg.starts_with('['));
+        let here = at.map(|at| std::mem::replace(&mut args[at], "[%there]"));
+        let here = here.expect("a load or store").trim_matches(['[', ']']);
+        let (base, offset) = here.split_once('+').unwrap_or((here, "0"));
+        let access = self.with(self.op, &args);
+        format!(
+            "\t{{ .reg .b64 %by, %here, %there; add.s64 %here, {base}, {offset}; {code} {} }}",
+            access.trim()
+        )
+    }
+
     /// Registers written, in `{a, b}` or alone.
     fn destinations(&self) -> Vec<&'a str> {
-        let no_result = self.is_global_store() || self.is("bra") || self.is("ret");
+        let no_result = self.is("st") || self.is("bra") || self.is("ret") || self.is("bar");
         match self.args.first() {
             Some(first) if !no_result => members(first),
             _ => Vec::new(),
@@ -261,17 +297,22 @@ struct Code<'a> {
     parameters: HashMap<&'a str, i64>,
     /// The only instruction that writes a register, by index.
     writers: HashMap<&'a str, usize>,
-    /// The registers that each cos and each sin is multiplied with.
-    cos_scale: &'a str,
-    sin_scale: &'a str,
+    /// Registers that hold the attention factor.
+    factors: HashSet<&'a str>,
 }
 
 /// Offsets in the parameters.
-const Q_HEADS: i64 = (offset_of!(PhasorRopeParams, q) + offset_of!(PhasorTensor, heads)) as i64;
-const K_HEADS: i64 = (offset_of!(PhasorRopeParams, k) + offset_of!(PhasorTensor, heads)) as i64;
-const PAIRS: i64 = (offset_of!(PhasorRopeParams, angles) + offset_of!(PhasorAngles, pairs)) as i64;
-const COS_SCALE: i64 =
-    (offset_of!(PhasorRopeParams, angles) + offset_of!(PhasorAngles, cos_scale)) as i64;
+const COS: i64 = offset_of!(PhasorCall, angles.cos) as i64;
+const SIN: i64 = offset_of!(PhasorCall, angles.sin) as i64;
+const PAIRS: i64 = offset_of!(PhasorCall, angles.pairs) as i64;
+const FACTOR: i64 = offset_of!(PhasorCall, angles.factor) as i64;
+const Q_HEADS: i64 = offset_of!(PhasorCall, q.heads) as i64;
+const K_HEADS: i64 = offset_of!(PhasorCall, k.heads) as i64;
+const FLAGS: i64 = offset_of!(PhasorCall, flags) as i64;
+const BATCH: i64 = offset_of!(PhasorCall, batch) as i64;
+const IN_PLACE: i64 = offset_of!(PhasorCall, in_place) as i64;
+const SOURCE: i64 = offset_of!(PhasorCall, angles.source) as i64;
+const CHOICE: i64 = offset_of!(PhasorCall, rows.choice) as i64;
 
 impl<'a> Code<'a> {
     fn new(lines: &'a [String]) -> Code<'a> {
@@ -300,26 +341,19 @@ impl<'a> Code<'a> {
             }
         }
         writers.retain(|register, _| !written_again.contains(register));
-        let scale = |offset| {
-            let of_scale = |(_, at): &(&&str, &i64)| **at == offset;
-            let found = parameters.iter().find(of_scale);
-            found.map_or("", |(register, _)| *register)
-        };
-        let (mut cos_scale, mut sin_scale) = (scale(COS_SCALE), scale(COS_SCALE + 4));
-        // Where each row has a factor, sin's is the product of that and the parameter.
-        if cos_scale.is_empty()
-            && let Some(product) = insts
-                .iter()
-                .find(|i| i.op == "mul.rn.f32" && i.args[2] == sin_scale)
-        {
-            (cos_scale, sin_scale) = (product.args[1], product.args[0]);
+        // The call's own factor, and what else is put where that is: the factor of a row.
+        let of_call = parameters.iter().filter(|&(_, &offset)| offset == FACTOR);
+        let mut factors: HashSet<_> = of_call.map(|(&register, _)| register).collect();
+        for inst in insts.iter().filter(|inst| inst.is("mov")) {
+            if factors.contains(inst.args[1]) {
+                factors.insert(inst.args[0]);
+            }
         }
         Code {
             insts,
             parameters,
             writers,
-            cos_scale,
-            sin_scale,
+            factors,
         }
     }
 
@@ -332,13 +366,93 @@ impl<'a> Code<'a> {
         self.insts.iter().filter(writes)
     }
 
+    /// The offset that a parameter is loaded from.
+    fn parameter(&self, inst: &Inst) -> Option<i64> {
+        let first = inst.destinations().first().copied()?;
+        inst.is("ld.param")
+            .then(|| self.parameters.get(first).copied())?
+    }
+
+    /// Whether a register holds a parameter, of fewer bits perhaps.
+    fn comes_from(&self, register: &str, offset: i64) -> bool {
+        self.parameters.get(register) == Some(&offset)
+            || self
+                .writer(register)
+                .is_some_and(|w| w.is("cvt") && self.parameters.get(w.args[1]) == Some(&offset))
+    }
+
+    /// Whether a masked register is only used where other bits are inserted above the mask.
+    fn is_inserted_over(&self, register: &str, mask: &str) -> bool {
+        let mut uses = self
+            .insts
+            .iter()
+            .filter(|i| i.args.iter().skip(1).any(|arg| *arg == register));
+        let bits = integer(mask).map_or(0, |mask| i64::from((mask + 1).trailing_zeros()));
+        uses.all(|i| {
+            i.op == "bfi.b32"
+                && i.args[2] == register
+                && integer(i.args[3]) == Some(bits)
+                && integer(i.args[4]) == Some(32 - bits)
+        })
+    }
+
+    /// Whether an instruction asks if there is more than one sequence, and now asks for less.
+    fn asks_for_sequences(&self, inst: &Inst, now: &str) -> bool {
+        match inst.op {
+            "setp.lt.u32" => self.comes_from(inst.args[1], BATCH) && now.ends_with(" 1;"),
+            _ => self.parameter(inst) == Some(BATCH),
+        }
+    }
+
+    /// Whether a register is 0 for one row of steps.
+    fn is_plainness(&self, register: &str) -> bool {
+        self.writer(register).is_some_and(|w| {
+            let offsets =
+                [1, 2].map(|n| w.args.get(n).and_then(|r| self.parameters.get(r)).copied());
+            w.op == "or.b32"
+                && (offsets == [Some(SOURCE), Some(CHOICE)]
+                    || offsets == [Some(CHOICE), Some(SOURCE)])
+        })
+    }
+
+    /// Whether a comparison does nothing but choose the smaller of what it compares.
+    fn selects_smaller(&self, inst: &Inst) -> bool {
+        let compared: HashSet<_> = inst.args[1..3].iter().collect();
+        let mut uses = self
+            .insts
+            .iter()
+            .filter(|i| i.args.iter().skip(1).any(|arg| *arg == inst.args[0]));
+        uses.all(|i| i.is("selp") && i.args[1..3].iter().collect::<HashSet<_>>() == compared)
+    }
+
+    /// Whether an instruction decides on the loop that stores, which begins with the angles.
+    fn decides_on_stores(&self, inst: &Inst) -> bool {
+        let after = self.insts.iter().skip_while(|i| i.line != inst.line);
+        let mut accesses = after.filter(|i| i.is("ld.global") || i.is("st") || i.is("ld.shared"));
+        accesses.next().is_some_and(|i| i.is("ld.shared"))
+    }
+
+    /// Whether a register holds the chunks of a head.
+    fn is_all_chunks(&self, register: &str) -> bool {
+        self.comes_from(register, PAIRS)
+            || self
+                .writer(register)
+                .is_some_and(|w| w.op == "shr.u32" && self.comes_from(w.args[1], PAIRS))
+    }
+
+    /// Whether a register holds the first chunk of a round.
+    fn is_first_chunk(&self, register: &str) -> bool {
+        let mut writers = self.all_writers(register);
+        writers.all(|w| w.op == "mul.lo.s32" || w.op == "mad.lo.s32")
+    }
+
     /// Whether a predicate does nothing but put 0 for something.
     fn selects_zero(&self, predicate: &str) -> bool {
         let mut uses = self.insts.iter().filter(|inst| {
             inst.guard.is_some_and(|guard| guard.ends_with(predicate))
                 || inst.args.iter().skip(1).any(|arg| *arg == predicate)
         });
-        uses.all(|inst| inst.op == "selp.b64" && inst.args[1] == "0")
+        uses.all(|inst| inst.is("selp") && inst.args[1] == "0")
     }
 
     /// Whether a register holds the heads of q and k together.
@@ -369,22 +483,23 @@ pub fn mutants(kernel: &KernelText) -> Vec<Mutant> {
                 now: now.trim().into(),
             });
         };
-        values(kernel.kernel, &code, inst, &mut add);
+        values(&code, inst, &mut add);
         control(inst, &mut add);
-        accesses(inst, &mut add);
+        accesses(kernel.kernel, &code, inst, &mut add);
     }
     exchanges(kernel, &code, &mut all);
     all
 }
 
 /// Faults of arithmetic.
-fn values(kernel: Kernel, code: &Code, inst: &Inst, add: &mut impl FnMut(Kind, String)) {
+fn values(code: &Code, inst: &Inst, add: &mut impl FnMut(Kind, String)) {
     let args = &inst.args[..];
-    if inst.is("bar") || inst.is("barrier") {
-        add(Kind::Barrier, String::new());
-    }
-    if inst.op == "mul.rn.f32" && [code.cos_scale, code.sin_scale].contains(&args[2]) {
-        add(Kind::FactorDropped, inst.with("mov.f32", &args[..2]));
+    for (n, arg) in args.iter().enumerate().skip(1) {
+        if code.factors.contains(arg) && !inst.is("mov") {
+            let mut args = args.to_vec();
+            args[n] = "0f3F800000";
+            add(Kind::FactorDropped, inst.with(inst.op, &args));
+        }
     }
     for (n, arg) in args.iter().enumerate() {
         if let Some(bits) = arg.strip_prefix("0f").filter(|bits| bits.len() == 8) {
@@ -417,8 +532,9 @@ fn values(kernel: Kernel, code: &Code, inst: &Inst, add: &mut impl FnMut(Kind, S
     }
     if inst.is("xor") {
         // The float is one of the two; whichever side is dropped, something must show.
+        let mov = inst.op.replacen("xor", "mov", 1);
         for kept in [args[1], args[2]] {
-            add(Kind::SignDropped, inst.with("mov.b32", &[args[0], kept]));
+            add(Kind::SignDropped, inst.with(&mov, &[args[0], kept]));
         }
     }
     if inst.is("neg") || inst.is("abs") {
@@ -460,8 +576,10 @@ fn values(kernel: Kernel, code: &Code, inst: &Inst, add: &mut impl FnMut(Kind, S
         }
     }
     if inst.is("min") || inst.is("max") {
+        let bits = inst.op.rsplit('.').next().map_or("64", |ty| &ty[1..]);
+        let mov = format!("mov.b{bits}");
         for kept in [args[1], args[2]] {
-            add(Kind::Clamp, inst.with("mov.b64", &[args[0], kept]));
+            add(Kind::Clamp, inst.with(&mov, &[args[0], kept]));
         }
     }
     if inst.is("selp") {
@@ -471,37 +589,6 @@ fn values(kernel: Kernel, code: &Code, inst: &Inst, add: &mut impl FnMut(Kind, S
         add(Kind::Select, inst.with(&mov, &[d, a]));
         add(Kind::Select, inst.with(&mov, &[d, b]));
     }
-    if is_angle_load(kernel, code, inst) {
-        // Bytes of steps or table that one chunk of pairs takes.
-        let chunk = match kernel.pairing() {
-            None => 1,
-            Some(Pairing::HalfSplit) => 16 / kernel.dtype.size(),
-            Some(Pairing::Interleaved) => 8 / kernel.dtype.size(),
-        };
-        let bytes = chunk
-            * match kernel.angles {
-                AngleKind::Exact | AngleKind::Rows => 8,
-                AngleKind::Table => 4,
-            };
-        let at = args[1].trim_matches(['[', ']']);
-        let now = format!(
-            "{{ .reg .b32 %lane; .reg .b64 %back; mov.u32 %lane, %tid.x; \
-             mul.wide.u32 %back, %lane, {bytes}; sub.s64 %back, {at}, %back; {} {}, [%back]; }}",
-            inst.op, args[0]
-        );
-        add(Kind::LaneZero, now);
-    }
-}
-
-/// Loads of a step or of a table's value. A position alone has a load of the width of a step, but
-/// its register is written for each of the three types.
-fn is_angle_load(kernel: Kernel, code: &Code, inst: &Inst) -> bool {
-    inst.is_constant_load()
-        && match (kernel.angles, kernel.is_wide()) {
-            (AngleKind::Table, _) => inst.op.ends_with(".f32"),
-            (_, true) => inst.op.ends_with(".v2.u64"),
-            (_, false) => inst.op.ends_with(".u64") && code.writers.contains_key(inst.args[0]),
-        }
 }
 
 /// Faults of control flow.
@@ -546,8 +633,16 @@ fn control(inst: &Inst, add: &mut impl FnMut(Kind, String)) {
     }
 }
 
-/// Faults of loads and stores.
-fn accesses(inst: &Inst, add: &mut impl FnMut(Kind, String)) {
+/// Faults of loads and stores, and of what orders them.
+fn accesses(kernel: Kernel, code: &Code, inst: &Inst, add: &mut impl FnMut(Kind, String)) {
+    if inst.is("bar") || inst.is("barrier") {
+        add(Kind::Barrier, String::new());
+    }
+    match inst.op {
+        "griddepcontrol.wait" => add(Kind::WaitDropped, String::new()),
+        "griddepcontrol.launch_dependents" => add(Kind::TriggerDropped, String::new()),
+        _ => {}
+    }
     let args = &inst.args[..];
     let further = |at: &str, by: i64| {
         let at = at.trim_matches(['[', ']']);
@@ -563,15 +658,52 @@ fn accesses(inst: &Inst, add: &mut impl FnMut(Kind, String)) {
         add(Kind::Address, inst.with(inst.op, &[&at, args[1]]));
         add(Kind::StoreDropped, String::new());
     }
+    // Bytes of a chunk's cosines, which lie beside those of the next lane's.
+    let chunk = 4 * kernel.vector();
+    if inst.is_shared_access() {
+        let at = args.iter().position(|arg| arg.starts_with('[')).unwrap();
+        let there = further(args[at], inst.width());
+        let mut args = args.to_vec();
+        args[at] = &there;
+        add(Kind::SharedFurther, inst.with(inst.op, &args));
+        // The array of sines follows that of cosines, and the next token's cosines follow it.
+        for way in ["add", "sub"] {
+            let lanes =
+                format!("mul.wide.u32 %by, %ntid.x, {chunk}; {way}.s64 %there, %here, %by;");
+            add(Kind::SharedOther, inst.elsewhere(&lanes));
+        }
+    }
+    if inst.is("ld.shared") {
+        let values = members(args[0]);
+        if values.len() > 1 {
+            let next = [&values[1..], &values[..1]].concat().join(", ");
+            let now = inst.with(inst.op, &[&format!("{{{next}}}"), args[1]]);
+            add(Kind::SharedFurther, now);
+        }
+        add(Kind::LaneZero, inst.elsewhere(&back_to_lane_zero(chunk)));
+    }
+    // A pair lies beside that of the next lane, but where a vector holds pairs of two places.
+    if inst.is_constant_load()
+        && !code.factors.contains(args[0])
+        && kernel.pairing != Some(Pairing::Interleaved)
+    {
+        let bytes = inst.width() as usize;
+        add(Kind::LaneZero, inst.elsewhere(&back_to_lane_zero(bytes)));
+    }
     if inst.is("ld.param") {
         let size = inst.width();
-        let last = size_of::<PhasorRopeParams>() as i64 - size;
+        let last = size_of::<PhasorCall>() as i64 - size;
         let mut at = further(args[1], size);
         if at.contains(&format!("+{}]", last + size)) {
             at = further(args[1], -size);
         }
         add(Kind::Parameter, inst.with(inst.op, &[args[0], &at]));
     }
+}
+
+/// From the address of what lane `n` holds, `n * bytes` after that of lane 0.
+fn back_to_lane_zero(bytes: usize) -> String {
+    format!("mul.wide.u32 %by, %tid.x, {bytes}; sub.s64 %there, %here, %by;")
 }
 
 /// Faults that exchange something between two lines.
@@ -586,17 +718,43 @@ fn exchanges(kernel: &KernelText, code: &Code, all: &mut Vec<Mutant>) {
             edits: vec![(a.line, a_now), (b.line, b_now)],
         });
     };
-    // The products with the two scales come in turn, a pair's cos with its sin.
-    let scaled = |scale: &str| {
-        let scale = scale.to_owned();
-        let of_scale = move |i: &&Inst| i.op == "mul.rn.f32" && i.args[2] == scale;
-        code.insts.iter().filter(of_scale)
+    // Both arrays are loaded the same way, and both tables.
+    let swapped = |inst: &Inst, n: usize, by: &str| {
+        let mut args = inst.args.clone();
+        args[n] = by;
+        inst.with(inst.op, &args)
     };
-    for (cos, sin) in scaled(code.cos_scale).zip(scaled(code.sin_scale)) {
-        let swapped = |inst: &Inst, d| inst.with(inst.op, &[d, inst.args[1], inst.args[2]]);
-        let now = [swapped(cos, sin.args[0]), swapped(sin, cos.args[0])];
+    let shared = code.insts.iter().filter(|inst| inst.is("ld.shared"));
+    if let [cos, sin] = shared.collect::<Vec<_>>()[..] {
+        let now = [swapped(cos, 0, sin.args[0]), swapped(sin, 0, cos.args[0])];
         let [cos_now, sin_now] = now;
         exchange(Kind::SinCosSwapped, cos, sin, cos_now, sin_now);
+    }
+    let use_of = |offset| {
+        code.insts.iter().find_map(|inst| {
+            let of_offset = |arg: &&str| code.parameters.get(arg) == Some(&offset);
+            let n = inst.args.iter().skip(1).position(of_offset)? + 1;
+            (!inst.is("ld.param")).then_some((inst, n))
+        })
+    };
+    if let (Some((cos, n)), Some((sin, m))) = (use_of(COS), use_of(SIN)) {
+        let now = [swapped(cos, n, sin.args[m]), swapped(sin, m, cos.args[n])];
+        let [cos_now, sin_now] = now;
+        exchange(Kind::SinCosSwapped, cos, sin, cos_now, sin_now);
+    }
+    // A wait, and what must not come before it.
+    for (n, wait) in code.insts.iter().enumerate() {
+        if wait.op != "griddepcontrol.wait" {
+            continue;
+        }
+        let is_load = |i: &&Inst| i.is_global_load() && !i.is_constant_load();
+        let is_store = |i: &&Inst| i.is_global_store();
+        let after = &code.insts[n + 1..];
+        for access in [after.iter().find(is_load), after.iter().find(is_store)] {
+            let access = access.expect("a kernel stores last");
+            let now = format!("{} griddepcontrol.wait;", access.text());
+            exchange(Kind::WaitLater, wait, access, String::new(), now);
+        }
     }
     // Two stores with nothing but address arithmetic between them are a head's two places.
     for (n, first) in code
@@ -624,8 +782,20 @@ fn equivalent(code: &Code, inst: &Inst, kind: Kind, now: &str) -> Option<&'stati
         Kind::MaskDropped if inst.op == "and.b16" && args[2] == "255" => {
             let mut writers = code.all_writers(args[1]);
             writers
-                .all(|w| w.op == "mov.u16" && ["0", "1"].contains(&w.args[1]))
+                .all(|w| match w.op {
+                    "mov.u16" => ["0", "1"].contains(&w.args[1]),
+                    "selp.u16" => w.args[1..3] == ["1", "0"],
+                    "and.b16" => w.args[2] == "1",
+                    _ => false,
+                })
                 .then_some("the masked flag is only ever set to 0 or 1")
+        }
+        Kind::MaskDropped if args[2] == "1" && code.comes_from(args[1], FLAGS) => {
+            Some("there is no other flag")
+        }
+        // The index in a vector, beside which the chunk is put.
+        Kind::MaskDropped if code.is_inserted_over(args[0], args[2]) => {
+            Some("the bits that it clears are overwritten")
         }
         Kind::MaskDropped if inst.op == "and.b32" => {
             let shift = code.writer(args[1]).filter(|w| w.op == "shr.u32")?;
@@ -650,6 +820,40 @@ fn equivalent(code: &Code, inst: &Inst, kind: Kind, now: &str) -> Option<&'stati
             });
             powers_of_two.then_some("a product with a power of two is exact, fused or not")
         }
+        Kind::Bound | Kind::BoundValue | Kind::Parameter if code.asks_for_sequences(inst, now) => {
+            Some("with one sequence, the division gives it too")
+        }
+        Kind::BoundValue if inst.op == "setp.eq.s16" && args[2] == "0" => {
+            let mut writers = code.all_writers(args[1]);
+            writers
+                .any(|w| code.comes_from(w.args[1], FLAGS))
+                .then_some("a second wait returns at once")
+        }
+        Kind::BoundValue if inst.op == "setp.eq.s32" && code.is_plainness(args[1]) => {
+            Some("a step that is not loaded ahead is loaded when it is needed")
+        }
+        Kind::Parameter if code.parameter(inst) == Some(IN_PLACE) => {
+            Some("in place, both views are the same")
+        }
+        Kind::Bound if inst.op == "setp.gt.u32" && code.selects_smaller(inst) => {
+            Some("of two equal numbers either is the smaller")
+        }
+        Kind::Bound if code.is_all_chunks(args[2]) && code.is_first_chunk(args[1]) => {
+            Some("a round past the last chunk has no work")
+        }
+        Kind::Bound if code.is_all_heads(args[2]) && code.decides_on_stores(inst) => {
+            Some("a head past the last one is compared again before it is stored")
+        }
+        Kind::SignDropped if inst.op == "xor.pred" && now.ends_with(&format!(" {};", args[1])) => {
+            let is_false = |w: &Inst| w.op == "mov.pred" && w.args[1] == "0";
+            code.writer(args[2])
+                .is_some_and(is_false)
+                .then_some("it is an exclusive or with false")
+        }
+        Kind::MaskDropped if inst.op == "and.b64" && args[2] == "4294967295" => code
+            .writer(args[1])
+            .is_some_and(|w| w.op == "selp.b64")
+            .then_some("a row is below a count of 32 bits"),
         // The heads that follow in a round have registers of their own, written once.
         Kind::Bound if code.is_all_heads(args[2]) && code.writer(args[1]).is_none() => Some(
             "the first head of a round is compared twice, at the end of the round before and in \

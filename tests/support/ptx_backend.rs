@@ -1,7 +1,7 @@
 //! Runs cases on the kernels' PTX, in the interpreter.
 
 use crate::kernel_cases::{Case, Elements, Outcome, TensorCase, bytes, from_bytes};
-use phasor::call::{Addresses, AngleAddresses, TensorAddresses};
+use phasor::call::{Addresses, AngleAddresses, PHASOR_ANGLES_BEFORE_WAIT, TensorAddresses};
 use phasor::launch::{Launch as PlannedLaunch, LaunchMode, Target};
 use phasor::{Angles, Dtype, Ids, InOut, Layout, Plan, Problem};
 use ptx_interpreter::{Fault, Launch, Memory, Module, Stats, run};
@@ -23,6 +23,8 @@ pub struct Run {
     pub counts: HashMap<&'static str, Vec<(u32, u32)>>,
     /// `None` if there was nothing to launch.
     pub kernel: Option<String>,
+    /// See [`triggers`].
+    pub triggers: bool,
 }
 
 /// PTX texts in the order of [`Dtype::ALL`].
@@ -66,14 +68,8 @@ impl Image {
             dependent: texts
                 .iter()
                 .any(|text| text.contains("griddepcontrol.wait")),
-            modules: texts.map(|text| {
-                Module::parse(
-                    &text
-                        .replace("griddepcontrol.wait;", "")
-                        .replace("griddepcontrol.launch_dependents;", ""),
-                )
-                .unwrap_or_else(|error| panic!("{name}: {error}"))
-            }),
+            modules: texts
+                .map(|text| Module::parse(text).unwrap_or_else(|error| panic!("{name}: {error}"))),
         }
     }
 
@@ -128,7 +124,7 @@ impl Image {
         };
         let q = tensor(&case.q, "q", "q_out");
         let k = tensor(&case.k, "k", "k_out");
-        let (kernel, stats) = self.launch(case, &case.problem(), &mut memory, q, k)?;
+        let (kernel, stats, triggers) = self.launch(case, &case.problem(), &mut memory, q, k)?;
 
         let read = |address: u64| Elements::from(from_bytes(case.dtype, memory.bytes(address)));
         let outcome = match shared {
@@ -149,6 +145,7 @@ impl Image {
             stats,
             counts,
             kernel,
+            triggers,
         })
     }
 
@@ -203,12 +200,12 @@ impl Image {
         memory: &mut Memory,
         q: TensorAddresses,
         k: TensorAddresses,
-    ) -> Result<(Option<String>, Stats), Fault> {
+    ) -> Result<(Option<String>, Stats, bool), Fault> {
         let plan = Plan::new(&case.rope, problem).unwrap();
-        let mut constant = |name, bytes: Vec<u8>| constant(memory, name, bytes);
-        let angles = constant_angles(case.rope.angles(), &mut constant);
+        let mut placed = |name, bytes: Vec<u8>| constant(memory, name, bytes);
+        let angles = constant_angles(case.rope.angles(), &mut placed);
         let positions = case.positions.placed(|name, values| {
-            let address = constant(name, values.bytes.clone());
+            let address = ids(memory, name, values.bytes.clone(), case.mode);
             Ids::at(address, values.id_type, values.len())
         });
         let addresses = Addresses {
@@ -218,12 +215,13 @@ impl Image {
             positions,
         };
         let Some(call) = plan.call(&addresses).unwrap() else {
-            return Ok((None, Stats::default()));
+            return Ok((None, Stats::default(), true));
         };
         let launch = call.launch(&self.target(case));
         let name = launch.kernel.name();
         let stats = run_launch(self.module(case.dtype), memory, &launch, self.dependent)?;
-        Ok((Some(name), stats))
+        let triggers = triggers(&launch, &stats, self.dependent);
+        Ok((Some(name), stats, triggers))
     }
 
     /// As the CUDA backend has it for this image.
@@ -240,21 +238,48 @@ impl Image {
 pub fn constant(memory: &mut Memory, name: &'static str, bytes: Vec<u8>) -> u64 {
     let address = memory.add(name, bytes, 0);
     memory.set_read_only(address);
+    memory.set_constant(address);
     address
 }
 
-/// Runs a launch as planned, or with another grid and block.
+/// Positions or rows, which earlier work may write unless the mode promises that it does not.
+pub fn ids(memory: &mut Memory, name: &'static str, bytes: Vec<u8>, mode: LaunchMode) -> u64 {
+    let address = memory.add(name, bytes, 0);
+    settle_ids(memory, address, mode);
+    address
+}
+
+pub fn settle_ids(memory: &mut Memory, address: u64, mode: LaunchMode) {
+    memory.set_read_only(address);
+    if mode == LaunchMode::DependentPositionsSettled {
+        memory.set_promised(address);
+    }
+}
+
+/// Runs a launch as planned, or with another grid and block. Where the kernels can be launched
+/// dependently they keep the rules of that in every launch.
 pub fn run_launch(
     module: &Module,
     memory: &mut Memory,
     planned: &PlannedLaunch,
-    _dependent: bool,
+    dependent: bool,
 ) -> Result<Stats, Fault> {
     let name = planned.kernel.name();
     let params = planned.params.as_bytes();
     let mut launch = Launch::new(&name, planned.grid, planned.block, params);
     launch.dynamic_shared = planned.shared_bytes as usize;
+    launch.dependent = dependent;
     run(module, memory, &launch)
+}
+
+/// Whether every thread, and so every block, lets the kernel after this one start, and angles are formed
+/// before the wait where they shall be, if kernels can be launched dependently.
+pub fn triggers(planned: &PlannedLaunch, stats: &Stats, dependent: bool) -> bool {
+    let threads = |n: [u32; 3]| n.into_iter().map(u64::from).product::<u64>();
+    let all = threads(planned.grid) * threads(planned.block);
+    let early = dependent && planned.params.flags & PHASOR_ANGLES_BEFORE_WAIT != 0;
+    stats.launched_dependents == if dependent { all } else { 0 }
+        && (stats.loads_before_wait > 0) == early
 }
 
 /// Puts an angle source in memory, as the CUDA backend does.

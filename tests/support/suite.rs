@@ -2,11 +2,13 @@
 //! `kernels.rs` holds every image to them; `kernel_mutants.rs` shows that they catch seeded faults.
 
 use crate::kernel_cases::{
-    AngleKind, Case, Elements, Form, MODES, Outcome, PHASES, Rng, TensorCase, TestPositions,
-    Values, Wish, bytes, edge_phases, from_bytes, random_case, random_elements, sharp_case,
-    ties_case,
+    AngleKind, Case, Elements, FACTOR, Form, MODES, Outcome, PHASES, PHASES_WITH_FACTOR, Rng,
+    TensorCase, TestPositions, Values, Wish, bytes, edge_phases, from_bytes, random_case,
+    random_elements, sharp_case, ties_case,
 };
-use crate::ptx_backend::{COMPUTE_80, Image, Run, constant, constant_angles, run_launch};
+use crate::ptx_backend::{
+    COMPUTE_80, Image, Run, constant, constant_angles, run_launch, settle_ids, triggers,
+};
 use phasor::call::{Addresses, AngleAddresses, TensorAddresses};
 use phasor::launch::{Kernel, LaunchMode};
 use phasor::{
@@ -24,11 +26,7 @@ pub struct Subject {
 
 impl Subject {
     pub fn new(name: &str, dtype: Dtype, text: &str) -> Result<Subject, Error> {
-        let module = Module::parse(
-            &text
-                .replace("griddepcontrol.wait;", "")
-                .replace("griddepcontrol.launch_dependents;", ""),
-        )?;
+        let module = Module::parse(text)?;
         let image = Image::parse(name, Dtype::ALL.map(|d| if d == dtype { text } else { "" }));
         Ok(Subject { image, module })
     }
@@ -60,7 +58,8 @@ pub enum Failure {
     Fault(String),
     /// Other bits than the host's.
     Bits,
-    /// A byte is read or written more or less often than once, or angles are loaded again.
+    /// A byte is read or written more or less often than once, angles are loaded again, or dependents
+    /// are not launched.
     Traffic,
 }
 
@@ -83,7 +82,8 @@ impl Check {
             How::Planned(counts) => {
                 let run = subject.image.run(&self.case).map_err(fault)?;
                 assert_eq!(run.kernel, Some(self.kernel.name()));
-                let traffic = run.counts == *counts && self.accesses_are_of_one_width(&run);
+                let traffic =
+                    run.counts == *counts && self.accesses_are_of_one_width(&run) && run.triggers;
                 (run.outcome, traffic)
             }
             How::Shaped(shape) => by_hand(subject, self, false, Some(*shape)).map_err(fault)?,
@@ -148,16 +148,23 @@ pub fn checks(kernel: Kernel) -> Vec<Check> {
         }
         for in_place in [true, false] {
             for (n, (heads, shape)) in FAR.into_iter().enumerate() {
-                let case = in_mode(far_case(kernel, angles, in_place, heads), n);
-                checks.push(Check::new("far", kernel, case, How::Far(shape)));
+                // With angles after the wait, and before it.
+                for mode in [n % 2, 2] {
+                    let case = in_mode(far_case(kernel, angles, in_place, heads), mode);
+                    checks.push(Check::new("far", kernel, case, How::Far(shape)));
+                }
             }
         }
         // Four rows of threads, so that each of the four heads a thread holds at once sees each kind
         // of elements.
         let rows = ([4, 4, 8], [1, 1]);
         for (n, (name, case)) in [
-            ("sharp", sharp_case(kernel, angles, &PHASES)),
-            ("edges", sharp_case(kernel, angles, &edge_phases())),
+            ("sharp", sharp_case(kernel, angles, &PHASES, 1.0)),
+            (
+                "sharp",
+                sharp_case(kernel, angles, &PHASES_WITH_FACTOR, FACTOR),
+            ),
+            ("edges", sharp_case(kernel, angles, &edge_phases(), 1.0)),
             ("ties", ties_case(kernel, angles)),
         ]
         .into_iter()
@@ -170,6 +177,9 @@ pub fn checks(kernel: Kernel) -> Vec<Check> {
                 How::Shaped(rows),
             ));
         }
+    }
+    for case in far_types(kernel) {
+        checks.push(Check::new("far", kernel, case, How::Far(None)));
     }
     let case = by_position(far_case(kernel, AngleKind::Rows, true, [5, 5]));
     checks.push(Check::new("far", kernel, case, How::Far(None)));
@@ -296,13 +306,18 @@ fn heads(layout: Layout) -> Vec<usize> {
 /// Heads of q and of k, and shapes: the plan's own, one thread for everything, and threads to spare
 /// on each axis in turn. A thread holds four heads at once; where it visits all heads, the last of
 /// q and the last of k fall on each of the four in turn.
-const FAR: [([usize; 2], Option<Shape>); 8] = [
+const FAR: [([usize; 2], Option<Shape>); 12] = [
     ([5, 5], None),
     ([5, 5], Some(([1, 1, 1], [1, 1]))),
     ([2, 5], Some(([1, 1, 1], [1, 1]))),
     ([3, 5], Some(([1, 1, 1], [1, 1]))),
     ([4, 5], Some(([1, 1, 1], [1, 1]))),
+    ([6, 3], Some(([1, 1, 1], [1, 1]))),
+    ([7, 3], Some(([1, 1, 1], [1, 1]))),
+    ([8, 3], Some(([1, 1, 1], [1, 1]))),
     ([5, 5], Some(([3, 2, 2], [2, 3]))),
+    // More threads than a chunk has pairs, and another chunk after it.
+    ([5, 5], Some(([1, 6, 2], [1, 1]))),
     ([5, 5], Some(([2, 2, 1], [6, 1]))),
     ([5, 5], Some(([16, 3, 5], [3, 1]))),
 ];
@@ -399,6 +414,27 @@ fn far_case(kernel: Kernel, kind: AngleKind, in_place: bool, heads: [usize; 2]) 
         multiprocessors: 1,
         mode: LaunchMode::Ordinary,
     }
+}
+
+/// Positions of 32 bits, and indices of rows of 64, of which the last is past what 32 bits hold.
+fn far_types(kernel: Kernel) -> [Case; 2] {
+    let near = far_case(kernel, AngleKind::Exact, true, [2, 1]);
+    let positions = TestPositions {
+        ids: Values::new(IdType::I32, &near.positions.ids.values()),
+        ..near.positions.clone()
+    };
+    let rows = far_case(kernel, AngleKind::Rows, true, [2, 1]);
+    let long = TestPositions {
+        rows: Values::new(IdType::I64, &rows.positions.rows.values()),
+        ..rows.positions.clone()
+    };
+    [
+        Case { positions, ..near },
+        Case {
+            positions: long,
+            ..rows
+        },
+    ]
 }
 
 /// The same heads where positions choose between two rows on one axis.
@@ -587,14 +623,14 @@ fn by_hand(
     };
 
     let positions = case.positions.ids.values();
-    assert_eq!(case.positions.ids.id_type, IdType::I64);
+    let short = case.positions.ids.id_type != IdType::I64;
     let tokens = positions.len() / case.rope.angles().axes();
     let sequence = tokens / if spread { BATCH } else { 1 };
     // A position is start + t * advance + id: each of the three takes its share.
-    let (id_stride, start, advance) = if spread {
-        (1 << 33, -77 << 40, (3 << 33) + 1)
-    } else {
-        (8, 0, 0)
+    let (id_stride, start, advance) = match (spread, short) {
+        (true, false) => (1 << 33, -77 << 40, (3 << 33) + 1),
+        (true, true) => (1 << 33, 0, 0),
+        (false, _) => (8, 0, 0),
     };
     let has_rows = case.positions.row_kind == FrequencyRowKind::PerToken;
     let mut placed = case.positions.placed(|name, values| {
@@ -603,6 +639,7 @@ fn by_hand(
                 .wrapping_sub(start)
                 .wrapping_sub((n % sequence) as i64 * advance),
             // The last token's index is past the last row, which it stands for.
+            (_, true) if n == tokens - 1 && values.id_type == IdType::I64 => (1 << 32) + 1,
             (_, true) if n == tokens - 1 => (values.values()[n] << ROW_SPREAD) + 1,
             (_, true) => values.values()[n] << ROW_SPREAD,
             (_, false) if n == tokens - 1 => i64::from(u32::MAX),
@@ -615,7 +652,7 @@ fn by_hand(
             let bytes = &value(n).to_le_bytes()[..size];
             memory.write(address + n as u64 * stride, bytes);
         }
-        memory.set_read_only(address);
+        settle_ids(&mut memory, address, case.mode);
         Ids::at(address, values.id_type, values.len())
     });
     if !has_rows && case.positions.row_kind != FrequencyRowKind::None {
@@ -684,7 +721,8 @@ fn by_hand(
         }
         outcome.push(elements);
     }
-    Ok((Outcome(outcome), once == loaded))
+    let triggers = triggers(&launch, &stats, subject.image.dependent());
+    Ok((Outcome(outcome), once == loaded && triggers))
 }
 
 fn floats(values: &[f32]) -> Vec<u8> {
@@ -706,6 +744,7 @@ fn spread_rows(
         memory.write(address + (at(n) << spread), bytes);
     }
     memory.set_read_only(address);
+    memory.set_constant(address);
     address
 }
 

@@ -144,6 +144,8 @@ pub struct Body<'a, 'm> {
     module: &'m [Variable],
     module_names: &'m HashMap<String, usize>,
     params: &'m [Param],
+    /// The architecture, as `sm_XY`.
+    target: u32,
     scopes: Vec<Scope<'a>>,
     scope: usize,
     jumps: Vec<Jump<'a>>,
@@ -162,11 +164,13 @@ impl<'a, 'm> Body<'a, 'm> {
         module: &'m [Variable],
         module_names: &'m HashMap<String, usize>,
         params: &'m [Param],
+        target: u32,
     ) -> Self {
         Body {
             module,
             module_names,
             params,
+            target,
             scopes: vec![Scope::default()],
             scope: 0,
             jumps: Vec::new(),
@@ -554,6 +558,18 @@ impl<'a, 'm> Body<'a, 'm> {
                     [Operand::Int(id @ 0..16, false)] => Ok(Inst::new(Op::Barrier(*id as u32))),
                     [other] => Err(format!("barrier {other:?} is not implemented")),
                 }
+            }
+            "griddepcontrol" => {
+                let what = m.one_of(&["wait", "launch_dependents"])?;
+                m.end()?;
+                let [] = exactly(&st.operands)?;
+                if self.target < 90 {
+                    return Err(format!("sm_{} has no griddepcontrol", self.target));
+                }
+                Ok(Inst::new(match what {
+                    "wait" => Op::WaitForEarlier,
+                    _ => Op::LaunchDependents,
+                }))
             }
             "membar" => {
                 m.one_of(&["cta", "gl", "sys"])?;

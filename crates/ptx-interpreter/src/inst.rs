@@ -328,6 +328,10 @@ pub enum Op {
     ActiveMask,
     /// Orders nothing that the race check looks at.
     Fence,
+    /// `griddepcontrol.wait`
+    WaitForEarlier,
+    /// `griddepcontrol.launch_dependents`
+    LaunchDependents,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

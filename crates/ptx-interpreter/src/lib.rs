@@ -5,6 +5,8 @@
 //!   that touch one byte with nothing to order them, one of them writing, are a reported race.
 //! * Anything the interpreter does not implement is an error that names its PTX line. No modifier
 //!   is skipped: each opcode lists those it accepts.
+//! * In a dependent launch ([`Launch::dependent`]) a thread that reads, writes or ends before its
+//!   `griddepcontrol.wait` is a fault, as is `ld.global.nc` of what earlier work may write.
 //! * Warps of 32 threads run in lock step. Lanes that part at a branch wait at the lowest program
 //!   counter ahead, which is where structured code joins again.
 //!

@@ -2,7 +2,7 @@
 
 use crate::alu;
 use crate::inst::*;
-use crate::memory::{AccessError, Memory, Traffic, Who};
+use crate::memory::{AccessError, Earlier, Memory, Traffic, Who};
 use crate::parse::Module;
 use crate::warp::{LANES, Raised, Warp, lanes, raise};
 use std::collections::HashMap;
@@ -30,6 +30,10 @@ pub struct Launch<'a> {
     pub dynamic_shared: usize,
     /// Instructions a warp may run before it counts as stuck.
     pub budget: u64,
+    /// Whether earlier work may still run when this launch starts (programmatic dependent launch). Each
+    /// thread must then execute `griddepcontrol.wait` before it reads what earlier work may write, before
+    /// it stores, and before it ends.
+    pub dependent: bool,
 }
 
 impl<'a> Launch<'a> {
@@ -41,6 +45,7 @@ impl<'a> Launch<'a> {
             params,
             dynamic_shared: 0,
             budget: 1 << 22,
+            dependent: false,
         }
     }
 }
@@ -51,6 +56,10 @@ pub struct Stats {
     pub warp_instructions: u64,
     /// Instructions summed over the threads that ran them.
     pub thread_instructions: u64,
+    /// Threads that executed `griddepcontrol.launch_dependents`.
+    pub launched_dependents: u64,
+    /// Loads of global memory by threads of a dependent launch before their `griddepcontrol.wait`.
+    pub loads_before_wait: u64,
     /// Loads and stores of global memory.
     pub global: Traffic,
     pub shared: Traffic,
@@ -104,6 +113,8 @@ pub enum FaultKind {
     Deadlock,
     BudgetSpent,
     Trap,
+    /// A thread of a dependent launch ends without having executed `griddepcontrol.wait`.
+    EndsBeforeWait,
 }
 
 /// Where a fault happened.
@@ -181,6 +192,9 @@ impl fmt::Display for Fault {
             FaultKind::Deadlock => write!(f, ": all warps wait, not all at one barrier"),
             FaultKind::BudgetSpent => write!(f, ": the instruction budget is spent"),
             FaultKind::Trap => write!(f, ": trap"),
+            FaultKind::EndsBeforeWait => {
+                write!(f, ": ends before this thread's griddepcontrol.wait")
+            }
         }
     }
 }
@@ -521,7 +535,13 @@ impl<'a> Machine<'a> {
                 warp.push(target, mask);
                 return Ok(Flow::Queued);
             }
+            Op::LaunchDependents => {
+                self.stats.launched_dependents += u64::from(mask.count_ones());
+            }
             Op::Ret => {
+                if self.launch.dependent && mask & !warp.waited != 0 {
+                    return raise(mask & !warp.waited, FaultKind::EndsBeforeWait);
+                }
                 warp.live &= !mask;
                 if lanes != mask {
                     warp.push(pc + 1, lanes & !mask);
@@ -572,11 +592,12 @@ impl<'a> Machine<'a> {
                     None => Err(AccessError::OutOfBounds),
                 },
                 Space::Shared => {
-                    let who = self.who(thread);
+                    let who = self.who(thread, warp.waited >> lane & 1 == 1);
                     self.shared.load(at, width, None, false, who, &mut 0)
                 }
                 Space::Global | Space::Const | Space::Generic => {
-                    let who = self.who(thread);
+                    let who = self.who(thread, warp.waited >> lane & 1 == 1);
+                    self.stats.loads_before_wait += u64::from(who.earlier == Earlier::Runs);
                     let only = if space == Space::Generic {
                         None
                     } else {
@@ -624,11 +645,11 @@ impl<'a> Machine<'a> {
                     None => Err(AccessError::OutOfBounds),
                 },
                 Space::Shared => {
-                    let who = self.who(thread);
+                    let who = self.who(thread, warp.waited >> lane & 1 == 1);
                     self.shared.store(at, width, None, bits, who, &mut 0)
                 }
                 Space::Global | Space::Const | Space::Generic => {
-                    let who = self.who(thread);
+                    let who = self.who(thread, warp.waited >> lane & 1 == 1);
                     let only = if space == Space::Generic {
                         None
                     } else {
@@ -643,12 +664,17 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn who(&self, thread: u32) -> Who {
+    fn who(&self, thread: u32, waited: bool) -> Who {
         let thread = self.block_index * self.threads() + thread;
         Who {
             thread,
             epoch: self.epoch,
             block_epoch: self.block_epoch,
+            earlier: match (self.launch.dependent, waited) {
+                (false, _) => Earlier::Ended,
+                (true, false) => Earlier::Runs,
+                (true, true) => Earlier::Waited,
+            },
         }
     }
 
@@ -704,6 +730,7 @@ const PRIVATE: Who = Who {
     thread: 0,
     epoch: 1,
     block_epoch: 1,
+    earlier: Earlier::Ended,
 };
 
 enum Flow {

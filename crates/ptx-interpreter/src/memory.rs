@@ -36,6 +36,11 @@ pub enum AccessError {
     NonCoherent {
         at: u64,
     },
+    /// In a dependent launch, a load of what earlier work may still write, or a store, by a thread that
+    /// has not executed `griddepcontrol.wait`.
+    BeforeWait,
+    /// In a dependent launch, `ld.global.nc` of what earlier work may write.
+    NonCoherentWithEarlier,
 }
 
 impl fmt::Display for AccessError {
@@ -58,6 +63,12 @@ impl fmt::Display for AccessError {
                     Some(thread) => write!(f, "thread {thread} of the grid {verb}"),
                     None => write!(f, "another thread {verb}"),
                 }
+            }
+            AccessError::BeforeWait => {
+                write!(f, "before this thread's griddepcontrol.wait")
+            }
+            AccessError::NonCoherentWithEarlier => {
+                write!(f, "ld.global.nc of what earlier work may write")
             }
             AccessError::NonCoherent { at } => {
                 write!(
@@ -123,6 +134,28 @@ pub struct Who {
     pub epoch: u32,
     /// The epoch in which the running block started: what is older belongs to other blocks.
     pub block_epoch: u32,
+    pub earlier: Earlier,
+}
+
+/// How a thread stands to work that was enqueued before its launch.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Earlier {
+    /// It has ended: the launch is no dependent one.
+    Ended,
+    /// It may still run.
+    Runs,
+    /// The launch is dependent, and the thread has waited.
+    Waited,
+}
+
+/// What earlier work that may still run can do to a buffer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Writes,
+    /// Nothing, by the caller's promise for this launch.
+    Promised,
+    /// Nothing ever.
+    Constant,
 }
 
 /// More than one thread read the byte in `read_epoch`.
@@ -313,6 +346,7 @@ pub(crate) struct Buffer {
     /// then have the alignment of addresses.
     lead: u64,
     read_only: bool,
+    standing: Standing,
     store: Store,
 }
 
@@ -446,7 +480,10 @@ impl Memory {
     ) -> u64 {
         let address = self.next_multiple() + align as u64 % GRAIN;
         let chunk = Chunk::new((address % GRAIN) as usize + len);
-        self.place(name, space, address, len as u64, Store::Dense(chunk))
+        self.place(name, space, address, len as u64, Store::Dense(chunk));
+        // Earlier work knows nothing of it.
+        self.set_standing(address, Standing::Constant);
+        address
     }
 
     /// Takes a variable away again.
@@ -477,6 +514,7 @@ impl Memory {
             length,
             lead,
             read_only: false,
+            standing: Standing::Writes,
             store,
         };
         self.buffers.insert(index, buffer);
@@ -488,6 +526,24 @@ impl Memory {
     pub fn set_read_only(&mut self, address: u64) {
         let index = self.index_of(address);
         self.buffers[index].read_only = true;
+    }
+
+    /// The buffer at `address` is written by no earlier work: a dependent launch may read it before it
+    /// waits, and by `ld.global.nc`.
+    pub fn set_constant(&mut self, address: u64) {
+        self.set_standing(address, Standing::Constant);
+    }
+
+    /// The caller promises that no earlier work that may still run writes the buffer at `address`: this
+    /// launch may read it before it waits. Not by `ld.global.nc`, as the same instruction serves
+    /// launches without the promise.
+    pub fn set_promised(&mut self, address: u64) {
+        self.set_standing(address, Standing::Promised);
+    }
+
+    fn set_standing(&mut self, address: u64, standing: Standing) {
+        let index = self.index_of(address);
+        self.buffers[index].standing = standing;
     }
 
     /// The bytes of the dense buffer that starts at `address`; those never written are zero.
@@ -635,6 +691,12 @@ impl Memory {
         let index = self.prepare(address, width, space, hint)?;
         let generation = self.generation;
         let buffer = &mut self.buffers[index];
+        if who.earlier == Earlier::Runs && buffer.standing == Standing::Writes {
+            return Err(AccessError::BeforeWait);
+        }
+        if who.earlier != Earlier::Ended && non_coherent && buffer.standing != Standing::Constant {
+            return Err(AccessError::NonCoherentWithEarlier);
+        }
         buffer.traffic.loads[width.trailing_zeros() as usize] += 1;
         let (chunk, at) = buffer
             .chunk(address, false)
@@ -658,6 +720,9 @@ impl Memory {
         let buffer = &mut self.buffers[index];
         if buffer.read_only || buffer.space == Space::Const {
             return Err(AccessError::ReadOnly);
+        }
+        if who.earlier == Earlier::Runs && buffer.space == Space::Global {
+            return Err(AccessError::BeforeWait);
         }
         buffer.traffic.stores[width.trailing_zeros() as usize] += 1;
         let (chunk, at) = buffer
@@ -706,7 +771,11 @@ impl AccessError {
             AccessError::Unwritten { at }
             | AccessError::Race { at, .. }
             | AccessError::NonCoherent { at } => *at = address,
-            AccessError::OutOfBounds | AccessError::Misaligned | AccessError::ReadOnly => {}
+            AccessError::OutOfBounds
+            | AccessError::Misaligned
+            | AccessError::ReadOnly
+            | AccessError::BeforeWait
+            | AccessError::NonCoherentWithEarlier => {}
         }
         self
     }

@@ -43,6 +43,7 @@ impl Module {
             functions: Vec::new(),
             variables: Vec::new(),
             by_name: HashMap::new(),
+            target: 0,
         };
         if let Err(message) = parser.module() {
             let line = parser.lexer.line;
@@ -106,6 +107,8 @@ pub(crate) struct Parser<'a> {
     functions: Vec<Function>,
     variables: Vec<Variable>,
     by_name: HashMap<String, usize>,
+    /// The architecture, as `sm_XY`.
+    target: u32,
 }
 
 impl<'a> Parser<'a> {
@@ -131,9 +134,9 @@ impl<'a> Parser<'a> {
                     let target = self.lexer.rest_of_line();
                     let digits = target.strip_prefix("sm_").unwrap_or("");
                     let digits = digits.strip_suffix(['a', 'f']).unwrap_or(digits);
-                    if digits.parse::<u32>().is_err() {
-                        return Err(format!("target {target} is not one this reads"));
-                    }
+                    self.target = digits
+                        .parse()
+                        .map_err(|_| format!("target {target} is not one this reads"))?;
                 }
                 ".address_size" => {
                     if self.lexer.rest_of_line() != "64" {
@@ -185,7 +188,7 @@ impl<'a> Parser<'a> {
             return Err(format!("{name} is declared twice"));
         }
         let (params, param_size) = self.params()?;
-        let mut body = Body::new(&self.variables, &self.by_name, &params);
+        let mut body = Body::new(&self.variables, &self.by_name, &params, self.target);
         let mut max_threads = None;
         let mut required_block = None;
         loop {

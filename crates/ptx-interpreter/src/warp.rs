@@ -39,6 +39,8 @@ pub struct Warp {
     pub groups: Vec<Group>,
     /// Lanes that have not exited.
     pub live: u32,
+    /// Lanes that have executed `griddepcontrol.wait`.
+    pub waited: u32,
     /// The barrier the warp waits at.
     pub waiting: Option<u32>,
     pub executed: u64,
@@ -55,6 +57,7 @@ impl Warp {
             carry_defined: 0,
             groups: Vec::new(),
             live: 0,
+            waited: 0,
             waiting: None,
             executed: 0,
         }
@@ -75,6 +78,7 @@ impl Warp {
             pc: 0,
             mask: self.live,
         });
+        self.waited = 0;
         self.waiting = None;
         self.executed = 0;
     }
@@ -297,7 +301,13 @@ impl Warp {
             Op::ActiveMask => self.write(i.dst[0], mask, &[u64::from(mask); LANES]),
             Op::Fence => {}
             Op::Trap => return raise(mask, FaultKind::Trap),
-            Op::Ld(_) | Op::St(_) | Op::Bra { .. } | Op::Ret | Op::Barrier(_) => {
+            Op::WaitForEarlier => self.waited |= mask,
+            Op::Ld(_)
+            | Op::St(_)
+            | Op::Bra { .. }
+            | Op::Ret
+            | Op::Barrier(_)
+            | Op::LaunchDependents => {
                 unreachable!("the machine runs these")
             }
         }

@@ -1043,3 +1043,109 @@ fn source_lines_make_mutants() {
     .expect("runs");
     assert_eq!(memory.bytes(a), [4, 0, 0, 0]);
 }
+
+/// Runs a kernel of 40 threads as a dependent launch: `a` of written bytes, `b` of unwritten ones.
+fn dependent(body: &str, prepare: impl Fn(&mut Memory, u64)) -> Result<(Stats, Vec<u8>), Fault> {
+    let text = format!(
+        ".version 8.0\n.target sm_90\n.address_size 64\n
+        .visible .entry k(.param .u64 a, .param .u64 b)\n{{
+        .reg .pred %p<2>; .reg .b32 %r<4>; .reg .b64 %a, %b, %from, %to;
+        .shared .align 4 .b8 s[160];
+        ld.param.u64 %a, [a]; ld.param.u64 %b, [b]; mov.u32 %r0, %tid.x;
+        mad.wide.u32 %from, %r0, 4, %a; mad.wide.u32 %to, %r0, 4, %b;
+        {body}
+        ret;\n}}\n"
+    );
+    let module = Module::parse(&text).unwrap_or_else(|e| panic!("{e}"));
+    let mut memory = Memory::new();
+    let a = memory.add("a", (0..160).collect(), 0);
+    let b = memory.add_uninit("b", 160, 0);
+    prepare(&mut memory, a);
+    let params = pointers(a, b);
+    let mut launch = Launch::new("k", [1; 3], [40, 1, 1], &params);
+    launch.dependent = true;
+    let stats = run(&module, &mut memory, &launch)?;
+    Ok((stats, memory.bytes(b).to_vec()))
+}
+
+fn earlier_writes(_: &mut Memory, _: u64) {}
+
+const WAIT: &str = "griddepcontrol.wait;";
+const LOAD: &str = "ld.global.u32 %r1, [%from];";
+const LOAD_NC: &str = "ld.global.nc.u32 %r1, [%from];";
+const STORE: &str = "st.global.u32 [%to], %r1;";
+
+#[track_caller]
+fn refused(result: Result<(Stats, Vec<u8>), Fault>) -> AccessError {
+    match result.map(|_| ()) {
+        Err(Fault {
+            kind: FaultKind::Access { error, .. },
+            ..
+        }) => error,
+        other => panic!("expected a refused access, got {other:?}"),
+    }
+}
+
+#[test]
+fn a_dependent_launch_reads_and_writes_after_its_wait() {
+    let shared = "st.shared.u32 [s], %r0;";
+    let body = format!("griddepcontrol.launch_dependents; {WAIT} {LOAD} {STORE}");
+    let (stats, copied) = dependent(&body, earlier_writes).expect("all is behind the wait");
+    assert_eq!(stats.launched_dependents, 40);
+    assert_eq!(stats.loads_before_wait, 0);
+    assert_eq!(copied, (0..160).collect::<Vec<u8>>());
+    // Shared memory has nothing to do with earlier work, nor has a load that is promised or constant.
+    let one = format!("setp.ne.u32 %p0, %r0, 0; @%p0 bra next; {shared} next: {WAIT}");
+    assert!(dependent(&one, earlier_writes).is_ok());
+    for (load, prepare) in [
+        (LOAD, Memory::set_promised as fn(&mut Memory, u64)),
+        (LOAD, Memory::set_constant),
+        (LOAD_NC, Memory::set_constant),
+    ] {
+        let body = format!("{load} {WAIT} {STORE}");
+        let (stats, _) = dependent(&body, prepare).expect(load);
+        assert_eq!(stats.loads_before_wait, 40);
+    }
+}
+
+#[test]
+fn what_a_dependent_launch_does_before_its_wait_is_a_fault() {
+    let load_early = format!("{LOAD} {WAIT} {STORE}");
+    assert_eq!(
+        refused(dependent(&load_early, earlier_writes)),
+        AccessError::BeforeWait
+    );
+    let store_early = format!("mov.u32 %r1, 7; {STORE} {WAIT}");
+    for prepare in [earlier_writes, Memory::set_constant] {
+        let store_early = dependent(&store_early, prepare);
+        assert_eq!(refused(store_early), AccessError::BeforeWait);
+    }
+    // One thread of the second warp takes another way, past the wait.
+    let padding = format!("setp.eq.u32 %p0, %r0, 39; @%p0 bra end; {WAIT} end:");
+    let fault = dependent(&padding, earlier_writes).unwrap_err();
+    assert_eq!(fault.kind, FaultKind::EndsBeforeWait);
+    assert_eq!(fault.place.map(|place| place.thread), Some([39, 0, 0]));
+    let never = dependent("", earlier_writes).unwrap_err();
+    assert_eq!(never.kind, FaultKind::EndsBeforeWait);
+    // What earlier work may write, or only this caller promises, is not read past the caches' order.
+    let non_coherent = format!("{WAIT} {LOAD_NC} {STORE}");
+    for prepare in [earlier_writes, Memory::set_promised] {
+        assert_eq!(
+            refused(dependent(&non_coherent, prepare)),
+            AccessError::NonCoherentWithEarlier
+        );
+    }
+}
+
+#[test]
+fn an_ordinary_launch_need_not_wait() {
+    let (stats, ..) = on_64("ld.global.nc.u32 %r0, [%at];", 1, 4).expect("no rule applies");
+    assert_eq!(stats.launched_dependents, 0);
+}
+
+#[test]
+fn older_targets_have_no_griddepcontrol() {
+    let text = ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k()\n{ griddepcontrol.wait; ret; }";
+    let error = Module::parse(text).err().expect("refused").to_string();
+    assert!(error.contains("sm_80 has no griddepcontrol"), "{error}");
+}

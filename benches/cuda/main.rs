@@ -23,7 +23,7 @@ use phasor::cuda::{Cuda, device_count};
 use phasor::cudarc::driver::sys::{self, CUdevice_attribute};
 use phasor::cudarc::driver::{CudaContext, CudaStream};
 use phasor::half::{bf16, f16};
-use phasor::{DeviceElement, Dtype, Element, Pairing};
+use phasor::{DeviceElement, Dtype, Pairing};
 use results::{Kind, Launch, Memory, Meta, PHASOR, Results, Row, Timed};
 use rotation::Rotation;
 use schedule::Group;
@@ -148,6 +148,10 @@ fn run(options: &Options) -> Result<bool, Failure> {
             Dtype::F32 => bench.measure::<f32>(group),
             Dtype::F16 => bench.measure::<f16>(group),
             Dtype::Bf16 => bench.measure::<bf16>(group),
+            other => {
+                bench.skip(format!("{other} is not measured"));
+                continue;
+            }
         };
         if let Err(error) = measured {
             bench.skip(format!("{}: {error}", group.name()));

@@ -10,7 +10,7 @@ use phasor::cuda::{Cuda, CudaPositions, device_count};
 use phasor::cudarc::driver::sys::CUevent_flags;
 use phasor::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use phasor::half::{bf16, f16};
-use phasor::{Dtype, Element, Frequencies, InOut, Layout, Pairing, Problem, Rope};
+use phasor::{DeviceElement, Dtype, Frequencies, InOut, Layout, Pairing, Problem, Rope};
 
 const Q_HEADS: usize = 32;
 const K_HEADS: usize = 8;
@@ -40,7 +40,11 @@ fn device_time(
     Duration::from_secs_f64(f64::from(milliseconds) / 1e3)
 }
 
-fn rotations<T: Element>(criterion: &mut Criterion, context: &Arc<CudaContext>, tokens: usize) {
+fn rotations<T: DeviceElement>(
+    criterion: &mut Criterion,
+    context: &Arc<CudaContext>,
+    tokens: usize,
+) {
     let dtype = T::DTYPE;
     let stream = context.default_stream();
     let cuda = Cuda::new(context, &[dtype]).expect("kernels load");

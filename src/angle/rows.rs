@@ -8,8 +8,8 @@ use crate::Error;
 /// and nothing is rebuilt when a sequence grows out of its row: it is given another index. Who says
 /// which row is used:
 ///
-/// * the call, with an index per sequence, per token or for all
-///   ([`Problem::frequency_rows`](crate::Problem::frequency_rows));
+/// * the call, with an index per sequence, per token or for all, which its
+///   [positions](crate::PositionsIn::frequency_rows_per_sequence) bring;
 /// * or each token's own position, with [`by_position`](Self::by_position).
 #[derive(Clone, Debug, PartialEq)]
 pub struct FrequencyRows {

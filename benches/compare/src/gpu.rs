@@ -5,7 +5,7 @@ pub mod results;
 
 #[cfg(test)]
 #[path = "../../cuda/schedule.rs"]
-mod schedule;
+pub mod schedule;
 
 use crate::Failure;
 use results::{Kind, Launch, Memory, PHASOR, Results, Row, Timed, digits, headlines, thousands};

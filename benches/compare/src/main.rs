@@ -10,6 +10,8 @@ mod peers;
 mod phasor;
 mod publish;
 mod report;
+#[cfg(all(test, unix))]
+mod scripts;
 mod svg;
 
 use crate::cases::{Case, Contender, DTYPES, PAIRINGS, Plain, Sampling, Seconds, measure};

@@ -96,7 +96,7 @@ impl Kind {
             Kind::MaskDropped => "`and` mask dropped",
             Kind::Shift => "a shift off by one",
             Kind::Product32 => "a 64-bit product cut to 32 bits",
-            Kind::Extension => "a position extended with the other sign",
+            Kind::Extension => "an id extended with the other sign",
             Kind::Clamp => "`min` or `max` dropped",
             Kind::Select => "`selp` swapped, or one side always",
             Kind::Bound => "`<` as `<=` and the like",
@@ -574,7 +574,7 @@ fn values(code: &Code, inst: &Inst, add: &mut impl FnMut(Kind, String)) {
         );
         add(Kind::Product32, now);
     }
-    if inst.is("cvt") && code.writer(args[1]).is_some_and(Inst::is_constant_load) {
+    if inst.is("cvt") && code.writer(args[1]).is_some_and(Inst::is_global_load) {
         let op = match inst.op {
             "cvt.s64.s32" => Some("cvt.u64.u32"),
             "cvt.u64.u32" => Some("cvt.s64.s32"),

@@ -416,24 +416,26 @@ fn far_case(kernel: Kernel, kind: AngleKind, in_place: bool, heads: [usize; 2]) 
     }
 }
 
-/// Positions of 32 bits, and indices of rows of 64, of which the last is past what 32 bits hold.
-fn far_types(kernel: Kernel) -> [Case; 2] {
+/// Positions of 32 bits; indices of rows of 64, of which the last is past what 32 bits hold; and signed ones,
+/// of which the last is the most negative.
+fn far_types(kernel: Kernel) -> [Case; 3] {
     let near = far_case(kernel, AngleKind::Exact, true, [2, 1]);
     let positions = TestPositions {
         ids: Values::new(IdType::I32, &near.positions.ids.values()),
         ..near.positions.clone()
     };
     let rows = far_case(kernel, AngleKind::Rows, true, [2, 1]);
-    let long = TestPositions {
-        rows: Values::new(IdType::I64, &rows.positions.rows.values()),
-        ..rows.positions.clone()
+    let chosen = |id_type, ids: &[i64]| Case {
+        positions: TestPositions {
+            rows: Values::new(id_type, ids),
+            ..rows.positions.clone()
+        },
+        ..rows.clone()
     };
     [
         Case { positions, ..near },
-        Case {
-            positions: long,
-            ..rows
-        },
+        chosen(IdType::I64, &rows.positions.rows.values()),
+        chosen(IdType::I32, &[1, 0, 1, 1, 0, 3]),
     ]
 }
 
@@ -640,6 +642,7 @@ fn by_hand(
                 .wrapping_sub((n % sequence) as i64 * advance),
             // The last token's index is past the last row, which it stands for.
             (_, true) if n == tokens - 1 && values.id_type == IdType::I64 => (1 << 32) + 1,
+            (_, true) if n == tokens - 1 && values.id_type == IdType::I32 => i32::MIN.into(),
             (_, true) if n == tokens - 1 => (values.values()[n] << ROW_SPREAD) + 1,
             (_, true) => values.values()[n] << ROW_SPREAD,
             (_, false) if n == tokens - 1 => i64::from(u32::MAX),

@@ -30,9 +30,8 @@ const ASLEEP: Duration = Duration::from_micros(50);
 /// nobody helps, and even then the call shall hardly take longer than on one thread.
 const WORTH_WAKING: Duration = Duration::from_micros(300);
 
-/// What shorter calls that follow each other closely have to take together for the same: then more are
-/// likely to follow.
-const SERIES: Duration = Duration::from_millis(1);
+/// How long shorter calls have to follow each other closely for the same: then more are likely to follow.
+const SERIES: Duration = Duration::from_micros(500);
 
 /// How long idle threads of a pool stay awake, at least.
 const STAY_AWAKE: Duration = Duration::from_micros(10);
@@ -59,7 +58,7 @@ pub(super) fn share(
         return work(0, 1);
     }
     let shared = LOCAL.try_with(|local| {
-        let mut series = local.series.get().continued(Instant::now(), alone);
+        let mut series = Series::at(Instant::now(), local.series.get());
         match series.threads(alone, pool) {
             0 | 1 => work(0, 1),
             threads => {
@@ -68,8 +67,8 @@ pub(super) fn share(
                 series.helped |= local.caller.share(threads - 1, parts, &share);
             }
         }
-        series.ended = Some(Instant::now());
-        local.series.set(series);
+        series.ended = Instant::now();
+        local.series.set(Some(series));
     });
     // The thread is about to end.
     shared.unwrap_or_else(|_| work(0, 1));
@@ -112,38 +111,36 @@ thread_local! {
 }
 
 struct Local {
-    series: Cell<Series>,
+    series: Cell<Option<Series>>,
     caller: Arc<Caller>,
 }
 
 /// Calls of a thread that follow each other so closely that helpers stay awake. Those too short to be
 /// shared are left out.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 struct Series {
-    ended: Option<Instant>,
-    /// What its calls take on one thread.
-    alone: Duration,
+    begun: Instant,
+    /// When its last call ended.
+    ended: Instant,
     /// Whether anybody helped.
     helped: bool,
 }
 
 impl Series {
-    /// With one more call, or a new one.
-    fn continued(self, now: Instant, alone: Duration) -> Self {
-        let goes_on = |ended| now.saturating_duration_since(ended) < STAY_AWAKE;
-        let before = match self.ended.is_some_and(goes_on) {
-            true => self,
-            false => Self::default(),
+    /// That of a call that begins now: the last one, or a new one.
+    fn at(now: Instant, last: Option<Self>) -> Self {
+        let new = Self {
+            begun: now,
+            ended: now,
+            helped: false,
         };
-        Self {
-            alone: before.alone.saturating_add(alone),
-            ..before
-        }
+        let goes_on = |last: &Self| now.saturating_duration_since(last.ended) < STAY_AWAKE;
+        last.filter(goes_on).unwrap_or(new)
     }
 
-    /// How many threads its last call is worth.
+    /// How many threads its next call is worth.
     fn threads(&self, alone: Duration, pool: Pool) -> usize {
-        let each = if self.helped || self.alone - alone >= SERIES {
+        let each = if self.helped || self.ended - self.begun >= SERIES {
             // More threads than cores get in each other's way.
             match pool.threads > pool.cores {
                 true => 2 * AWAKE,
@@ -495,10 +492,7 @@ mod tests {
 
     #[test]
     fn after_a_rest_only_long_calls_are_shared() {
-        let threads = |alone, pool| {
-            let call = Series::default().continued(Instant::now(), alone);
-            call.threads(alone, pool)
-        };
+        let threads = |alone, pool| Series::at(Instant::now(), None).threads(alone, pool);
         let many = Pool {
             threads: 64,
             cores: 64,
@@ -517,49 +511,46 @@ mod tests {
         }
     }
 
-    /// Calls of 10 us, each so long after the one before.
-    fn calls_until_shared(gap: Duration, helped: bool) -> Option<usize> {
+    /// Which of many calls of 10 us, each so long after the one before, is the first to be shared.
+    fn first_shared(gap: Duration) -> Option<usize> {
         let alone = 10 * MICROSECOND;
-        let mut series = Series {
-            helped,
-            ..Series::default()
-        };
-        let mut now = Instant::now();
+        let (mut now, mut last) = (Instant::now(), None);
         (0..1_000).find(|_| {
             now += gap;
-            series = series.continued(now, alone);
+            let mut series = Series::at(now, last);
             now += alone;
-            series.ended = Some(now);
-            series.threads(alone, TWO) > 1
+            let shared = series.threads(alone, TWO) > 1;
+            series.ended = now;
+            last = Some(series);
+            shared
         })
     }
 
     #[test]
     fn short_calls_are_shared_once_a_series_of_them_has_been_long() {
-        let before = (SERIES.as_micros() / 10) as usize;
-        assert_eq!(calls_until_shared(MICROSECOND, false), Some(before));
-        assert_eq!(calls_until_shared(STAY_AWAKE, false), None);
-        // Nothing had ended before, so what helped is long ago.
-        assert_eq!(calls_until_shared(MICROSECOND, true), Some(before));
+        let before = |gap: u32| (SERIES.as_micros() as u32 + gap).div_ceil(10 + gap) as usize;
+        for gap in [0, 1, 9] {
+            assert_eq!(first_shared(gap * MICROSECOND), Some(before(gap)), "{gap}");
+        }
+        assert_eq!(first_shared(STAY_AWAKE), None);
     }
 
     #[test]
     fn short_calls_are_shared_while_helpers_are_awake() {
         let now = Instant::now();
         let helped = Series {
-            ended: Some(now),
-            alone: WORTH_WAKING,
+            begun: now,
+            ended: now,
             helped: true,
         };
-        let threads = |after, alone, pool| {
-            let call = helped.continued(now + after, alone);
-            call.threads(alone, pool)
-        };
+        let threads =
+            |after, alone, pool| Series::at(now + after, Some(helped)).threads(alone, pool);
         let crowded = Pool {
             threads: 64,
             cores: 2,
         };
         assert_eq!(threads(MICROSECOND, 2 * AWAKE, TWO), 2);
+        assert_eq!(threads(MICROSECOND, 2 * AWAKE - MICROSECOND, TWO), 1);
         assert_eq!(threads(STAY_AWAKE, 2 * AWAKE, TWO), 1);
         assert_eq!(threads(MICROSECOND, 2 * AWAKE, crowded), 1);
         assert_eq!(threads(MICROSECOND, 4 * AWAKE, crowded), 2);

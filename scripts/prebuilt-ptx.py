@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Compiles cuda/*.cu to the PTX that every build of phasor embeds (cuda/prebuilt/).
+"""Compiles cuda/*.cu to the PTX that every build of phasor embeds (cuda/prebuilt/), and the kernels
+that the GPU bench measures beside phasor (benches/cuda/).
 
 The oldest supported toolkit makes it, CUDA 12.0 through NVRTC (PTX ISA 8.0), so that every driver
 from 525 on can load it. No GPU and no CUDA installation are needed, only two wheels:
 
     pip install -r scripts/requirements-prebuilt.txt
-    python scripts/prebuilt-ptx.py            # writes cuda/prebuilt/
+    python scripts/prebuilt-ptx.py            # writes both
     python scripts/prebuilt-ptx.py --check    # compares, exit code 1 on any difference
 
 The bytes depend on the program names handed to NVRTC, so these are fixed: the file's own name.
@@ -21,6 +22,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SOURCES = ["rope_f32", "rope_f16", "rope_bf16", "call_layout"]
 HEADERS = ["phasor_call.h", "ptx.cuh", "element.cuh", "angle.cuh", "rope.cuh"]
 ARCHITECTURES = ["compute_75", "compute_80", "compute_90"]
+BENCHES = ROOT / "benches" / "cuda"
+BENCH_SOURCES = ["limits"]
+BENCH_ARCHITECTURES = ["compute_80", "compute_90"]
 NVRTC_VERSION = (12, 0)
 
 
@@ -39,17 +43,28 @@ def load_nvrtc():
     return nvrtc
 
 
-def compile_ptx(nvrtc, name, architecture):
+def outputs():
+    """Each file of PTX, with its source and its architecture."""
+    for architecture in ARCHITECTURES:
+        for name in SOURCES:
+            path = ROOT / "cuda" / "prebuilt" / f"{name}.{architecture}.ptx"
+            yield path, ROOT / "cuda" / f"{name}.cu", architecture
+    for architecture in BENCH_ARCHITECTURES:
+        for name in BENCH_SOURCES:
+            yield BENCHES / f"{name}.{architecture}.ptx", BENCHES / f"{name}.cu", architecture
+
+
+def compile_ptx(nvrtc, path, architecture):
     def strings(values):
         return (ctypes.c_char_p * len(values))(*values)
 
-    source = (ROOT / "cuda" / f"{name}.cu").read_bytes()
+    source = path.read_bytes()
     headers = [(ROOT / "cuda" / header).read_bytes() for header in HEADERS]
     program = ctypes.c_void_p()
     status = nvrtc.nvrtcCreateProgram(
         ctypes.byref(program),
         source,
-        f"{name}.cu".encode(),
+        path.name.encode(),
         len(HEADERS),
         strings(headers),
         strings([header.encode() for header in HEADERS]),
@@ -63,7 +78,7 @@ def compile_ptx(nvrtc, name, architecture):
         nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
         log = ctypes.create_string_buffer(size.value)
         nvrtc.nvrtcGetProgramLog(program, log)
-        sys.exit(f"{name}.cu for {architecture}:\n{log.value.decode()}")
+        sys.exit(f"{path.name} for {architecture}:\n{log.value.decode()}")
     nvrtc.nvrtcGetPTXSize(program, ctypes.byref(size))
     ptx = ctypes.create_string_buffer(size.value)
     nvrtc.nvrtcGetPTX(program, ptx)
@@ -77,20 +92,18 @@ def main():
     arguments = parser.parse_args()
 
     nvrtc = load_nvrtc()
-    folder = ROOT / "cuda" / "prebuilt"
-    folder.mkdir(exist_ok=True)
+    files = list(outputs())
     stale = []
-    for architecture in ARCHITECTURES:
-        for name in SOURCES:
-            path = folder / f"{name}.{architecture}.ptx"
-            ptx = compile_ptx(nvrtc, name, architecture)
-            if not arguments.check:
-                path.write_bytes(ptx)
-            elif not path.exists() or path.read_bytes() != ptx:
-                stale.append(path.name)
+    for path, source, architecture in files:
+        ptx = compile_ptx(nvrtc, source, architecture)
+        path.parent.mkdir(exist_ok=True)
+        if not arguments.check:
+            path.write_bytes(ptx)
+        elif not path.exists() or path.read_bytes() != ptx:
+            stale.append(str(path.relative_to(ROOT)))
     if stale:
-        sys.exit("stale in cuda/prebuilt: " + ", ".join(stale) + "; run scripts/prebuilt-ptx.py")
-    print(f"{len(SOURCES) * len(ARCHITECTURES)} files " + ("are fresh" if arguments.check else "written"))
+        sys.exit("stale: " + ", ".join(stale) + "; run scripts/prebuilt-ptx.py")
+    print(f"{len(files)} files " + ("are fresh" if arguments.check else "written"))
 
 
 if __name__ == "__main__":

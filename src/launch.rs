@@ -170,17 +170,15 @@ struct Rule {
 /// From sweeps over launch shapes of a prototype on an H200, with q and k of 32 and 8 heads of 128,
 /// bf16, half-split: see docs/kernel-launch.md.
 const RULES: [Rule; 2] = [
-    // Up to 32 tokens, blocks of 64 to 160 threads with 4 to 8 heads each were the fastest: 1.57 and
-    // 2.01 µs at 1 and 32 tokens, where one thread that visits 8 heads took 2.60 and 2.89.
+    // Up to 32 tokens, blocks of 64 to 160 threads with 4 to 8 heads each were the fastest.
     Rule {
         tokens_below: 1,
         heads_of_thread: 1,
         threads: 64,
         all_heads: false,
     },
-    // From 256 tokens on, a block per token with all its heads and 80 to 224 threads: 3.13 µs at 256
-    // tokens, where blocks of 240 threads with half of the heads took 5.64. Four heads of a thread are
-    // in flight at once.
+    // From 256 tokens on, a block per token with all its heads and 80 to 224 threads was. Four heads of a
+    // thread are in flight at once.
     Rule {
         tokens_below: u32::MAX,
         heads_of_thread: 4,

@@ -66,7 +66,7 @@ impl Layout {
         }
     }
 
-    /// Contiguous `[tokens, heads, head_dim]`: one batch row.
+    /// Contiguous `[tokens, heads, head_dim]`: one sequence.
     pub const fn tokens(tokens: usize, heads: usize, head_dim: usize) -> Self {
         Self::bshd(1, tokens, heads, head_dim)
     }

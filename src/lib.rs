@@ -7,7 +7,8 @@
 //! * **One definition.** Host and GPU go from the same phase through the same polynomial and the
 //!   same order of fused multiply-adds to one rounding in f32, f16 or bf16, and give the same bits.
 //! * **One launch.** q and k, each with a layout of its own, are rotated together, in place or out
-//!   of place; positions may live on the GPU, so that a captured graph can be replayed.
+//!   of place; positions may live on the GPU, so that a captured graph can be replayed. A launch may
+//!   overlap the kernel before it ([`launch::LaunchMode`]).
 //! * **No toolkit.** The `cuda` feature builds without CUDA installed; where nvcc is found it adds
 //!   machine code.
 //!
@@ -59,8 +60,8 @@
 //! # Features
 //!
 //! `cuda` (default): the CUDA backend. `rayon` (default): threads for the host backend. `hf-config`
-//! (default): reads Hugging Face configs. `bindgen`: regenerates the kernels' parameter bindings at
-//! build time.
+//! (default): reads Hugging Face configs. `bindgen`: regenerates the bindings of a [`call`] at build
+//! time.
 
 #![warn(missing_docs, unsafe_op_in_unsafe_fn)]
 

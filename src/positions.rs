@@ -31,7 +31,7 @@ impl PositionKind {
             PositionKind::StartPerSequence | PositionKind::PerSequence => batch,
             PositionKind::PerToken => batch.saturating_mul(tokens),
             PositionKind::PerTokenShared => tokens,
-            // Where `usize` has 32 bits, axes may not fit.
+            // A plan without elements may have any shape.
             PositionKind::PerAxis => axes.saturating_mul(batch).saturating_mul(tokens),
         }
     }

@@ -281,7 +281,6 @@ fn layouts_that_are_too_large() {
         Layout::bhsd(huge, huge, huge, huge),
         Layout::tokens(1 << 31, 1, 8),
         Layout::bshd(1 << 16, 1 << 15, 1, 8),
-        Layout::bshd(1 << 30, 1 << 30, 0, 8),
         Layout::tokens(1, 1 << 28, 8),
         Layout::tokens(1, 1, 1 << 28),
         Layout::tokens(2, 1, 8).with_strides(0, huge, 0),
@@ -1051,7 +1050,8 @@ proptest! {
             if let Ok(call) = plan.call(&addresses(positions)) {
                 prop_assert_eq!(call.is_none(), bytes == 0);
             }
-            let ids = Ids::at(16, IdType::I64, plan.batch() * plan.tokens());
+            let count = plan.batch().saturating_mul(plan.tokens());
+            let ids = Ids::at(16, IdType::I64, count);
             let call = plan.call(&addresses(RawPositions::per_token(ids)))?;
             prop_assert_eq!(call.is_none(), bytes == 0);
             if let Some(call) = call {

@@ -262,7 +262,7 @@ fn case(bytes: &[u8]) -> Option<Case> {
 /// Ids of any type, mostly below 2 to the power `bits`.
 fn ids(source: &mut Source<'_>, count: usize, bits: u32) -> Values {
     let id_type = source.pick(&[IdType::I32, IdType::I64, IdType::U32]);
-    let wild = source.byte() % 8 == 0;
+    let wild = source.byte().is_multiple_of(8);
     let mut id = || match wild {
         true => source.word() as i64,
         false => (source.word() >> (64 - bits)) as i64,

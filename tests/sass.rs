@@ -188,15 +188,12 @@ fn check_accesses(context: &str, kernel: Kernel, code: &Code) {
         // Four heads in flight, two places each.
         (Effect::Load, width, 8),
         (Effect::Store, width, 8),
-        // Positions on the first axis and on others, and rows, of either width.
-        (Effect::LoadId, 4, 3),
-        (Effect::LoadId, 8, 3),
+        // Positions and rows, of either width; some assemblers share a load.
+        (Effect::LoadId, 4, 2),
+        (Effect::LoadId, 8, 2),
         // Steps; a factor, and a cosine and a sine of a table.
         (Effect::LoadConstant, 8, 1),
         (Effect::LoadConstant, angle, 3),
-        // A cosine and a sine.
-        (Effect::StoreShared, angle, 2),
-        (Effect::LoadShared, angle * kernel.vector(), 2),
     ] {
         let found = seen.get(&(effect, bytes)).copied().unwrap_or_default();
         assert!(
@@ -204,7 +201,9 @@ fn check_accesses(context: &str, kernel: Kernel, code: &Code) {
             "{context}: {found} times {effect:?} of {bytes} bytes: {seen:?}"
         );
     }
-    assert!(code.has("BAR"), "{context} has no barrier");
+    for what in ["STS", "BAR", "LDS"] {
+        assert!(code.has(what), "{context} shares no angles: no {what}");
+    }
 }
 
 /// On no way is anything read that earlier work may write, nor written, nor is there an end, before
@@ -389,6 +388,8 @@ fn multiprocessor(architecture: &str) -> &'static Multiprocessor {
 struct Figures {
     registers: u32,
     code: Code,
+    /// What forming an angle ends with.
+    formed: Vec<Effect>,
     /// The parameters of a call from a start, in place, with exact angles.
     ordinary: Bank,
     settled: Bank,
@@ -397,27 +398,9 @@ struct Figures {
 /// Heads that a kernel has in flight.
 const HEADS_IN_FLIGHT: usize = 4;
 
-/// What a thread does to heads from their loads on: it rotates and stores those in flight, and loads
-/// the next.
-fn effects_on_heads(heads: usize) -> Vec<Effect> {
-    let rounds = (0..heads).step_by(HEADS_IN_FLIGHT);
-    let effects = rounds.flat_map(|done| {
-        // Two places each.
-        let places = 2 * (heads - done).min(HEADS_IN_FLIGHT);
-        [vec![Effect::Load; places], vec![Effect::Store; places]].concat()
-    });
-    effects.collect()
-}
-
-/// What a thread does that forms so many angles and visits so many heads, at least one.
-fn effects(heads: usize, angles: usize, angles_first: bool) -> Vec<Effect> {
-    let formed = vec![Effect::StoreShared; 2 * angles];
-    let mut effects = effects_on_heads(heads);
-    let loaded = 2 * heads.min(HEADS_IN_FLIGHT);
-    effects.insert(loaded, Effect::Barrier);
-    let at = if angles_first { 0 } else { loaded };
-    effects.splice(at..at, formed);
-    effects
+/// Loads or stores of so many heads, of two places each.
+fn places(effect: Effect, heads: usize) -> Vec<Effect> {
+    vec![effect; 2 * heads]
 }
 
 impl Figures {
@@ -427,9 +410,15 @@ impl Figures {
             let parameters = launch.params.as_bytes().iter().copied();
             Bank::new(architecture, parameters.map(Some).collect())
         };
+        let code = code(kernel, listing);
+        let stored = code
+            .accesses()
+            .find(|access| access.effect == Effect::StoreShared);
+        let stores = 2 * size_of::<f32>() / stored.expect("angles are stored").bytes;
         Figures {
             registers,
-            code: code(kernel, listing),
+            code,
+            formed: vec![Effect::StoreShared; stores],
             ordinary: bank(LaunchMode::Ordinary),
             settled: bank(LaunchMode::DependentPositionsSettled),
         }
@@ -440,9 +429,22 @@ impl Figures {
         way.unwrap_or_else(|| panic!("no way with {effects:?}"))
     }
 
+    /// What a thread does that forms so many angles and visits so many heads.
+    fn effects(&self, heads: usize, angles: usize) -> Vec<Effect> {
+        let in_flight = |done: usize| (heads - done).min(HEADS_IN_FLIGHT);
+        let mut effects = places(Effect::Load, in_flight(0));
+        effects.extend(self.formed.repeat(angles));
+        for done in (0..heads).step_by(HEADS_IN_FLIGHT) {
+            let rotated = in_flight(done);
+            effects.extend(places(Effect::Store, rotated));
+            effects.extend(places(Effect::Load, in_flight(done + rotated)));
+        }
+        effects
+    }
+
     /// Instructions of a thread, from its start to its end.
     fn thread(&self, heads: usize, angles: usize) -> usize {
-        self.way(&self.ordinary, &effects(heads, angles, false), End::Thread)
+        self.way(&self.ordinary, &self.effects(heads, angles), End::Thread)
     }
 
     /// To its first load of q and k.
@@ -452,9 +454,10 @@ impl Figures {
 
     /// To the barrier, with as many heads in flight as there can be.
     fn barrier(&self, angles: usize) -> usize {
-        let effects = effects(HEADS_IN_FLIGHT, angles, false);
-        let barrier = effects.iter().position(|e| *e == Effect::Barrier).unwrap();
-        self.way(&self.ordinary, &effects[..=barrier], End::LastEffect)
+        let mut effects = places(Effect::Load, HEADS_IN_FLIGHT);
+        effects.extend(self.formed.repeat(angles));
+        effects.push(Effect::Barrier);
+        self.way(&self.ordinary, &effects, End::LastEffect)
     }
 
     /// One round more of the loop over heads.
@@ -465,13 +468,12 @@ impl Figures {
     /// Of a thread that has one angle and one head, from the wait on, where it has formed the angle
     /// before; `None` where kernels never wait.
     fn after_wait(&self) -> Option<usize> {
-        let mut effects = effects(1, 1, true);
-        let all = self.way(&self.settled, &effects, End::Thread);
-        effects.insert(2, Effect::Wait);
-        let waited = self
-            .code
-            .way(&self.settled, &effects[..=2], End::LastEffect);
-        waited.map(|waited| all - waited)
+        let mut waited = self.formed.clone();
+        waited.push(Effect::Wait);
+        let before = self.code.way(&self.settled, &waited, End::LastEffect)?;
+        waited.extend(places(Effect::Load, 1));
+        waited.extend(places(Effect::Store, 1));
+        Some(self.way(&self.settled, &waited, End::Thread) - before)
     }
 }
 
@@ -900,7 +902,8 @@ On sm_90. `1af16f0` is the last commit whose threads each formed the angles of t
 accessed 16 bytes at a time; its figures are of this page at that commit. `prototype` is a half-split
 kernel in place with nothing but exact angles, formed once per block, which was measured beside
 others on an H200 ([kernel-launch.md](kernel-launch.md)): what these kernels have above it is what
-their generality costs.
+their generality costs. **angles** are those of a thread: one, or at 1af16f0 those of all its pairs, 8
+in bf16 and 4 in f32.
 
 | kernel | registers | warps | code | first load | barrier | angles | round / 16 B | all / 16 B | one token | after the wait |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
@@ -911,8 +914,8 @@ const TABLE_INTRODUCTION: &str = "\
 
 Written by `cargo test --test sass` with `PHASOR_WRITE_SASS_TABLE=1`; without it, that test fails
 where a number here is not what it finds. It assembles the checked-in PTX (for compute_90, and for
-compute_80 on sm_80) with the ptxas that `scripts/requirements-toolkit.txt` pins. What a driver's own
-assembler or nvcc makes of the kernels may differ. No kernel uses local memory or spills.
+compute_80 on sm_80) with the ptxas that `scripts/requirements-toolkit.txt` pins. Assembled so, no
+kernel uses local memory or spills. What a driver's own assembler or nvcc makes of them may differ.
 
 The case is q and k of Llama 3 8B (32 and 8 heads of 128) in place, with exact angles, from a start.
 `any` kernels are launched so where an address is not a multiple of a vector's size.

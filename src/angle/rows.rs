@@ -9,7 +9,7 @@ use crate::Error;
 /// which row is used:
 ///
 /// * the call, with an index per sequence, per token or for all
-///   ([`Problem::frequency_rows`](crate::Problem::frequency_rows));
+///   ([`Positions::frequency_row`](crate::PositionsIn::frequency_row) and its kin);
 /// * or each token's own position, with [`by_position`](Self::by_position).
 #[derive(Clone, Debug, PartialEq)]
 pub struct FrequencyRows {

@@ -140,7 +140,8 @@ impl Plan {
         };
         let axis_stride = match (kind, given.ids()) {
             (PositionKind::PerAxis, Some(ids)) => {
-                (self.batch * self.tokens * ids.id_type().size()) as i64
+                let tokens = self.batch.wrapping_mul(self.tokens);
+                tokens.wrapping_mul(ids.id_type().size()) as i64
             }
             _ => 0,
         };
@@ -259,7 +260,8 @@ impl Plan {
                 reserved: 0,
             };
         };
-        let bytes = |values: usize| (values * ids.id_type().size()) as i64;
+        // A plan without elements, whose ids nothing reads, may have any shape.
+        let bytes = |values: usize| values.wrapping_mul(ids.id_type().size()) as i64;
         let (batch, token) = match self.tokens {
             1 => (0, bytes(batch)),
             _ => (bytes(batch), bytes(token)),

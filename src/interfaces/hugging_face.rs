@@ -285,7 +285,7 @@ impl FreqsCis {
 #[derive(Clone, Debug)]
 struct TokenTable {
     engine: Engine,
-    /// 1 where all batch rows share the table.
+    /// 1 where all sequences of the batch share the table.
     batch: usize,
     starts: Vec<i64>,
     sequence: usize,

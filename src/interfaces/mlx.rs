@@ -14,7 +14,7 @@
 //! | `base=10000.0` | [`Spectrum::Base`] |
 //! | `freqs=periods` | [`Spectrum::Freqs`]: positions per radian, not radians per position |
 //! | `scale` | multiplies the position, the offset included; it is folded into the frequencies |
-//! | `offset` | [`Offset`]: an integer, an array of one, or one per batch row |
+//! | `offset` | [`Offset`]: an integer, an array of one, or one per sequence of the batch |
 //!
 //! MLX forms frequency and angle in f32 (1.4e-4 off at position 4,095, 5.2e-3 at 100,000 with base
 //! 10,000 and 128 dims), takes positions to 32 bits and rounds every operation in 16-bit types. Here
@@ -38,9 +38,9 @@ pub enum Spectrum<'a> {
 /// The position of the first token, before `scale`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offset<'a> {
-    /// The same for all batch rows.
+    /// The same for all sequences of the batch.
     Int(i64),
-    /// An array of one element, for all batch rows, or of one element per batch row.
+    /// An array of one element, for all sequences of the batch, or of one element per sequence.
     Array(Ids<&'a [u8]>),
 }
 

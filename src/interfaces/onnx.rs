@@ -347,7 +347,7 @@ pub mod com_microsoft {
 
         /// Rotates the input, `[batch, heads, sequence, head_size]` or `[batch, sequence, hidden]`
         /// (without `num_heads`, its heads are as wide as the caches say). `position_ids` are
-        /// `[batch, sequence]`, or `[1]` or `[]`: the position of the first token of every batch row.
+        /// `[batch, sequence]`, or `[1]` or `[]`: the position of the first token of every sequence.
         ///
         /// # Errors
         /// Those of ai.onnx's [`RotaryEmbedding::call`](super::RotaryEmbedding::call).

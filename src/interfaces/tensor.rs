@@ -281,7 +281,7 @@ pub(super) fn table<C: Element>(
     Ok(table.with_out_of_range(OutOfRange::PassThrough))
 }
 
-/// Where the batch rows of a call begin in a table that has a row for each of its tokens; a single
+/// Where the sequences of a call begin in a table that has a row for each of its tokens; a single
 /// start where it is the same for all, or there is no token.
 pub(super) fn starts_of_rows(batch: usize, sequence: usize) -> Vec<i64> {
     if sequence == 0 {

@@ -299,6 +299,8 @@ struct Code<'a> {
     writers: HashMap<&'a str, usize>,
     /// Registers that hold the attention factor.
     factors: HashSet<&'a str>,
+    /// Pairs that a lane has of a head.
+    vector: usize,
 }
 
 /// Offsets in the parameters.
@@ -315,7 +317,7 @@ const SOURCE: i64 = offset_of!(PhasorCall, angles.source) as i64;
 const CHOICE: i64 = offset_of!(PhasorCall, rows.choice) as i64;
 
 impl<'a> Code<'a> {
-    fn new(lines: &'a [String]) -> Code<'a> {
+    fn new(lines: &'a [String], vector: usize) -> Code<'a> {
         let insts: Vec<_> = lines
             .iter()
             .enumerate()
@@ -354,6 +356,7 @@ impl<'a> Code<'a> {
             parameters,
             writers,
             factors,
+            vector,
         }
     }
 
@@ -425,6 +428,12 @@ impl<'a> Code<'a> {
         uses.all(|i| i.is("selp") && i.args[1..3].iter().collect::<HashSet<_>>() == compared)
     }
 
+    /// Whether an instruction comes after the angles have been taken from shared memory.
+    fn is_after_angles(&self, inst: &Inst) -> bool {
+        let mut before = self.insts.iter().take_while(|i| i.line != inst.line);
+        before.any(|i| i.is("ld.shared"))
+    }
+
     /// Whether an instruction decides on the loop that stores, which begins with the angles.
     fn decides_on_stores(&self, inst: &Inst) -> bool {
         let after = self.insts.iter().skip_while(|i| i.line != inst.line);
@@ -471,7 +480,7 @@ impl<'a> Code<'a> {
 
 /// Every mutant of a kernel.
 pub fn mutants(kernel: &KernelText) -> Vec<Mutant> {
-    let code = Code::new(&kernel.lines);
+    let code = Code::new(&kernel.lines, kernel.kernel.vector());
     let mut all = Vec::new();
     for inst in &code.insts {
         let mut add = |kind, now: String| {
@@ -854,11 +863,24 @@ fn equivalent(code: &Code, inst: &Inst, kind: Kind, now: &str) -> Option<&'stati
             .writer(args[1])
             .is_some_and(|w| w.op == "selp.b64")
             .then_some("a row is below a count of 32 bits"),
+        Kind::Clamp
+            if code.vector == 1
+                && inst.op == "min.u32"
+                && now.ends_with(&format!(" {};", args[2])) =>
+        {
+            Some("where a lane has one pair, no thread forms a second angle")
+        }
         // The heads that follow in a round have registers of their own, written once.
-        Kind::Bound if code.is_all_heads(args[2]) && code.writer(args[1]).is_none() => Some(
-            "the first head of a round is compared twice, at the end of the round before and in \
+        Kind::Bound
+            if code.is_all_heads(args[2])
+                && code.writer(args[1]).is_none()
+                && code.is_after_angles(inst) =>
+        {
+            Some(
+                "the first head of a round is compared twice, at the end of the round before and in \
              this one, so either comparison may let one more through",
-        ),
+            )
+        }
         Kind::Bound | Kind::BoundValue
             if inst.op == "setp.lt.s64"
                 && args[2] == "0"

@@ -2,6 +2,7 @@
 //! as far as they are open given what is known, such as the parameters of a call.
 
 use phasor::half::f16;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 /// What an instruction does besides computing.
@@ -380,10 +381,13 @@ impl Instruction {
             "STS" => Some(Effect::StoreShared),
             "BAR" => Some(Effect::Barrier),
             "ACQBULK" => Some(Effect::Wait),
-            "LD" | "ST" | "LDL" | "STL" | "ATOM" | "ATOMG" | "RED" => {
-                panic!("not expected: {}", self.text)
+            "LDC" | "LDCU" => None,
+            name => {
+                let accesses = ["LD", "ST", "ATOM", "RED", "UBLK", "UTMA"];
+                let other = accesses.iter().any(|start| name.starts_with(start));
+                assert!(!other, "not expected: {}", self.text);
+                None
             }
-            _ => None,
         }
     }
 
@@ -482,7 +486,7 @@ impl Instruction {
         let word = |index: usize| operands.get(index).map(|o: &Operand| o.word(values, bank));
         let register = |index: usize| operands.get(index).and_then(Operand::register);
         let result = match self.name() {
-            "LDC" | "LDCU" | "ULDC" => {
+            "LDC" | "LDCU" | "ULDC" if !self.has("S8") && !self.has("S16") => {
                 let Source::Bank(offset) = operands.get(1)?.source else {
                     return None;
                 };
@@ -727,9 +731,9 @@ impl Code {
             let mut exits = false;
             match (last.effect, block.target, last.name()) {
                 (Some(effect), ..) => {
-                    let state = after(state, effect).filter(|_| may);
-                    next.extend(state.map(|state| ((number + 1, state), true)));
-                    next.extend(may_not.then_some(((number + 1, place.1), false)));
+                    let then = after(state, effect).filter(|_| may);
+                    next.extend(then.map(|then| ((number + 1, then), true)));
+                    next.extend(may_not.then_some(((number + 1, state), false)));
                 }
                 (None, Some(target), _) => {
                     next.extend(may.then_some(((target, state), false)));
@@ -774,48 +778,43 @@ impl Code {
     }
 
     /// Instructions of the shortest way on which a thread has these effects in this order, and besides
-    /// only loads of constants, loads of shared memory and, if none is named, waits; of several the one
-    /// with the most arithmetic in f32, so that it leaves none out. It ends with the thread, or with the
-    /// last effect. `None` if there is no such way.
+    /// only loads of constants and of shared memory and, unless one is named, waits and barriers; of
+    /// several the one with the most arithmetic in f32, so that it leaves none out. It ends with the
+    /// thread, or with the last effect. `None` if there is no such way.
     pub fn way(&self, bank: &Bank, effects: &[Effect], end: End) -> Option<usize> {
         let after = |state: usize, effect| match effect {
             Effect::LoadConstant | Effect::LoadShared => Some(state),
-            Effect::Wait if !effects.contains(&effect) => Some(state),
+            Effect::Wait | Effect::Barrier if !effects.contains(&effect) => Some(state),
             _ => (effects.get(state) == Some(&effect)).then_some(state + 1),
         };
         let nodes = self.walk(bank, after);
-        let cost = |block: usize| {
+        let cost = |block: usize| -> Cost {
             let instructions = &self.instructions[self.blocks[block].instructions.clone()];
             let arithmetic = instructions.iter().filter(|i| i.is_arithmetic()).count();
-            (std::cmp::Reverse(arithmetic), instructions.len())
+            (Reverse(arithmetic), instructions.len())
         };
-        let mut best = BTreeMap::from([((0, 0), (std::cmp::Reverse(0), 0))]);
+        let mut best = BTreeMap::from([((0, 0), (Reverse(0), 0))]);
         let mut todo = VecDeque::from([(0, 0)]);
-        let mut found = None;
+        let mut found: Option<Cost> = None;
         let mut turns = 0;
         while let Some(place) = todo.pop_front() {
             turns += 1;
-            assert!(
-                turns < 1000 * nodes.len(),
-                "a loop of nothing but arithmetic"
-            );
-            let (arithmetic, instructions) = best[&place];
-            let (more, further) = cost(place.0);
-            let total = (
-                std::cmp::Reverse(arithmetic.0 + more.0),
-                instructions + further,
-            );
+            assert!(turns < 1000 * nodes.len(), "a loop of mere arithmetic");
+            let (block, state) = place;
+            let (Reverse(arithmetic), instructions) = best[&place];
+            let (Reverse(more), further) = cost(block);
+            let total = (Reverse(arithmetic + more), instructions + further);
             let node = &nodes[&place];
-            let mut reach = |total: (std::cmp::Reverse<usize>, usize)| {
-                found = Some(found.map_or(total, |known| total.min(known)))
+            let done = |state: usize| state == effects.len();
+            let ends = match end {
+                End::Thread => node.exits && done(state),
+                End::LastEffect => node.next.iter().any(|&(to, happens)| happens && done(to.1)),
             };
-            if end == End::Thread && node.exits && place.1 == effects.len() {
-                reach(total);
+            if ends && found.is_none_or(|known| total < known) {
+                found = Some(total);
             }
-            for &(to, happens) in &node.next {
-                if end == End::LastEffect && happens && to.1 == effects.len() {
-                    reach(total);
-                } else if best.get(&to).is_none_or(|known| total < *known) {
+            for &(to, _) in &node.next {
+                if best.get(&to).is_none_or(|known| total < *known) {
                     best.insert(to, total);
                     todo.push_back(to);
                 }
@@ -824,6 +823,9 @@ impl Code {
         found.map(|(_, instructions)| instructions)
     }
 }
+
+/// Of a way, the best being the least: its arithmetic, and all its instructions.
+type Cost = (Reverse<usize>, usize);
 
 /// Where a way ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

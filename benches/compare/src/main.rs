@@ -1,14 +1,17 @@
 //! Measures phasor's host backend, the limits of memory and other implementations in one run, and
-//! turns committed results into tables and charts.
+//! turns committed results, those of GPUs too, into tables and charts.
 
 mod accuracy;
 mod candle;
 mod cases;
+mod gpu;
 mod limits;
 mod peers;
 mod phasor;
 mod publish;
 mod report;
+#[cfg(all(test, unix))]
+mod scripts;
 mod svg;
 
 use crate::cases::{Case, Contender, DTYPES, PAIRINGS, Plain, Sampling, Seconds, measure};
@@ -35,7 +38,8 @@ Options:
 
 Instead of all that, and without measuring:
   --accuracy FILE   draw the error of cos and sin against position, and print some of it
-  --publish FOLDER  make tables and charts of every host-*.json there, and draw the accuracy
+  --publish FOLDER  make tables and charts of every host-*.json and gpu-*.json there, and draw the
+                    accuracy
   --readme FILE     with --publish: replace the sections of this file that show them
   --check           with --publish: write nothing, fail if a file is not what the results give";
 
@@ -167,7 +171,7 @@ fn run(options: &Options) -> Result<Report, Failure> {
     let machine = Machine::read();
     let sampling = Sampling::new(options.quick, &machine);
     let mut report = Report {
-        date: report::today(),
+        date: gpu::results::today(),
         versions: report::own_versions(),
         isa: Isa::best().name().to_owned(),
         quick: options.quick,

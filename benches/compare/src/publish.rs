@@ -1,15 +1,21 @@
 //! Committed results as tables and charts beside them, and as sections of the README.
 
+use crate::gpu::results::{Results, headlines};
 use crate::report::Report;
-use crate::{Failure, accuracy, svg};
+use crate::{Failure, accuracy, gpu, svg};
 use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 const ACCURACY: &str = "accuracy";
 const PERFORMANCE: &str = "performance";
+const GPU: &str = "gpu";
 /// Results of the host backend are `host-<machine>.json`.
-const PREFIX: &str = "host-";
+const HOST_PREFIX: &str = "host-";
+/// Those of a GPU are `gpu-<device>-<commit>.json`.
+const GPU_PREFIX: &str = "gpu-";
+/// The sources of the kernels, beside the README.
+const KERNELS: &str = "cuda";
 
 /// Why a section of a text could not be replaced.
 #[derive(Debug, PartialEq)]
@@ -54,30 +60,43 @@ fn replaced(text: &str, name: &str, section: &str) -> Result<String, MarkerError
 }
 
 /// A committed file of results.
-struct Published {
+struct Published<T> {
     /// The name of its file without `.json`.
     stem: String,
-    report: Report,
+    report: T,
 }
 
-fn read(folder: &Path) -> Result<Vec<Published>, Failure> {
+/// All results whose files begin so.
+fn read<T>(
+    folder: &Path,
+    prefix: &str,
+    parse: impl Fn(&str) -> Result<T, Failure>,
+) -> Result<Vec<Published<T>>, Failure> {
     let mut results = Vec::new();
-    for path in files_of(folder)? {
+    for path in files_of(folder, prefix)? {
         let (Some(stem), Some("json")) = (name(path.file_stem()), name(path.extension())) else {
             continue;
         };
-        let named = |error: Failure| format!("{}: {error}", path.display());
-        let report: Report = std::fs::read_to_string(&path)
+        let report = std::fs::read_to_string(&path)
             .map_err(Failure::from)
-            .and_then(|text| Ok(serde_json::from_str(&text)?))
-            .map_err(named)?;
-        if report.quick {
-            return Err(named("numbers of a quick run mean nothing".into()).into());
-        }
+            .and_then(|text| parse(&text))
+            .map_err(|error| format!("{}: {error}", path.display()))?;
         let stem = stem.to_owned();
         results.push(Published { stem, report });
     }
     Ok(results)
+}
+
+fn of_host(text: &str) -> Result<Report, Failure> {
+    let report: Report = serde_json::from_str(text)?;
+    match report.quick {
+        true => Err("numbers of a quick run mean nothing".into()),
+        false => Ok(report),
+    }
+}
+
+fn of_gpu(text: &str) -> Result<Results, Failure> {
+    Ok(text.parse()?)
 }
 
 fn name(part: Option<&OsStr>) -> Option<&str> {
@@ -85,22 +104,23 @@ fn name(part: Option<&OsStr>) -> Option<&str> {
 }
 
 /// Files whose name says that they are results, or made of some; in order.
-fn files_of(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
+fn files_of(folder: &Path, prefix: &str) -> Result<Vec<PathBuf>, Failure> {
     let entries = std::fs::read_dir(folder)
         .map_err(|error| format!("{}: {error}", folder.display()))?
         .map(|entry| Ok(entry?.path()));
     let mut paths = entries.collect::<Result<Vec<_>, std::io::Error>>()?;
-    paths.retain(|path| name(path.file_name()).is_some_and(|name| name.starts_with(PREFIX)));
+    paths.retain(|path| name(path.file_name()).is_some_and(|name| name.starts_with(prefix)));
     paths.sort();
     Ok(paths)
 }
 
 /// All that the results give: paths and what stands there.
 fn outputs(folder: &Path, readme: &Path) -> Result<Vec<(PathBuf, String)>, Failure> {
-    let results = read(folder)?;
+    let hosts = read(folder, HOST_PREFIX, of_host)?;
+    let gpus = read(folder, GPU_PREFIX, of_gpu)?;
     let chart = svg::accuracy(&accuracy::curves()?);
     let mut outputs = vec![(folder.join(format!("{ACCURACY}.svg")), chart)];
-    for Published { stem, report } in &results {
+    for Published { stem, report } in &hosts {
         let mut text = report.markdown() + "\n## Charts\n";
         for (suffix, chart) in svg::charts(report) {
             let file = format!("{stem}{suffix}.svg");
@@ -109,14 +129,30 @@ fn outputs(folder: &Path, readme: &Path) -> Result<Vec<(PathBuf, String)>, Failu
         }
         outputs.push((folder.join(format!("{stem}.md")), text));
     }
+    let kernels = kernels_beside(readme, &gpus)?;
+    for Published { stem, report } in &gpus {
+        let mut text = gpu::markdown(report, kernels);
+        text += &format!("\n## Chart\n\n![{}]({stem}.svg)\n", alternative(GPU));
+        outputs.push((folder.join(format!("{stem}.md")), text));
+        outputs.push((folder.join(format!("{stem}.svg")), svg::gpu(report)));
+    }
     let readme_error = |error: Failure| format!("{}: {error}", readme.display());
     let text = std::fs::read_to_string(readme).map_err(|error| readme_error(error.into()))?;
     let link = link(readme, folder)?;
     let text = replaced(&text, ACCURACY, &accuracy_section(&link))
-        .and_then(|text| replaced(&text, PERFORMANCE, &performance_section(&link, &results)))
+        .and_then(|text| replaced(&text, PERFORMANCE, &performance_section(&link, &hosts)))
+        .and_then(|text| replaced(&text, GPU, &gpu_section(&link, &gpus, kernels)))
         .map_err(|error| readme_error(error.into()))?;
     outputs.push((readme.to_owned(), text));
     Ok(outputs)
+}
+
+/// What the kernels are now, where results of GPUs are held against them.
+fn kernels_beside(readme: &Path, gpus: &[Published<Results>]) -> Result<u32, Failure> {
+    match gpus {
+        [] => Ok(0),
+        _ => gpu::kernels(&readme.parent().unwrap_or(Path::new("")).join(KERNELS)),
+    }
 }
 
 /// The folder as the README calls it.
@@ -135,6 +171,7 @@ fn link(readme: &Path, folder: &Path) -> Result<String, Failure> {
 fn alternative(suffix: &str) -> &'static str {
     match suffix {
         svg::GROWTH => "Time of a call against tokens, heads, head_dim and threads",
+        GPU => "Time of a call against tokens, of phasor, its peers and a copy of the same bytes",
         _ => "Share of the update pass's speed, of each library in each case",
     }
 }
@@ -147,7 +184,7 @@ fn accuracy_section(link: &str) -> String {
     )
 }
 
-fn performance_section(link: &str, results: &[Published]) -> String {
+fn performance_section(link: &str, results: &[Published<Report>]) -> String {
     let mut text = "## Performance\n\n\
         The host backend beside two passes over the same bytes, and beside other implementations. A share\n\
         is the time of the pass over the time of the library: 1 is the speed of the pass. q and k are\n\
@@ -180,6 +217,32 @@ fn performance_section(link: &str, results: &[Published]) -> String {
         ```\n"
 }
 
+fn gpu_section(link: &str, results: &[Published<Results>], kernels: u32) -> String {
+    let mut text = "## Performance on GPUs\n\n\
+        Time of one call: medians over replays of a CUDA graph of many calls, on buffers that rotate past\n\
+        L2. q and k are Llama-3-8B's (32 and 8 heads of 128) in bf16, half-split, in place. The copy kernel\n\
+        moves the same bytes. Most peers read a table of cos and sin made beforehand; phasor forms its\n\
+        angles in each call. A dependent launch (programmatic dependent launch) may start before the kernel\n\
+        before it is done.\n"
+        .to_owned();
+    for Published { stem, report } in results {
+        text += &format!("\n### {}\n\n", report.meta.device);
+        text += &format!("{}\n\n", gpu::conditions(report).join("\n"));
+        text += &format!("**{}**\n\n", gpu::age(report, kernels));
+        text += &headlines(&report.rows);
+        text += &format!("\n![{}]({link}/{stem}.svg)\n\n", alternative(GPU));
+        text += &format!(
+            "[All sizes, types, pairings, limits and peers, in L2 too]({link}/{stem}.md);\n\
+             [the results as data]({link}/{stem}.json).\n"
+        );
+    }
+    text + "\nTo measure a GPU (`scripts/gpu-bundle` packs the same for a machine without Rust):\n\n\
+        ```sh\n\
+        scripts/gpu-check --json benches/results/gpu-NAME.json\n\
+        scripts/gpu-peers benches/results/gpu-NAME.json # adds the peers that its Python has\n\
+        ```\n"
+}
+
 /// Writes all that the results give.
 pub fn write(folder: &Path, readme: &Path) -> Result<(), Failure> {
     for (path, text) in outputs(folder, readme)? {
@@ -201,7 +264,9 @@ pub fn check(folder: &Path, readme: &Path) -> Result<(), Failure> {
             )
         })
         .collect();
-    let strays = files_of(folder)?.into_iter().filter(|path| {
+    let mut files = files_of(folder, HOST_PREFIX)?;
+    files.extend(files_of(folder, GPU_PREFIX)?);
+    let strays = files.into_iter().filter(|path| {
         let is_output = outputs.iter().any(|(output, _)| output == path);
         !is_output && name(path.extension()) != Some("json")
     });
@@ -220,7 +285,8 @@ mod tests {
     use std::fs;
 
     const README: &str = "a\n<!-- accuracy: begin -->\nold\n<!-- accuracy: end -->\nb\n\
-        <!-- performance: begin -->\n<!-- performance: end -->\nc\n";
+        <!-- performance: begin -->\n<!-- performance: end -->\nc\n\
+        <!-- gpu: begin -->\n<!-- gpu: end -->\nd\n";
 
     #[test]
     fn only_what_is_between_the_markers_is_replaced() {
@@ -362,6 +428,50 @@ mod tests {
         assert!(complaint().contains("quick"));
         fs::write(&json, "{").unwrap();
         assert!(complaint().contains("host-a.json"));
+        fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn results_of_a_gpu_are_called_old_once_the_kernels_change() {
+        let root = std::env::temp_dir().join(format!("compare-publish-gpu-{}", std::process::id()));
+        let (folder, readme, kernels) = (
+            root.join("results"),
+            root.join("README.md"),
+            root.join("cuda"),
+        );
+        fs::create_dir_all(&folder).unwrap();
+        fs::create_dir_all(&kernels).unwrap();
+        fs::write(kernels.join("a.cu"), "1234").unwrap();
+        fs::write(kernels.join("b.h"), "56789").unwrap();
+        fs::write(kernels.join("notes.txt"), "no kernel").unwrap();
+        fs::write(&readme, README).unwrap();
+        let mut results = gpu::tests::results();
+        results.meta.kernels = Some(gpu::kernels(&kernels).unwrap());
+        fs::write(folder.join("gpu-a.json"), results.to_string()).unwrap();
+        let complaint = || check(&folder, &readme).unwrap_err().to_string();
+
+        write(&folder, &readme).unwrap();
+        check(&folder, &readme).unwrap();
+        let text = fs::read_to_string(&readme).unwrap();
+        assert!(text.contains("(results/gpu-a.svg)"), "{text}");
+        assert!(text.contains("| ordinary | 1 | 1.20 | 2.40 |"), "{text}");
+        assert!(text.contains("at commit abc, with the kernels that are"));
+        for file in ["gpu-a.svg", "gpu-a.md"] {
+            let path = folder.join(file);
+            let saved = fs::read_to_string(&path).unwrap();
+            fs::write(&path, saved.clone() + " ").unwrap();
+            assert!(complaint().contains(file));
+            fs::write(&path, saved).unwrap();
+        }
+
+        fs::write(kernels.join("a.cu"), "0").unwrap();
+        assert!(complaint().contains("README.md"));
+        write(&folder, &readme).unwrap();
+        check(&folder, &readme).unwrap();
+        let text = fs::read_to_string(&readme).unwrap();
+        assert!(text.contains("at commit abc. Its kernels have changed since"));
+        fs::write(folder.join("gpu-b.md"), "").unwrap();
+        assert!(complaint().contains("gpu-b.md is of no results"));
         fs::remove_dir_all(&root).unwrap();
     }
 }

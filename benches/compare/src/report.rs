@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::process::Command;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// All of one run.
 #[derive(Serialize, Deserialize)]
@@ -201,41 +200,6 @@ pub fn own_versions() -> BTreeMap<String, String> {
         versions.insert("rustc".to_owned(), version);
     }
     versions
-}
-
-/// Today in UTC.
-pub fn today() -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let mut days = now.map_or(0, |now| now.as_secs() / 86_400);
-    let leap = |year: u64| {
-        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
-    };
-    let mut year = 1970;
-    while days >= 365 + u64::from(leap(year)) {
-        days -= 365 + u64::from(leap(year));
-        year += 1;
-    }
-    let mut month = 1;
-    for length in [
-        31,
-        28 + u64::from(leap(year)),
-        31,
-        30,
-        31,
-        30,
-        31,
-        31,
-        30,
-        31,
-        30,
-    ] {
-        if days < length {
-            break;
-        }
-        days -= length;
-        month += 1;
-    }
-    format!("{year}-{month:02}-{:02}", days + 1)
 }
 
 impl Report {

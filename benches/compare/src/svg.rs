@@ -1,7 +1,9 @@
-//! Charts as SVG, by hand: bars of every library per case, curves of growth and of accuracy.
+//! Charts as SVG, by hand: bars of every library per case, curves of growth, of accuracy and of GPUs.
 
 use crate::accuracy::{Curve, HEAD_DIM, WINDOW};
 use crate::cases::THETA;
+use crate::gpu;
+use crate::gpu::results::{COPY_KERNEL, Kind, Launch, Results, Row, thousands};
 use crate::limits::{MEMCPY, UPDATE};
 use crate::phasor::PHASOR;
 use crate::report::{Measurement, Report, axes, threads_name};
@@ -97,6 +99,15 @@ impl Canvas {
     }
 
     fn curve(&mut self, points: &[(f64, f64)], colour: &str) {
+        self.polyline(points, colour, "");
+    }
+
+    /// A curve of dashes, as SVG has them.
+    fn dashed(&mut self, points: &[(f64, f64)], colour: &str, dash: &str) {
+        self.polyline(points, colour, &format!(r#" stroke-dasharray="{dash}""#));
+    }
+
+    fn polyline(&mut self, points: &[(f64, f64)], colour: &str, more: &str) {
         let points: Vec<_> = points
             .iter()
             .map(|(x, y)| format!("{x:.1},{y:.1}"))
@@ -104,7 +115,7 @@ impl Canvas {
         let points = points.join(" ");
         let _ = writeln!(
             self.body,
-            r#"<polyline class="curve" stroke="{colour}" points="{points}"/>"#
+            r#"<polyline class="curve" stroke="{colour}"{more} points="{points}"/>"#
         );
     }
 
@@ -359,6 +370,119 @@ fn curves(report: &Report) -> String {
     canvas.finish()
 }
 
+/// Time of a call on a GPU against tokens, both logarithmic: q and k of Llama-3-8B in bf16.
+pub fn gpu(results: &Results) -> String {
+    const LEFT: f64 = 50.0;
+    const WIDTH: f64 = 560.0;
+    const HEIGHT: f64 = 460.0;
+    const LEGEND: f64 = 300.0;
+    let rows: Vec<&Row> = results.rows.iter().filter(|row| is_drawn(row)).collect();
+    let mut lines = distinct(rows.iter().map(|row| line(row)));
+    lines.sort_by_key(|(name, _)| match *name {
+        PHASOR => 0,
+        COPY_KERNEL => 1,
+        _ => 2,
+    });
+
+    let mut canvas = Canvas::new(2.0 * MARGIN + LEFT + WIDTH + LEGEND);
+    let title = "Rotary embedding on a GPU: time of a call against tokens";
+    let mut conditions = Vec::from(gpu::conditions(results));
+    conditions.insert(
+        0,
+        "32 query and 8 key heads of 128, bf16, half-split, in place; replays of a CUDA graph, on \
+         buffers that do not fit into L2 together."
+            .to_owned(),
+    );
+    let top = canvas.head(title, &conditions, &[]) - 8.0;
+    let left = MARGIN + LEFT;
+    let (right, bottom) = (left + WIDTH, top + HEIGHT);
+    let tokens = || rows.iter().map(|row| row.tokens);
+    let log = |x: usize| (x as f64).log2();
+    let (first, last) = (
+        tokens().min().map_or(0.0, log),
+        tokens().max().map_or(1.0, log),
+    );
+    let span = (last - first).max(1.0);
+    let times = || rows.iter().map(|row| row.us.log10());
+    let lowest = times().fold(f64::MAX, f64::min).min(0.0) - 0.1;
+    let highest = times().fold(f64::MIN, f64::max).max(1.0) + 0.1;
+    let at_x = |x: usize| left + WIDTH * (log(x) - first) / span;
+    let at_y = |us: f64| top + HEIGHT * (highest - us.log10()) / (highest - lowest);
+
+    for decade in lowest.floor() as i32..=highest as i32 {
+        for step in [1.0, 2.0, 5.0] {
+            let us = step * 10f64.powi(decade);
+            if (lowest..=highest).contains(&us.log10()) {
+                let label = match decade {
+                    ..0 => format!("{us:.1} µs"),
+                    _ => format!("{} µs", thousands(us as usize)),
+                };
+                canvas.line("grid", (left, at_y(us)), (right, at_y(us)));
+                canvas.text(left - 6.0, at_y(us) + 4.0, "small", "end", &label);
+            }
+        }
+    }
+    for x in distinct(tokens()) {
+        let at = at_x(x);
+        canvas.line("grid", (at, top), (at, bottom));
+        canvas.text(at, bottom + 16.0, "small", "middle", &thousands(x));
+    }
+    canvas.text(left + WIDTH / 2.0, bottom + 34.0, "", "middle", "tokens");
+
+    // A colour for each who; a dash for each launch, and another where colours repeat.
+    let names = distinct(lines.iter().map(|line| line.0));
+    for (i, &(name, launch)) in lines.iter().enumerate().rev() {
+        let number = names.iter().position(|&other| other == name).unwrap_or(0);
+        let colour = COLOURS[number % COLOURS.len()];
+        let dash = match (launch, number < COLOURS.len()) {
+            (Launch::Ordinary, true) => "none",
+            (Launch::Dependent, true) => "7 3",
+            (Launch::DependentSettled, true) => "2 3",
+            (Launch::Ordinary, false) => "10 3 2 3",
+            (_, false) => "10 3 2 3 2 3",
+        };
+        let mut points: Vec<(usize, f64)> = Vec::new();
+        for x in distinct(tokens()) {
+            let of_line = rows.iter().filter(|row| line(row) == (name, launch));
+            let fastest = of_line
+                .filter(|row| row.tokens == x)
+                .map(|row| row.us)
+                .min_by(f64::total_cmp);
+            points.extend(fastest.map(|us| (x, us)));
+        }
+        points.sort_by_key(|&(x, _)| x);
+        let curve: Vec<_> = points.iter().map(|&(x, us)| (at_x(x), at_y(us))).collect();
+        canvas.dashed(&curve, colour, dash);
+        let (x, y) = (right + 20.0, top + 10.0 + 17.0 * i as f64);
+        canvas.dashed(&[(x, y), (x + 34.0, y)], colour, dash);
+        let label = match launch {
+            Launch::Ordinary => name.to_owned(),
+            launch => format!("{name}; {launch}"),
+        };
+        canvas.text(x + 40.0, y + 4.0, "", "start", &label);
+    }
+    canvas.height = bottom.max(top + 17.0 * lines.len() as f64) + 34.0 + MARGIN;
+    canvas.finish()
+}
+
+/// Whose line a row is on. The fastest of all copy kernels is one.
+fn line(row: &Row) -> (&str, Launch) {
+    match row.kind {
+        Kind::Limit => (COPY_KERNEL, row.launch),
+        _ => (&row.contender, row.launch),
+    }
+}
+
+/// phasor, peers and copy kernels in the case that is drawn.
+fn is_drawn(row: &Row) -> bool {
+    row.is_headline()
+        && match row.kind {
+            Kind::Phasor => row.contender == PHASOR,
+            Kind::Limit => row.contender.starts_with(COPY_KERNEL),
+            Kind::Peer => true,
+        }
+}
+
 /// Error against position, both logarithmic.
 pub fn accuracy(curves: &[Curve]) -> String {
     const LEFT: f64 = 60.0;
@@ -374,7 +498,7 @@ pub fn accuracy(curves: &[Curve]) -> String {
         format!(
             "theta {}, head_dim {HEAD_DIM}, as Llama 3. A point is the largest error of cos and sin, \
              over all {pairs} pairs and the {WINDOW} positions up to it.",
-            thousands(THETA as i64)
+            thousands(THETA as usize)
         ),
         "Against angles in 128-bit fixed point. The formulas are those of the systems named, each \
          operation rounded correctly."
@@ -449,12 +573,4 @@ fn power_of_ten(exponent: i32) -> String {
     };
     let exponent = exponent.to_string();
     format!("10{}", exponent.chars().map(raised).collect::<String>())
-}
-
-/// `500,000` of 500000.
-fn thousands(value: i64) -> String {
-    match value {
-        ..1000 => value.to_string(),
-        _ => format!("{},{:03}", thousands(value / 1000), value % 1000),
-    }
 }

@@ -1146,6 +1146,6 @@ fn an_ordinary_launch_need_not_wait() {
 #[test]
 fn older_targets_have_no_griddepcontrol() {
     let text = ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k()\n{ griddepcontrol.wait; ret; }";
-    let error = Module::parse(text).err().expect("refused").to_string();
+    let error = Module::parse(text).expect_err("refused").to_string();
     assert!(error.contains("sm_80 has no griddepcontrol"), "{error}");
 }

@@ -12,6 +12,8 @@ mod cache;
 mod neon;
 mod run;
 mod scalar;
+#[cfg(feature = "rayon")]
+mod threads;
 mod variants;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod vector;
@@ -109,8 +111,9 @@ pub enum Threads {
     /// The calling thread only.
     One,
     /// The rayon pool that the call runs in (the global one, or the one whose `install` surrounds
-    /// the call). Small calls stay on the calling thread. Without the `rayon` feature this is
-    /// [`Threads::One`].
+    /// the call). The calling thread works too, and never waits for one that has not begun: a busy or
+    /// blocked pool delays no call. Calls that others would not make shorter stay on the calling
+    /// thread. Without the `rayon` feature this is [`Threads::One`].
     Pool,
 }
 

@@ -1,9 +1,9 @@
 //! Walks the tokens of a call, on one thread or many, and hands each to the variant in use.
 
-#[cfg(feature = "rayon")]
-use super::Threads;
 use super::variants::{self, VectorElement};
 use super::{Host, Isa, cache};
+#[cfg(feature = "rayon")]
+use super::{Threads, threads};
 use crate::Dtype;
 use crate::angle::phase::Scale;
 use crate::call::{
@@ -15,6 +15,8 @@ use half::{bf16, f16};
 use std::ops::{Range, RangeInclusive};
 use std::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
 use std::slice::from_raw_parts;
+#[cfg(feature = "rayon")]
+use std::time::Duration;
 
 /// Pairs whose cos and sin are formed at a time; they stay in the first-level cache.
 pub(super) const BLOCK: usize = 128;
@@ -22,9 +24,21 @@ pub(super) const BLOCK: usize = 128;
 /// The largest ordinary factor. Its inverse is the smallest, for the larger of cos and sin.
 const LARGEST_ORDINARY: f32 = 4096.0;
 
-/// Bytes below which a call stays on the calling thread: less than waking another costs.
+/// Bytes that one thread reads and writes in a nanosecond where they are in its caches: what was measured
+/// on a fast processor. On a slower one a call stays on one thread for longer than it would have to.
 #[cfg(feature = "rayon")]
-const BYTES_WORTH_A_THREAD: u64 = 1 << 20;
+fn bytes_per_nanosecond(isa: Isa, dtype: Dtype) -> u64 {
+    let [f32, f16, bf16] = match isa {
+        Isa::Scalar => [3, 1, 2],
+        Isa::Neon | Isa::Avx2 => [100, 45, 55],
+        Isa::Avx512 | Isa::Avx512Bf16 => [150, 90, 120],
+    };
+    match dtype {
+        Dtype::F32 => f32,
+        Dtype::F16 => f16,
+        Dtype::Bf16 => bf16,
+    }
+}
 
 /// The angles of up to [`BLOCK`] pairs of a token.
 #[repr(align(64))]
@@ -110,38 +124,27 @@ pub(super) unsafe fn execute(host: Host, call: &Call, table_is_ordinary: bool) {
         Dtype::Bf16 => Work::share::<bf16>,
     };
     let tokens = call.params.batch as usize * call.params.tokens as usize;
-    #[cfg(feature = "rayon")]
-    if host.threads == Threads::Pool && bytes >= BYTES_WORTH_A_THREAD {
-        let threads = rayon::current_num_threads();
-        if threads > 1 {
-            use rayon::prelude::*;
-            // A few parts per thread even out their speeds; heads are split only where tokens do
-            // not suffice, as each part forms the angles of its tokens.
-            let parts = 4 * threads;
-            let token_parts = parts.min(tokens);
-            let head_parts = parts.div_ceil(token_parts);
-            (0..token_parts * head_parts)
-                .into_par_iter()
-                .for_each(|part| {
-                    let (token_part, head_part) = (part / head_parts, part % head_parts);
-                    let part = Share {
-                        tokens: split(tokens, token_parts, token_part),
-                        head_part,
-                        head_parts,
-                    };
-                    // SAFETY: the caller's; the shares do not overlap.
-                    unsafe { share(&work, part) };
-                });
-            return;
-        }
-    }
-    let all = Share {
-        tokens: 0..tokens,
-        head_part: 0,
-        head_parts: 1,
+    // Heads are split only where tokens do not suffice, as each part forms the angles of its tokens.
+    let token_parts = |parts: usize| parts.min(tokens).max(1);
+    let work_at = |part: usize, parts: usize| {
+        let token_parts = token_parts(parts);
+        let head_parts = parts / token_parts;
+        let part = Share {
+            tokens: split(tokens, token_parts, part / head_parts),
+            head_part: part % head_parts,
+            head_parts,
+        };
+        // SAFETY: the caller's; the shares do not overlap.
+        unsafe { share(&work, part) };
     };
-    // SAFETY: the caller's.
-    unsafe { share(&work, all) };
+    #[cfg(feature = "rayon")]
+    if host.threads == Threads::Pool {
+        let alone = Duration::from_nanos(bytes / bytes_per_nanosecond(host.isa, call.dtype));
+        // As many parts of tokens as heads need.
+        let whole = |parts: usize| parts.next_multiple_of(token_parts(parts));
+        return threads::share(alone, whole, &work_at);
+    }
+    work_at(0, 1);
 }
 
 /// What all threads of a call share.

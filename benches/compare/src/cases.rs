@@ -253,6 +253,22 @@ pub fn time(calls: usize, mut call: impl FnMut()) -> Duration {
     start.elapsed()
 }
 
+/// How long [`time_rested`] has a thread sleep before each call: threads of a pool fall asleep within less.
+const REST: Duration = Duration::from_micros(500);
+
+/// So many calls, each after a rest that does not count. Of many calls a few stand for all.
+pub fn time_rested(calls: usize, mut call: impl FnMut()) -> Duration {
+    let few = calls.clamp(1, 8);
+    let mut spent = Duration::ZERO;
+    for _ in 0..few {
+        std::thread::sleep(REST);
+        let start = Instant::now();
+        call();
+        spent += start.elapsed();
+    }
+    spent.mul_f64(calls as f64 / few as f64)
+}
+
 /// Seconds per call: the median of the samples, and their quartiles.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Seconds {

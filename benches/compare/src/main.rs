@@ -250,6 +250,7 @@ fn measure_setting(
         let buffers = phasor::buffers::<T>(case, sampling);
         let mut contenders = Vec::from(limits::contenders(case, &buffers, sampling));
         contenders.extend(phasor::contenders(case, *pairing, &variants, &buffers)?);
+        contenders.extend(phasor::outside_of_pool(case, *pairing, &buffers)?);
         contenders.push(candle::contender::<T>(case, *pairing, sampling)?);
         Ok(contenders)
     }

@@ -1,9 +1,11 @@
 //! phasor's host backend: the variant it chooses, and the others forced.
 
-use crate::cases::{Aligned, Case, Contender, Line, Plain, Ring, Sampling, THETA, filled, time};
+use crate::cases::{
+    Aligned, Case, Contender, Line, Plain, Ring, Sampling, THETA, filled, time, time_rested,
+};
 use phasor::{
-    Dtype, Element, Frequencies, Host, HostInOut, InOut, Isa, Layout, Pairing, Positions,
-    Problem, Rope, Threads,
+    Dtype, Element, Frequencies, Host, HostInOut, InOut, Isa, Layout, Pairing, Positions, Problem,
+    Rope, Threads,
 };
 use std::cell::RefCell;
 use std::hint::black_box;
@@ -77,11 +79,65 @@ pub fn contenders<T: Element + Plain>(
     variants: &[Isa],
     ring: &Buffers<T>,
 ) -> Result<Vec<Contender>, phasor::Error> {
-    let rope = Rope::new(Frequencies::from_theta(THETA, case.rotary_dim)?, pairing);
     let threads = match rayon::current_num_threads() {
         1 => Threads::One,
         _ => Threads::Pool,
     };
+    let contender = |(i, &isa): (usize, &Isa)| {
+        let library = match i + 1 == variants.len() {
+            true => PHASOR.to_owned(),
+            false => format!("{PHASOR}, {}", isa.name()),
+        };
+        let host = Host::new().with_isa(isa)?.with_threads(threads);
+        contender(library, host, Calls::InARow, case, pairing, ring)
+    };
+    variants.iter().enumerate().map(contender).collect()
+}
+
+/// Calls as engines make them, where there are threads to share them: from a thread that is not of the
+/// pool, in a row or each after a rest, beside the same on one thread.
+pub fn outside_of_pool<T: Element + Plain>(
+    case: &Case,
+    pairing: Pairing,
+    ring: &Buffers<T>,
+) -> Result<Vec<Contender>, phasor::Error> {
+    if rayon::current_num_threads() == 1 {
+        return Ok(Vec::new());
+    }
+    let mut contenders = Vec::new();
+    for (calls, when) in [(Calls::Outside, ""), (Calls::Rested, ", after a rest")] {
+        for (threads, who) in [
+            (Threads::Pool, "outside of the pool"),
+            (Threads::One, "alone"),
+        ] {
+            let library = format!("{PHASOR}, {who}{when}");
+            let host = Host::new().with_threads(threads);
+            contenders.push(contender(library, host, calls, case, pairing, ring)?);
+        }
+    }
+    Ok(contenders)
+}
+
+/// Where calls come from, and when.
+#[derive(Clone, Copy)]
+enum Calls {
+    /// One after the other, from where the contender is run.
+    InARow,
+    /// The same from a thread that is of no pool. The global one shares them.
+    Outside,
+    /// From such a thread, each when that has slept a while, as have those of the pool.
+    Rested,
+}
+
+fn contender<T: Element + Plain>(
+    library: String,
+    host: Host,
+    calls_come: Calls,
+    case: &Case,
+    pairing: Pairing,
+    ring: &Buffers<T>,
+) -> Result<Contender, phasor::Error> {
+    let rope = Rope::new(Frequencies::from_theta(THETA, case.rotary_dim)?, pairing);
     let layout = |heads| -> InOut<Layout> {
         let layout = Layout::bshd(case.sequences, case.tokens, heads, case.head_dim);
         match case.in_place {
@@ -92,37 +148,37 @@ pub fn contenders<T: Element + Plain>(
     let problem = Problem::new(T::DTYPE)
         .q(layout(case.q_heads))
         .k(layout(case.k_heads));
-    let mut contenders = Vec::new();
-    for (i, &isa) in variants.iter().enumerate() {
-        let host = Host::new().with_isa(isa)?.with_threads(threads);
-        let rotator = host.rotator(&rope);
-        let plan = rotator.plan(&problem)?;
-        let starts = case.positions();
-        let ring = Rc::clone(ring);
-        contenders.push(Contender {
-            library: match i + 1 == variants.len() {
-                true => PHASOR.to_owned(),
-                false => format!("{PHASOR}, {}", isa.name()),
-            },
-            run: Box::new(move |calls| {
-                let mut ring = ring.borrow_mut();
-                let positions = match starts[..] {
-                    [start] => Positions::start(start),
-                    _ => Positions::start_per_sequence(&starts),
-                };
-                Ok(time(calls, || {
-                    let Entry { q, k, .. } = ring.next();
-                    rotator
-                        .rotate(
-                            &plan,
-                            Some(q.in_out()),
-                            Some(k.in_out()),
-                            black_box(positions),
-                        )
-                        .expect("the buffers are as planned");
-                }))
-            }),
-        });
-    }
-    Ok(contenders)
+    let rotator = host.rotator(&rope);
+    let plan = rotator.plan(&problem)?;
+    let starts = case.positions();
+    let ring = Rc::clone(ring);
+    let run = move |calls| {
+        let ring = &mut *ring.borrow_mut();
+        let call = || {
+            let positions = match starts[..] {
+                [start] => Positions::start(start),
+                _ => Positions::start_per_sequence(&starts),
+            };
+            let Entry { q, k, .. } = ring.next();
+            let (q, k) = (Some(q.in_out()), Some(k.in_out()));
+            rotator
+                .rotate(&plan, q, k, black_box(positions))
+                .expect("the buffers are as planned");
+        };
+        Ok(match calls_come {
+            Calls::InARow => time(calls, call),
+            Calls::Outside => elsewhere(|| time(calls, call)),
+            Calls::Rested => elsewhere(|| time_rested(calls, call)),
+        })
+    };
+    Ok(Contender {
+        library,
+        run: Box::new(run),
+    })
+}
+
+/// What `work` returns on a thread of its own.
+fn elsewhere<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    let joined = std::thread::scope(|scope| scope.spawn(work).join());
+    joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

@@ -455,9 +455,9 @@ impl Instruction {
             "BMOV" | "F2F" | "F2FP" | "F2I" | "FADD" | "FFMA" | "FMUL" | "HADD2" | "HFMA2"
             | "I2F" | "I2FP" | "IADD3" | "IMAD" | "IMNMX" | "ISETP" | "LDC" | "LDCU" | "LDG"
             | "LDS" | "LEA" | "LOP3" | "MOV" | "MUFU" | "PLOP3" | "PRMT" | "R2UR" | "S2R"
-            | "S2UR" | "SEL" | "SHF" | "UIADD3" | "UIMAD" | "UISETP" | "ULDC" | "ULEA"
-            | "ULOP3" | "UMOV" | "UPLOP3" | "UPRMT" | "USEL" | "USHF" | "VIADD" | "VIADDMNMX"
-            | "VIMNMX" => 1,
+            | "S2UR" | "SEL" | "SHF" | "UF2I" | "UI2F" | "UIADD3" | "UIMAD" | "UISETP" | "ULDC"
+            | "ULEA" | "ULOP3" | "UMOV" | "UPLOP3" | "UPRMT" | "USEL" | "USHF" | "VIADD"
+            | "VIADDMNMX" | "VIMNMX" => 1,
             _ => 4,
         };
         let predicate = |operand: &&Operand| match operand.source {

@@ -140,10 +140,10 @@ pub enum Error {
         /// Columns asked for.
         pairs: usize,
     },
-    /// There is no memory for a table.
+    /// There is no memory for a table, or it has 2^32 rows or more.
     #[error(
-        "no memory for a table of {rows} rows of {pairs} pairs: give fewer positions, or rotate with \
-         Frequencies, which need no table"
+        "a table of {rows} rows of {pairs} pairs is too large for memory, or has more than 2^32 - 1 rows: \
+         give fewer positions, or rotate with Frequencies, which need no table"
     )]
     TableTooLarge {
         /// Rows asked for, or at least so many.

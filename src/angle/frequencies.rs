@@ -339,12 +339,14 @@ impl Frequencies {
     ///
     /// # Errors
     /// [`Error::TableShape`] if there is no position; [`Error::TableTooLarge`] if there is no memory
-    /// for so many.
+    /// for so many, or there are 2^32 or more.
     pub fn table(&self, positions: impl IntoIterator<Item = i64>) -> Result<CosSinTable, Error> {
         let positions = positions.into_iter();
         let pairs = self.pairs();
         let reserve = |values: &mut Vec<f32>, rows: usize| {
-            let all = rows.checked_mul(pairs);
+            let all = u32::try_from(rows)
+                .ok()
+                .and_then(|_| rows.checked_mul(pairs));
             let more = all.map(|all| all.saturating_sub(values.len()));
             match more.map(|more| values.try_reserve(more)) {
                 Some(Ok(())) => Ok(()),

@@ -39,16 +39,9 @@ impl CosSinTable {
     ///
     /// # Errors
     /// [`Error::RotaryDim`] if `pairs` is zero; [`Error::TableShape`] if the arrays differ in
-    /// length, are empty, or are no multiple of `pairs`.
+    /// length, are empty, or are no multiple of `pairs`; [`Error::TableTooLarge`] from 2^32 rows on.
     pub fn new(cos: Vec<f32>, sin: Vec<f32>, pairs: usize) -> Result<Self, Error> {
-        check_rotary_dim(pairs.saturating_mul(2))?;
-        if cos.len() != sin.len() || cos.is_empty() || !cos.len().is_multiple_of(pairs) {
-            return Err(Error::TableShape {
-                cos: cos.len(),
-                sin: sin.len(),
-                pairs,
-            });
-        }
+        check_shape(cos.len(), sin.len(), pairs)?;
         let mut magnitudes = (f32::INFINITY, 0.0f32);
         for (cos, sin) in cos.iter().zip(&sin) {
             let larger = match (cos.abs(), sin.abs()) {
@@ -104,5 +97,37 @@ impl CosSinTable {
     /// What a position outside the table does.
     pub fn out_of_range(&self) -> OutOfRange {
         self.out_of_range
+    }
+}
+
+/// Of arrays that are so long.
+fn check_shape(cos: usize, sin: usize, pairs: usize) -> Result<(), Error> {
+    check_rotary_dim(pairs.saturating_mul(2))?;
+    if cos != sin || cos == 0 || !cos.is_multiple_of(pairs) {
+        return Err(Error::TableShape { cos, sin, pairs });
+    }
+    let rows = cos / pairs;
+    match u32::try_from(rows) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Error::TableTooLarge { rows, pairs }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_fit_what_kernels_count_with() {
+        let most = u32::MAX as usize;
+        assert_eq!(check_shape(most, most, 1), Ok(()));
+        // On 32 bits there are no longer arrays.
+        let Some(rows) = most.checked_add(1) else {
+            return;
+        };
+        let too_large = |pairs| Err(Error::TableTooLarge { rows, pairs });
+        assert_eq!(check_shape(rows, rows, 1), too_large(1));
+        assert_eq!(check_shape(rows * 3, rows * 3, 3), too_large(3));
+        assert_eq!(check_shape(rows, rows, 2), Ok(()));
     }
 }

@@ -74,78 +74,101 @@ __device__ __forceinline__ uint64_t token_id(const PhasorIds& ids, uint32_t b, u
     return static_cast<uint64_t>(static_cast<int64_t>(static_cast<int32_t>(word)));
 }
 
-// The position of token (b, t) on an axis.
-__device__ __forceinline__ uint64_t token_position(const PhasorPositions& p, uint32_t axis,
-                                                   uint32_t b, uint32_t t) {
-    const uint64_t start = static_cast<uint64_t>(p.start) +
-                           static_cast<uint64_t>(t) * static_cast<uint64_t>(p.advance);
-    if (p.ids.type == PHASOR_IDS_NONE) return start;
-    return start + token_id(p.ids, b, t, axis * static_cast<uint64_t>(p.axis_stride));
+// The positions of token (b, t).
+struct TokenPositions {
+    uint32_t b, t;
+    uint64_t start;
+
+    __device__ __forceinline__ TokenPositions(const PhasorPositions& p, uint32_t b, uint32_t t)
+        : b(b), t(t), start(static_cast<uint64_t>(p.start) +
+                            static_cast<uint64_t>(t) * static_cast<uint64_t>(p.advance)) {}
+
+    __device__ __forceinline__ uint64_t on_axis(const PhasorPositions& p, uint32_t axis) const {
+        if (p.ids.type == PHASOR_IDS_NONE) return start;
+        return start + token_id(p.ids, b, t, axis * static_cast<uint64_t>(p.axis_stride));
+    }
+};
+
+// cos and sin of a phase.
+__device__ __forceinline__ float2 turn(const PhasorAngles& angles, uint64_t phase, float factor) {
+    float2 turn;
+    sincos_turn(phase, factor, angles.inverse << 31, turn.x, turn.y);
+    return turn;
 }
 
-// What the angles of one token are formed from. Whatever the ids are, nothing is read outside the
-// rows of steps or of the table.
-struct TokenAngles {
-    uint32_t b, t;
+// What most calls have: one row of steps on one axis. Angles are the same as those of TokenRow, and need
+// less.
+struct OneRow {
+    static __device__ __forceinline__ bool is_all(const PhasorCall& call) {
+        return call.angles.row_choice == PHASOR_ROW_ONLY && call.angles.axes == 1;
+    }
+    static __device__ __forceinline__ uint64_t step(const PhasorCall& call, uint32_t pair) {
+        return ptx::load_constant_8(call.angles.steps + pair * sizeof(uint64_t));
+    }
+    static __device__ __forceinline__ float2 form(const PhasorCall& call, uint64_t step,
+                                                  uint64_t position) {
+        return turn(call.angles, step * position, call.angles.factor);
+    }
+};
+
+// The row of steps or of the table that a token has. Whatever the ids are, nothing is read outside the
+// rows.
+struct TokenRow {
+    TokenPositions positions;
     uint64_t position; // on the first axis
-    uint32_t row = 0;
+    uint64_t row;      // of steps: the address of those on the first axis; of a table: bytes before it
+    float factor;      // the attention factor
     bool rotates = true;
 
-    // Only starts to load: nothing here needs the position's value.
-    __device__ __forceinline__ TokenAngles(const PhasorCall& call, uint32_t b, uint32_t t)
-        : b(b), t(t), position(token_position(call.positions, 0, b, t)) {}
-
-    __device__ __forceinline__ void choose_row(const PhasorCall& call) {
+    __device__ __forceinline__ TokenRow(const PhasorCall& call, const TokenPositions& positions,
+                                        uint64_t position)
+        : positions(positions), position(position), row(call.angles.steps),
+          factor(call.angles.factor) {
         const PhasorRows& rows = call.rows;
+        const uint32_t choice = call.angles.row_choice;
+        if (choice == PHASOR_ROW_ONLY) return;
         uint64_t wanted = 0;
-        if (call.angles.source == PHASOR_ANGLES_TABLE) {
+        if (choice == PHASOR_ROW_AT_POSITION) {
             wanted = static_cast<int64_t>(position) < 0 ? 0 : position;
             // As an unsigned number a negative position is past the last row too.
             rotates = position < rows.count ||
                       call.angles.out_of_range != PHASOR_OUT_OF_RANGE_PASS_THROUGH;
-        } else if (rows.choice == PHASOR_ROW_OF_CALL) {
+        } else if (choice == PHASOR_ROW_OF_CALL) {
             wanted = rows.row;
-        } else if (rows.choice == PHASOR_ROW_IDS) {
-            wanted = token_id(rows.ids, b, t, 0);
-        } else if (rows.choice == PHASOR_ROW_BY_POSITION) {
+        } else if (choice == PHASOR_ROW_IDS) {
+            wanted = token_id(rows.ids, positions.b, positions.t, 0);
+        } else {
             wanted = static_cast<int64_t>(position) >= rows.boundary ? 1 : 0;
         }
-        row = static_cast<uint32_t>(wanted < rows.count ? wanted : rows.count - 1);
-    }
-
-    // The step of a pair on the first axis, in the token's row. Where there is but one row, it need not
-    // be chosen before.
-    __device__ __forceinline__ uint64_t first_step(const PhasorAngles& angles, uint32_t pair) const {
-        return ptx::load_constant_8(angles.steps + 8 * row_start(angles) + 8ull * pair);
-    }
-
-    // cos and sin of a pair whose first step is known.
-    __device__ __forceinline__ void form(const PhasorCall& call, uint32_t pair, uint64_t step,
-                                         float& cos, float& sin) const {
-        const PhasorAngles& angles = call.angles;
-        const uint32_t sin_flip = angles.inverse << 31;
-        if (angles.source == PHASOR_ANGLES_TABLE) {
-            const uint64_t at = 4 * (static_cast<uint64_t>(row) * angles.pairs + pair);
-            cos = ptx::load_constant_f(angles.cos + at);
-            sin = __uint_as_float(__float_as_uint(ptx::load_constant_f(angles.sin + at)) ^ sin_flip);
-            return;
+        const uint64_t index = wanted < rows.count ? wanted : rows.count - 1;
+        if (choice == PHASOR_ROW_AT_POSITION) {
+            row = index * call.angles.pairs * sizeof(float);
+        } else {
+            row += index * (call.angles.axes * call.angles.pairs) * sizeof(uint64_t);
+            factor = ptx::load_constant_f(rows.factors + index * sizeof(float));
         }
-        uint64_t phase = step * position;
-        uint64_t at = angles.steps + 8 * row_start(angles) + 8ull * pair;
+    }
+
+    // cos and sin of a pair.
+    __device__ __forceinline__ float2 form(const PhasorCall& call, uint32_t pair) const {
+        const PhasorAngles& angles = call.angles;
+        if (angles.row_choice == PHASOR_ROW_AT_POSITION) {
+            const uint64_t at = row + pair * sizeof(float);
+            const float cos = ptx::load_constant_f(call.table.cos + at);
+            const uint32_t sin = __float_as_uint(ptx::load_constant_f(call.table.sin + at));
+            return make_float2(cos, __uint_as_float(sin ^ (angles.inverse << 31)));
+        }
+        uint64_t phase = step(pair) * position;
 #pragma unroll 1
         for (uint32_t axis = 1; axis < angles.axes; ++axis) {
-            at += 8ull * angles.pairs;
-            phase += ptx::load_constant_8(at) * token_position(call.positions, axis, b, t);
+            phase += step(axis * angles.pairs + pair) * positions.on_axis(call.positions, axis);
         }
-        const float factor = call.rows.choice == PHASOR_ROW_ONLY
-                                 ? angles.factor
-                                 : ptx::load_constant_f(call.rows.factors + 4ull * row);
-        sincos_turn(phase, factor, sin_flip, cos, sin);
+        return turn(angles, phase, factor);
     }
 
   private:
-    __device__ __forceinline__ uint64_t row_start(const PhasorAngles& angles) const {
-        return static_cast<uint64_t>(row) * (angles.axes * angles.pairs);
+    __device__ __forceinline__ uint64_t step(uint32_t pair) const {
+        return ptx::load_constant_8(row + pair * sizeof(uint64_t));
     }
 };
 

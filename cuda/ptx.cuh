@@ -77,18 +77,49 @@ __device__ __forceinline__ void store_2(uint64_t address, uint32_t v) {
 }
 
 // ld.global.nc.u64   PTX 3.1, sm_32
-// Only for what no work on the device writes: steps, factors, tables.
+// Only for what no work on the device writes: steps, factors, tables. Volatile, as compilers otherwise
+// take it for a computation that can be done in vain, where an address may be none.
 __device__ __forceinline__ uint64_t load_constant_8(uint64_t address) {
     uint64_t v;
-    asm("ld.global.nc.u64 %0, [%1];" : "=l"(v) : "l"(address));
+    asm volatile("ld.global.nc.u64 %0, [%1];" : "=l"(v) : "l"(address));
     return v;
 }
 
 // ld.global.nc.f32   PTX 3.1, sm_32
 __device__ __forceinline__ float load_constant_f(uint64_t address) {
     float v;
-    asm("ld.global.nc.f32 %0, [%1];" : "=f"(v) : "l"(address));
+    asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(v) : "l"(address));
     return v;
+}
+
+// The block's shared memory, as an address in it.
+__device__ __forceinline__ uint32_t shared_memory() {
+    extern __shared__ __align__(16) float4 phasor_shared[];
+    auto address = static_cast<uint32_t>(__cvta_generic_to_shared(phasor_shared));
+    // Keeps it in a register: compilers otherwise find it anew for each access.
+    asm volatile("" : "+r"(address));
+    return address;
+}
+
+// st.shared.v2.f32   PTX 1.0
+__device__ __forceinline__ void store_shared(uint32_t address, float2 v) {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" : : "r"(address), "f"(v.x), "f"(v.y) : "memory");
+}
+
+// ld.shared.v2.f32   PTX 1.0
+__device__ __forceinline__ void load_shared(uint32_t address, float2& v) {
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
+                 : "=f"(v.x), "=f"(v.y)
+                 : "r"(address)
+                 : "memory");
+}
+
+// ld.shared.v4.f32   PTX 1.0
+__device__ __forceinline__ void load_shared(uint32_t address, float2& v, float2& w) {
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(w.x), "=f"(w.y)
+                 : "r"(address)
+                 : "memory");
 }
 
 // Whether code can wait for earlier work by itself, in a dependent launch.

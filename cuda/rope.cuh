@@ -62,8 +62,9 @@ struct Places {
     uint32_t second;
 };
 
-// A pairing says how elements are accessed, where the two places of chunk `c` are in what is read and
-// in what is written, which pairs they hold, and which two of the loaded values are pair `j`.
+// A pairing says how elements are accessed, where the two places of chunk `c` are in what is read and in
+// what is written, which pair is the i-th of those that chunks hold one after the other, and which two
+// of the loaded values are pair `j` of a chunk.
 struct HalfSplit {
     template <class Element>
     using Access = Vectors<Element>;
@@ -74,9 +75,7 @@ struct HalfSplit {
     static __device__ __forceinline__ Places destination(const PhasorCall& call, uint32_t c) {
         return source(call, c);
     }
-    static __device__ __forceinline__ uint32_t pair(const PhasorCall&, uint32_t c, uint32_t j) {
-        return 4 * c + j;
-    }
+    static __device__ __forceinline__ uint32_t pair(const PhasorCall&, uint32_t i) { return i; }
     // Index of the members of pair j in the loaded values.
     static constexpr __device__ uint32_t a(uint32_t j) { return j; }
     static constexpr __device__ uint32_t b(uint32_t j) { return 4 + j; }
@@ -94,8 +93,8 @@ struct Interleaved {
     static __device__ __forceinline__ Places destination(const PhasorCall& call, uint32_t c) {
         return HalfSplit::source(call, c);
     }
-    static __device__ __forceinline__ uint32_t pair(const PhasorCall& call, uint32_t c, uint32_t j) {
-        return 2 * c + (j < 2 ? j : call.angles.pairs / 2 + j - 2);
+    static __device__ __forceinline__ uint32_t pair(const PhasorCall& call, uint32_t i) {
+        return i / 4 * 2 + i % 2 + i / 2 % 2 * (call.angles.pairs / 2);
     }
     static constexpr __device__ uint32_t a(uint32_t j) { return 2 * j; }
     static constexpr __device__ uint32_t b(uint32_t j) { return 2 * j + 1; }
@@ -114,74 +113,52 @@ struct AnyPairing {
         const uint32_t first = c * call.pairing.destination_step;
         return {first, first + call.pairing.destination_gap};
     }
-    static __device__ __forceinline__ uint32_t pair(const PhasorCall&, uint32_t c, uint32_t) {
-        return c;
-    }
+    static __device__ __forceinline__ uint32_t pair(const PhasorCall&, uint32_t i) { return i; }
     static constexpr __device__ uint32_t a(uint32_t) { return 0; }
     static constexpr __device__ uint32_t b(uint32_t) { return 1; }
-};
-
-// cos and sin of the pairs of a block: of each token, those of each lane's chunk, side by side.
-template <uint32_t kPairs>
-struct SharedAngles {
-    float* cos; // of this thread's token
-    float* sin;
-
-    __device__ __forceinline__ SharedAngles() {
-        extern __shared__ __align__(16) float phasor_shared[];
-        const uint32_t pairs = blockDim.x * kPairs;
-        cos = phasor_shared + threadIdx.z * 2 * pairs;
-        sin = cos + pairs;
-    }
-
-    // The threads of a token form its angles: this one those of the pairs at `first`, and at every
-    // blockDim.x * blockDim.y from there.
-    static __device__ __forceinline__ uint32_t first() {
-        return threadIdx.y * blockDim.x + threadIdx.x;
-    }
-
-    // `step`: that of the first of them, if `known`.
-    template <class Pairing>
-    __device__ __forceinline__ void form(const PhasorCall& call, const TokenAngles& token,
-                                         uint32_t first_chunk, uint32_t end_chunk, bool known,
-                                         uint64_t step) const {
-#pragma unroll 1
-        for (uint32_t i = first();; i += blockDim.x * blockDim.y) {
-            const uint32_t c = first_chunk + i / kPairs;
-            if (c >= end_chunk) break;
-            const uint32_t pair = Pairing::pair(call, c, i % kPairs);
-            if (!known && call.angles.source == PHASOR_ANGLES_STEPS) {
-                step = token.first_step(call.angles, pair);
-            }
-            known = false;
-            token.form(call, pair, step, cos[i], sin[i]);
-        }
-    }
 };
 
 // One thread's cos and sin for the pairs of its chunk.
 template <uint32_t kPairs>
 struct ChunkAngles {
-    float cos[kPairs];
-    float sin[kPairs];
+    float2 pair[kPairs];
+};
 
-    __device__ __forceinline__ explicit ChunkAngles(const SharedAngles<kPairs>& shared) {
-        if constexpr (kPairs == 4) {
-            const float4 c = reinterpret_cast<const float4*>(shared.cos)[threadIdx.x];
-            const float4 s = reinterpret_cast<const float4*>(shared.sin)[threadIdx.x];
-            cos[0] = c.x, cos[1] = c.y, cos[2] = c.z, cos[3] = c.w;
-            sin[0] = s.x, sin[1] = s.y, sin[2] = s.z, sin[3] = s.w;
-        } else {
-            static_assert(kPairs == 1, "one value or a vector of four");
-            cos[0] = shared.cos[threadIdx.x];
-            sin[0] = shared.sin[threadIdx.x];
-        }
+// cos and sin of the pairs of a block, in shared memory: of each token, those of each lane's chunk, side
+// by side.
+template <uint32_t kPairs>
+struct SharedAngles {
+    uint32_t address; // of this thread's token
+
+    __device__ __forceinline__ SharedAngles()
+        : address(ptx::shared_memory() + threadIdx.z * blockDim.x * (kPairs * kBytes)) {}
+
+    __device__ __forceinline__ void put(uint32_t i, float2 turn) const {
+        ptx::store_shared(address + i * kBytes, turn);
     }
+
+    __device__ __forceinline__ ChunkAngles<kPairs> of_lane() const {
+        const uint32_t at = address + threadIdx.x * (kPairs * kBytes);
+        ChunkAngles<kPairs> angles;
+        if constexpr (kPairs == 1) {
+            ptx::load_shared(at, angles.pair[0]);
+        } else {
+#pragma unroll
+            for (uint32_t j = 0; j < kPairs; j += 2) {
+                ptx::load_shared(at + j * kBytes, angles.pair[j], angles.pair[j + 1]);
+            }
+        }
+        return angles;
+    }
+
+  private:
+    static constexpr uint32_t kBytes = sizeof(float2);
 };
 
 // What one thread holds of one head.
 template <class Access>
 struct Fragment {
+    uint64_t source; // where it was loaded from
     typename Access::Storage first;
     typename Access::Storage second;
 
@@ -195,8 +172,8 @@ struct Fragment {
         for (uint32_t j = 0; j < kPairs; ++j) {
             float& a = x[Pairing::a(j)];
             float& b = x[Pairing::b(j)];
-            const float cos = angles.cos[j];
-            const float sin = angles.sin[j];
+            const float cos = angles.pair[j].x;
+            const float sin = angles.pair[j].y;
             const float a_rotated = __fmaf_rn(a, cos, -__fmul_rn(b, sin));
             const float b_rotated = __fmaf_rn(a, sin, __fmul_rn(b, cos));
             a = a_rotated;
@@ -207,45 +184,50 @@ struct Fragment {
     }
 };
 
-// The heads of q and k that belong to one token, numbered through: head h of k follows those of q.
+// The place in the heads of one token that a thread accesses. Heads are numbered through: head h of k
+// follows those of q.
 struct TokenHeads {
-    uint64_t q, k;
-    int64_t q_stride, k_stride;
+    uint64_t q, k; // in head 0
 
     // `at` elements into the rotated window.
     template <class Element>
     static __device__ __forceinline__ TokenHeads of(const PhasorCall& call, const PhasorView& q,
                                                     const PhasorView& k, uint32_t at, uint32_t b,
                                                     uint32_t t) {
-        return TokenHeads{
-            q.address + b * q.batch + t * q.token + (call.q.rotary_offset + at) * Element::kBytes,
-            k.address + b * k.batch + t * k.token + (call.k.rotary_offset + at) * Element::kBytes -
-                call.q.heads * k.head,
-            q.head, k.head};
+        TokenHeads heads{q.address + t * q.token + (call.q.rotary_offset + at) * Element::kBytes,
+                         k.address + t * k.token + (call.k.rotary_offset + at) * Element::kBytes};
+        if (call.batch > 1) {
+            heads.q += b * q.batch;
+            heads.k += b * k.batch;
+        }
+        return heads;
     }
 
-    __device__ __forceinline__ uint64_t address(uint32_t h, bool is_q) const {
-        return (is_q ? q : k) + h * (is_q ? q_stride : k_stride);
+    __device__ __forceinline__ uint64_t address(const PhasorView& q_view, const PhasorView& k_view,
+                                                uint32_t h, uint32_t q_heads) const {
+        const bool is_q = h < q_heads;
+        return (is_q ? q : k) + (is_q ? h : h - q_heads) * (is_q ? q_view.head : k_view.head);
     }
 };
 
-// Copies the dims of a head that do not rotate, for a destination that is not the source.
+// Copies the dims of the heads of a token that do not rotate, for a destination that is not the source.
 template <class Access, class Element>
-__device__ __forceinline__ void copy_unrotated(const PhasorStream& stream, uint32_t b, uint32_t t,
+__device__ __forceinline__ void copy_unrotated(const PhasorStream& stream,
+                                               const PhasorOutput& output, uint32_t b, uint32_t t,
                                                uint32_t rotary_dim) {
-    if (stream.in_place) return;
+    if (output.in_place) return;
     constexpr uint32_t kBytes = Access::kPairs * Element::kBytes;
     const uint64_t source = stream.source.address + b * stream.source.batch + t * stream.source.token;
     const uint64_t destination =
-        stream.destination.address + b * stream.destination.batch + t * stream.destination.token;
+        output.destination.address + b * output.destination.batch + t * output.destination.token;
     const uint32_t prefix = stream.rotary_offset / Access::kPairs;
     const uint32_t rotated = rotary_dim / Access::kPairs;
-    const uint32_t units = stream.head_dim / Access::kPairs - rotated;
+    const uint32_t units = output.head_dim / Access::kPairs - rotated;
 #pragma unroll 1
     for (uint32_t h = blockIdx.y * blockDim.y + threadIdx.y; h < stream.heads;
          h += gridDim.y * blockDim.y) {
         const uint64_t from = source + h * stream.source.head;
-        const uint64_t to = destination + h * stream.destination.head;
+        const uint64_t to = destination + h * output.destination.head;
 #pragma unroll 1
         for (uint32_t i = threadIdx.x; i < units; i += blockDim.x) {
             const uint64_t at = static_cast<uint64_t>(i < prefix ? i : i + rotated) * kBytes;
@@ -266,104 +248,107 @@ __device__ __forceinline__ void rope(const PhasorCall& call) {
     ptx::launch_dependents();
     // Every thread waits once, whatever it has to do: before it reads or writes q and k, before it
     // reads ids unless they are promised, and before it ends.
-    bool waits_later = ptx::kCanWait && (call.flags & PHASOR_ANGLES_BEFORE_WAIT) != 0;
-    if (!waits_later) ptx::wait_for_earlier_work();
+    const bool early = ptx::kCanWait && call.angles_before_wait != 0;
+    if (!early) ptx::wait_for_earlier_work();
 
     uint32_t b = 0, group = blockIdx.x;
     if (call.batch > 1) {
         b = group / call.token_groups;
         group -= b * call.token_groups;
     }
-    const uint32_t t = group * blockDim.z + threadIdx.z;
-    const uint32_t chunks = call.angles.pairs / kPairs;
-    const uint32_t heads = call.q.heads + call.k.heads;
-    const uint32_t head_step = gridDim.y * blockDim.y;
-    const uint32_t first_head = blockIdx.y * blockDim.y + threadIdx.y;
-    const bool has_token = t < call.tokens;
     // Threads of tokens past the last one have nothing to do but to wait with the others.
-    const uint32_t own_chunks = has_token ? chunks : 0;
+    const uint32_t own_t = group * blockDim.z + threadIdx.z;
+    const bool has_token = own_t < call.tokens;
+    const uint32_t t = has_token ? own_t : 0;
+    // First of all, as it is the longest way: from a position over the angles to the first store.
+    const TokenPositions positions(call.positions, b, t);
+    const uint64_t position = positions.on_axis(call.positions, 0);
+    const uint32_t first_chunk = blockIdx.z * blockDim.x;
+    const uint32_t c = first_chunk + threadIdx.x;
+    const uint32_t q_heads = call.q.heads;
+    const uint32_t pairs = has_token ? call.angles.pairs : 0;
+    const uint32_t heads = c * kPairs < pairs ? q_heads + call.k.heads : 0;
+    const uint32_t head_step = gridDim.y * blockDim.y;
+
+    const Places from = Pairing::source(call, c);
+    const uint32_t source_gap = (from.second - from.first) * Element::kBytes;
+    Fragment<Access> fragment[kHeads];
+    const auto load = [&](const TokenHeads& sources, uint32_t h) {
+#pragma unroll
+        for (uint32_t u = 0; u < kHeads; ++u, h += head_step) {
+            if (h >= heads) break;
+            const uint64_t source = sources.address(call.q.source, call.k.source, h, q_heads);
+            Access::load(source, fragment[u].first);
+            Access::load(source + source_gap, fragment[u].second);
+            fragment[u].source = source;
+        }
+    };
+
+    // The threads of a token form its angles: each that of every blockDim.x * blockDim.y-th pair of the
+    // block. Nothing waits for a value before all loads are on their way.
     const SharedAngles<kPairs> shared;
-
-    // Chunks that the lanes of a block hold at a time. The loop goes round as often for each thread of
-    // the block, so that all meet at its barriers.
-#pragma unroll 1
-    for (uint32_t first_chunk = blockIdx.z * blockDim.x; first_chunk < chunks;
-         first_chunk += gridDim.z * blockDim.x) {
-        const uint32_t c = first_chunk + threadIdx.x;
-        const bool has_work = c < own_chunks && first_head < heads;
-        const Places from = Pairing::source(call, c);
-        const auto sources =
-            TokenHeads::of<Element>(call, call.q.source, call.k.source, from.first, b, t);
-        const uint32_t source_gap = (from.second - from.first) * Element::kBytes;
-
-        Fragment<Access> fragment[kHeads];
-        const auto load = [&](uint32_t h0) {
-#pragma unroll
-            for (uint32_t u = 0; u < kHeads; ++u) {
-                const uint32_t h = h0 + u * head_step;
-                if (h >= heads) break;
-                const uint64_t source = sources.address(h, h < call.q.heads);
-                Access::load(source, fragment[u].first);
-                Access::load(source + source_gap, fragment[u].second);
-            }
-        };
-
-        // In this order, so that the longest way, from a position over the angles to the first
-        // store, starts first, and nothing waits before all loads are on their way.
-        const bool early = waits_later;
-        const uint32_t end_chunk = min(own_chunks, first_chunk + blockDim.x);
-        const uint32_t form_chunk = first_chunk + shared.first() / kPairs;
-        TokenAngles token(call, b, has_token ? t : 0);
-        uint64_t step = 0;
-        const bool step_known = call.angles.source == PHASOR_ANGLES_STEPS &&
-                                call.rows.choice == PHASOR_ROW_ONLY && form_chunk < end_chunk;
-        if (step_known) {
-            step = token.first_step(call.angles,
-                                    Pairing::pair(call, form_chunk, shared.first() % kPairs));
-        }
-        if (has_work && !early) load(first_head);
-        token.choose_row(call);
-        shared.template form<Pairing>(call, token, first_chunk, end_chunk, step_known, step);
-        if (early) {
-            ptx::wait_for_earlier_work();
-            waits_later = false;
-            if (has_work) load(first_head);
-        }
-        __syncthreads();
-        if (has_work) {
-            const ChunkAngles<kPairs> angles(shared);
-            auto destinations = sources;
-            uint32_t destination_gap = source_gap;
-            if (!call.in_place) {
-                const Places to = Pairing::destination(call, c);
-                destinations = TokenHeads::of<Element>(call, call.q.destination,
-                                                       call.k.destination, to.first, b, t);
-                destination_gap = (to.second - to.first) * Element::kBytes;
-            }
-#pragma unroll 1
-            for (uint32_t h0 = first_head;;) {
-#pragma unroll
-                for (uint32_t u = 0; u < kHeads; ++u) {
-                    const uint32_t h = h0 + u * head_step;
-                    if (h >= heads) break;
-                    if (token.rotates) fragment[u].template rotate<Pairing>(angles);
-                    const uint64_t destination = destinations.address(h, h < call.q.heads);
-                    Access::store(destination, fragment[u].first);
-                    Access::store(destination + destination_gap, fragment[u].second);
-                }
-                h0 += kHeads * head_step;
-                if (h0 >= heads) break;
-                load(h0);
-            }
-        }
-        // The next round writes the angles that this one reads.
-        if (first_chunk + gridDim.z * blockDim.x < chunks) __syncthreads();
+    const uint32_t first_pair = first_chunk * kPairs;
+    const uint32_t end_pair = min(first_pair + blockDim.x * kPairs, pairs);
+    uint32_t i = first_pair + threadIdx.y * blockDim.x + threadIdx.x;
+    const bool one_row = OneRow::is_all(call);
+    uint64_t step = 0;
+    if (one_row && i < end_pair) step = OneRow::step(call, Pairing::pair(call, i));
+    const auto sources =
+        TokenHeads::of<Element>(call, call.q.source, call.k.source, from.first, b, t);
+    uint32_t h = blockIdx.y * blockDim.y + threadIdx.y;
+    if (!early) load(sources, h);
+    if (one_row && i < end_pair) {
+        shared.put(i - first_pair, OneRow::form(call, step, position));
+        i += blockDim.x * blockDim.y;
     }
-    if (waits_later) ptx::wait_for_earlier_work();
+    bool rotates = true;
+    if (!one_row || i < end_pair) {
+        const TokenRow row(call, positions, position);
+        rotates = row.rotates;
+        // Then there is nothing to store.
+        if (!rotates) h = heads;
+#pragma unroll 1
+        for (; i < end_pair; i += blockDim.x * blockDim.y) {
+            shared.put(i - first_pair, row.form(call, Pairing::pair(call, i)));
+        }
+    }
+    if (early) {
+        ptx::wait_for_earlier_work();
+        load(sources, h);
+    }
+    if (!call.in_place && has_token && blockIdx.z == 0) {
+        const uint32_t rotary_dim = rotates ? 2 * call.angles.pairs : 0;
+        copy_unrotated<Access, Element>(call.q, call.q_output, b, t, rotary_dim);
+        copy_unrotated<Access, Element>(call.k, call.k_output, b, t, rotary_dim);
+    }
+    __syncthreads();
+    if (h >= heads) return;
 
-    if (!has_token || blockIdx.z != 0) return;
-    copy_unrotated<Access, Element>(call.q, b, t, 2 * call.angles.pairs);
-    copy_unrotated<Access, Element>(call.k, b, t, 2 * call.angles.pairs);
+    const ChunkAngles<kPairs> angles = shared.of_lane();
+    TokenHeads destinations;
+    uint32_t destination_gap = source_gap;
+    if (!call.in_place) {
+        const Places to = Pairing::destination(call, c);
+        destinations = TokenHeads::of<Element>(call, call.q_output.destination,
+                                               call.k_output.destination, to.first, b, t);
+        destination_gap = (to.second - to.first) * Element::kBytes;
+    }
+#pragma unroll 1
+    for (;;) {
+#pragma unroll
+        for (uint32_t u = 0; u < kHeads; ++u, h += head_step) {
+            if (h >= heads) return;
+            fragment[u].template rotate<Pairing>(angles);
+            const uint64_t destination =
+                call.in_place ? fragment[u].source
+                              : destinations.address(call.q_output.destination,
+                                                     call.k_output.destination, h, q_heads);
+            Access::store(destination, fragment[u].first);
+            Access::store(destination + destination_gap, fragment[u].second);
+        }
+        if (h >= heads) return;
+        load(sources, h);
+    }
 }
 
 // Blocks of 256 threads that a multiprocessor must hold. Left alone, some versions of ptxas aim for

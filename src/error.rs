@@ -25,7 +25,7 @@ impl std::fmt::Display for TensorName {
 #[non_exhaustive]
 pub enum Error {
     /// rotary_dim is zero, odd or beyond what kernels address.
-    #[error("rotary_dim is {rotary_dim}: it must be even, at least 2 and at most 2^28")]
+    #[error("rotary_dim is {rotary_dim}: it must be even, at least 2 and at most 2^22")]
     RotaryDim {
         /// As given, or twice the number of pairs given.
         rotary_dim: usize,

@@ -2,9 +2,8 @@
 //!
 //! This is data. The CUDA backend hands it to the driver; tests execute the same data elsewhere.
 
-use crate::call::{
-    Call, PHASOR_ANGLES_BEFORE_WAIT, PHASOR_IDS_NONE, PhasorCall, PhasorStream, PhasorView,
-};
+use crate::angle::MAX_ROTARY_DIM;
+use crate::call::{Call, PHASOR_IDS_NONE, PhasorCall, PhasorOutput, PhasorStream, PhasorView};
 use crate::element::Dtype;
 use crate::rope::Pairing;
 
@@ -152,6 +151,8 @@ const MOST_THREADS: u32 = 256;
 /// Most lanes of a block that share a head; wider heads take several blocks.
 const MOST_LANES: u32 = 64;
 const MOST_GRID_YZ: u32 = 65_535;
+/// A grid has room for all pairs of a head.
+const _: () = assert!(MAX_ROTARY_DIM as u32 / 2 <= MOST_LANES * MOST_GRID_YZ);
 /// The hardware's limit on `blockDim.z`.
 const MOST_BLOCK_Z: u32 = 64;
 
@@ -206,9 +207,7 @@ impl Call {
             LaunchMode::Dependent => !has_ids,
             LaunchMode::DependentPositionsSettled => true,
         };
-        if before_wait {
-            params.flags |= PHASOR_ANGLES_BEFORE_WAIT;
-        }
+        params.angles_before_wait = u32::from(before_wait);
         Launch {
             kernel,
             grid: shape.grid,
@@ -225,10 +224,10 @@ impl Call {
         let params = &self.params;
         let bytes = (VECTOR * self.dtype.size()) as u64;
         let view = |v: &PhasorView| v.address | (v.batch | v.token | v.head) as u64;
-        let aligned = |stream: &PhasorStream| {
-            (view(&stream.source) | view(&stream.destination)).is_multiple_of(bytes)
+        let aligned = |(stream, output): (&PhasorStream, &PhasorOutput)| {
+            (view(&stream.source) | view(&output.destination)).is_multiple_of(bytes)
                 && stream.rotary_offset.is_multiple_of(VECTOR as u32)
-                && (stream.in_place == 1 || stream.head_dim.is_multiple_of(VECTOR as u32))
+                && (output.in_place == 1 || output.head_dim.is_multiple_of(VECTOR as u32))
         };
         let pairing = &params.pairing;
         let one_pairing = (pairing.source_step, pairing.source_gap)
@@ -280,7 +279,7 @@ impl Shape {
                 // A plan has fewer tokens than a grid has blocks.
                 params.batch * params.tokens.div_ceil(block_tokens),
                 head_blocks,
-                chunks.div_ceil(lanes).min(MOST_GRID_YZ),
+                chunks.div_ceil(lanes),
             ],
             block: [lanes, rows, block_tokens],
             // A cosine and a sine for each pair of each token.
@@ -304,6 +303,7 @@ mod tests {
 
     #[test]
     fn blocks_respect_the_hardware() {
+        const MAX_PAIRS: u32 = MAX_ROTARY_DIM as u32 / 2;
         let mut params = PhasorCall::default();
         for (batch, tokens) in [
             (1, 1),
@@ -314,7 +314,7 @@ mod tests {
             (40_000, 50_000),
         ] {
             for heads in [1, 5, 40, 1000, (1 << 28) - 1] {
-                for pairs in [4, 8, 36, 256, 260, 1 << 27] {
+                for pairs in [4, 8, 36, 256, 260, MAX_PAIRS] {
                     for pairs_of_lane in [1, 4] {
                         for multiprocessors in [1, 132] {
                             (params.batch, params.tokens) = (batch, tokens);
@@ -324,6 +324,7 @@ mod tests {
                             let ([gx, gy, gz], [x, y, z]) = (shape.grid, shape.block);
                             assert!(x >= 1 && y >= 1 && z >= 1 && x * y * z <= MOST_THREADS);
                             assert!(z <= 64 && x * pairs_of_lane <= pairs && z <= tokens);
+                            assert!(x * gz >= pairs / pairs_of_lane);
                             assert!(gx >= 1 && gy >= 1 && gz >= 1);
                             assert!(gy <= 65_535 && gz <= 65_535 && gx < 1 << 31);
                             // Every token has a place.

@@ -10,9 +10,7 @@
 #[path = "support/sass.rs"]
 mod sass;
 
-use phasor::call::{
-    Addresses, AngleAddresses, PHASOR_ANGLES_BEFORE_WAIT, PhasorCall, RawPositions, TensorAddresses,
-};
+use phasor::call::{Addresses, AngleAddresses, PhasorCall, RawPositions, TensorAddresses};
 use phasor::launch::{Kernel, Launch, LaunchMode, Target};
 use phasor::{Dtype, Frequencies, Layout, Pairing, Plan, Problem, Rope};
 use sass::{Accesses, Bank, Code, Effect, End};
@@ -210,13 +208,12 @@ fn check_accesses(context: &str, kernel: Kernel, code: &Code) {
 /// the wait; with angles formed before it, ids are promised.
 fn check_waits(context: &str, architecture: &str, code: &Code) {
     assert!(code.has("PREEXIT"), "{context} lets no dependents start");
-    for flags in [0, PHASOR_ANGLES_BEFORE_WAIT] {
+    for early in [false, true] {
         let mut parameters = vec![None; size_of::<PhasorCall>()];
-        for (n, byte) in flags.to_le_bytes().into_iter().enumerate() {
-            parameters[std::mem::offset_of!(PhasorCall, flags) + n] = Some(byte);
+        for (n, byte) in u32::from(early).to_le_bytes().into_iter().enumerate() {
+            parameters[std::mem::offset_of!(PhasorCall, angles_before_wait) + n] = Some(byte);
         }
         let bank = Bank::new(architecture, parameters);
-        let early = flags == PHASOR_ANGLES_BEFORE_WAIT;
         let wrong: Vec<_> = code
             .before_waiting(&bank)
             .into_iter()
@@ -226,7 +223,7 @@ fn check_waits(context: &str, architecture: &str, code: &Code) {
                 Some(_) => false,
             })
             .collect();
-        assert!(wrong.is_empty(), "{context}, flags {flags}: {wrong:?}");
+        assert!(wrong.is_empty(), "{context}, early {early}: {wrong:?}");
     }
 }
 

@@ -41,7 +41,7 @@ impl Frequencies {
     /// not matter, but check a `rotary_dim` that comes from a file against head_dim first.
     ///
     /// # Errors
-    /// [`Error::RotaryDim`] if `rotary_dim` is zero, odd or above 2^28; [`Error::Theta`] if `theta`
+    /// [`Error::RotaryDim`] if `rotary_dim` is zero, odd or above 2^22; [`Error::Theta`] if `theta`
     /// is not a finite number of at least 2^-32; [`Error::Exchanged`] if the two look exchanged:
     /// more than 512 dims, and for theta an even number of at most 512. No model has that; whoever
     /// means it gives the frequencies with [`from_inv_freq`](Self::from_inv_freq).
@@ -424,8 +424,8 @@ pub(crate) fn look_exchanged(theta: f64, dims: usize) -> bool {
 /// More than any model has; small enough for every count of steps to fit.
 const MAX_AXES: usize = 16;
 
-/// Kernels count dims and bytes of a head in 32 bits.
-const MAX_ROTARY_DIM: usize = 1 << 28;
+/// A grid of kernel blocks has room for the pairs of a head.
+pub(crate) const MAX_ROTARY_DIM: usize = 1 << 22;
 
 pub(super) fn check_rotary_dim(rotary_dim: usize) -> Result<(), Error> {
     if rotary_dim == 0 || rotary_dim % 2 == 1 || rotary_dim > MAX_ROTARY_DIM {

@@ -8,7 +8,7 @@ mod table;
 
 pub(crate) use double_double::DoubleDouble;
 pub use frequencies::Frequencies;
-pub(crate) use frequencies::look_exchanged;
+pub(crate) use frequencies::{MAX_ROTARY_DIM, look_exchanged};
 pub use rows::FrequencyRows;
 pub use table::{CosSinTable, OutOfRange};
 

@@ -6,64 +6,71 @@ pub const PHASOR_IDS_NONE: u32 = 0;
 pub const PHASOR_IDS_I32: u32 = 1;
 pub const PHASOR_IDS_I64: u32 = 2;
 pub const PHASOR_IDS_U32: u32 = 3;
-pub const PHASOR_ANGLES_STEPS: u32 = 0;
-pub const PHASOR_ANGLES_TABLE: u32 = 1;
 pub const PHASOR_OUT_OF_RANGE_CLAMP: u32 = 0;
 pub const PHASOR_OUT_OF_RANGE_PASS_THROUGH: u32 = 1;
 pub const PHASOR_ROW_ONLY: u32 = 0;
 pub const PHASOR_ROW_OF_CALL: u32 = 1;
 pub const PHASOR_ROW_IDS: u32 = 2;
 pub const PHASOR_ROW_BY_POSITION: u32 = 3;
-pub const PHASOR_ANGLES_BEFORE_WAIT: u32 = 1;
+pub const PHASOR_ROW_AT_POSITION: u32 = 4;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct PhasorView {
     pub address: u64,
-    pub batch: i64,
     pub token: i64,
     pub head: i64,
+    pub batch: i64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     ["Size of PhasorView"][::std::mem::size_of::<PhasorView>() - 32usize];
     ["Alignment of PhasorView"][::std::mem::align_of::<PhasorView>() - 8usize];
     ["Offset of field: PhasorView::address"][::std::mem::offset_of!(PhasorView, address) - 0usize];
-    ["Offset of field: PhasorView::batch"][::std::mem::offset_of!(PhasorView, batch) - 8usize];
-    ["Offset of field: PhasorView::token"][::std::mem::offset_of!(PhasorView, token) - 16usize];
-    ["Offset of field: PhasorView::head"][::std::mem::offset_of!(PhasorView, head) - 24usize];
+    ["Offset of field: PhasorView::token"][::std::mem::offset_of!(PhasorView, token) - 8usize];
+    ["Offset of field: PhasorView::head"][::std::mem::offset_of!(PhasorView, head) - 16usize];
+    ["Offset of field: PhasorView::batch"][::std::mem::offset_of!(PhasorView, batch) - 24usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct PhasorStream {
-    pub source: PhasorView,
-    pub destination: PhasorView,
     pub heads: u32,
-    pub head_dim: u32,
     pub rotary_offset: u32,
+    pub source: PhasorView,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PhasorStream"][::std::mem::size_of::<PhasorStream>() - 40usize];
+    ["Alignment of PhasorStream"][::std::mem::align_of::<PhasorStream>() - 8usize];
+    ["Offset of field: PhasorStream::heads"][::std::mem::offset_of!(PhasorStream, heads) - 0usize];
+    ["Offset of field: PhasorStream::rotary_offset"]
+        [::std::mem::offset_of!(PhasorStream, rotary_offset) - 4usize];
+    ["Offset of field: PhasorStream::source"]
+        [::std::mem::offset_of!(PhasorStream, source) - 8usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct PhasorOutput {
+    pub destination: PhasorView,
+    pub head_dim: u32,
     pub in_place: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of PhasorStream"][::std::mem::size_of::<PhasorStream>() - 80usize];
-    ["Alignment of PhasorStream"][::std::mem::align_of::<PhasorStream>() - 8usize];
-    ["Offset of field: PhasorStream::source"]
-        [::std::mem::offset_of!(PhasorStream, source) - 0usize];
-    ["Offset of field: PhasorStream::destination"]
-        [::std::mem::offset_of!(PhasorStream, destination) - 32usize];
-    ["Offset of field: PhasorStream::heads"][::std::mem::offset_of!(PhasorStream, heads) - 64usize];
-    ["Offset of field: PhasorStream::head_dim"]
-        [::std::mem::offset_of!(PhasorStream, head_dim) - 68usize];
-    ["Offset of field: PhasorStream::rotary_offset"]
-        [::std::mem::offset_of!(PhasorStream, rotary_offset) - 72usize];
-    ["Offset of field: PhasorStream::in_place"]
-        [::std::mem::offset_of!(PhasorStream, in_place) - 76usize];
+    ["Size of PhasorOutput"][::std::mem::size_of::<PhasorOutput>() - 40usize];
+    ["Alignment of PhasorOutput"][::std::mem::align_of::<PhasorOutput>() - 8usize];
+    ["Offset of field: PhasorOutput::destination"]
+        [::std::mem::offset_of!(PhasorOutput, destination) - 0usize];
+    ["Offset of field: PhasorOutput::head_dim"]
+        [::std::mem::offset_of!(PhasorOutput, head_dim) - 32usize];
+    ["Offset of field: PhasorOutput::in_place"]
+        [::std::mem::offset_of!(PhasorOutput, in_place) - 36usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct PhasorIds {
     pub address: u64,
-    pub batch: i64,
     pub token: i64,
+    pub batch: i64,
     pub type_: u32,
     pub reserved: u32,
 }
@@ -72,8 +79,8 @@ const _: () = {
     ["Size of PhasorIds"][::std::mem::size_of::<PhasorIds>() - 32usize];
     ["Alignment of PhasorIds"][::std::mem::align_of::<PhasorIds>() - 8usize];
     ["Offset of field: PhasorIds::address"][::std::mem::offset_of!(PhasorIds, address) - 0usize];
-    ["Offset of field: PhasorIds::batch"][::std::mem::offset_of!(PhasorIds, batch) - 8usize];
-    ["Offset of field: PhasorIds::token"][::std::mem::offset_of!(PhasorIds, token) - 16usize];
+    ["Offset of field: PhasorIds::token"][::std::mem::offset_of!(PhasorIds, token) - 8usize];
+    ["Offset of field: PhasorIds::batch"][::std::mem::offset_of!(PhasorIds, batch) - 16usize];
     ["Offset of field: PhasorIds::type_"][::std::mem::offset_of!(PhasorIds, type_) - 24usize];
     ["Offset of field: PhasorIds::reserved"][::std::mem::offset_of!(PhasorIds, reserved) - 28usize];
 };
@@ -81,40 +88,69 @@ const _: () = {
 #[derive(Debug, Default, Copy, Clone)]
 pub struct PhasorAngles {
     pub steps: u64,
-    pub cos: u64,
-    pub sin: u64,
     pub pairs: u32,
     pub axes: u32,
-    pub source: u32,
-    pub out_of_range: u32,
+    pub row_choice: u32,
     pub factor: f32,
     pub inverse: u32,
+    pub out_of_range: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of PhasorAngles"][::std::mem::size_of::<PhasorAngles>() - 48usize];
+    ["Size of PhasorAngles"][::std::mem::size_of::<PhasorAngles>() - 32usize];
     ["Alignment of PhasorAngles"][::std::mem::align_of::<PhasorAngles>() - 8usize];
     ["Offset of field: PhasorAngles::steps"][::std::mem::offset_of!(PhasorAngles, steps) - 0usize];
-    ["Offset of field: PhasorAngles::cos"][::std::mem::offset_of!(PhasorAngles, cos) - 8usize];
-    ["Offset of field: PhasorAngles::sin"][::std::mem::offset_of!(PhasorAngles, sin) - 16usize];
-    ["Offset of field: PhasorAngles::pairs"][::std::mem::offset_of!(PhasorAngles, pairs) - 24usize];
-    ["Offset of field: PhasorAngles::axes"][::std::mem::offset_of!(PhasorAngles, axes) - 28usize];
-    ["Offset of field: PhasorAngles::source"]
-        [::std::mem::offset_of!(PhasorAngles, source) - 32usize];
-    ["Offset of field: PhasorAngles::out_of_range"]
-        [::std::mem::offset_of!(PhasorAngles, out_of_range) - 36usize];
+    ["Offset of field: PhasorAngles::pairs"][::std::mem::offset_of!(PhasorAngles, pairs) - 8usize];
+    ["Offset of field: PhasorAngles::axes"][::std::mem::offset_of!(PhasorAngles, axes) - 12usize];
+    ["Offset of field: PhasorAngles::row_choice"]
+        [::std::mem::offset_of!(PhasorAngles, row_choice) - 16usize];
     ["Offset of field: PhasorAngles::factor"]
-        [::std::mem::offset_of!(PhasorAngles, factor) - 40usize];
+        [::std::mem::offset_of!(PhasorAngles, factor) - 20usize];
     ["Offset of field: PhasorAngles::inverse"]
-        [::std::mem::offset_of!(PhasorAngles, inverse) - 44usize];
+        [::std::mem::offset_of!(PhasorAngles, inverse) - 24usize];
+    ["Offset of field: PhasorAngles::out_of_range"]
+        [::std::mem::offset_of!(PhasorAngles, out_of_range) - 28usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct PhasorTable {
+    pub cos: u64,
+    pub sin: u64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PhasorTable"][::std::mem::size_of::<PhasorTable>() - 16usize];
+    ["Alignment of PhasorTable"][::std::mem::align_of::<PhasorTable>() - 8usize];
+    ["Offset of field: PhasorTable::cos"][::std::mem::offset_of!(PhasorTable, cos) - 0usize];
+    ["Offset of field: PhasorTable::sin"][::std::mem::offset_of!(PhasorTable, sin) - 8usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct PhasorRows {
+    pub factors: u64,
+    pub boundary: i64,
+    pub ids: PhasorIds,
+    pub count: u32,
+    pub row: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PhasorRows"][::std::mem::size_of::<PhasorRows>() - 56usize];
+    ["Alignment of PhasorRows"][::std::mem::align_of::<PhasorRows>() - 8usize];
+    ["Offset of field: PhasorRows::factors"][::std::mem::offset_of!(PhasorRows, factors) - 0usize];
+    ["Offset of field: PhasorRows::boundary"]
+        [::std::mem::offset_of!(PhasorRows, boundary) - 8usize];
+    ["Offset of field: PhasorRows::ids"][::std::mem::offset_of!(PhasorRows, ids) - 16usize];
+    ["Offset of field: PhasorRows::count"][::std::mem::offset_of!(PhasorRows, count) - 48usize];
+    ["Offset of field: PhasorRows::row"][::std::mem::offset_of!(PhasorRows, row) - 52usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct PhasorPositions {
     pub start: i64,
     pub advance: i64,
-    pub axis_stride: i64,
     pub ids: PhasorIds,
+    pub axis_stride: i64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -124,35 +160,10 @@ const _: () = {
         [::std::mem::offset_of!(PhasorPositions, start) - 0usize];
     ["Offset of field: PhasorPositions::advance"]
         [::std::mem::offset_of!(PhasorPositions, advance) - 8usize];
-    ["Offset of field: PhasorPositions::axis_stride"]
-        [::std::mem::offset_of!(PhasorPositions, axis_stride) - 16usize];
     ["Offset of field: PhasorPositions::ids"]
-        [::std::mem::offset_of!(PhasorPositions, ids) - 24usize];
-};
-#[repr(C)]
-#[derive(Debug, Default, Copy, Clone)]
-pub struct PhasorRows {
-    pub factors: u64,
-    pub boundary: i64,
-    pub ids: PhasorIds,
-    pub count: u32,
-    pub choice: u32,
-    pub row: u32,
-    pub reserved: u32,
-}
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of PhasorRows"][::std::mem::size_of::<PhasorRows>() - 64usize];
-    ["Alignment of PhasorRows"][::std::mem::align_of::<PhasorRows>() - 8usize];
-    ["Offset of field: PhasorRows::factors"][::std::mem::offset_of!(PhasorRows, factors) - 0usize];
-    ["Offset of field: PhasorRows::boundary"]
-        [::std::mem::offset_of!(PhasorRows, boundary) - 8usize];
-    ["Offset of field: PhasorRows::ids"][::std::mem::offset_of!(PhasorRows, ids) - 16usize];
-    ["Offset of field: PhasorRows::count"][::std::mem::offset_of!(PhasorRows, count) - 48usize];
-    ["Offset of field: PhasorRows::choice"][::std::mem::offset_of!(PhasorRows, choice) - 52usize];
-    ["Offset of field: PhasorRows::row"][::std::mem::offset_of!(PhasorRows, row) - 56usize];
-    ["Offset of field: PhasorRows::reserved"]
-        [::std::mem::offset_of!(PhasorRows, reserved) - 60usize];
+        [::std::mem::offset_of!(PhasorPositions, ids) - 16usize];
+    ["Offset of field: PhasorPositions::axis_stride"]
+        [::std::mem::offset_of!(PhasorPositions, axis_stride) - 48usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -178,38 +189,47 @@ const _: () = {
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct PhasorCall {
-    pub angles: PhasorAngles,
-    pub positions: PhasorPositions,
     pub batch: u32,
     pub tokens: u32,
-    pub token_groups: u32,
-    pub flags: u32,
+    pub angles_before_wait: u32,
     pub in_place: u32,
-    pub reserved: u32,
+    pub angles: PhasorAngles,
+    pub positions: PhasorPositions,
     pub q: PhasorStream,
     pub k: PhasorStream,
+    pub q_output: PhasorOutput,
+    pub k_output: PhasorOutput,
+    pub table: PhasorTable,
     pub rows: PhasorRows,
     pub pairing: PhasorPairing,
+    pub token_groups: u32,
+    pub reserved: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of PhasorCall"][::std::mem::size_of::<PhasorCall>() - 368usize];
+    ["Size of PhasorCall"][::std::mem::size_of::<PhasorCall>() - 360usize];
     ["Alignment of PhasorCall"][::std::mem::align_of::<PhasorCall>() - 8usize];
-    ["Offset of field: PhasorCall::angles"][::std::mem::offset_of!(PhasorCall, angles) - 0usize];
+    ["Offset of field: PhasorCall::batch"][::std::mem::offset_of!(PhasorCall, batch) - 0usize];
+    ["Offset of field: PhasorCall::tokens"][::std::mem::offset_of!(PhasorCall, tokens) - 4usize];
+    ["Offset of field: PhasorCall::angles_before_wait"]
+        [::std::mem::offset_of!(PhasorCall, angles_before_wait) - 8usize];
+    ["Offset of field: PhasorCall::in_place"]
+        [::std::mem::offset_of!(PhasorCall, in_place) - 12usize];
+    ["Offset of field: PhasorCall::angles"][::std::mem::offset_of!(PhasorCall, angles) - 16usize];
     ["Offset of field: PhasorCall::positions"]
         [::std::mem::offset_of!(PhasorCall, positions) - 48usize];
-    ["Offset of field: PhasorCall::batch"][::std::mem::offset_of!(PhasorCall, batch) - 104usize];
-    ["Offset of field: PhasorCall::tokens"][::std::mem::offset_of!(PhasorCall, tokens) - 108usize];
-    ["Offset of field: PhasorCall::token_groups"]
-        [::std::mem::offset_of!(PhasorCall, token_groups) - 112usize];
-    ["Offset of field: PhasorCall::flags"][::std::mem::offset_of!(PhasorCall, flags) - 116usize];
-    ["Offset of field: PhasorCall::in_place"]
-        [::std::mem::offset_of!(PhasorCall, in_place) - 120usize];
-    ["Offset of field: PhasorCall::reserved"]
-        [::std::mem::offset_of!(PhasorCall, reserved) - 124usize];
-    ["Offset of field: PhasorCall::q"][::std::mem::offset_of!(PhasorCall, q) - 128usize];
-    ["Offset of field: PhasorCall::k"][::std::mem::offset_of!(PhasorCall, k) - 208usize];
-    ["Offset of field: PhasorCall::rows"][::std::mem::offset_of!(PhasorCall, rows) - 288usize];
+    ["Offset of field: PhasorCall::q"][::std::mem::offset_of!(PhasorCall, q) - 104usize];
+    ["Offset of field: PhasorCall::k"][::std::mem::offset_of!(PhasorCall, k) - 144usize];
+    ["Offset of field: PhasorCall::q_output"]
+        [::std::mem::offset_of!(PhasorCall, q_output) - 184usize];
+    ["Offset of field: PhasorCall::k_output"]
+        [::std::mem::offset_of!(PhasorCall, k_output) - 224usize];
+    ["Offset of field: PhasorCall::table"][::std::mem::offset_of!(PhasorCall, table) - 264usize];
+    ["Offset of field: PhasorCall::rows"][::std::mem::offset_of!(PhasorCall, rows) - 280usize];
     ["Offset of field: PhasorCall::pairing"]
-        [::std::mem::offset_of!(PhasorCall, pairing) - 352usize];
+        [::std::mem::offset_of!(PhasorCall, pairing) - 336usize];
+    ["Offset of field: PhasorCall::token_groups"]
+        [::std::mem::offset_of!(PhasorCall, token_groups) - 352usize];
+    ["Offset of field: PhasorCall::reserved"]
+        [::std::mem::offset_of!(PhasorCall, reserved) - 356usize];
 };

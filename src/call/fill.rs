@@ -1,11 +1,11 @@
 //! A plan and addresses make a call.
 
 use super::{
-    Addresses, AngleAddresses, Call, PHASOR_ANGLES_STEPS, PHASOR_ANGLES_TABLE, PHASOR_IDS_I32,
-    PHASOR_IDS_I64, PHASOR_IDS_NONE, PHASOR_IDS_U32, PHASOR_OUT_OF_RANGE_CLAMP,
-    PHASOR_OUT_OF_RANGE_PASS_THROUGH, PHASOR_ROW_BY_POSITION, PHASOR_ROW_IDS, PHASOR_ROW_OF_CALL,
-    PHASOR_ROW_ONLY, PhasorAngles, PhasorCall, PhasorIds, PhasorPairing, PhasorPositions,
-    PhasorRows, PhasorStream, PhasorView, RawPositions,
+    Addresses, AngleAddresses, Call, PHASOR_IDS_I32, PHASOR_IDS_I64, PHASOR_IDS_NONE,
+    PHASOR_IDS_U32, PHASOR_OUT_OF_RANGE_CLAMP, PHASOR_OUT_OF_RANGE_PASS_THROUGH,
+    PHASOR_ROW_AT_POSITION, PHASOR_ROW_BY_POSITION, PHASOR_ROW_IDS, PHASOR_ROW_OF_CALL,
+    PHASOR_ROW_ONLY, PhasorAngles, PhasorCall, PhasorIds, PhasorOutput, PhasorPairing,
+    PhasorPositions, PhasorRows, PhasorStream, PhasorTable, PhasorView, RawPositions,
 };
 use crate::element::Dtype;
 use crate::ids::{IdType, Ids};
@@ -85,27 +85,37 @@ impl Plan {
         let mut params = self.template;
         params.positions = self.position_params(&addresses.positions)?;
         params.rows = self.row_params(&addresses.positions)?;
+        match addresses.positions.frequency_row_kind() {
+            // As the plan has it.
+            FrequencyRowKind::None => {}
+            FrequencyRowKind::Call => params.angles.row_choice = PHASOR_ROW_OF_CALL,
+            FrequencyRowKind::PerSequence | FrequencyRowKind::PerToken => {
+                params.angles.row_choice = PHASOR_ROW_IDS;
+            }
+        }
         match (self.rope.angles(), addresses.angles) {
             (Angles::Exact(_) | Angles::Rows(_), AngleAddresses::Steps { steps, factors }) => {
                 params.angles.steps = steps;
                 params.rows.factors = factors;
             }
             (Angles::Table(_), AngleAddresses::Table { cos, sin }) => {
-                params.angles.cos = cos;
-                params.angles.sin = sin;
+                params.table = PhasorTable { cos, sin };
             }
             _ => return Err(Error::PlanMismatch),
         }
         if self.is_empty() {
             return Ok(None);
         }
-        for (stream, at) in [(&mut params.q, addresses.q), (&mut params.k, addresses.k)] {
-            let source = match stream.in_place {
+        for (stream, output, at) in [
+            (&mut params.q, &mut params.q_output, addresses.q),
+            (&mut params.k, &mut params.k_output, addresses.k),
+        ] {
+            let source = match output.in_place {
                 0 => at.source,
                 _ => at.destination,
             };
             stream.source.address = source.wrapping_add(stream.source.address);
-            stream.destination.address = at.destination.wrapping_add(stream.destination.address);
+            output.destination.address = at.destination.wrapping_add(output.destination.address);
         }
         Ok(Some(Call {
             dtype: self.dtype,
@@ -237,14 +247,7 @@ impl Plan {
             ids: self.id_params(given.frequency_row_ids(), batch, token),
             // Neither rows nor a table have more.
             count: count as u32,
-            choice: match kind {
-                FrequencyRowKind::None if boundary.is_some() => PHASOR_ROW_BY_POSITION,
-                FrequencyRowKind::None => PHASOR_ROW_ONLY,
-                FrequencyRowKind::Call => PHASOR_ROW_OF_CALL,
-                FrequencyRowKind::PerSequence | FrequencyRowKind::PerToken => PHASOR_ROW_IDS,
-            },
             row,
-            reserved: 0,
         })
     }
 
@@ -293,7 +296,7 @@ impl Plan {
     }
 }
 
-/// The part of a call that a plan knows: all but addresses, positions and rows. Views have the offsets of
+/// The part of a call that a plan knows: all but addresses, positions and chosen rows. Views have the offsets of
 /// their layouts for addresses.
 pub(crate) fn template(
     rope: &Rope,
@@ -301,7 +304,7 @@ pub(crate) fn template(
     [q, k]: [&Option<PlannedTensor>; 2],
     [batch, tokens]: [usize; 2],
 ) -> PhasorCall {
-    let [q, k] = [q, k].map(|planned| {
+    let [(q, q_output), (k, k_output)] = [q, k].map(|planned| {
         planned
             .as_ref()
             .map_or(ABSENT, |planned| stream_params(planned, dtype))
@@ -312,45 +315,48 @@ pub(crate) fn template(
         (batch, tokens) = (1, batch);
     }
     PhasorCall {
-        angles: angle_params(rope),
-        positions: PhasorPositions::default(),
         batch,
         tokens,
-        token_groups: 1,
-        flags: 0,
-        in_place: q.in_place & k.in_place,
-        reserved: 0,
+        angles_before_wait: 0,
+        in_place: q_output.in_place & k_output.in_place,
+        angles: angle_params(rope),
+        positions: PhasorPositions::default(),
         q,
         k,
+        q_output,
+        k_output,
+        table: PhasorTable::default(),
         rows: PhasorRows::default(),
         pairing: pairing_params(rope),
+        token_groups: 1,
+        reserved: 0,
     }
 }
 
 fn angle_params(rope: &Rope) -> PhasorAngles {
     let angles = rope.angles();
-    let (source, passes, factor) = match angles {
-        Angles::Exact(frequencies) => (PHASOR_ANGLES_STEPS, false, frequencies.attention_factor()),
-        Angles::Rows(_) => (PHASOR_ANGLES_STEPS, false, 1.0),
+    let (row_choice, passes, factor) = match angles {
+        Angles::Exact(frequencies) => (PHASOR_ROW_ONLY, false, frequencies.attention_factor()),
+        Angles::Rows(rows) if rows.boundary().is_some() => (PHASOR_ROW_BY_POSITION, false, 1.0),
+        // Each call says how they are chosen.
+        Angles::Rows(_) => (PHASOR_ROW_OF_CALL, false, 1.0),
         // Positions that must be in range are checked for each call.
         Angles::Table(table) => {
             let passes = table.out_of_range() == OutOfRange::PassThrough;
-            (PHASOR_ANGLES_TABLE, passes, 1.0)
+            (PHASOR_ROW_AT_POSITION, passes, 1.0)
         }
     };
     PhasorAngles {
         steps: 0,
-        cos: 0,
-        sin: 0,
         pairs: angles.pairs() as u32,
         axes: angles.axes() as u32,
-        source,
+        row_choice,
+        factor,
+        inverse: u32::from(rope.direction() == Direction::Inverse),
         out_of_range: match passes {
             true => PHASOR_OUT_OF_RANGE_PASS_THROUGH,
             false => PHASOR_OUT_OF_RANGE_CLAMP,
         },
-        factor,
-        inverse: u32::from(rope.direction() == Direction::Inverse),
     }
 }
 
@@ -369,35 +375,42 @@ fn pairing_params(rope: &Rope) -> PhasorPairing {
     }
 }
 
-/// In place, so that it does not tell against the others.
-const ABSENT: PhasorStream = PhasorStream {
-    source: NOWHERE,
-    destination: NOWHERE,
-    heads: 0,
-    head_dim: 0,
-    rotary_offset: 0,
-    in_place: 1,
-};
+/// In place, so that it does not tell against the other.
+const ABSENT: (PhasorStream, PhasorOutput) = (
+    PhasorStream {
+        heads: 0,
+        rotary_offset: 0,
+        source: NOWHERE,
+    },
+    PhasorOutput {
+        destination: NOWHERE,
+        head_dim: 0,
+        in_place: 1,
+    },
+);
 const NOWHERE: PhasorView = PhasorView {
     address: 0,
-    batch: 0,
     token: 0,
     head: 0,
+    batch: 0,
 };
 
-fn stream_params(planned: &PlannedTensor, dtype: Dtype) -> PhasorStream {
+fn stream_params(planned: &PlannedTensor, dtype: Dtype) -> (PhasorStream, PhasorOutput) {
     let [.., heads, head_dim] = planned.source.shape();
     if planned.source.is_empty() {
         return ABSENT;
     }
-    PhasorStream {
-        source: view_params(&planned.source, dtype),
-        destination: view_params(&planned.destination, dtype),
+    let stream = PhasorStream {
         heads: heads as u32,
-        head_dim: head_dim as u32,
         rotary_offset: planned.source.rotary_offset() as u32,
+        source: view_params(&planned.source, dtype),
+    };
+    let output = PhasorOutput {
+        destination: view_params(&planned.destination, dtype),
+        head_dim: head_dim as u32,
         in_place: u32::from(planned.in_place),
-    }
+    };
+    (stream, output)
 }
 
 fn view_params(layout: &Layout, dtype: Dtype) -> PhasorView {

@@ -42,15 +42,21 @@ impl PhasorCall {
         unsafe { std::slice::from_raw_parts((&raw const *self).cast(), size_of::<Self>()) }
     }
 
-    pub(crate) fn streams(&self) -> [&PhasorStream; 2] {
-        [&self.q, &self.k]
+    /// q and k: what is read, and where it is written.
+    pub(crate) fn streams(&self) -> [(&PhasorStream, &PhasorOutput); 2] {
+        [(&self.q, &self.q_output), (&self.k, &self.k_output)]
+    }
+
+    /// Whether angles come from a table.
+    pub(crate) fn has_table(&self) -> bool {
+        self.angles.row_choice == PHASOR_ROW_AT_POSITION
     }
 
     /// Bytes of elements that the call reads and writes.
     pub(crate) fn bytes(&self, dtype: Dtype) -> u64 {
-        let heads = |stream: &PhasorStream| {
-            let dims = match stream.in_place {
-                0 => stream.head_dim,
+        let heads = |(stream, output): (&PhasorStream, &PhasorOutput)| {
+            let dims = match output.in_place {
+                0 => output.head_dim,
                 _ => 2 * self.angles.pairs,
             };
             u64::from(stream.heads) * u64::from(dims)

@@ -52,7 +52,7 @@ impl PhasorCall {
     pub(crate) unsafe fn row(&self, b: u32, t: u32, position: i64) -> u32 {
         let rows = &self.rows;
         let last = rows.count - 1;
-        match rows.choice {
+        match self.angles.row_choice {
             PHASOR_ROW_OF_CALL => rows.row.min(last),
             // SAFETY: the caller's.
             PHASOR_ROW_IDS => match u32::try_from(unsafe { rows.ids.at(b, t, 0) }) {

@@ -7,8 +7,7 @@ use super::{Threads, threads};
 use crate::Dtype;
 use crate::angle::phase::Scale;
 use crate::call::{
-    Call, PHASOR_ANGLES_TABLE, PHASOR_OUT_OF_RANGE_PASS_THROUGH, PHASOR_ROW_ONLY, PhasorCall,
-    PhasorStream,
+    Call, PHASOR_OUT_OF_RANGE_PASS_THROUGH, PHASOR_ROW_ONLY, PhasorCall, PhasorOutput, PhasorStream,
 };
 use crate::rope::{Pairing, Pairings};
 use half::{bf16, f16};
@@ -188,33 +187,33 @@ impl Work<'_> {
             let heads_of = |stream: &PhasorStream| {
                 split(stream.heads as usize, share.head_parts, share.head_part)
             };
-            for stream in call.streams() {
+            for (stream, output) in call.streams() {
                 // Whole heads, though some dims are written again: fewer and longer copies.
-                let all_rotate = row.is_some() && 2 * pairs == stream.head_dim as usize;
-                if stream.in_place == 1 || all_rotate {
+                let all_rotate = row.is_some() && 2 * pairs == output.head_dim as usize;
+                if output.in_place == 1 || all_rotate {
                     continue;
                 }
                 // SAFETY: the token and the heads are the stream's; source and destination do not
                 // overlap, because it is not in place.
-                unsafe { copy_heads::<T>(stream, (b, t), heads_of(stream)) };
+                unsafe { copy_heads::<T>((stream, output), (b, t), heads_of(stream)) };
             }
             for first in (0..pairs).step_by(BLOCK) {
                 let Some(row) = &row else { break };
                 let block = BLOCK.min(pairs - first);
                 // SAFETY: the pairs are the call's.
                 unsafe { row.form(self, first..first + block, &mut formed, &mut angles) };
-                for stream in call.streams() {
+                for (stream, output) in call.streams() {
                     let heads = heads_of(stream);
                     if heads.is_empty() {
                         continue;
                     }
                     let window = stream.rotary_offset as usize * size_of::<T>();
-                    let [source, destination] = addresses(stream, (b, t), heads.start);
+                    let [source, destination] = addresses((stream, output), (b, t), heads.start);
                     let run = HeadRun {
                         source: with_exposed_provenance(source + window),
                         destination: with_exposed_provenance_mut(destination + window),
                         source_stride: elements::<T>(stream.source.head),
-                        destination_stride: elements::<T>(stream.destination.head),
+                        destination_stride: elements::<T>(output.destination.head),
                         heads: heads.len(),
                         pairs,
                         first,
@@ -222,8 +221,8 @@ impl Work<'_> {
                             == stream.source.head.wrapping_mul(i64::from(stream.heads)),
                         // Lines that are written in part would be read before.
                         stream: self.stream
-                            && stream.in_place == 0
-                            && 2 * pairs == stream.head_dim as usize,
+                            && output.in_place == 0
+                            && 2 * pairs == output.head_dim as usize,
                         ordinary: row.ordinary,
                     };
                     // SAFETY: the run's heads are the stream's; the variant was checked when it was
@@ -246,7 +245,7 @@ impl Work<'_> {
         let inverse = call.angles.inverse == 1;
         // SAFETY: the caller's.
         let position = unsafe { call.positions.at(0, b, t) };
-        if call.angles.source == PHASOR_ANGLES_TABLE {
+        if call.has_table() {
             let (row, inside) = call.table_row(position);
             let passes = call.angles.out_of_range == PHASOR_OUT_OF_RANGE_PASS_THROUGH;
             return (inside || !passes).then_some(Row {
@@ -259,7 +258,7 @@ impl Work<'_> {
         let (row, factor) = unsafe {
             let row = call.row(b, t, position);
             let factors = with_exposed_provenance::<f32>(call.rows.factors as usize);
-            let factor = match call.rows.choice {
+            let factor = match call.angles.row_choice {
                 PHASOR_ROW_ONLY => call.angles.factor,
                 _ => *factors.add(row as usize),
             };
@@ -292,8 +291,12 @@ fn elements<T>(bytes: i64) -> usize {
 }
 
 /// Where a head of a token is read and written.
-fn addresses(stream: &PhasorStream, (b, t): (u32, u32), head: usize) -> [usize; 2] {
-    [&stream.source, &stream.destination].map(|view| {
+fn addresses(
+    (stream, output): (&PhasorStream, &PhasorOutput),
+    (b, t): (u32, u32),
+    head: usize,
+) -> [usize; 2] {
+    [&stream.source, &output.destination].map(|view| {
         let offset = i64::from(b)
             .wrapping_mul(view.batch)
             .wrapping_add(i64::from(t).wrapping_mul(view.token))
@@ -306,16 +309,20 @@ fn addresses(stream: &PhasorStream, (b, t): (u32, u32), head: usize) -> [usize; 
 ///
 /// # Safety
 /// The token and the heads are the stream's, and source and destination do not overlap.
-unsafe fn copy_heads<T>(stream: &PhasorStream, token: (u32, u32), heads: Range<usize>) {
-    let head_dim = stream.head_dim as usize;
+unsafe fn copy_heads<T>(
+    (stream, output): (&PhasorStream, &PhasorOutput),
+    token: (u32, u32),
+    heads: Range<usize>,
+) {
+    let head_dim = output.head_dim as usize;
     let bytes = (head_dim * size_of::<T>()) as i64;
-    let dense = stream.source.head == bytes && stream.destination.head == bytes;
+    let dense = stream.source.head == bytes && output.destination.head == bytes;
     let (step, len) = match dense {
         true => (heads.len().max(1), heads.len() * head_dim),
         false => (1, head_dim),
     };
     for head in heads.step_by(step) {
-        let [source, destination] = addresses(stream, token, head);
+        let [source, destination] = addresses((stream, output), token, head);
         // SAFETY: the caller's.
         unsafe {
             std::ptr::copy_nonoverlapping(
@@ -408,9 +415,9 @@ impl Row {
                 form(&phases[..range.len()], Phases::At(1), angles);
             }
             Source::Table { row } => {
-                let cos = values(call.angles.cos, row as usize);
+                let cos = values(call.table.cos, row as usize);
                 angles.cos[..cos.len()].copy_from_slice(cos);
-                let sin = values(call.angles.sin, row as usize);
+                let sin = values(call.table.sin, row as usize);
                 for (to, &from) in angles.sin.iter_mut().zip(sin) {
                     *to = self.scale.turned(from);
                 }

@@ -83,7 +83,9 @@ impl Kind {
             Kind::WaitLater => "a wait moved below the next load, or the next store",
             Kind::TriggerDropped => "dependents not launched",
             Kind::SharedFurther => "a shared load or store one pair further",
-            Kind::SharedOther => "a shared load or store in the other array",
+            Kind::SharedOther => {
+                "a shared load or store among the next token's angles or the last one's"
+            }
             Kind::SinCosSwapped => "sin and cos swapped",
             Kind::LaneZero => "lane 0's angle for every lane",
             Kind::FactorDropped => "the attention factor as 1, in one place",
@@ -238,8 +240,13 @@ impl<'a> Inst<'a> {
         self.op.starts_with("st.global")
     }
 
-    /// The same load or store at `%there`, which `code` forms from the old address, `%here`.
-    fn elsewhere(&self, code: &str) -> String {
+    /// The same load or store at an address `by` bytes further on (`add`) or back (`sub`), where `by` is so
+    /// many times a special register.
+    fn elsewhere(&self, way: &str, times: usize, register: &str) -> String {
+        let (bits, mul) = match self.is_shared_access() {
+            true => (32, "mul.lo.u32"),
+            false => (64, "mul.wide.u32"),
+        };
         let mut args = self.args.clone();
         let at = args.iter().position(|arg| arg.starts_with('['));
         let here = at.map(|at| std::mem::replace(&mut args[at], "[%there]"));
@@ -247,7 +254,8 @@ impl<'a> Inst<'a> {
         let (base, offset) = here.split_once('+').unwrap_or((here, "0"));
         let access = self.with(self.op, &args);
         format!(
-            "\t{{ .reg .b64 %by, %here, %there; add.s64 %here, {base}, {offset}; {code} {} }}",
+            "\t{{ .reg .b{bits} %by, %here, %there; add.s{bits} %here, {base}, {offset}; \
+             {mul} %by, {register}, {times}; {way}.s{bits} %there, %here, %by; {} }}",
             access.trim()
         )
     }
@@ -299,25 +307,21 @@ struct Code<'a> {
     writers: HashMap<&'a str, usize>,
     /// Registers that hold the attention factor.
     factors: HashSet<&'a str>,
-    /// Pairs that a lane has of a head.
-    vector: usize,
 }
 
 /// Offsets in the parameters.
-const COS: i64 = offset_of!(PhasorCall, angles.cos) as i64;
-const SIN: i64 = offset_of!(PhasorCall, angles.sin) as i64;
+const COS: i64 = offset_of!(PhasorCall, table.cos) as i64;
+const SIN: i64 = offset_of!(PhasorCall, table.sin) as i64;
 const PAIRS: i64 = offset_of!(PhasorCall, angles.pairs) as i64;
 const FACTOR: i64 = offset_of!(PhasorCall, angles.factor) as i64;
 const Q_HEADS: i64 = offset_of!(PhasorCall, q.heads) as i64;
 const K_HEADS: i64 = offset_of!(PhasorCall, k.heads) as i64;
-const FLAGS: i64 = offset_of!(PhasorCall, flags) as i64;
 const BATCH: i64 = offset_of!(PhasorCall, batch) as i64;
-const IN_PLACE: i64 = offset_of!(PhasorCall, in_place) as i64;
-const SOURCE: i64 = offset_of!(PhasorCall, angles.source) as i64;
-const CHOICE: i64 = offset_of!(PhasorCall, rows.choice) as i64;
+const CHOICE: i64 = offset_of!(PhasorCall, angles.row_choice) as i64;
+const AXES: i64 = offset_of!(PhasorCall, angles.axes) as i64;
 
 impl<'a> Code<'a> {
-    fn new(lines: &'a [String], vector: usize) -> Code<'a> {
+    fn new(lines: &'a [String]) -> Code<'a> {
         let insts: Vec<_> = lines
             .iter()
             .enumerate()
@@ -356,17 +360,11 @@ impl<'a> Code<'a> {
             parameters,
             writers,
             factors,
-            vector,
         }
     }
 
     fn writer(&self, register: &str) -> Option<&Inst<'a>> {
         self.writers.get(register).map(|&n| &self.insts[n])
-    }
-
-    fn all_writers(&self, register: &str) -> impl Iterator<Item = &Inst<'a>> {
-        let writes = move |inst: &&Inst| inst.destinations().contains(&register);
-        self.insts.iter().filter(writes)
     }
 
     /// The offset that a parameter is loaded from.
@@ -407,25 +405,21 @@ impl<'a> Code<'a> {
         }
     }
 
-    /// Whether a register is 0 for one row of steps.
-    fn is_plainness(&self, register: &str) -> bool {
-        self.writer(register).is_some_and(|w| {
-            let offsets =
-                [1, 2].map(|n| w.args.get(n).and_then(|r| self.parameters.get(r)).copied());
-            w.op == "or.b32"
-                && (offsets == [Some(SOURCE), Some(CHOICE)]
-                    || offsets == [Some(CHOICE), Some(SOURCE)])
+    /// Whether an instruction decides if there is but one row, of steps on one axis: it loads or compares
+    /// one of the two parameters.
+    fn is_asked_for_one_row(&self, inst: &Inst) -> bool {
+        self.insts.iter().any(|both| {
+            let compares = |arg: &str, offset| {
+                let compare = self.writer(arg)?;
+                let value = self.writer(compare.args.get(1)?)?;
+                (self.parameter(value) == Some(offset)).then_some([compare.line, value.line])
+            };
+            let args = &both.args;
+            both.op == "and.pred"
+                && compares(args[1], CHOICE)
+                    .zip(compares(args[2], AXES))
+                    .is_some_and(|(choice, axes)| [choice, axes].concat().contains(&inst.line))
         })
-    }
-
-    /// Whether a comparison does nothing but choose the smaller of what it compares.
-    fn selects_smaller(&self, inst: &Inst) -> bool {
-        let compared: HashSet<_> = inst.args[1..3].iter().collect();
-        let mut uses = self
-            .insts
-            .iter()
-            .filter(|i| i.args.iter().skip(1).any(|arg| *arg == inst.args[0]));
-        uses.all(|i| i.is("selp") && i.args[1..3].iter().collect::<HashSet<_>>() == compared)
     }
 
     /// Whether an instruction comes after the angles have been taken from shared memory.
@@ -434,53 +428,24 @@ impl<'a> Code<'a> {
         before.any(|i| i.is("ld.shared"))
     }
 
-    /// Whether an instruction decides on the loop that stores, which begins with the angles.
-    fn decides_on_stores(&self, inst: &Inst) -> bool {
-        let after = self.insts.iter().skip_while(|i| i.line != inst.line);
-        let mut accesses = after.filter(|i| i.is("ld.global") || i.is("st") || i.is("ld.shared"));
-        accesses.next().is_some_and(|i| i.is("ld.shared"))
-    }
-
-    /// Whether a register holds the chunks of a head.
-    fn is_all_chunks(&self, register: &str) -> bool {
-        self.comes_from(register, PAIRS)
-            || self
-                .writer(register)
-                .is_some_and(|w| w.op == "shr.u32" && self.comes_from(w.args[1], PAIRS))
-    }
-
-    /// Whether a register holds the first chunk of a round.
-    fn is_first_chunk(&self, register: &str) -> bool {
-        let mut writers = self.all_writers(register);
-        writers.all(|w| w.op == "mul.lo.s32" || w.op == "mad.lo.s32")
-    }
-
-    /// Whether a predicate does nothing but put 0 for something.
-    fn selects_zero(&self, predicate: &str) -> bool {
-        let mut uses = self.insts.iter().filter(|inst| {
-            inst.guard.is_some_and(|guard| guard.ends_with(predicate))
-                || inst.args.iter().skip(1).any(|arg| *arg == predicate)
-        });
-        uses.all(|inst| inst.is("selp") && inst.args[1] == "0")
-    }
-
-    /// Whether a register holds the heads of q and k together.
+    /// Whether a register holds the heads of q and k together, or 0 for a thread that has none.
     fn is_all_heads(&self, register: &str) -> bool {
-        self.writer(register).is_some_and(|sum| {
-            let offsets = [1, 2].map(|n| {
-                let of = sum.args.get(n).and_then(|term| self.parameters.get(term));
+        self.writer(register).is_some_and(|w| {
+            let of_parameters = [1, 2].map(|n| {
+                let of = w.args.get(n).and_then(|term| self.parameters.get(term));
                 of.copied()
             });
-            sum.op == "add.s32"
-                && (offsets == [Some(Q_HEADS), Some(K_HEADS)]
-                    || offsets == [Some(K_HEADS), Some(Q_HEADS)])
+            w.op == "add.s32"
+                && (of_parameters == [Some(Q_HEADS), Some(K_HEADS)]
+                    || of_parameters == [Some(K_HEADS), Some(Q_HEADS)])
+                || w.op == "selp.b32" && w.args[2] == "0" && self.is_all_heads(w.args[1])
         })
     }
 }
 
 /// Every mutant of a kernel.
 pub fn mutants(kernel: &KernelText) -> Vec<Mutant> {
-    let code = Code::new(&kernel.lines, kernel.kernel.vector());
+    let code = Code::new(&kernel.lines);
     let mut all = Vec::new();
     for inst in &code.insts {
         let mut add = |kind, now: String| {
@@ -667,29 +632,32 @@ fn accesses(kernel: Kernel, code: &Code, inst: &Inst, add: &mut impl FnMut(Kind,
         add(Kind::Address, inst.with(inst.op, &[&at, args[1]]));
         add(Kind::StoreDropped, String::new());
     }
-    // Bytes of a chunk's cosines, which lie beside those of the next lane's.
-    let chunk = 4 * kernel.vector();
+    // Bytes of the cosines and sines of a chunk, which lie beside those of the next lane's.
+    let chunk = 8 * kernel.vector();
     if inst.is_shared_access() {
         let at = args.iter().position(|arg| arg.starts_with('[')).unwrap();
         let there = further(args[at], inst.width());
         let mut args = args.to_vec();
         args[at] = &there;
         add(Kind::SharedFurther, inst.with(inst.op, &args));
-        // The array of sines follows that of cosines, and the next token's cosines follow it.
         for way in ["add", "sub"] {
-            let lanes =
-                format!("mul.wide.u32 %by, %ntid.x, {chunk}; {way}.s64 %there, %here, %by;");
-            add(Kind::SharedOther, inst.elsewhere(&lanes));
+            add(Kind::SharedOther, inst.elsewhere(way, chunk, "%ntid.x"));
         }
     }
     if inst.is("ld.shared") {
         let values = members(args[0]);
-        if values.len() > 1 {
-            let next = [&values[1..], &values[..1]].concat().join(", ");
+        let exchanged: Vec<_> = values.chunks(2).flat_map(|v| [v[1], v[0]]).collect();
+        let exchanged = format!("{{{}}}", exchanged.join(", "));
+        add(
+            Kind::SinCosSwapped,
+            inst.with(inst.op, &[&exchanged, args[1]]),
+        );
+        if values.len() > 2 {
+            let next = [&values[2..], &values[..2]].concat().join(", ");
             let now = inst.with(inst.op, &[&format!("{{{next}}}"), args[1]]);
             add(Kind::SharedFurther, now);
         }
-        add(Kind::LaneZero, inst.elsewhere(&back_to_lane_zero(chunk)));
+        add(Kind::LaneZero, inst.elsewhere("sub", chunk, "%tid.x"));
     }
     // A pair lies beside that of the next lane, but where a vector holds pairs of two places.
     if inst.is_constant_load()
@@ -697,7 +665,7 @@ fn accesses(kernel: Kernel, code: &Code, inst: &Inst, add: &mut impl FnMut(Kind,
         && kernel.pairing != Some(Pairing::Interleaved)
     {
         let bytes = inst.width() as usize;
-        add(Kind::LaneZero, inst.elsewhere(&back_to_lane_zero(bytes)));
+        add(Kind::LaneZero, inst.elsewhere("sub", bytes, "%tid.x"));
     }
     if inst.is("ld.param") {
         let size = inst.width();
@@ -708,11 +676,6 @@ fn accesses(kernel: Kernel, code: &Code, inst: &Inst, add: &mut impl FnMut(Kind,
         }
         add(Kind::Parameter, inst.with(inst.op, &[args[0], &at]));
     }
-}
-
-/// From the address of what lane `n` holds, `n * bytes` after that of lane 0.
-fn back_to_lane_zero(bytes: usize) -> String {
-    format!("mul.wide.u32 %by, %tid.x, {bytes}; sub.s64 %there, %here, %by;")
 }
 
 /// Faults that exchange something between two lines.
@@ -727,18 +690,11 @@ fn exchanges(kernel: &KernelText, code: &Code, all: &mut Vec<Mutant>) {
             edits: vec![(a.line, a_now), (b.line, b_now)],
         });
     };
-    // Both arrays are loaded the same way, and both tables.
     let swapped = |inst: &Inst, n: usize, by: &str| {
         let mut args = inst.args.clone();
         args[n] = by;
         inst.with(inst.op, &args)
     };
-    let shared = code.insts.iter().filter(|inst| inst.is("ld.shared"));
-    if let [cos, sin] = shared.collect::<Vec<_>>()[..] {
-        let now = [swapped(cos, 0, sin.args[0]), swapped(sin, 0, cos.args[0])];
-        let [cos_now, sin_now] = now;
-        exchange(Kind::SinCosSwapped, cos, sin, cos_now, sin_now);
-    }
     let use_of = |offset| {
         code.insts.iter().find_map(|inst| {
             let of_offset = |arg: &&str| code.parameters.get(arg) == Some(&offset);
@@ -788,20 +744,6 @@ fn exchanges(kernel: &KernelText, code: &Code, all: &mut Vec<Mutant>) {
 fn equivalent(code: &Code, inst: &Inst, kind: Kind, now: &str) -> Option<&'static str> {
     let args = &inst.args[..];
     match kind {
-        Kind::MaskDropped if inst.op == "and.b16" && args[2] == "255" => {
-            let mut writers = code.all_writers(args[1]);
-            writers
-                .all(|w| match w.op {
-                    "mov.u16" => ["0", "1"].contains(&w.args[1]),
-                    "selp.u16" => w.args[1..3] == ["1", "0"],
-                    "and.b16" => w.args[2] == "1",
-                    _ => false,
-                })
-                .then_some("the masked flag is only ever set to 0 or 1")
-        }
-        Kind::MaskDropped if args[2] == "1" && code.comes_from(args[1], FLAGS) => {
-            Some("there is no other flag")
-        }
         // The index in a vector, beside which the chunk is put.
         Kind::MaskDropped if code.is_inserted_over(args[0], args[2]) => {
             Some("the bits that it clears are overwritten")
@@ -810,7 +752,7 @@ fn equivalent(code: &Code, inst: &Inst, kind: Kind, now: &str) -> Option<&'stati
             let shift = code.writer(args[1]).filter(|w| w.op == "shr.u32")?;
             (code.parameters.get(shift.args[1]) == Some(&PAIRS)).then_some(
                 "the mask clears what doubling the pairs would carry out of 32 bits, and pairs are \
-                 at most 2^27",
+                 at most 2^21",
             )
         }
         Kind::RoundedToZero if inst.op == "cvt.rn.f32.s32" => {
@@ -832,43 +774,15 @@ fn equivalent(code: &Code, inst: &Inst, kind: Kind, now: &str) -> Option<&'stati
         Kind::Bound | Kind::BoundValue | Kind::Parameter if code.asks_for_sequences(inst, now) => {
             Some("with one sequence, the division gives it too")
         }
-        Kind::BoundValue if inst.op == "setp.eq.s16" && args[2] == "0" => {
-            let mut writers = code.all_writers(args[1]);
-            writers
-                .any(|w| code.comes_from(w.args[1], FLAGS))
-                .then_some("a second wait returns at once")
+        Kind::Parameter if code.is_asked_for_one_row(inst) => {
+            Some("what serves several rows and axes serves one of each too")
         }
-        Kind::BoundValue if inst.op == "setp.eq.s32" && code.is_plainness(args[1]) => {
-            Some("a step that is not loaded ahead is loaded when it is needed")
-        }
-        Kind::Parameter if code.parameter(inst) == Some(IN_PLACE) => {
-            Some("in place, both views are the same")
-        }
-        Kind::Bound if inst.op == "setp.gt.u32" && code.selects_smaller(inst) => {
-            Some("of two equal numbers either is the smaller")
-        }
-        Kind::Bound if code.is_all_chunks(args[2]) && code.is_first_chunk(args[1]) => {
-            Some("a round past the last chunk has no work")
-        }
-        Kind::Bound if code.is_all_heads(args[2]) && code.decides_on_stores(inst) => {
-            Some("a head past the last one is compared again before it is stored")
-        }
-        Kind::SignDropped if inst.op == "xor.pred" && now.ends_with(&format!(" {};", args[1])) => {
-            let is_false = |w: &Inst| w.op == "mov.pred" && w.args[1] == "0";
-            code.writer(args[2])
-                .is_some_and(is_false)
-                .then_some("it is an exclusive or with false")
-        }
-        Kind::MaskDropped if inst.op == "and.b64" && args[2] == "4294967295" => code
-            .writer(args[1])
-            .is_some_and(|w| w.op == "selp.b64")
-            .then_some("a row is below a count of 32 bits"),
-        Kind::Clamp
-            if code.vector == 1
-                && inst.op == "min.u32"
-                && now.ends_with(&format!(" {};", args[2])) =>
+        Kind::BoundValue
+            if code.is_asked_for_one_row(inst)
+                && (now.ends_with("-1;")
+                    || code.comes_from(args[1], AXES) && now.ends_with(" 0;")) =>
         {
-            Some("where a lane has one pair, no thread forms a second angle")
+            Some("what serves several rows and axes serves one of each too")
         }
         // The heads that follow in a round have registers of their own, written once.
         Kind::Bound
@@ -880,14 +794,6 @@ fn equivalent(code: &Code, inst: &Inst, kind: Kind, now: &str) -> Option<&'stati
                 "the first head of a round is compared twice, at the end of the round before and in \
              this one, so either comparison may let one more through",
             )
-        }
-        Kind::Bound | Kind::BoundValue
-            if inst.op == "setp.lt.s64"
-                && args[2] == "0"
-                && !now.ends_with("-1;")
-                && code.selects_zero(args[0]) =>
-        {
-            Some("position 0 is row 0, clamped or not")
         }
         Kind::Coefficient if args[1] == "0f00000000" => {
             let mut uses = code

@@ -1,7 +1,7 @@
 //! Runs cases on the kernels' PTX, in the interpreter.
 
 use crate::kernel_cases::{Case, Elements, Outcome, TensorCase, bytes, from_bytes};
-use phasor::call::{Addresses, AngleAddresses, PHASOR_ANGLES_BEFORE_WAIT, TensorAddresses};
+use phasor::call::{Addresses, AngleAddresses, TensorAddresses};
 use phasor::launch::{Launch as PlannedLaunch, LaunchMode, Target};
 use phasor::{Angles, Dtype, Ids, InOut, Layout, Plan, Problem};
 use ptx_interpreter::{Fault, Launch, Memory, Module, Stats, run};
@@ -277,7 +277,7 @@ pub fn run_launch(
 pub fn triggers(planned: &PlannedLaunch, stats: &Stats, dependent: bool) -> bool {
     let threads = |n: [u32; 3]| n.into_iter().map(u64::from).product::<u64>();
     let all = threads(planned.grid) * threads(planned.block);
-    let early = dependent && planned.params.flags & PHASOR_ANGLES_BEFORE_WAIT != 0;
+    let early = dependent && planned.params.angles_before_wait == 1;
     stats.launched_dependents == if dependent { all } else { 0 }
         && (stats.loads_before_wait > 0) == early
 }

@@ -32,12 +32,16 @@ impl Subject {
     }
 }
 
+/// How often each byte of a buffer is read and written.
+type Counts = HashMap<&'static str, Vec<(u32, u32)>>;
+
 /// Threads of a block, and blocks over heads and over chunks of a head. Those over tokens follow.
 type Shape = ([u32; 3], [u32; 2]);
 
 enum How {
-    /// As the driver would get it. Every byte is also counted.
-    Planned(HashMap<&'static str, Vec<(u32, u32)>>),
+    /// As the driver would get it. Every byte is also counted, where angles are formed after the loads of
+    /// q and k, and where before.
+    Planned([Counts; 2]),
     /// In another shape than the plan's; the kernels accept any.
     Shaped(Shape),
     /// Every address of q, k, positions and table past 2^32.
@@ -82,8 +86,10 @@ impl Check {
             How::Planned(counts) => {
                 let run = subject.image.run(&self.case).map_err(fault)?;
                 assert_eq!(run.kernel, Some(self.kernel.name()));
-                let traffic =
-                    run.counts == *counts && self.accesses_are_of_one_width(&run) && run.triggers;
+                let early = usize::from(run.stats.loads_before_wait > 0);
+                let traffic = run.counts == counts[early]
+                    && self.accesses_are_of_one_width(&run)
+                    && run.triggers;
                 (run.outcome, traffic)
             }
             How::Shaped(shape) => by_hand(subject, self, false, Some(*shape)).map_err(fault)?,
@@ -142,7 +148,7 @@ pub fn checks(kernel: Kernel) -> Vec<Check> {
     let mut checks = random_checks(kernel);
     for angles in AngleKind::ALL {
         for (n, case) in kinds_cases(kernel, angles).into_iter().enumerate() {
-            let how = How::Planned(once(&case));
+            let how = How::Planned([false, true].map(|early| once(&case, early)));
             let case = in_mode(case, n);
             checks.push(Check::new("kinds", kernel, case, how));
         }
@@ -231,7 +237,7 @@ fn random_checks(kernel: Kernel) -> Vec<Check> {
                     let case = random_case(&mut rng, wish);
                     let run = image.run(&case).unwrap();
                     if run.kernel == Some(kernel.name()) {
-                        let how = How::Planned(once(&case));
+                        let how = How::Planned([false, true].map(|early| once(&case, early)));
                         checks.push(Check::new("random", kernel, case, how));
                         found += 1;
                     }
@@ -242,32 +248,42 @@ fn random_checks(kernel: Kernel) -> Vec<Check> {
     checks
 }
 
-/// How often each byte is read and written: once where it rotates or is copied, else never.
-fn once(case: &Case) -> HashMap<&'static str, Vec<(u32, u32)>> {
+/// How often each byte is read and written: once where it rotates or is copied, else never. What a token
+/// does not rotate, as its position is outside the table, is not written in place; out of place it is
+/// copied. Where angles are formed after the loads, it was loaded for the rotation too.
+fn once(case: &Case, early: bool) -> Counts {
     let size = case.dtype.size();
-    let mut counts: HashMap<&'static str, Vec<(u32, u32)>> = HashMap::new();
+    let in_vain = u32::from(!early);
+    let mut counts = Counts::new();
     for (tensor, names) in [(&case.q, ["q", "q_out"]), (&case.k, ["k", "k_out"])] {
         let Some(tensor) = tensor else { continue };
         let rotary_dim = case.rope.rotary_dim();
-        let mut touch = |name, layout: Layout, whole: bool, len: usize, count: (u32, u32)| {
+        // What is in the rotated window of a token that rotates and of one that does not, and what is
+        // outside of it.
+        let mut touch = |name, layout: Layout, len: usize, window: [(u32, u32); 2], rest| {
             let bytes = counts
                 .entry(name)
                 .or_insert_with(|| vec![(0, 0); len * size]);
-            let dims = if whole {
-                0..layout.shape()[3]
-            } else {
-                layout.rotary_offset()..layout.rotary_offset() + rotary_dim
-            };
-            for head in heads(layout) {
-                bytes[(head + dims.start) * size..(head + dims.end) * size].fill(count);
+            let offset = layout.rotary_offset();
+            let [_, tokens, heads_of_token, head_dim] = layout.shape();
+            for (n, head) in heads(layout).into_iter().enumerate() {
+                let token = n / heads_of_token;
+                let count = window[usize::from(!rotates(case, tokens, token))];
+                for dim in 0..head_dim {
+                    let rotated = (offset..offset + rotary_dim).contains(&dim);
+                    let at = (head + dim) * size;
+                    bytes[at..at + size].fill(if rotated { count } else { rest });
+                }
             }
         };
         match (tensor.layout, &case.one_buffer, &tensor.destination) {
-            (InOut::InPlace(layout), Some(buffer), _) => {
-                touch("packed", layout, false, buffer.len(), (1, 1));
-            }
-            (InOut::InPlace(layout), None, _) => {
-                touch(names[0], layout, false, tensor.source.len(), (1, 1));
+            (InOut::InPlace(layout), buffer, _) => {
+                let (name, len) = match buffer {
+                    Some(buffer) => ("packed", buffer.len()),
+                    None => (names[0], tensor.source.len()),
+                };
+                // Other heads of one buffer are rotated too.
+                touch(name, layout, len, [(1, 1), (in_vain, 0)], (0, 0));
             }
             (
                 InOut::OutOfPlace {
@@ -277,14 +293,37 @@ fn once(case: &Case) -> HashMap<&'static str, Vec<(u32, u32)>> {
                 _,
                 written,
             ) => {
-                touch(names[0], source, true, tensor.source.len(), (1, 0));
+                let len = tensor.source.len();
+                touch(names[0], source, len, [(1, 0), (1 + in_vain, 0)], (1, 0));
                 let len = written.as_ref().map_or(0, Vec::len);
-                touch(names[1], destination, true, len, (0, 1));
+                touch(names[1], destination, len, [(0, 1); 2], (0, 1));
             }
         }
     }
     counts.retain(|_, bytes| !bytes.is_empty());
     counts
+}
+
+/// Whether the position of a token, one of so many of each sequence, is one that the case's angles have.
+fn rotates(case: &Case, tokens: usize, token: usize) -> bool {
+    let Angles::Table(table) = case.rope.angles() else {
+        return true;
+    };
+    if table.out_of_range() != OutOfRange::PassThrough {
+        return true;
+    }
+    let positions = &case.positions;
+    let ids = positions.ids.values();
+    let (b, t) = (token / tokens, token % tokens);
+    let position = match positions.kind {
+        PositionKind::Start => positions.start.wrapping_add(t as i64),
+        PositionKind::StartPerSequence => ids[b].wrapping_add(t as i64),
+        PositionKind::PerSequence => ids[b],
+        PositionKind::PerTokenShared => ids[t],
+        PositionKind::PerToken | PositionKind::PerAxis => ids[token],
+        other => panic!("{other:?} is not covered"),
+    };
+    (0..table.rows() as i64).contains(&position)
 }
 
 /// Where each head starts.
@@ -303,22 +342,22 @@ fn heads(layout: Layout) -> Vec<usize> {
     starts
 }
 
-/// Heads of q and of k, and shapes: the plan's own, one thread for everything, and threads to spare
+/// Heads of q and of k, and shapes: the plan's own, one thread for all heads, and threads to spare
 /// on each axis in turn. A thread holds four heads at once; where it visits all heads, the last of
 /// q and the last of k fall on each of the four in turn.
 const FAR: [([usize; 2], Option<Shape>); 12] = [
     ([5, 5], None),
-    ([5, 5], Some(([1, 1, 1], [1, 1]))),
-    ([2, 5], Some(([1, 1, 1], [1, 1]))),
-    ([3, 5], Some(([1, 1, 1], [1, 1]))),
-    ([4, 5], Some(([1, 1, 1], [1, 1]))),
-    ([6, 3], Some(([1, 1, 1], [1, 1]))),
-    ([7, 3], Some(([1, 1, 1], [1, 1]))),
-    ([8, 3], Some(([1, 1, 1], [1, 1]))),
+    ([5, 5], Some(([1, 1, 1], [1, 5]))),
+    ([2, 5], Some(([1, 1, 1], [1, 5]))),
+    ([3, 5], Some(([1, 1, 1], [1, 5]))),
+    ([4, 5], Some(([1, 1, 1], [1, 5]))),
+    ([6, 3], Some(([1, 1, 1], [1, 5]))),
+    ([7, 3], Some(([1, 1, 1], [1, 5]))),
+    ([8, 3], Some(([1, 1, 1], [1, 5]))),
     ([5, 5], Some(([3, 2, 2], [2, 3]))),
-    // More threads than a chunk has pairs, and another chunk after it.
-    ([5, 5], Some(([1, 6, 2], [1, 1]))),
-    ([5, 5], Some(([2, 2, 1], [6, 1]))),
+    // More threads than a chunk has pairs, and another chunk in the next block.
+    ([5, 5], Some(([1, 6, 2], [1, 5]))),
+    ([5, 5], Some(([2, 2, 1], [6, 3]))),
     ([5, 5], Some(([16, 3, 5], [3, 1]))),
 ];
 
@@ -439,8 +478,8 @@ fn far_types(kernel: Kernel) -> [Case; 3] {
     ]
 }
 
-/// The same heads where positions choose between two rows on one axis.
-fn by_position(case: Case) -> Case {
+/// The same heads, with two rows on one axis.
+fn on_one_axis(case: Case) -> (FrequencyRows, Case) {
     let Angles::Rows(rows) = case.rope.angles() else {
         panic!("rows only")
     };
@@ -452,14 +491,32 @@ fn by_position(case: Case) -> Case {
         let row = Frequencies::from_steps(steps).unwrap();
         row.with_attention_factor(factor).unwrap()
     });
-    let rows = FrequencyRows::new(&rows).unwrap().by_position(2).unwrap();
+    let positions = TestPositions::of(
+        PositionKind::PerToken,
+        IdType::I64,
+        &[-1, 0, 1, 2, 3, 1 << 40],
+    );
+    (
+        FrequencyRows::new(&rows).unwrap(),
+        Case { positions, ..case },
+    )
+}
+
+/// The same, where positions choose between them.
+fn by_position(case: Case) -> Case {
+    let (rows, case) = on_one_axis(case);
+    Case {
+        rope: Rope::new(rows.by_position(2).unwrap(), case.rope.pairing()),
+        ..case
+    }
+}
+
+/// The same, where the call has the second.
+fn by_call(case: Case) -> Case {
+    let (rows, case) = on_one_axis(case);
     Case {
         rope: Rope::new(rows, case.rope.pairing()),
-        positions: TestPositions::of(
-            PositionKind::PerToken,
-            IdType::I64,
-            &[-1, 0, 1, 2, 3, 1 << 40],
-        ),
+        positions: case.positions.clone().with_row(1),
         ..case
     }
 }
@@ -516,6 +573,7 @@ fn kinds_cases(kernel: Kernel, kind: AngleKind) -> Vec<Case> {
             ..case.clone()
         }));
         cases.extend(by_each);
+        cases.push(by_call(case));
     }
     cases
 }

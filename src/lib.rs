@@ -66,6 +66,7 @@
 #![warn(missing_docs, unsafe_op_in_unsafe_fn)]
 
 mod angle;
+mod cache;
 pub mod call;
 pub mod config;
 #[cfg(feature = "cuda")]
@@ -83,6 +84,7 @@ mod positions;
 mod rope;
 
 pub use angle::{Angles, CosSinTable, Frequencies, FrequencyRows, OutOfRange};
+pub use cache::{CacheLayout, KvCacheLayout, Slots, SlotsIn, Stored};
 #[cfg(feature = "cuda")]
 pub use cudarc;
 pub use device::{
@@ -91,10 +93,12 @@ pub use device::{
 pub use element::{Dtype, Element};
 pub use error::{Error, TensorName};
 pub use half;
-pub use host::{Host, HostDestination, HostInOut, HostRotator, Isa, Threads};
+pub use host::{
+    Host, HostAppended, HostDestination, HostInOut, HostKvCache, HostRotator, Isa, Threads,
+};
 pub use ids::{Id, IdType, Ids};
 pub use layout::Layout;
-pub use plan::{InOut, Plan, Problem};
+pub use plan::{Appended, InOut, Plan, Problem};
 pub use positions::{FrequencyRowKind, PositionKind, Positions, PositionsIn};
 pub use rope::{Direction, Pairing, Rope};
 

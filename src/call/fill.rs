@@ -36,20 +36,34 @@ impl Plan {
         if refuses && (positions.ids().is_some() || positions.as_cu_seqlens().is_some()) {
             return Err(Error::DevicePositionsUnchecked);
         }
-        let call = self.call_unchecked(addresses)?;
-        match call.as_ref().and_then(|call| call.params.host_only()) {
+        let mut call = self.unfilled();
+        if !self.fill(addresses, &mut call.params)? {
+            return Ok(None);
+        }
+        match call.params.host_only() {
             Some(what) => Err(Error::HostOnly { what }),
-            None => Ok(call),
+            None => Ok(Some(call)),
         }
     }
 
-    /// The same where ids are in host memory, and checked.
+    /// What the plan knows of its calls.
+    pub(crate) fn unfilled(&self) -> Call {
+        Call {
+            dtype: self.dtype,
+            params: self.template,
+        }
+    }
+
+    /// Fills in the rest where ids are in host memory, and checked. Returns whether there is anything to do.
     ///
     /// # Safety
     /// All ids are there.
-    #[inline]
-    pub(crate) unsafe fn call_on_host(&self, addresses: &Addresses) -> Result<Option<Call>, Error> {
-        let call = self.call_unchecked(addresses)?;
+    pub(crate) unsafe fn fill_on_host(
+        &self,
+        addresses: &Addresses,
+        params: &mut PhasorCall,
+    ) -> Result<bool, Error> {
+        let something = self.fill(addresses, params)?;
         let positions = &addresses.positions;
         // SAFETY: the caller's.
         let values = |ids: &Ids<u64>| {
@@ -63,12 +77,12 @@ impl Plan {
         if let Some(rows) = positions.frequency_row_ids() {
             values(rows).try_for_each(|row| self.check_row(row))?;
         }
-        if let Some(call) = &call
+        if something
             && let Angles::Table(table) = self.rope.angles()
             && table.out_of_range() == OutOfRange::Error
             && (positions.ids().is_some() || positions.as_cu_seqlens().is_some())
         {
-            let params = &call.params;
+            let params = &*params;
             self.check_in_table(table.rows(), |b, t| {
                 let (b, t) = self.in_call(b, t);
                 // SAFETY: the caller's.
@@ -78,7 +92,7 @@ impl Plan {
                 }
             })?;
         }
-        Ok(call)
+        Ok(something)
     }
 
     /// Tokens from one sequence to the next, where there is something for each token.
@@ -139,8 +153,7 @@ impl Plan {
     }
 
     #[inline]
-    fn call_unchecked(&self, addresses: &Addresses) -> Result<Option<Call>, Error> {
-        let mut params = self.template;
+    fn fill(&self, addresses: &Addresses, params: &mut PhasorCall) -> Result<bool, Error> {
         params.positions = self.position_params(&addresses.positions)?;
         params.rows = self.row_params(&addresses.positions)?;
         params.sequences = self.sequence_params(&addresses.positions)?;
@@ -164,9 +177,9 @@ impl Plan {
         }
         // Without a sequence, all tokens are padding.
         if self.is_empty() || self.sequences(&addresses.positions)? == 0 {
-            return Ok(None);
+            return Ok(false);
         }
-        self.cache_params(addresses, &mut params)?;
+        self.cache_params(addresses, params)?;
         for (stream, output, at) in [
             (&mut params.q, &mut params.q_output, addresses.q),
             (&mut params.k, &mut params.k_output, addresses.k),
@@ -179,10 +192,7 @@ impl Plan {
             stream.source.address = source.wrapping_add(stream.source.address);
             output.destination.address = at.destination.wrapping_add(output.destination.address);
         }
-        Ok(Some(Call {
-            dtype: self.dtype,
-            params,
-        }))
+        Ok(true)
     }
 
     #[inline]

@@ -77,6 +77,7 @@ impl PhasorCall {
     ///
     /// # Safety
     /// The call's ids are in host memory and reach as far as its tokens.
+    #[inline]
     pub(crate) unsafe fn token(&self, b: u32, t: u32) -> Option<Token> {
         let sequences = &self.sequences;
         if sequences.offsets.type_ == PHASOR_IDS_NONE {
@@ -90,6 +91,17 @@ impl PhasorCall {
                 id_batch: b,
             });
         }
+        // SAFETY: the caller's.
+        unsafe { self.ragged_token(b, t) }
+    }
+
+    /// The same in a ragged batch.
+    ///
+    /// # Safety
+    /// That of [`token`](Self::token).
+    #[cold]
+    unsafe fn ragged_token(&self, b: u32, t: u32) -> Option<Token> {
+        let sequences = &self.sequences;
         // SAFETY: the caller's.
         let offset = |sequence| unsafe { sequences.offsets.at(sequence, 0, 0) };
         // The first sequence that ends behind the token.

@@ -639,9 +639,10 @@ impl HostRotator {
             positions,
             cache,
         };
+        let mut call = plan.unfilled();
         // SAFETY: the caller's; the rotation, which this rotator holds, has the angles.
         unsafe {
-            if let Some(call) = plan.call_on_host(&addresses)? {
+            if plan.fill_on_host(&addresses, &mut call.params)? {
                 run::execute(self.host, &call, table_is_ordinary);
             }
         }

@@ -42,7 +42,10 @@ impl Plan {
     pub(crate) unsafe fn call_on_host(&self, addresses: &Addresses) -> Result<Option<Call>, Error> {
         let call = self.call_unchecked(addresses)?;
         // Where there is nothing to rotate, rows must be right all the same.
-        if addresses.positions.frequency_row_ids().is_some() {
+        // No ids are those of no token, of however many sequences.
+        if let Some(ids) = addresses.positions.frequency_row_ids()
+            && !ids.is_empty()
+        {
             let rows = self.row_params(&addresses.positions)?;
             let tokens = match addresses.positions.frequency_row_kind() {
                 FrequencyRowKind::PerToken => self.tokens,

@@ -225,9 +225,11 @@ impl Call {
         let bytes = (VECTOR * self.dtype.size()) as u64;
         let view = |v: &PhasorView| v.address | (v.batch | v.token | v.head) as u64;
         let aligned = |(stream, output): (&PhasorStream, &PhasorOutput)| {
-            (view(&stream.source) | view(&output.destination)).is_multiple_of(bytes)
-                && stream.rotary_offset.is_multiple_of(VECTOR as u32)
-                && (output.in_place == 1 || output.head_dim.is_multiple_of(VECTOR as u32))
+            // The addresses of a tensor that is not there are anything.
+            stream.heads == 0
+                || (view(&stream.source) | view(&output.destination)).is_multiple_of(bytes)
+                    && stream.rotary_offset.is_multiple_of(VECTOR as u32)
+                    && (output.in_place == 1 || output.head_dim.is_multiple_of(VECTOR as u32))
         };
         let pairing = &params.pairing;
         let one_pairing = (pairing.source_step, pairing.source_gap)

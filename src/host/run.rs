@@ -481,5 +481,20 @@ mod tests {
         assert_eq!(alignment::<f16>(4096, 64, 32), [64, 0, 64]);
         assert_eq!(alignment::<f16>(4096, 72, 36), [0; 3]);
         assert_eq!(alignment::<f32>(4096, 36, 18), [0; 3]);
+        // Two of them are off, by as much.
+        assert_eq!(alignment::<f32>(4096, 24, 8), [16, 16, 16]);
+        assert_eq!(alignment::<f32>(4096, 64, 4), [16, 16, 16]);
+        assert_eq!(alignment::<f32>(4096 + 32, 8, 8), [16, 16, 16]);
+    }
+
+    #[cfg(feature = "rayon")]
+    #[test]
+    fn wider_vectors_are_thought_to_be_faster() {
+        for dtype in Dtype::ALL {
+            let [scalar, neon, avx2, avx512, avx512bf16] =
+                Isa::ALL.map(|isa| bytes_per_nanosecond(isa, dtype));
+            assert!(0 < scalar && scalar < avx2 && avx2 < avx512);
+            assert_eq!((neon, avx512bf16), (avx2, avx512));
+        }
     }
 }

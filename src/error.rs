@@ -517,11 +517,19 @@ pub enum Error {
     #[error("phasor was built without the cuda feature: enable it in Cargo.toml")]
     CudaNotBuilt,
     /// A device name is not understood.
-    #[error("unknown device {name:?}: use auto, host, cuda or cuda:N")]
+    #[error("unknown device {:?}: use auto, host, cuda or cuda:N", cut(name, 60))]
     DeviceName {
         /// As given.
         name: String,
     },
+}
+
+/// The first characters of a text that a caller or a file gave, which may be of any length.
+pub(crate) fn cut(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        None => text.to_string(),
+        Some((end, _)) => format!("{}...", &text[..end]),
+    }
 }
 
 /// For whoever packs several sequences as one and gives a value for each of them.

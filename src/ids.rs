@@ -126,6 +126,8 @@ impl Ids<&[u8]> {
     /// # Panics
     /// If `index` is not below [`len`](Self::len), as indexing does.
     pub fn get(&self, index: usize) -> i64 {
+        // The product below would wrap.
+        assert!(index < self.len, "index {index} of {} ids", self.len);
         let size = self.id_type.size();
         let value = &self.memory[index * size..(index + 1) * size];
         // SAFETY: the value's own bytes.

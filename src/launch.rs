@@ -226,9 +226,11 @@ impl Call {
         let view = |v: &PhasorView| v.address | (v.batch | v.token | v.head) as u64;
         let aligned = |stream: Stream| {
             let (read, output) = (stream.read, stream.output);
-            (view(&read.source) | view(&output.destination)).is_multiple_of(bytes)
-                && read.rotary_offset.is_multiple_of(VECTOR as u32)
-                && (output.in_place == 1 || output.head_dim.is_multiple_of(VECTOR as u32))
+            // The addresses of a tensor that is not there are anything.
+            read.heads == 0
+                || (view(&read.source) | view(&output.destination)).is_multiple_of(bytes)
+                    && read.rotary_offset.is_multiple_of(VECTOR as u32)
+                    && (output.in_place == 1 || output.head_dim.is_multiple_of(VECTOR as u32))
         };
         let pairing = &params.pairing;
         let one_pairing = (pairing.source_step, pairing.source_gap)

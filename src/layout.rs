@@ -329,16 +329,14 @@ impl Region {
         let (extent_a, extent_b) = (self.extent(next_a) as i128, other.extent(next_b) as i128);
         let first = (-extent_b - apart).div_euclid(stride) + 1;
         let last = (extent_a - 1 - apart).div_euclid(stride);
-        let mut verdict = Overlap::Disjoint;
         for index in first.max(lowest)..=last.min(highest) {
             match self.overlap_inside(next_a, other, next_b, apart + index * stride, budget) {
-                Overlap::Overlapping => return Overlap::Overlapping,
-                Overlap::Unknown if *budget == 0 => return Overlap::Unknown,
-                Overlap::Unknown => verdict = Overlap::Unknown,
                 Overlap::Disjoint => {}
+                // Also where the budget is at its end.
+                verdict => return verdict,
             }
         }
-        verdict
+        Overlap::Disjoint
     }
 }
 
@@ -411,6 +409,33 @@ mod tests {
                 .overlap(&head.with_offset(63).region(0, 64)),
             Overlap::Overlapping
         );
+    }
+
+    #[test]
+    fn a_search_has_an_end() {
+        // Tokens of unlike strides that never meet: the one's begin at multiples of 12, the other's 6
+        // further on.
+        let pair = |count| {
+            let dims = [(1, 0), (1, 0)];
+            let of = |base, stride| {
+                let region = Region::new(base, 4, [(count, stride), dims[0], dims[1]]);
+                assert_eq!(region.self_overlap(), Overlap::Disjoint);
+                region
+            };
+            (of(0, 36), of(6, 60))
+        };
+        // Enough is searched for a million tokens, as long as they are within reach.
+        let (a, b) = pair(1_000_000);
+        assert_eq!(a.overlap(&b), Overlap::Disjoint);
+        assert_eq!(b.overlap(&a), Overlap::Disjoint);
+        let last = Region::new(60 * 999_999 + 9, 1, [(1, 0); 3]);
+        assert_eq!(b.overlap(&last), Overlap::Overlapping);
+        // Not more than that, however many there are.
+        for count in [1 << 40, 1 << 56] {
+            let (a, b) = pair(count);
+            assert_eq!(a.overlap(&b), Overlap::Unknown);
+            assert_eq!(b.overlap(&a), Overlap::Unknown);
+        }
     }
 
     #[test]

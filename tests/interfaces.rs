@@ -892,7 +892,7 @@ fn hf_tables<T: Stored>(golden: &Golden, worst: &mut Worst) {
     } = golden.get::<f32>("inv_freq");
     let rope = &golden.case["config"]["rope_parameters"];
     if rope["rope_type"] == "default" {
-        let ours = tables::inv_freq(10_000.0, 2 * inv_freq.len());
+        let ours = tables::inv_freq(10_000.0, 2 * inv_freq.len()).unwrap();
         let ulps = |(a, b): (&f32, &f32)| (a.to_bits() as i64 - b.to_bits() as i64).abs();
         let largest = ours.iter().zip(&inv_freq).map(ulps).max().unwrap();
         worst.see("inv_freq, ulps", largest as f64, golden);
@@ -1591,7 +1591,7 @@ fn tensors_of_a_call_are_in_one_memory() {
 
 #[test]
 fn tables_are_refused_where_they_do_not_fit() {
-    let inv_freq = tables::inv_freq(1e4, 8);
+    let inv_freq = tables::inv_freq(1e4, 8).unwrap();
     let endless = tables::hugging_face(&inv_freq, 1.0, usize::MAX, Dtype::F32);
     names("rows", endless, "endless table");
     let without = tables::hugging_face(&[], 1.0, 3, Dtype::F32);

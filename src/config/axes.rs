@@ -1,3 +1,4 @@
+use super::rope_config::MAX_HEAD_DIM;
 use super::{ConfigError, RopeConfig};
 use crate::Frequencies;
 
@@ -151,8 +152,16 @@ impl Axes {
     /// The axis that each pair of a head turns with.
     ///
     /// # Errors
-    /// [`ConfigError::Invalid`] if `rotary_dim` or the sections do not fit each other.
+    /// [`ConfigError::Invalid`] if `rotary_dim` and the sections do not fit each other, or `rotary_dim`
+    /// is above 16,384.
     pub fn axis_of_pair(&self, rotary_dim: usize) -> Result<Vec<usize>, ConfigError> {
+        if rotary_dim > MAX_HEAD_DIM {
+            return Err(ConfigError::invalid(
+                "rotary_dim",
+                rotary_dim,
+                format!("at most {MAX_HEAD_DIM}"),
+            ));
+        }
         Ok(self.sources(rotary_dim)?.iter().map(|s| s.axis).collect())
     }
 

@@ -1,5 +1,7 @@
+use crate::error::cut;
+
 /// What is wrong with a config, and what to change about it. Keys are named with their path, as in
-/// `rope_scaling.factor`; values that are long are cut.
+/// `rope_scaling.factor`. Messages cut whatever a file may hold at length; the fields have it whole.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
@@ -10,7 +12,7 @@ pub enum ConfigError {
         reason: String,
     },
     /// A value is of the wrong kind or outside what has a meaning.
-    #[error("{key} is {value}: it must be {expected}")]
+    #[error("{} is {value}: it must be {}", named(key), named(expected))]
     Invalid {
         /// The key, with its path.
         key: String,
@@ -20,7 +22,7 @@ pub enum ConfigError {
         expected: String,
     },
     /// A key that is needed is absent (or null), and the model's family documents no default.
-    #[error("{key} is missing: {remedy}")]
+    #[error("{} is missing: {remedy}", named(key))]
     Missing {
         /// The key, with its path.
         key: String,
@@ -28,7 +30,13 @@ pub enum ConfigError {
         remedy: String,
     },
     /// Two keys contradict each other.
-    #[error("{first} is {first_value}, but {second} is {second_value}: {remedy}")]
+    #[error(
+        "{} is {}, but {} is {}: {remedy}",
+        named(first),
+        named(first_value),
+        named(second),
+        named(second_value)
+    )]
     Conflict {
         /// One key, with its path.
         first: String,
@@ -42,7 +50,7 @@ pub enum ConfigError {
         remedy: String,
     },
     /// The type of RoPE scaling is not known.
-    #[error("{key} is {value}: the known types of RoPE are {known}")]
+    #[error("{} is {value}: the known types of RoPE are {known}", named(key))]
     UnknownRopeType {
         /// The key, with its path.
         key: String,
@@ -61,13 +69,13 @@ pub enum ConfigError {
         architecture: String,
     },
     /// The model does not rotate queries and keys, or not in this kind of layer.
-    #[error("{what} does not rotate queries and keys")]
+    #[error("{} does not rotate queries and keys", named(what))]
     NoRotation {
         /// The model or kind of layer.
         what: String,
     },
     /// The model rotates in a way that pairs and frequencies do not describe.
-    #[error("{what} is not supported: {why}")]
+    #[error("{} is not supported: {why}", named(what))]
     Unsupported {
         /// The model or key.
         what: String,
@@ -77,14 +85,14 @@ pub enum ConfigError {
     /// Kinds of layers rotate differently, so there is no single rotation.
     #[error(
         "the layers rotate in different ways ({}): ask with rope_for or rope_of_layer",
-        layer_types.join(", ")
+        listed(layer_types)
     )]
     SeveralKinds {
         /// The kinds of layers.
         layer_types: Vec<String>,
     },
     /// No layer of the model is of this kind.
-    #[error("no layer type {layer_type:?}: the model has {}", known.join(", "))]
+    #[error("no layer type {layer_type:?}: the model has {}", listed(known))]
     UnknownLayerType {
         /// The kind asked for.
         layer_type: String,
@@ -166,11 +174,26 @@ impl ConfigError {
     }
 }
 
-/// Text cut to what fits a message.
+/// A value cut to what fits a message.
 pub(super) fn shortened(text: &str) -> String {
-    const MOST: usize = 60;
-    match text.char_indices().nth(MOST) {
-        None => text.to_string(),
-        Some((end, _)) => format!("{}...", &text[..end]),
+    cut(text, 60)
+}
+
+/// The same of a key with its path, or of a description with a name in it.
+fn named(text: &str) -> String {
+    cut(text, 240)
+}
+
+/// Names that a file may have given, as many as fit a message.
+fn listed(names: &[String]) -> String {
+    const MOST: usize = 16;
+    let mut listed: Vec<_> = names
+        .iter()
+        .take(MOST)
+        .map(|name| shortened(name))
+        .collect();
+    if names.len() > MOST {
+        listed.push(format!("{} more", names.len() - MOST));
     }
+    listed.join(", ")
 }

@@ -44,7 +44,7 @@ pub struct RopeConfig {
 
 /// More dims than any head has: so many take some hundredths of a second, and a number from a broken
 /// file must not take hours.
-const MAX_HEAD_DIM: usize = 1 << 14;
+pub(super) const MAX_HEAD_DIM: usize = 1 << 14;
 
 /// 2^-32: below it, frequencies are beyond what a phase step holds.
 const SMALLEST_THETA: f64 = 1.0 / 4294967296.0;

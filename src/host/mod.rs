@@ -8,6 +8,8 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512bf16;
 mod cache;
+#[cfg(all(test, unix))]
+mod guard_pages;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod run;

@@ -598,3 +598,76 @@ impl Row {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ptr::without_provenance_mut;
+
+    #[test]
+    fn ordinary_factors_have_both_bounds() {
+        let (least, most) = (1.0 / 4096.0, 4096.0f32);
+        for (range, expected) in [
+            (1.0..=1.0, true),
+            (least..=most, true),
+            (least.next_down()..=most, false),
+            (least..=most.next_up(), false),
+            (0.0..=1.0, false),
+            (1.0..=f32::INFINITY, false),
+            (f32::NAN..=f32::NAN, false),
+        ] {
+            assert_eq!(is_ordinary(range.clone()), expected, "{range:?}");
+        }
+    }
+
+    fn alignment<T>(destination: usize, destination_stride: usize, pairs: usize) -> [usize; 3] {
+        // The alignment of the source does not matter.
+        let run = |stream, first| HeadRun::<T> {
+            source: without_provenance_mut::<T>(2 * size_of::<T>()),
+            destination: without_provenance_mut(destination),
+            source_stride: 1,
+            destination_stride,
+            heads: 3,
+            pairs,
+            first,
+            continues: true,
+            stream,
+            ordinary: true,
+        };
+        assert_eq!(run(false, 0).stream_alignment(), 0);
+        [0, 4, BLOCK].map(|first| run(true, first).stream_alignment())
+    }
+
+    #[test]
+    fn heads_are_streamed_where_lines_or_vectors_begin() {
+        assert_eq!(alignment::<f32>(4096, 128, 64), [64, 16, 64]);
+        assert_eq!(alignment::<bf16>(4096, 128, 64), [64, 0, 64]);
+        // One of the three is off: where the first head begins, the next, or a second member.
+        assert_eq!(alignment::<f32>(4096 + 32, 128, 64), [16, 16, 16]);
+        assert_eq!(alignment::<f32>(4096 + 16, 128, 64), [16, 16, 16]);
+        assert_eq!(alignment::<f32>(4096 + 8, 128, 64), [0; 3]);
+        assert_eq!(alignment::<f16>(4096 + 16, 128, 64), [16, 0, 16]);
+        assert_eq!(alignment::<f32>(4096, 128 + 4, 64), [16, 16, 16]);
+        assert_eq!(alignment::<f32>(4096, 128 + 2, 64), [0; 3]);
+        assert_eq!(alignment::<f32>(4096, 80, 40), [16, 16, 16]);
+        assert_eq!(alignment::<f16>(4096, 80, 40), [16, 0, 16]);
+        assert_eq!(alignment::<f16>(4096, 64, 32), [64, 0, 64]);
+        assert_eq!(alignment::<f16>(4096, 72, 36), [0; 3]);
+        assert_eq!(alignment::<f32>(4096, 36, 18), [0; 3]);
+        // Two of them are off, by as much.
+        assert_eq!(alignment::<f32>(4096, 24, 8), [16, 16, 16]);
+        assert_eq!(alignment::<f32>(4096, 64, 4), [16, 16, 16]);
+        assert_eq!(alignment::<f32>(4096 + 32, 8, 8), [16, 16, 16]);
+    }
+
+    #[cfg(feature = "rayon")]
+    #[test]
+    fn wider_vectors_are_thought_to_be_faster() {
+        for dtype in Dtype::ALL {
+            let [scalar, neon, avx2, avx512, avx512bf16] =
+                Isa::ALL.map(|isa| bytes_per_nanosecond(isa, dtype));
+            assert!(0 < scalar && scalar < avx2 && avx2 < avx512);
+            assert_eq!((neon, avx512bf16), (avx2, avx512));
+        }
+    }
+}

@@ -1,4 +1,5 @@
 use crate::config::ConfigError;
+use crate::error::cut;
 
 /// What is wrong with the arguments of a call, under the names that the original gives them, and
 /// what to change.
@@ -6,7 +7,7 @@ use crate::config::ConfigError;
 #[non_exhaustive]
 pub enum InterfaceError {
     /// An argument has the wrong number of axes, or one of them the wrong length.
-    #[error("{argument} has the shape {shape:?}: it must be {expected}")]
+    #[error("{argument} has the shape {}: it must be {expected}", shown(shape))]
     Shape {
         /// The argument.
         argument: &'static str,
@@ -35,8 +36,9 @@ pub enum InterfaceError {
     },
     /// The memory of an argument does not hold what its shape says.
     #[error(
-        "{argument} has the shape {shape:?}, but its memory holds {got} elements: give just as \
-         many as the shape says"
+        "{argument} has the shape {}, but its memory holds {got} elements: give just as many as the \
+         shape says",
+        shown(shape)
     )]
     Length {
         /// The argument.
@@ -96,6 +98,11 @@ pub enum InterfaceError {
     /// The rest of the crate refuses the call.
     #[error(transparent)]
     Rope(#[from] crate::Error),
+}
+
+/// A shape, cut where a caller gives one of thousands of axes.
+fn shown(shape: &[usize]) -> String {
+    cut(&format!("{shape:?}"), 240)
 }
 
 impl InterfaceError {

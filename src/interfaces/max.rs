@@ -24,6 +24,7 @@
 //! that [`freqs_cis_base`](RotaryEmbedding::freqs_cis_base) gives out are right to 7e-8. For MAX's own
 //! see [`tables::max`](super::tables::max).
 
+use super::tables::MOST_ROWS;
 use super::tensor::{Engine, check_rotary_dim, check_run_in_table, pairing, product};
 use super::{InterfaceError, Tensor};
 use crate::angle::DoubleDouble;
@@ -426,18 +427,19 @@ impl RotaryEmbedding {
     /// `0..rows`.
     ///
     /// # Errors
-    /// [`InterfaceError::Value`] if there is no memory for so many rows.
+    /// [`InterfaceError::Value`] for more than 2^25 rows, or more than there is memory for.
     pub fn freqs_cis_base(&self) -> Result<Vec<f32>, InterfaceError> {
         let rope = self.rope();
         let pairs = rope.rotary_dim() / 2;
         let mut table = Vec::new();
-        let fits = product(&[self.rows, pairs, 2])
-            .is_some_and(|elements| table.try_reserve_exact(elements).is_ok());
+        let fits = self.rows <= MOST_ROWS
+            && product(&[self.rows, pairs, 2])
+                .is_some_and(|elements| table.try_reserve_exact(elements).is_ok());
         if !fits {
             return Err(InterfaceError::value(
                 "max_seq_len",
                 self.max_seq_len,
-                "small enough for the table to fit memory",
+                format!("small enough for a table of {MOST_ROWS} rows that fits memory"),
             ));
         }
         let (frequencies, boundary) = match rope.angles() {
@@ -462,7 +464,7 @@ impl RotaryEmbedding {
     /// order (cos, sin, cos, sin, ...), whether or not pairs are interleaved.
     ///
     /// # Errors
-    /// [`InterfaceError::Value`] if there is no memory for so many rows.
+    /// [`InterfaceError::Value`] for more than 2^25 rows, or more than there is memory for.
     pub fn freqs_cis(&self) -> Result<Vec<f32>, InterfaceError> {
         self.freqs_cis_base()
     }

@@ -29,7 +29,7 @@
 //!
 //! # fn main() -> Result<(), phasor::interfaces::InterfaceError> {
 //! // What Llama 2 rotates with in transformers, in bf16.
-//! let inv_freq = tables::inv_freq(10_000.0, 128);
+//! let inv_freq = tables::inv_freq(10_000.0, 128)?;
 //! let table = tables::hugging_face(&inv_freq, 1.0, 4096, Dtype::Bf16)?;
 //! let rope = Rope::new(table, Pairing::HalfSplit);
 //! # let _ = rope;
@@ -38,15 +38,22 @@
 //! ```
 
 use super::InterfaceError;
-use super::tensor::product;
+use super::tensor::{check_rotary_dim, product};
 use crate::{CosSinTable, Dtype, Element};
+
+/// Twice what f32 counts without a gap, for MAX makes two rows for each token of the longest sequence.
+pub(super) const MOST_ROWS: usize = 1 << 25;
 
 /// Radians per position as transformers and vLLM form them: `1 / theta^(2i / rotary_dim)`, each
 /// operation in f32.
-pub fn inv_freq(theta: f32, rotary_dim: usize) -> Vec<f32> {
+///
+/// # Errors
+/// [`InterfaceError::Value`] unless `rotary_dim` is even and from 2 to 65,536.
+pub fn inv_freq(theta: f32, rotary_dim: usize) -> Result<Vec<f32>, InterfaceError> {
+    check_rotary_dim("rotary_dim", rotary_dim)?;
     let dim = rotary_dim as f32;
     let of_pair = |pair: usize| 1.0 / theta.powf((2 * pair) as f32 / dim);
-    (0..rotary_dim / 2).map(of_pair).collect()
+    Ok((0..rotary_dim / 2).map(of_pair).collect())
 }
 
 /// Hugging Face transformers: angle `position * inv_freq` in f32, its cos and sin times
@@ -54,8 +61,8 @@ pub fn inv_freq(theta: f32, rotary_dim: usize) -> Vec<f32> {
 /// frequencies; a scaled model's are in its `rotary_emb.inv_freq`.
 ///
 /// # Errors
-/// [`InterfaceError::Value`] if there is no memory for so many rows; [`InterfaceError::Rope`] without
-/// frequencies or rows.
+/// [`InterfaceError::Value`] for more than 2^25 rows, or more than there is memory for;
+/// [`InterfaceError::Rope`] without frequencies or rows, or with more than 2^21 frequencies.
 pub fn hugging_face(
     inv_freq: &[f32],
     attention_scaling: f32,
@@ -72,27 +79,28 @@ pub fn hugging_face(
 /// vLLM: the `cos_sin_cache` of `RotaryEmbedding(..., rotary_dim, max_position, base, ..., dtype)`.
 ///
 /// # Errors
-/// As [`hugging_face`].
+/// Those of [`inv_freq`] and [`hugging_face`].
 pub fn vllm(
     base: f32,
     rotary_dim: usize,
     max_position: usize,
     dtype: Dtype,
 ) -> Result<CosSinTable, InterfaceError> {
-    hugging_face(&inv_freq(base, rotary_dim), 1.0, max_position, dtype)
+    hugging_face(&inv_freq(base, rotary_dim)?, 1.0, max_position, dtype)
 }
 
 /// Modular MAX: frequencies in f64 rounded to f32, angles in f32, the table cast to the type of x.
 /// For the plain `RotaryEmbedding`; `rows` is `2 * max_seq_len` there.
 ///
 /// # Errors
-/// As [`hugging_face`].
+/// [`InterfaceError::Value`] unless `head_dim` is even and from 2 to 65,536; as [`hugging_face`].
 pub fn max(
     theta: f64,
     head_dim: usize,
     rows: usize,
     dtype: Dtype,
 ) -> Result<CosSinTable, InterfaceError> {
+    check_rotary_dim("head_dim", head_dim)?;
     let of_pair = |pair: usize| theta.powf(-((2 * pair) as f64) / head_dim as f64) as f32;
     let inv_freq: Vec<_> = (0..head_dim / 2).map(of_pair).collect();
     hugging_face(&inv_freq, 1.0, rows, dtype)
@@ -102,7 +110,7 @@ pub fn max(
 /// times `scale` and then the angle in f32, cos and sin cast to the type of `a`.
 ///
 /// # Errors
-/// As [`hugging_face`].
+/// [`InterfaceError::Value`] unless `dims` is even and from 2 to 65,536; as [`hugging_face`].
 pub fn mlx(
     base: f32,
     dims: usize,
@@ -110,6 +118,7 @@ pub fn mlx(
     rows: usize,
     dtype: Dtype,
 ) -> Result<CosSinTable, InterfaceError> {
+    check_rotary_dim("dims", dims)?;
     let pairs = dims / 2;
     let step = base.ln() / pairs as f32;
     // Its exponential takes the logarithm to base 2 in f32 first, where most of the error is made.
@@ -149,7 +158,8 @@ fn mlx_of(
 /// any, divide and `freq_scale` multiplies it. The table stays f32 in every type.
 ///
 /// # Errors
-/// [`InterfaceError::Shape`] unless there are as many `freq_factors` as pairs; as [`hugging_face`].
+/// [`InterfaceError::Value`] unless `n_dims` is even and from 2 to 65,536; [`InterfaceError::Shape`]
+/// unless there are as many `freq_factors` as pairs; as [`hugging_face`].
 pub fn llama_cpp(
     freq_base: f32,
     n_dims: usize,
@@ -157,6 +167,7 @@ pub fn llama_cpp(
     freq_factors: Option<&[f32]>,
     rows: usize,
 ) -> Result<CosSinTable, InterfaceError> {
+    check_rotary_dim("n_dims", n_dims)?;
     let pairs = n_dims / 2;
     if let Some(factors) = freq_factors
         && factors.len() != pairs
@@ -185,14 +196,16 @@ fn from_rows(
     fill: impl Fn(f32, &mut Vec<[f32; 2]>),
 ) -> Result<CosSinTable, InterfaceError> {
     let (mut cos, mut sin) = (Vec::new(), Vec::new());
-    let fits = product(&[rows, pairs])
-        .is_some_and(|n| cos.try_reserve_exact(n).is_ok() && sin.try_reserve_exact(n).is_ok());
-    if !fits {
-        return Err(InterfaceError::value(
-            "rows",
-            rows,
-            "few enough for the table to fit memory",
-        ));
+    if rows == 0 || pairs == 0 {
+        return Ok(CosSinTable::new(cos, sin, pairs)?);
+    }
+    let expected = match product(&[rows, pairs]) {
+        _ if rows > MOST_ROWS => Some(format!("at most {MOST_ROWS}")),
+        Some(n) if cos.try_reserve_exact(n).is_ok() && sin.try_reserve_exact(n).is_ok() => None,
+        _ => Some("few enough for the table to fit memory".to_string()),
+    };
+    if let Some(expected) = expected {
+        return Err(InterfaceError::value("rows", rows, expected));
     }
     let mut row = Vec::with_capacity(pairs);
     for position in 0..rows {

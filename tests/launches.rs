@@ -1,0 +1,176 @@
+//! Which kernel a call is launched with, and how the launch stands to earlier work.
+
+use phasor::call::{Addresses, AngleAddresses, Call, RawPositions, TensorAddresses};
+use phasor::launch::{Kernel, LaunchMode, Target};
+use phasor::{
+    Dtype, Frequencies, FrequencyRows, IdType, Ids, InOut, Layout, Pairing, Plan, Problem, Rope,
+};
+use std::collections::HashSet;
+
+/// All buffers at one address, and ids.
+fn call(rope: &Rope, problem: &Problem, address: u64, positions: RawPositions) -> Call {
+    let tensor = |destination| TensorAddresses {
+        source: address,
+        destination,
+    };
+    let addresses = Addresses {
+        q: tensor(1 << 20),
+        k: tensor(address),
+        angles: AngleAddresses::Steps {
+            steps: 4096,
+            factors: 8192,
+        },
+        positions,
+    };
+    let plan = Plan::new(rope, problem).unwrap();
+    plan.call(&addresses).unwrap().unwrap()
+}
+
+fn rope(pairs: usize, pairing: Pairing) -> Rope {
+    let frequencies = Frequencies::from_theta(1e4, 2 * pairs).unwrap();
+    Rope::new(frequencies, pairing)
+}
+
+/// In elements: where the source of q lies, whose destination is at a multiple of all vectors.
+#[track_caller]
+fn chooses(rope: &Rope, q: impl Into<InOut<Layout>>, source: u64, expected: Option<Pairing>) {
+    let q = q.into();
+    for dtype in Dtype::ALL {
+        // SAFETY: nothing is written at the addresses.
+        let problem = unsafe { Problem::new(dtype).q(q).assume_disjoint() };
+        let source = 4096 + source * dtype.size() as u64;
+        let call = call(rope, &problem, source, RawPositions::start(5));
+        let kernel = call.launch(&Target::new(132)).kernel;
+        assert_eq!((kernel.dtype, kernel.pairing), (dtype, expected), "{q:?}");
+    }
+}
+
+#[test]
+fn vectors_serve_what_begins_at_their_multiples() {
+    let plain = Layout::bshd(3, 5, 2, 128);
+    for pairing in [Pairing::HalfSplit, Pairing::Interleaved] {
+        let whole = rope(64, pairing);
+        let (some, none) = (Some(pairing), None);
+        chooses(&whole, (plain, plain), 0, some);
+        chooses(&whole, (plain, plain), 4, some);
+        chooses(&whole, plain, 0, some);
+        // In place, what is said of the source is not used, nor of a tensor that is not there.
+        chooses(&whole, plain, 1, some);
+        for off in 1..4 {
+            chooses(&whole, (plain, plain), off, none);
+            let moved = plain.with_offset(off as usize);
+            chooses(&whole, (plain, moved), 0, none);
+            chooses(&whole, moved, 0, none);
+            chooses(&whole, (moved, moved), 4 - off, none);
+        }
+        // Each stride, on either side, alone and with others that are off by as much.
+        let strides = plain.strides();
+        for off in 1..8usize {
+            let [batch, token, head] = [0, 1, 2].map(|dim| strides[dim] + 2 * (off >> dim & 1));
+            let gaps = plain.with_strides(batch, token, head);
+            for (q, source) in [((gaps, plain), 0), ((plain, gaps), 0), ((gaps, gaps), 2)] {
+                chooses(&whole, q, source, none);
+            }
+            chooses(&whole, gaps, 0, none);
+        }
+        let wide = plain.with_strides(2000, 400, 132);
+        chooses(&whole, (plain, wide), 0, some);
+        // Strides of one sequence, token and head are not walked.
+        let one = Layout::bshd(1, 1, 1, 128).with_strides(1, 2, 3);
+        chooses(&whole, (one, one), 0, some);
+        // Vectors do not lie across an edge of the window, nor of a head that is copied.
+        let part = rope(32, pairing);
+        for (offset, expected) in [(0, some), (2, none), (4, some), (62, none), (64, some)] {
+            let window = plain.with_rotary_offset(offset);
+            chooses(&part, (window, window), 0, expected);
+            chooses(&part, window, 0, expected);
+        }
+        let odd = Layout::tokens(5, 1, 66).with_strides(0, 80, 80);
+        chooses(&part, odd, 0, some);
+        chooses(&part, (odd, odd), 0, none);
+        for (pairs, expected) in [(2, none), (4, some), (6, none), (30, none), (36, some)] {
+            chooses(&rope(pairs, pairing), (plain, plain), 0, expected);
+        }
+    }
+    let unlike = rope(64, Pairing::HalfSplit).with_output_pairing(Pairing::Interleaved);
+    chooses(&unlike, (plain, plain), 0, None);
+    let unlike = rope(64, Pairing::Interleaved).with_output_pairing(Pairing::HalfSplit);
+    chooses(&unlike, (plain, plain), 0, None);
+}
+
+#[test]
+fn both_tensors_must_suit_vectors() {
+    let whole = rope(64, Pairing::HalfSplit);
+    let good = Layout::tokens(5, 2, 128);
+    let bad = good.with_offset(1);
+    for (q, k, expected) in [
+        (good, good, Some(Pairing::HalfSplit)),
+        (good, bad, None),
+        (bad, good, None),
+    ] {
+        let problem = Problem::new(Dtype::F16).q(q).k(k);
+        let call = call(&whole, &problem, 4096, RawPositions::start(0));
+        assert_eq!(call.launch(&Target::new(1)).kernel.pairing, expected);
+    }
+}
+
+#[test]
+fn angles_are_formed_before_the_wait_where_nothing_is_read_for_them() {
+    let one = Frequencies::from_theta(1e4, 128).unwrap();
+    let rows = FrequencyRows::new(&[one.clone(), one.clone()]).unwrap();
+    let (plain, rows) = (
+        Rope::new(one, Pairing::HalfSplit),
+        Rope::new(rows, Pairing::HalfSplit),
+    );
+    let problem = Problem::new(Dtype::Bf16).q(Layout::bshd(2, 3, 1, 128));
+    let ids = |len| Ids::at(1 << 16, IdType::I64, len);
+    let start = RawPositions::start(9);
+    for (rope, positions, has_ids) in [
+        (&plain, start, false),
+        (&plain, RawPositions::start_per_sequence(ids(2)), true),
+        (&plain, RawPositions::per_token(ids(6)), true),
+        (&rows, start.frequency_row(1), false),
+        (&rows, start.frequency_rows_per_sequence(ids(2)), true),
+        (
+            &rows,
+            RawPositions::per_token(ids(6)).frequency_row(0),
+            true,
+        ),
+    ] {
+        let call = call(rope, &problem, 4096, positions);
+        for (mode, dependent, before_wait) in [
+            (LaunchMode::Ordinary, false, false),
+            (LaunchMode::Dependent, true, !has_ids),
+            (LaunchMode::DependentPositionsSettled, true, true),
+        ] {
+            let launch = call.launch(&Target::new(132).with_mode(mode));
+            assert_eq!(launch.dependent, dependent, "{mode:?}");
+            let before = launch.params.angles_before_wait;
+            assert_eq!(before, u32::from(before_wait), "{mode:?} {positions:?}");
+        }
+        assert!(!call.launch(&Target::new(132)).dependent);
+    }
+}
+
+#[test]
+fn kernels_have_names_and_vectors_of_their_own() {
+    let mut names = HashSet::new();
+    for dtype in Dtype::ALL {
+        let kernels = Kernel::all(dtype);
+        assert_eq!(kernels.len(), Kernel::PER_DTYPE);
+        for (index, kernel) in kernels.into_iter().enumerate() {
+            assert_eq!((kernel.index(), kernel.dtype), (index, dtype));
+            let vector = if kernel.pairing.is_some() { 4 } else { 1 };
+            assert_eq!(kernel.vector(), vector);
+            let pairing = match kernel.pairing {
+                Some(Pairing::HalfSplit) => "half_split",
+                Some(Pairing::Interleaved) => "interleaved",
+                None => "any",
+            };
+            let name = kernel.name();
+            assert_eq!(name, format!("rope_{dtype}_{pairing}"));
+            names.insert(name);
+        }
+    }
+    assert_eq!(names.len(), 9);
+}

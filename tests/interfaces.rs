@@ -833,6 +833,106 @@ fn vllm_agrees() {
     ]);
 }
 
+/// A dictionary as a case has it.
+fn rope_parameters<'a>(
+    case: &'a Value,
+    lists: &'a BTreeMap<String, Vec<f64>>,
+) -> Vec<(&'a str, vllm::Parameter<'a>)> {
+    let parameters = case["rope_parameters"].as_object().unwrap();
+    let parameter = |(key, value): (&'a String, &'a Value)| {
+        let parameter = match value {
+            Value::String(text) => text.as_str().into(),
+            Value::Bool(flag) => (*flag).into(),
+            Value::Number(number) => number.as_f64().unwrap().into(),
+            _ => lists[key][..].into(),
+        };
+        (key.as_str(), parameter)
+    };
+    let engine = (
+        "max_model_len",
+        case["max_model_len"].as_f64().unwrap().into(),
+    );
+    parameters.iter().map(parameter).chain([engine]).collect()
+}
+
+fn get_rope(case: &Value) -> Result<vllm::RotaryEmbedding, InterfaceError> {
+    let mut lists = BTreeMap::new();
+    for (key, value) in case["rope_parameters"].as_object().unwrap() {
+        if let Some(list) = value.as_array() {
+            let numbers = list.iter().map(|n| n.as_f64().unwrap()).collect();
+            lists.insert(key.clone(), numbers);
+        }
+    }
+    let count = |key: &str| case[key].as_u64().unwrap() as usize;
+    vllm::get_rope(
+        &host(),
+        count("head_size"),
+        count("max_position"),
+        case["is_neox_style"].as_bool().unwrap(),
+        &rope_parameters(case, &lists),
+    )
+}
+
+#[test]
+fn vllm_get_rope_agrees() {
+    let mut worst = Worst::default();
+    for golden in &goldens("vllm", "") {
+        let embedding = get_rope(&golden.case).unwrap();
+        assert_eq!(
+            embedding.max_position(),
+            golden.usize("rows"),
+            "{}",
+            golden.name
+        );
+        let positions = golden.integers("positions");
+        let (query, key) = (golden.get::<f32>("query"), golden.get::<f32>("key"));
+        let tokens = query.shape[0];
+        let per_token = query.shape[1];
+        let ours = rotated(&query, |query| {
+            embedding.forward(&positions.values, query, None)
+        })
+        .unwrap();
+        let theirs = golden.get::<f32>("query_rotated").values;
+        for (token, (ours, theirs)) in ours
+            .chunks(per_token)
+            .zip(theirs.chunks(per_token))
+            .enumerate()
+        {
+            let farthest = positions
+                .values
+                .iter()
+                .skip(token)
+                .step_by(tokens)
+                .max()
+                .unwrap();
+            let difference = difference(ours, theirs, &golden.name);
+            let units = difference * 16_777_216.0 / (1.0 + *farthest as f64);
+            worst.see("query, units of 2^-24 per position", units, golden);
+        }
+        let mut both = (query.values.clone(), key.values.clone());
+        embedding
+            .forward(
+                &positions.values,
+                Tensor::new(&mut both.0, &query.shape),
+                Some(Tensor::new(&mut both.1, &[tokens, 1, key.shape[1]])),
+            )
+            .unwrap();
+        assert_eq!(bits(&both.0), bits(&ours), "{}", golden.name);
+        let theirs = golden.get::<f32>("key_rotated").values;
+        let farthest = positions.values.iter().max().unwrap();
+        let units = difference(&both.1, &theirs, &golden.name) * 16_777_216.0;
+        worst.see(
+            "key, units of 2^-24 per position",
+            units / (1.0 + *farthest as f64),
+            golden,
+        );
+    }
+    worst.check(&[
+        ("key, units of 2^-24 per position", 2.5),   // 2.0
+        ("query, units of 2^-24 per position", 4.5), // 4.0
+    ]);
+}
+
 // ---- Hugging Face ----
 
 enum Table {
@@ -1802,6 +1902,142 @@ fn vllm_refuses_what_vllm_refuses() {
     assert!(call(&[2, 2, 4]).is_ok());
     let none = vllm::RotaryEmbedding::new(&host(), 0, 0, 16, 1e4, true);
     names("rotary_dim", none, "no dims");
+}
+
+#[test]
+fn vllm_get_rope_refuses_what_vllm_refuses() {
+    for case in refused("vllm", "refused.json") {
+        let name = case["name"].as_str().unwrap();
+        let key = match name {
+            "unknown_type" => "rope_type is su",
+            "partial_of_0" | "partial_above_1" => "partial_rotary_factor",
+            "dynamic_without_factor" => "factor is missing",
+            "linear_without_factor" => "factor is missing",
+            "yarn_without_original" => "original_max_position_embeddings is missing",
+            "llama3_without_low" => "low_freq_factor is missing",
+            "longrope_without_long" => "long_factor is missing",
+            "longrope_gptj" => "is_neox_style",
+            "mrope_of_another_sum" => "mrope_section",
+            other => panic!("{other}"),
+        };
+        names(key, get_rope(&case), name);
+    }
+}
+
+#[test]
+fn vllm_get_rope_refuses_what_has_no_meaning() {
+    use vllm::Parameter;
+    let made =
+        |parameters: &[(&str, Parameter<'_>)]| vllm::get_rope(&host(), 64, 4096, true, parameters);
+    let refused = |key: &str, parameters: &[(&str, Parameter<'_>)]| {
+        names(key, made(parameters), key);
+    };
+    assert!(made(&[]).is_ok());
+    refused("rope_type is 3", &[("rope_type", 3.into())]);
+    refused("rope_theta is \"1e4\"", &[("rope_theta", "1e4".into())]);
+    refused("rope_theta is NaN", &[("rope_theta", f64::NAN.into())]);
+    refused("rope_dim is 2.5", &[("rope_dim", 2.5.into())]);
+    refused("rotary_dim is 7", &[("rope_dim", 7.into())]);
+    refused("rotary_dim is 66", &[("rope_dim", 66.into())]);
+    refused("rotary_dim is 900", &[("rope_dim", 9e15.into())]);
+    refused(
+        "partial_rotary_factor is NaN",
+        &[("partial_rotary_factor", f64::NAN.into())],
+    );
+    refused("use_fope is true", &[("use_fope", true.into())]);
+    refused("mrope_section is true", &[("mrope_section", true.into())]);
+    refused(
+        "mrope_section is [16.0, 16.0]",
+        &[("mrope_section", (&[16.0, 16.0]).into())],
+    );
+    refused(
+        "mrope_section",
+        &[("mrope_section", (&[-1.0, 16.0, 17.0]).into())],
+    );
+    refused(
+        "mrope_section",
+        &[("mrope_section", (&[15.5, 16.0, 0.5]).into())],
+    );
+    refused("and 92 more", &[("mrope_section", (&[1.0; 100]).into())]);
+    let long = "x".repeat(5000);
+    let error = made(&[("rope_type", long.as_str().into())]).unwrap_err();
+    assert!(error.to_string().len() < 300, "{error}");
+    let error = made(&[("rope_theta", long.as_str().into())]).unwrap_err();
+    assert!(error.to_string().len() < 300, "{error}");
+    for unlisted in ["ntk", "mllama4", "bailing_mrope", "openpangu"] {
+        refused("rope_type", &[("rope_type", unlisted.into())]);
+    }
+    let yarn = |factor: f64, original: f64| {
+        made(&[
+            ("rope_type", "yarn".into()),
+            ("factor", factor.into()),
+            ("original_max_position_embeddings", original.into()),
+        ])
+    };
+    assert_eq!(yarn(2.5, 1025.0).unwrap().max_position(), 2563);
+    names("factor is 0.5", yarn(0.5, 1024.0), "shrinking");
+    names(
+        "original_max_position_embeddings is -1",
+        yarn(2.0, -1.0),
+        "negative",
+    );
+    names(
+        "original_max_position_embeddings is 0",
+        yarn(2.0, 0.0),
+        "no length",
+    );
+    // However many positions that is.
+    assert_eq!(yarn(1e18, 9e15).unwrap().max_position(), usize::MAX);
+    refused(
+        "max_trained_positions is 5000",
+        &[
+            ("rope_type", "dynamic".into()),
+            ("factor", 2.into()),
+            ("max_trained_positions", 5000.into()),
+        ],
+    );
+    refused(
+        "short_factor",
+        &[
+            ("rope_type", "longrope".into()),
+            ("short_factor", (&[1.0; 31]).into()),
+            ("long_factor", (&[1.0; 32]).into()),
+            ("original_max_position_embeddings", 4096.into()),
+        ],
+    );
+    // The last of two counts, as in Python.
+    let twice = [("rope_theta", f64::NAN.into()), ("rope_theta", 5e5.into())];
+    assert!(made(&twice).is_ok());
+    // The last dims rotate, which begin at an odd one here.
+    let odd = vllm::get_rope(
+        &host(),
+        63,
+        4096,
+        true,
+        &[
+            ("rope_type", "deepseek_yarn".into()),
+            ("is_deepseek_v4", true.into()),
+            ("rope_dim", 32.into()),
+            ("factor", 2.into()),
+            ("original_max_position_embeddings", 4096.into()),
+        ],
+    );
+    names("head_size is 63", odd, "odd");
+
+    let mrope = made(&[("mrope_section", (&[8.0, 12.0, 12.0]).into())]).unwrap();
+    assert_eq!(mrope.max_position(), 4 * 4096);
+    let forward = |positions: &[i64]| {
+        rotated(&zeros(&[2, 64]), |query| {
+            mrope.forward(positions, query, None)
+        })
+    };
+    assert!(forward(&[1, 2]).is_ok() && forward(&[1, 2, 3, 4, 5, 6]).is_ok());
+    names("one for each axis and token", forward(&[1, 2, 3]), "three");
+    names(
+        "position 16384 (token 3)",
+        forward(&[1, 2, 3, 16_384, 5, 6]),
+        "outside",
+    );
 }
 
 #[test]

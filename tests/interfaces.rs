@@ -562,6 +562,186 @@ fn max_agrees() {
     ]);
 }
 
+/// A call on a ragged batch.
+fn max_ragged_case<T: Stored>(golden: &Golden, worst: &mut Worst) {
+    let case = &golden.case;
+    let embedding = max::RotaryEmbedding::new(&host(), &max_arguments(&case["embedding"])).unwrap();
+    let u32s = |key: &str| -> Vec<u32> {
+        let values = golden.integers(key).values;
+        values.iter().map(|&n| u32::try_from(n).unwrap()).collect()
+    };
+    let input = golden.get::<T>("input");
+    let ours = match case["op"].as_str().unwrap() {
+        "rope_ragged" => {
+            let (offsets, starts) = (u32s("input_row_offsets"), u32s("start_pos"));
+            let first = case["rope_first"] == true;
+            rotated(&input, |x| {
+                embedding.rope_ragged(x, &offsets, &starts, first)
+            })
+        }
+        "rope_ragged_with_position_ids" => {
+            let ids = u32s("position_ids");
+            rotated(&input, |x| embedding.rope_ragged_with_position_ids(x, &ids))
+        }
+        other => panic!("{other}"),
+    };
+    let theirs = golden.get::<T>("rotated").values;
+    let difference = difference(&ours.unwrap(), &theirs, &golden.name);
+    worst.see(format!("ragged, {}", T::DTYPE), difference, golden);
+}
+
+#[test]
+fn max_ragged_agrees() {
+    let mut worst = Worst::default();
+    for golden in &goldens("max-ragged", "") {
+        match file_dtype(golden.dtype_of("input")) {
+            Dtype::F32 => max_ragged_case::<f32>(golden, &mut worst),
+            Dtype::Bf16 => max_ragged_case::<bf16>(golden, &mut worst),
+            dtype => unreachable!("no case of {dtype}"),
+        }
+    }
+    // The fused kernel has one section after the other; in Qwen3-VL's class they take turns.
+    for (prefix, sections, interleaved) in [
+        ("mrope_fused_qwen2_vl", [16, 24, 24], false),
+        ("mrope_qwen3_vl.", [24, 20, 20], true),
+    ] {
+        let golden = goldens("max", prefix).remove(0);
+        assert_eq!(golden.case["mrope_section"], serde_json::json!(sections));
+        let axes = match interleaved {
+            true => Axes::MropeInterleaved(sections),
+            false => Axes::MropeSections(sections),
+        };
+        let arguments = max::Arguments {
+            max_seq_len: 100_000,
+            ..max_arguments(&golden.case)
+        };
+        let embedding = max::RotaryEmbedding::new(&host(), &arguments).unwrap();
+        let embedding = embedding.with_axes(axes).unwrap();
+        let ids = golden.raw("position_ids", FileDtype::I32, |bytes| {
+            u32::from_le_bytes(bytes.try_into().unwrap())
+        });
+        let (x, theirs) = (golden.get::<f32>("x"), golden.get::<f32>("rotated").values);
+        let call = |x: Tensor<'_, f32>| embedding.rope_ragged_with_position_ids(x, &ids.values);
+        let ours = rotated(&x, call).unwrap();
+        let tokens = x.shape[0];
+        let per_token = ours.len() / tokens;
+        let of_tokens = ours.chunks(per_token).zip(theirs.chunks(per_token));
+        for (token, (ours, theirs)) in of_tokens.enumerate() {
+            let at = ids.values.iter().skip(token).step_by(tokens);
+            let units = difference(ours, theirs, &golden.name) * 16_777_216.0;
+            let farthest = f64::from(*at.max().unwrap());
+            worst.see(
+                "mrope, units of 2^-24 per position",
+                units / (1.0 + farthest),
+                &golden,
+            );
+        }
+    }
+    worst.check(&[
+        ("mrope, units of 2^-24 per position", 2.0), // 1.5
+        ("ragged, bf16", 1.6e-2),                    // an ulp
+        ("ragged, f32", 8e-6),                       // 6.2e-6, at position 127
+    ]);
+}
+
+#[test]
+fn max_ragged_refuses_what_has_no_meaning() {
+    let embedding =
+        max::RotaryEmbedding::new(&host(), &max::Arguments::new(16, 2, 1e4, 32)).unwrap();
+    let ragged = |shape: &[usize], offsets: &[u32], starts: &[u32]| {
+        rotated(&zeros(shape), |x| {
+            embedding.rope_ragged(x, offsets, starts, false)
+        })
+    };
+    assert!(ragged(&[3, 2, 8], &[0, 1, 3], &[0, 5]).is_ok());
+    assert!(ragged(&[0, 2, 8], &[0], &[]).unwrap().is_empty());
+    for offsets in [&[][..], &[0], &[0, 3], &[0, 1, 2, 3]] {
+        names(
+            "input_row_offsets has the shape",
+            ragged(&[3, 2, 8], offsets, &[0, 5]),
+            "length",
+        );
+    }
+    for offsets in [[1, 2, 3], [0, 1, 2], [0, 1, 4], [0, 4, 3], [0, u32::MAX, 3]] {
+        names(
+            "input_row_offsets is from",
+            ragged(&[3, 2, 8], &offsets, &[0, 5]),
+            "order",
+        );
+    }
+    names(
+        "input has the shape [3, 16]",
+        ragged(&[3, 16], &[0, 3], &[0]),
+        "rank",
+    );
+    names(
+        "input has the shape [3, 2, 6]",
+        ragged(&[3, 2, 6], &[0, 3], &[0]),
+        "narrow",
+    );
+    names(
+        "input has the shape [3, 2, 11]",
+        ragged(&[3, 2, 11], &[0, 3], &[0]),
+        "odd",
+    );
+    names(
+        "position 64 (token 2)",
+        ragged(&[3, 2, 8], &[0, 3], &[62]),
+        "outside",
+    );
+    names(
+        "position 4294967295",
+        ragged(&[1, 2, 8], &[0, 1], &[u32::MAX]),
+        "outside",
+    );
+    // No memory is needed for tokens without heads.
+    let shape = [u32::MAX as usize, 0, 8];
+    let mut nothing: [f32; 0] = [];
+    let call = embedding.rope_ragged(
+        Tensor::new(&mut nothing, &shape),
+        &[0, u32::MAX],
+        &[0],
+        true,
+    );
+    assert_eq!(call, Ok(()));
+
+    let ids = |shape: &[usize], ids: &[u32]| {
+        rotated(&zeros(shape), |x| {
+            embedding.rope_ragged_with_position_ids(x, ids)
+        })
+    };
+    assert!(ids(&[2, 1, 8], &[63, 0]).is_ok());
+    names(
+        "position_ids has the shape [3]",
+        ids(&[2, 1, 8], &[0; 3]),
+        "three",
+    );
+    names(
+        "position 64 (token 1)",
+        ids(&[2, 1, 8], &[0, 64]),
+        "outside",
+    );
+    names(
+        "input has the shape [2, 1, 10]",
+        ids(&[2, 1, 10], &[0; 2]),
+        "wide",
+    );
+    names("input has the shape []", ids(&[], &[]), "scalar");
+    names("input has the shape [2, 8]", ids(&[2, 8], &[0; 2]), "rank");
+    let sections = |sections| embedding.clone().with_axes(Axes::MropeSections(sections));
+    names("mrope_section", sections([2, 1, 2]), "sum");
+    let back = embedding
+        .backward()
+        .unwrap()
+        .with_axes(Axes::MropeSections([2, 1, 1]))
+        .unwrap();
+    assert_eq!(back.rope().direction(), Direction::Inverse);
+    let axes = rotated(&zeros(&[2, 1, 8]), |x| {
+        back.rope_ragged_with_position_ids(x, &[0; 2])
+    });
+    names("position_ids has the shape [2]", axes, "one axis");
+}
+
 // ---- ONNX ----
 
 fn attributes(case: &Value) -> onnx::Attributes {

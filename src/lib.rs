@@ -16,8 +16,9 @@
 //!
 //! [`Frequencies`] (on one axis of positions or several), [`FrequencyRows`] (for sequences whose
 //! frequencies depend on their length) or a [`CosSinTable`] make a [`Rope`], with a [`Pairing`].
-//! [`config`] makes them from a model's own files; [`interfaces`] has the calls of MLX, MAX, ONNX, vLLM
-//! and Hugging Face, for those who come from there. [`Layout`]s make a [`Problem`], and a rotator
+//! [`config`] makes them from a model's own files; [`multimodal`] numbers the tokens of images and video;
+//! [`interfaces`] has the calls of MLX, MAX, ONNX, vLLM, llama.cpp and Hugging Face, for those who come
+//! from there. [`Layout`]s make a [`Problem`], and a rotator
 //! turns it into a checked [`Plan`] that serves any number of calls.
 //! [`Host`] and `cuda::Cuda` are the backends; [`Device`] picks one of them. Both execute a
 //! [`call`], which is plain data; [`launch`] is for those who launch the kernels by other means.
@@ -79,6 +80,7 @@ mod ids;
 pub mod interfaces;
 pub mod launch;
 mod layout;
+pub mod multimodal;
 mod plan;
 mod positions;
 mod rope;

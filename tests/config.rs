@@ -1289,7 +1289,7 @@ fn bad_values_are_named() {
     ] {
         names(&error(config), &parts);
     }
-    for text in ["", "{", "{\"a\": NaN}", "\u{0}", &"[".repeat(100_000)] {
+    for text in ["", "{", "{\"a\": nan}", "\u{0}", &"[".repeat(100_000)] {
         let error = ModelConfig::from_hf_config(text).unwrap_err();
         assert!(matches!(error, ConfigError::NotJson { .. }), "{error}");
     }

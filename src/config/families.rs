@@ -17,11 +17,19 @@ pub(super) struct Family {
     pub theta_keys: &'static [&'static str],
     /// Whether those count where the config has no RoPE parameters beside them.
     pub lone_theta: bool,
+    /// theta of a table that has none: keys beside it, the first one present counts, and the number.
+    /// `None` where that is as if there were no table.
+    pub table_theta: Option<(&'static [&'static str], f64)>,
     /// The part of a head that rotates where the config does not give it.
     pub partial: f64,
     pub partial_keys: &'static [&'static str],
+    /// Whether that part and the keys for it count where the config has no RoPE parameters, and only
+    /// there or in them.
+    pub lone_partial: bool,
     /// Whether plain RoPE heeds that part; scaled RoPE always does.
     pub plain_heeds_partial: bool,
+    /// Whether `rotary_dim` says it where nothing else does.
+    pub heeds_rotary_dim: bool,
     /// Whether the rotated dims are the last ones of a head.
     pub trailing: bool,
     pub head_dim: HeadDim,
@@ -32,6 +40,12 @@ pub(super) struct Family {
     /// Whether kinds are not types of layers: layers with a sliding window are then of the first,
     /// all others of the second.
     pub kinds_by_window: bool,
+    /// Whether a kind without a table among given tables has its defaults; otherwise a layer of that
+    /// kind needs one.
+    pub fills_tables: bool,
+    /// Whether theta and the part that rotates may be lists with an entry per layer, of which the
+    /// first of each type counts.
+    pub listed_per_layer: bool,
     /// Which kind a layer is where `layer_types` is absent.
     pub pattern: Pattern,
     pub nope: Nope,
@@ -68,6 +82,8 @@ pub(super) enum HeadDim {
     /// Multi-head latent attention: `qk_rope_head_dim`, beside `qk_nope_head_dim` dims that do not
     /// rotate; with defaults.
     Latent { rope: usize, nope: usize },
+    /// Derived as above, whatever `head_dim` says.
+    AlwaysDerived(usize),
     /// Derived as above, of which `rotary_dim` dims rotate; with its default.
     RotaryDim(usize),
     /// Under any of the names that families have for it, the most special one first.
@@ -104,6 +120,15 @@ pub(super) enum Pattern {
     Cycle(&'static str, &'static [&'static str]),
     /// Some layers attend, and `layer_types` must say which.
     Hybrid,
+    /// The type of each layer, from its number and how many there are.
+    By(fn(u64, u64) -> &'static str),
+    /// As `LastOf`, and the very last layer whatever `layer_types` says.
+    LastOfAndAlwaysLast(&'static str, u64),
+    /// The key lists a ratio of compression per layer: 0 stands for a sliding window. Without it all
+    /// layers compress.
+    CompressRatios(&'static str),
+    /// The key lists a window per layer, 0 or null for full attention; else as `LastOf`.
+    Windows(&'static str, u64),
     /// `"sliding_attention"` and `"full_attention"` by one period for the dense layers in front,
     /// and by another, counted anew, for those behind.
     AfterDense,
@@ -114,6 +139,8 @@ pub(super) enum Nope {
     Never,
     /// Layers of full attention.
     FullAttention,
+    /// Layers of full attention, unless tables by kind of layer have one for them.
+    FullAttentionWithoutTable,
     /// Layers of full attention, if there is a sliding window.
     FullAttentionBesideWindow,
     /// Layers of full attention, but not the dense ones in front, unless some of those slide.
@@ -126,6 +153,8 @@ pub(super) enum Nope {
     Unless(&'static str, Switch),
     /// Everywhere, if the key is true.
     If(&'static str),
+    /// Layers for which the key lists 0; without it every fourth one, counted from the last.
+    Zeros(&'static str),
 }
 
 #[derive(Clone, Copy)]
@@ -156,6 +185,8 @@ pub(super) enum Score {
     One,
     /// `query_pre_attn_scalar^(-1/2)`, with its default.
     QueryPreAttnScalar(f64),
+    /// The same, with `head_dim` as default.
+    QueryPreAttnScalarOrHeadDim,
     /// `attention_multiplier`, with its default, which is `head_dim^(-1/2)` if none.
     AttentionMultiplier(Option<f64>),
     /// `(qk_nope_head_dim + qk_rope_head_dim)^(-1/2)`, times the square of YaRN's
@@ -195,14 +226,19 @@ const HALF: Family = Family {
     theta: Some(10_000.0),
     theta_keys: &["rope_theta"],
     lone_theta: true,
+    table_theta: None,
     partial: 1.0,
     partial_keys: &["partial_rotary_factor"],
+    lone_partial: true,
     plain_heeds_partial: false,
+    heeds_rotary_dim: false,
     trailing: false,
     head_dim: Derived(0),
     hidden_keys: &["hidden_size", "d_model", "n_embd"],
     kinds: &[],
     kinds_by_window: false,
+    fills_tables: false,
+    listed_per_layer: false,
     pattern: Listed,
     nope: Nope::Never,
     axes: DefaultAxes::None,
@@ -278,21 +314,13 @@ const GEMMA4_FULL: Kind = Kind {
 /// A model whose `model_type` is absent or not in the table: only what the config says.
 pub(super) static UNKNOWN: Family = Family {
     theta: None,
+    heeds_rotary_dim: true,
     theta_keys: &["rope_theta", "rotary_emb_base", "rope_embedding_base"],
     partial_keys: &["partial_rotary_factor", "rotary_pct", "rope_pct"],
     head_dim: HeadDim::AnyName,
     nope: Nope::IntervalIfGiven,
     ..PARTIAL
 };
-
-/// Keys that change the rotation, and not in the same way in every family.
-pub(super) static NEEDS_FAMILY: &[&str] = &[
-    "rope_ratio",
-    "rope_local_base_freq",
-    "local_rope_theta",
-    "global_rope_theta",
-    "compress_rope_theta",
-];
 
 /// Keys that tell layers with attention from those without, in one family or another.
 pub(super) static TELL_ATTENTION: &[&str] = &[
@@ -307,11 +335,36 @@ pub(super) static TELL_ATTENTION: &[&str] = &[
     "linear_attn_config",
 ];
 
+fn is_full(full: bool) -> &'static str {
+    if full {
+        "full_attention"
+    } else {
+        "sliding_attention"
+    }
+}
+
+/// As usual, though the family's default for no table at all is another.
+const BESIDE: Option<(&[&str], f64)> = Some((&["rope_theta"], 10_000.0));
+
+const INDEXED: Pattern = Pattern::All("indexed_attention");
+const EVERY_OTHER_FULL: Pattern = Pattern::By(|layer, _| is_full(layer % 2 == 1));
+const FIRST_OF_4_FULL: Pattern = Pattern::By(|layer, _| is_full(layer % 4 == 0));
+const LAST_OF_4_FROM_END_FULL: Pattern =
+    Pattern::By(|layer, count| is_full((count - 1 - layer) % 4 == 0));
+const FLINT: Pattern =
+    Pattern::By(|layer, count| is_full(layer < 2 || layer % 4 == 1 || layer + 1 == count));
+const LFM3: Pattern = Pattern::By(|layer, _| match layer % 4 {
+    2 => "full_attention",
+    0 if layer > 0 => "sliding_attention",
+    _ => "conv",
+});
+
 /// One line per family: those with the same rules share it.
 #[rustfmt::skip]
 pub(super) static FAMILIES: &[Family] = &[
     // Half-split, the whole head.
-    Family { model_types: &["llama", "mistral", "qwen2", "olmo", "olmo2", "hunyuan_v1_dense", "hunyuan_v1_moe", "aria_text", "chameleon", "deepseek_ocr2_text", "deepseek_ocr2_encoder", "idefics", "doge", "jais2", "ministral", "moshi", "starcoder2", "unlimited_ocr_text", "voxtral_realtime_text", "qwen2_moe", "olmoe", "falcon_h1"], head_dim: Derived(128), ..HALF },
+    Family { model_types: &["llama", "mistral", "qwen2", "olmo", "olmo2", "hunyuan_v1_dense", "hunyuan_v1_moe", "aria_text", "chameleon", "deepseek_ocr2_encoder", "idefics", "doge", "jais2", "ministral", "moshi", "starcoder2", "voxtral_realtime_text", "qwen2_moe", "olmoe", "falcon_h1"], head_dim: Derived(128), ..HALF },
+    Family { model_types: &["deepseek_ocr2_text", "unlimited_ocr_text"], head_dim: HeadDim::AlwaysDerived(128), ..HALF },
     Family { model_types: &["olmo_hybrid"], head_dim: Derived(128), pattern: Pattern::AttentionLastOrOnly(4), ..HALF },
     // (With modelling code of their own, beside their weights.)
     Family { model_types: &["internlm2", "minicpm", "deepseek", "xverse", "orion"], ..HALF },
@@ -322,7 +375,7 @@ pub(super) static FAMILIES: &[Family] = &[
     Family { model_types: &["qwen3", "hrm_text", "internlm3", "iquestcoder", "seed_oss", "qwen3_omni_moe_talker_code_predictor"], head_dim: Fixed(128), ..HALF },
     Family { model_types: &["neucodec", "xcodec2", "qwen2_5_omni_dit", "voxtral_realtime_encoder"], head_dim: Fixed(64), ..HALF },
     Family { model_types: &["gemma"], head_dim: Fixed(256), ..HALF },
-    Family { model_types: &["gemma2", "vaultgemma", "t5_gemma_module"], head_dim: Fixed(256), score: Score::QueryPreAttnScalar(256.0), ..HALF },
+    Family { model_types: &["gemma2", "vaultgemma", "t5_gemma_module"], pattern: EVERY_OTHER_FULL, head_dim: Fixed(256), score: Score::QueryPreAttnScalar(256.0), ..HALF },
     Family { model_types: &["mixtral", "phimoe", "emu3_text_model"], theta: Some(1e6), head_dim: Derived(128), ..HALF },
     Family { model_types: &["minimax"], theta: Some(1e6), head_dim: Derived(128), pattern: Pattern::AttentionFirst(2), ..HALF },
     Family { model_types: &["lfm2"], theta: Some(1e6), head_dim: Derived(80), pattern: Pattern::AttentionIn("full_attn_idxs", true), ..HALF },
@@ -334,15 +387,16 @@ pub(super) static FAMILIES: &[Family] = &[
     Family { model_types: &["hy_v3"], theta: Some(11_158_840.0), head_dim: Fixed(128), ..HALF },
     Family { model_types: &["gte"], theta: Some(160_000.0), head_dim: Derived(64), ..HALF },
     Family { model_types: &["jina_embeddings_v3"], theta: Some(20_000.0), head_dim: Derived(64), ..HALF },
-    Family { model_types: &["nomic_bert"], theta: Some(1000.0), theta_keys: &["rope_theta", "rotary_emb_base"], head_dim: Fixed(64), ..HALF },
+    Family { model_types: &["nomic_bert"], theta: Some(1000.0), theta_keys: &["rope_theta", "rotary_emb_base"], head_dim: Derived(64), ..HALF },
     Family { model_types: &["apertus"], lone_theta: false, theta: Some(12e6), head_dim: Derived(128), scaling: llama3(8.0, 1.0, 4.0, 8192), ..HALF },
-    Family { model_types: &["cwm"], lone_theta: false, theta: Some(1e6), head_dim: Fixed(128), scaling: llama3(16.0, 1.0, 4.0, 8192), ..HALF },
-    Family { model_types: &["higgs_audio_v2"], lone_theta: false, theta: Some(5e5), head_dim: Fixed(128), scaling: llama3(32.0, 0.125, 0.5, 1024), ..HALF },
-    Family { model_types: &["gpt_oss"], theta: Some(150_000.0), head_dim: Fixed(64), scaling: GPT_OSS_YARN, ..HALF },
-    Family { model_types: &["ministral3"], lone_theta: false, theta: Some(1e6), head_dim: Fixed(128), scaling: mistral_yarn(16.0, 16_384), ..HALF },
+    Family { model_types: &["cwm"], pattern: FIRST_OF_4_FULL, lone_theta: false, theta: Some(1e6), head_dim: Fixed(128), scaling: llama3(16.0, 1.0, 4.0, 8192), ..HALF },
+    Family { model_types: &["higgs_audio_v2"], lone_theta: false, table_theta: BESIDE, theta: Some(5e5), head_dim: Fixed(128), scaling: llama3(32.0, 0.125, 0.5, 1024), ..HALF },
+    Family { model_types: &["gpt_oss"], pattern: EVERY_OTHER_FULL, theta: Some(150_000.0), head_dim: Fixed(64), scaling: GPT_OSS_YARN, ..HALF },
+    Family { model_types: &["ministral3"], lone_theta: false, table_theta: BESIDE, theta: Some(1e6), head_dim: Fixed(128), scaling: mistral_yarn(16.0, 16_384), ..HALF },
     Family { model_types: &["dbrx"], theta_keys: &["rope_theta", "attn_config.rope_theta"], head_dim: Derived(128), ..HALF },
     Family { model_types: &["jetmoe"], head_dim: Key("kv_channels", 128), ..HALF },
-    Family { model_types: &["granite", "granitemoe", "granitemoeshared", "granite4_vision_text", "granite_swa", "granitemoe_swa"], head_dim: Derived(128), score: Score::AttentionMultiplier(Some(1.0)), ..HALF },
+    Family { model_types: &["granite", "granitemoe", "granitemoeshared", "granite4_vision_text"], head_dim: Derived(128), score: Score::AttentionMultiplier(Some(1.0)), ..HALF },
+    Family { model_types: &["granite_swa", "granitemoe_swa"], head_dim: Derived(128), score: Score::AttentionMultiplier(Some(1.0)), pattern: FIRST_OF_4_FULL, ..HALF },
     Family { model_types: &["granite_docling_text"], head_dim: Derived(64), score: Score::AttentionMultiplier(Some(0.015625)), ..HALF },
     Family { model_types: &["granitemoehybrid"], head_dim: Derived(128), score: Score::AttentionMultiplier(Some(1.0)), nope: Nope::Unless("position_embedding_type", Switch::Text("rope")), pattern: Pattern::Hybrid, ..HALF },
     Family { model_types: &["hyperclovax"], head_dim: Derived(128), score: Score::AttentionMultiplier(None), ..HALF },
@@ -363,10 +417,12 @@ pub(super) static FAMILIES: &[Family] = &[
     Family { model_types: &["recurrent_gemma"], partial: 0.5, head_dim: Derived(256), pattern: Pattern::Cycle("block_types", &["recurrent", "recurrent", "attention"]), ..PARTIAL },
     Family { model_types: &["qwen3_next"], partial: 0.25, head_dim: Fixed(256), pattern: Pattern::AttentionLast("full_attention_interval", 4), ..PARTIAL },
     Family { model_types: &["solar_open"], theta: Some(1e6), head_dim: Fixed(128), ..PARTIAL },
-    Family { model_types: &["minimax_m2", "minimax_m3_vl_text"], theta: Some(5e6), head_dim: Fixed(128), ..PARTIAL },
-    Family { model_types: &["glmasr_encoder", "dots3_note_audio_encoder"], partial: 0.5, head_dim: Derived(64), ..PARTIAL },
-    Family { model_types: &["nemotron3_5_transcribe_asr_audio"], partial: 0.5, head_dim: Derived(128), ..PARTIAL },
-    Family { model_types: &["nemotron3_5_transcribe_word_timestamp"], partial: 0.5, head_dim: Derived(80), ..PARTIAL },
+    Family { model_types: &["minimax_m2"], theta: Some(5e6), head_dim: Fixed(128), heeds_rotary_dim: true, ..PARTIAL },
+    Family { model_types: &["minimax_m3_vl_text"], theta: Some(5e6), head_dim: Fixed(128), ..PARTIAL },
+    Family { model_types: &["glmasr_encoder"], partial: 0.5, head_dim: Derived(64), ..PARTIAL },
+    Family { model_types: &["dots3_note_audio_encoder"], partial: 0.5, head_dim: HeadDim::AlwaysDerived(64), ..PARTIAL },
+    Family { model_types: &["nemotron3_5_transcribe_asr_audio"], lone_theta: false, lone_partial: false, partial: 0.5, head_dim: Derived(128), ..PARTIAL },
+    Family { model_types: &["nemotron3_5_transcribe_word_timestamp"], lone_theta: false, lone_partial: false, partial: 0.5, head_dim: Derived(80), ..PARTIAL },
     Family { model_types: &["nemotron3_diarization_audio"], head_dim: Derived(64), ..PARTIAL },
     Family { model_types: &["gpt_neox"], theta_keys: &["rotary_emb_base"], partial: 0.25, partial_keys: &["rotary_pct"], head_dim: Derived(96), ..PARTIAL },
     Family { model_types: &["gpt_neox_japanese"], theta_keys: &["rotary_emb_base"], partial_keys: &["rotary_pct"], head_dim: Derived(80), ..PARTIAL },
@@ -383,64 +439,68 @@ pub(super) static FAMILIES: &[Family] = &[
     Family { model_types: &["helium"], theta: Some(1e5), head_dim: Fixed(128), ..INTERLEAVED },
     Family { model_types: &["llama4_text", "llama4"], theta: Some(5e5), head_dim: Fixed(128), nope: Nope::Interval, ..INTERLEAVED },
     Family { model_types: &["moonshine"], partial: 0.9, plain_heeds_partial: true, head_dim: Derived(36), ..INTERLEAVED },
-    Family { model_types: &["moonshine_streaming"], lone_theta: false, partial: 0.8, plain_heeds_partial: true, head_dim: Derived(40), ..INTERLEAVED },
+    Family { model_types: &["moonshine_streaming"], lone_theta: false, lone_partial: false, partial: 0.8, plain_heeds_partial: true, head_dim: Derived(40), ..INTERLEAVED },
     Family { model_types: &["openai_privacy_filter"], theta: Some(150_000.0), head_dim: Fixed(64), scaling: GPT_OSS_YARN, ..INTERLEAVED },
     Family { model_types: &["pe_audio_encoder", "pe_audio_video_encoder", "pe_video_encoder"], theta: Some(20_000.0), head_dim: Fixed(128), ..INTERLEAVED },
     Family { model_types: &["blt_global_transformer"], theta: Some(5e5), head_dim: Derived(128), ..INTERLEAVED },
     Family { model_types: &["blt_local_encoder", "blt_local_decoder"], theta: Some(5e5), head_dim: Derived(64), ..INTERLEAVED },
     Family { model_types: &["blt_patcher"], head_dim: Derived(64), ..INTERLEAVED },
     Family { model_types: &["deepseek_v2"], output_order: OutputOrder::AsInput, ..LATENT },
-    Family { model_types: &["deepseek_v4"], trailing: true, partial: 0.125, plain_heeds_partial: true, head_dim: Fixed(512), kinds: &[
+    Family { model_types: &["deepseek_v4"], table_theta: BESIDE, trailing: true, partial: 0.125, plain_heeds_partial: true, head_dim: Fixed(512), kinds: &[
         Kind { layer_type: "main", theta_keys: &["rope_theta"], partial: 0.125, ..SLIDING },
-        Kind { layer_type: "compress", theta: 160_000.0, theta_keys: &["compress_rope_theta"], partial: 0.125, unit_attention: true, ..FULL }], kinds_by_window: true, ..INTERLEAVED },
+        Kind { layer_type: "compress", theta: 160_000.0, theta_keys: &["compress_rope_theta"], partial: 0.125, unit_attention: true, ..FULL }], kinds_by_window: true, pattern: Pattern::CompressRatios("compress_ratios"), ..INTERLEAVED },
     // Interleaved in, half-split out.
-    Family { model_types: &["deepseek_v3", "axk1", "youtu", "deepseek_v32", "kimi_k2"], ..LATENT },
-    Family { model_types: &["axk2"], head_dim: Latent { rope: 32, nope: 64 }, ..LATENT },
+    Family { model_types: &["deepseek_v3", "axk1", "youtu", "kimi_k2"], ..LATENT },
+    Family { model_types: &["deepseek_v32"], pattern: INDEXED, ..LATENT },
+    Family { model_types: &["axk2"], pattern: INDEXED, head_dim: Latent { rope: 32, nope: 64 }, ..LATENT },
     Family { model_types: &["bailing_hybrid"], theta: Some(6e6), pattern: Pattern::AttentionLast("layer_group_size", 6), ..LATENT },
-    Family { model_types: &["glm4_moe_lite", "glm_moe_dsa"], head_dim: Latent { rope: 64, nope: 192 }, ..LATENT },
+    Family { model_types: &["glm4_moe_lite"], head_dim: Latent { rope: 64, nope: 192 }, ..LATENT },
+    Family { model_types: &["glm_moe_dsa"], pattern: INDEXED, head_dim: Latent { rope: 64, nope: 192 }, ..LATENT },
     Family { model_types: &["longcat_flash"], theta: Some(1e7), ..LATENT },
     Family { model_types: &["mistral4"], lone_theta: false, head_dim: Latent { rope: 64, nope: 64 }, scaling: mistral_yarn(128.0, 8192), ..LATENT },
     // Latent attention with pairs of halves.
     Family { model_types: &["minicpm3"], pairing: HalfSplit, output_order: OutputOrder::AsInput, head_dim: Latent { rope: 32, nope: 64 }, ..LATENT },
-    Family { model_types: &["hy_v4"], pairing: HalfSplit, output_order: OutputOrder::AsInput, head_dim: Latent { rope: 64, nope: 192 }, ..LATENT },
+    Family { model_types: &["hy_v4"], pattern: INDEXED, pairing: HalfSplit, output_order: OutputOrder::AsInput, head_dim: Latent { rope: 64, nope: 192 }, ..LATENT },
     // Layers that do not rotate.
     Family { model_types: &["smollm3"], theta: Some(2e6), head_dim: Derived(128), nope: Nope::Interval, ..HALF },
     Family { model_types: &["exaone4"], head_dim: Derived(128), pattern: LastOf("sliding_window_pattern", 4), nope: Nope::FullAttentionBesideWindow, ..HALF },
     Family { model_types: &["exaone_moe"], head_dim: Derived(128), pattern: LastOf("sliding_window_pattern", 4), nope: Nope::FullAttentionBesideWindow, ..HALF },
     Family { model_types: &["kolibri1"], head_dim: Fixed(128), pattern: LastOf("", 5), nope: Nope::FullAttentionBesideWindow, ..HALF },
     Family { model_types: &["afmoe"], head_dim: Fixed(128), pattern: LastOf("global_attn_every_n_layers", 4), nope: Nope::FullAttention, ..HALF },
-    Family { model_types: &["flint"], head_dim: Fixed(128), nope: Nope::FullAttention, ..HALF },
-    Family { model_types: &["beam"], head_dim: Fixed(128), pattern: LastOfAndLast("", 6), nope: Nope::FullAttention, ..HALF },
-    Family { model_types: &["muse_glimmer_text"], head_dim: Fixed(128), ..HALF },
-    Family { model_types: &["muse_spark_text"], theta: Some(5e5), head_dim: Fixed(64), ..HALF },
+    Family { model_types: &["flint"], head_dim: Fixed(128), pattern: FLINT, nope: Nope::FullAttention, ..HALF },
+    Family { model_types: &["beam"], head_dim: Fixed(128), lone_theta: false, pattern: LastOfAndLast("", 6), nope: Nope::FullAttentionWithoutTable, ..HALF },
+    Family { model_types: &["muse_glimmer_text"], head_dim: Fixed(128), pattern: LAST_OF_4_FROM_END_FULL, nope: Nope::Zeros("layer_rope_theta"), ..HALF },
+    Family { model_types: &["muse_spark_text"], lone_theta: false, table_theta: BESIDE, theta: Some(5e5), head_dim: Fixed(64), pattern: LAST_OF_4_FROM_END_FULL, nope: Nope::Zeros("layer_rope_theta"), ..HALF },
     Family { model_types: &["muse_glimmer_assistant"], theta: Some(5e5), head_dim: Fixed(128), ..HALF },
     // Kinds of layers that rotate differently.
-    Family { model_types: &["gemma3_text", "gemma3", "t5gemma2_text", "t5gemma2_decoder"], head_dim: Fixed(256), kinds: &[SLIDING, FULL], pattern: LastOf("sliding_window_pattern", 6), score: Score::QueryPreAttnScalar(256.0), ..HALF },
-    Family { model_types: &["gemma3n_text", "gemma3n"], head_dim: Fixed(256), kinds: &[SLIDING, FULL], pattern: LastOf("", 5), score: Score::One, ..HALF },
-    Family { model_types: &["gemma4_text", "gemma4_unified_text", "diffusion_gemma_text"], head_dim: Fixed(256), kinds: &[GEMMA4_SLIDING, GEMMA4_FULL], pattern: LastOfAndLast("sliding_window_pattern", 6), score: Score::One, ..HALF },
-    Family { model_types: &["embedding_gemma2_text"], head_dim: Fixed(256), kinds: &[GEMMA4_SLIDING, Kind { partial: 1.0, proportional: false, ..GEMMA4_FULL }], pattern: LastOfAndLast("sliding_window_pattern", 6), score: Score::One, ..HALF },
-    Family { model_types: &["modernbert", "modernbert-decoder"], head_dim: Derived(64), kinds: &[
+    Family { model_types: &["gemma3_text", "gemma3", "t5gemma2_text", "t5gemma2_decoder"], fills_tables: true, head_dim: Fixed(256), kinds: &[SLIDING, FULL], pattern: LastOf("sliding_window_pattern", 6), score: Score::QueryPreAttnScalar(256.0), ..HALF },
+    Family { model_types: &["gemma3n_text", "gemma3n"], fills_tables: true, head_dim: Fixed(256), kinds: &[SLIDING, FULL], pattern: LastOf("", 5), score: Score::One, ..HALF },
+    Family { model_types: &["diffusion_gemma_text"], partial_keys: &[], head_dim: Fixed(256), plain_heeds_partial: true, kinds: &[GEMMA4_SLIDING, GEMMA4_FULL], pattern: Pattern::LastOfAndAlwaysLast("", 6), score: Score::One, ..HALF },
+    Family { model_types: &["gemma4_text", "gemma4_unified_text"], head_dim: Fixed(256), kinds: &[GEMMA4_SLIDING, GEMMA4_FULL], pattern: Pattern::LastOfAndAlwaysLast("", 6), score: Score::One, ..HALF },
+    Family { model_types: &["embedding_gemma2_text"], head_dim: Fixed(256), kinds: &[GEMMA4_SLIDING, Kind { partial: 1.0, proportional: false, ..GEMMA4_FULL }], pattern: Pattern::LastOfAndAlwaysLast("sliding_window_pattern", 6), score: Score::One, ..HALF },
+    Family { model_types: &["modernbert", "modernbert-decoder"], fills_tables: true, head_dim: Derived(64), kinds: &[
         Kind { theta_keys: &["local_rope_theta"], scaled: true, ..SLIDING },
         Kind { theta: 160_000.0, theta_keys: &["global_rope_theta"], ..FULL }], pattern: FirstOf("global_attn_every_n_layers", 3), ..HALF },
-    Family { model_types: &["ultrabert"], head_dim: Derived(128), kinds: &[SLIDING, Kind { theta: 2_560_000.0, ..FULL }], pattern: LastOf("", 3), ..HALF },
-    Family { model_types: &["olmo3"], head_dim: Derived(128), kinds: &[
+    Family { model_types: &["ultrabert"], table_theta: Some((&[], 1e4)), head_dim: Derived(128), kinds: &[Kind { theta_keys: &[], ..SLIDING }, Kind { theta: 2_560_000.0, theta_keys: &[], ..FULL }], pattern: Pattern::Windows("attention_windows", 3), listed_per_layer: true, ..HALF },
+    Family { model_types: &["olmo3"], fills_tables: true, head_dim: Derived(128), kinds: &[
         Kind { theta: 5e5, theta_keys: &[], ..SLIDING },
         Kind { theta: 5e5, ..FULL }], pattern: LastOf("", 4), ..HALF },
-    Family { model_types: &["laguna"], head_dim: Fixed(128), plain_heeds_partial: true, kinds: &[
+    Family { model_types: &["laguna"], partial_keys: &[], head_dim: Fixed(128), plain_heeds_partial: true, kinds: &[
         Kind { theta: 5e5, theta_keys: &[], partial: 0.5, scaled: false, ..FULL },
         Kind { theta_keys: &[], ..SLIDING }], pattern: Pattern::All("full_attention"), ..HALF },
-    Family { model_types: &["mellum"], head_dim: Fixed(128), plain_heeds_partial: true, kinds: &[
+    Family { model_types: &["mellum"], partial_keys: &[], head_dim: Fixed(128), plain_heeds_partial: true, kinds: &[
         Kind { theta: 5e5, theta_keys: &[], scaled: false, ..FULL },
         Kind { theta_keys: &[], ..SLIDING }], pattern: Pattern::All("full_attention"), ..HALF },
-    Family { model_types: &["mimo_v2_flash"], head_dim: Fixed(192), plain_heeds_partial: true, kinds: &[
+    Family { model_types: &["mimo_v2_flash"], partial: 0.334, partial_keys: &[], head_dim: Fixed(192), plain_heeds_partial: true, kinds: &[
         Kind { theta: 5e6, theta_keys: &[], partial: 0.334, scaled: false, ..FULL },
         Kind { theta_keys: &[], partial: 0.334, ..SLIDING }], pattern: LastOfAndFirst(6), ..HALF },
-    Family { model_types: &["zaya"], head_dim: Fixed(128), plain_heeds_partial: true, kinds: &[
+    Family { model_types: &["zaya"], partial_keys: &[], head_dim: Fixed(128), plain_heeds_partial: true, kinds: &[
         Kind { layer_type: "hybrid", theta: 5e6, partial: 0.5, theta_keys: &[], scaled: false, ..FULL },
         Kind { layer_type: "hybrid_sliding", partial: 0.5, theta_keys: &[], ..SLIDING }], pattern: Pattern::All("hybrid"), ..HALF },
-    Family { model_types: &["lfm3"], head_dim: Fixed(128), kinds: &[
+    Family { model_types: &["lfm3"], table_theta: Some((&["rope_theta"], 1e6)), head_dim: Fixed(128), kinds: &[
         Kind { theta_keys: &[], ..SLIDING },
-        Kind { theta_keys: &[], partial: 0.5, proportional: true, scaled: false, ..FULL }], ..HALF },
+        Kind { theta_keys: &[], partial: 0.5, proportional: true, scaled: false, ..FULL }], pattern: LFM3, ..HALF },
+    Family { model_types: &["step3p5"], table_theta: Some((&[], 1e4)), head_dim: Fixed(128), pattern: Pattern::All("full_attention"), listed_per_layer: true, score: Score::QueryPreAttnScalarOrHeadDim, ..PARTIAL },
     // Text with images: time, height, width.
     Family { model_types: &["qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text", "qwen2_5_omni_text"], theta: Some(1e6), head_dim: Derived(128), axes: MropeSections([16, 24, 24]), ..HALF },
     Family { model_types: &["qwen2_5_omni_talker"], theta: Some(1e6), head_dim: Fixed(128), axes: MropeSections([16, 24, 24]), ..HALF },
@@ -602,7 +662,7 @@ pub(super) static UNSUPPORTED: &[(&[&str], &str)] = &[
     (&["dinov3_vit", "eomt_dinov3", "sapiens2"], "angles grow with the fraction of the image's height and width, not with an index"),
     (&["sam2_video", "sam3_tracker_video", "sam3_vit_model", "edgetam_video", "inkling2_vision", "step3p5_vision", "kimi_k25_vision", "efficientloftr", "lightglue", "llama4_vision_model", "vjepa2"], "its axes share a head in an order of their own"),
     (&["gemma4_vision"], "each half of a head is rotated by itself: plan two rotations, with rotary offsets"),
-    (&["neomme", "musicflamingo", "cohere_compass_text", "cohere_compass", "dots3_note_text", "dots3_note_vision_encoder", "step3p5", "qwen4_exp_text", "esmfold2", "molmo2_text"], "layers of different shape or axes of their own are not described here"),
+    (&["neomme", "musicflamingo", "cohere_compass_text", "cohere_compass", "dots3_note_text", "dots3_note_vision_encoder", "qwen4_exp_text", "esmfold2", "molmo2_text"], "layers of different shape or axes of their own are not described here"),
     (&["hunyuan_vl", "hunyuan_vl_text"], "the two dims of a pair may turn with different axes"),
     (&["mistral_large4", "mistral_large4_text"], "its frequencies are multiplied by a learned vector, which the config does not hold"),
     (&["roformer", "clvp_encoder", "seamless_m4t", "wav2vec2-bert", "wav2vec2-conformer"], "its table is formed by hand in its modelling code"),

@@ -1,3 +1,4 @@
+use super::error::shortened;
 use super::{ConfigError, RopeConfig};
 
 /// How a model rotates, kind of layer by kind of layer.
@@ -85,7 +86,7 @@ impl ModelConfig {
         match found {
             Some((_, kind)) => Ok(kind),
             None => Err(ConfigError::UnknownLayerType {
-                layer_type: super::error::shortened(layer_type),
+                layer_type: shortened(layer_type),
                 known: self.names(),
             }),
         }
@@ -135,13 +136,19 @@ impl ModelConfig {
     }
 
     fn names(&self) -> Vec<String> {
-        self.kinds.iter().map(|(name, _)| name.clone()).collect()
+        let names = self.kinds.iter();
+        names.map(|(name, _)| shortened(name)).collect()
     }
 
     fn no_rotation(&self) -> ConfigError {
         ConfigError::NoRotation {
             what: match &self.model_type {
-                Some(name) => format!("model_type {name:?}, as it is configured here,"),
+                Some(name) => {
+                    format!(
+                        "model_type {:?}, as it is configured here,",
+                        shortened(name)
+                    )
+                }
                 None => "this model".to_string(),
             },
         }

@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 
 use super::Model;
 use super::parameters::{self, Source};
-use super::section::{Section, whole};
-use crate::config::families::{Nope, Pattern, Switch, TELL_ATTENTION};
+use super::section::{Section, as_text, whole};
+use super::unread;
+use crate::config::error::shortened;
+use crate::config::families::{Kind, Nope, Pattern, Switch, TELL_ATTENTION};
 use crate::config::model::{LayerRule, Layers};
 use crate::config::{ConfigError, RopeConfig};
 
@@ -21,6 +23,7 @@ const FULL: &str = "full_attention";
 const SLIDING: &str = "sliding_attention";
 const LINEAR: &str = "linear_attention";
 const CROSS: &str = "cross_attention";
+const COMPRESSED: &str = "compressed_sparse_attention";
 
 pub(super) fn read(model: &Model<'_>) -> Result<(Kinds, Layers), ConfigError> {
     let section = &model.section;
@@ -35,22 +38,24 @@ pub(super) fn read(model: &Model<'_>) -> Result<(Kinds, Layers), ConfigError> {
     let flat = parameters::flat_table(section)?;
     let nested = flat.as_ref().filter(|table| is_nested(table));
     if nested.is_none() {
-        parameters::check_keys_of_unknown(model)?;
         check_no_tables_beside(model)?;
     }
+    unread::check(model, flat.as_ref())?;
 
     let mut kinds = Kinds::new();
     let mut rule = None;
     if !model.family.kinds.is_empty() {
-        kinds = family_kinds(model)?;
+        kinds = family_kinds(model, types.as_deref())?;
     } else if let Some(nested) = nested {
         check_nested(nested)?;
         for (name, table) in nested.sections() {
             let rope = parameters::read(model, &Source::of_kind(table, None))?;
             kinds.push((name.to_string(), rope));
         }
-    } else if let Some(thetas) = section.numbers("layer_rope_theta")? {
-        let listed = theta_kinds(model, flat, &thetas, &mut kinds)?;
+    } else if model.family.listed_per_layer {
+        kinds = listed_kinds(model, types.as_deref(), &rotating)?;
+    } else if let Some(thetas) = by_theta(model)? {
+        let listed = theta_kinds(model, flat.clone(), &thetas, &mut kinds)?;
         rule = Some(LayerRule::Listed(listed));
     } else {
         let rope = parameters::read_flat(model)?;
@@ -60,7 +65,11 @@ pub(super) fn read(model: &Model<'_>) -> Result<(Kinds, Layers), ConfigError> {
     }
     let mut rule = match rule {
         Some(rule) => rule,
-        None => layer_rule(model, &kinds, types.as_deref(), rotating),
+        None => {
+            let types = types.as_deref();
+            check_types(model, &kinds, types, &rotating, nested)?;
+            layer_rule(model, &kinds, types, rotating)
+        }
     };
     if by_interval(model) {
         drop_unused(&mut kinds, &mut rule);
@@ -126,8 +135,105 @@ fn one_of_two(old: &Section<'_>, new: &Section<'_>) -> ConfigError {
     }
 }
 
+/// `layer_rope_theta`, where its entries are thetas and not only switches.
+fn by_theta(model: &Model<'_>) -> Result<Option<Vec<f64>>, ConfigError> {
+    match model.family.nope {
+        Nope::Zeros(_) => Ok(None),
+        _ => model.section.numbers("layer_rope_theta"),
+    }
+}
+
+/// Kinds of layers of a family in which theta and the part that rotates are lists with an entry for
+/// each layer.
+fn listed_kinds(
+    model: &Model<'_>,
+    types: Option<&[String]>,
+    rotating: &Rotating,
+) -> Result<Kinds, ConfigError> {
+    let section = &model.section;
+    // Neither is read by transformers; other values than these mean another rotation.
+    let scaled_types = section.list("yarn_only_types", "strings", as_text)?;
+    if section.has("rope_scaling") && scaled_types.is_some_and(|types| types != [FULL]) {
+        return Err(section.invalid("yarn_only_types", "[\"full_attention\"] or absent"));
+    }
+    let rotates = section.list(
+        "use_rope_layers",
+        "true or false",
+        serde_json::Value::as_bool,
+    )?;
+    if rotates.is_some_and(|rotates| rotates.contains(&false)) {
+        return Err(section.invalid("use_rope_layers", "true for each layer, or absent"));
+    }
+    if let Some(table) = section.section("rope_parameters")?
+        && !table.is_empty()
+    {
+        return Err(section.invalid(
+            "rope_parameters",
+            "an object of a table for each kind of layer",
+        ));
+    }
+    let scaled = section.section("rope_scaling")?;
+    let mut kinds = Kinds::new();
+    for name in rotating_types(model, types, rotating)? {
+        let table = scaled.clone().filter(|_| name == FULL);
+        let in_table = match &table {
+            Some(table) => table.has("rope_theta"),
+            None => false,
+        };
+        let theta = listed_number(section, "rope_theta", types, &name)?.or(model.family.theta);
+        let source = Source {
+            table,
+            nested: true,
+            heeds_type: false,
+            theta: theta.filter(|_| !in_table),
+            partial: listed_number(section, "partial_rotary_factors", types, &name)?.or(Some(1.0)),
+            ..Source::flat(None)
+        };
+        kinds.push((name, parameters::read(model, &source)?));
+    }
+    Ok(kinds)
+}
+
+/// The number that a key lists for the layers of one type, or has for all.
+fn listed_number(
+    section: &Section<'_>,
+    key: &str,
+    types: Option<&[String]>,
+    name: &str,
+) -> Result<Option<f64>, ConfigError> {
+    if !section.is_list(key) {
+        return section.number(key);
+    }
+    let numbers = section.numbers(key)?.unwrap_or_default();
+    let types = types.ok_or_else(|| {
+        ConfigError::missing(
+            section.key("num_hidden_layers"),
+            format!(
+                "give it, or layer_types: {} has an entry per layer",
+                section.key(key)
+            ),
+        )
+    })?;
+    if numbers.len() < types.len() {
+        let expected = format!("a number or a list of {}, one per layer", types.len());
+        return Err(section.invalid(key, expected));
+    }
+    let mut of_type = (types.iter().zip(&numbers)).filter(|(other, _)| *other == name);
+    let Some((_, &number)) = of_type.next() else {
+        return Ok(None);
+    };
+    if of_type.any(|(_, &other)| other != number) {
+        let expected = format!(
+            "one number for all layers of the type {:?}",
+            shortened(name)
+        );
+        return Err(section.invalid(key, expected));
+    }
+    Ok(Some(number))
+}
+
 /// Kinds of layers that the family has defaults for, as the config changes them.
-fn family_kinds(model: &Model<'_>) -> Result<Kinds, ConfigError> {
+fn family_kinds(model: &Model<'_>, types: Option<&[String]>) -> Result<Kinds, ConfigError> {
     let section = &model.section;
     let mut old = section
         .section("rope_scaling")?
@@ -157,6 +263,13 @@ fn family_kinds(model: &Model<'_>) -> Result<Kinds, ConfigError> {
     if old.is_some() && !takes_old {
         return Err(expects_tables("rope_scaling"));
     }
+    // A flat table of the new spelling is as one of the old.
+    if model.family.kinds_by_window
+        && new.as_ref().is_some_and(|table| !is_nested(table))
+        && old.is_none()
+    {
+        old = new.take();
+    }
     if let Some(table) = &new
         && !is_nested(table)
     {
@@ -171,13 +284,33 @@ fn family_kinds(model: &Model<'_>) -> Result<Kinds, ConfigError> {
     // Where a kind has no table of the new spelling, its type is settled as default, and only
     // rope_type can change that.
     let heeds_type = model.known_as == Some("deepseek_v4");
-    let mut kinds = Kinds::new();
+    // Before what a table says is looked at, as it may be as wrong as that another is missing.
+    let mut with_tables = Vec::new();
     for kind in model.family.kinds {
         let own = match &new {
-            Some(table) if table.is_null(kind.layer_type) => continue,
+            Some(table)
+                if table.is_null(kind.layer_type)
+                    && !model.family.fills_tables
+                    && !model.family.kinds_by_window =>
+            {
+                continue;
+            }
             Some(table) => table.section(kind.layer_type)?,
             None => None,
         };
+        if let (Some(table), None) = (&new, &own)
+            && !model.family.fills_tables
+        {
+            let named = |types: &[String]| types.iter().any(|name| name == kind.layer_type);
+            if model.family.kinds_by_window || types.is_none_or(named) {
+                return Err(no_table(table, kind.layer_type));
+            }
+            continue;
+        }
+        with_tables.push((kind, own));
+    }
+    let mut kinds = Kinds::new();
+    for (kind, own) in with_tables {
         let source = match own {
             Some(table) => {
                 let over = old.clone().filter(|_| kind.scaled);
@@ -192,7 +325,8 @@ fn family_kinds(model: &Model<'_>) -> Result<Kinds, ConfigError> {
                 nested: new.is_some(),
                 kind: Some(kind),
                 heeds_type,
-                theta: None,
+                theta: default_theta(model, kind, new.is_some(), types)?,
+                partial: None,
             },
         };
         kinds.push((
@@ -201,6 +335,33 @@ fn family_kinds(model: &Model<'_>) -> Result<Kinds, ConfigError> {
         ));
     }
     Ok(kinds)
+}
+
+/// theta of a kind of layer without a table of its own, where it stands before what a flat table
+/// says.
+fn default_theta(
+    model: &Model<'_>,
+    kind: &Kind,
+    tables: bool,
+    types: Option<&[String]>,
+) -> Result<Option<f64>, ConfigError> {
+    if model.family.kinds_by_window {
+        let given = model.section.first_number(kind.theta_keys)?;
+        return Ok(Some(given.map_or(kind.theta, |(_, theta)| theta)));
+    }
+    if model.family.listed_per_layer && !tables {
+        return listed_number(&model.section, "rope_theta", types, kind.layer_type);
+    }
+    Ok(None)
+}
+
+/// What to say of a kind of layer that rotates and has no table among tables.
+fn no_table(tables: &Section<'_>, layer_type: &str) -> ConfigError {
+    ConfigError::missing(
+        tables.key(&shortened(layer_type)),
+        "there are tables of other kinds of layers: give one for this kind, or null if its layers do \
+         not rotate",
+    )
 }
 
 /// A kind for each theta of `layer_rope_theta`, in which 0 stands for no rotation.
@@ -261,11 +422,51 @@ fn layer_count(section: &Section<'_>) -> Result<Option<u64>, ConfigError> {
 /// The type of each layer, where the config or the family says so.
 fn layer_types(model: &Model<'_>, count: Option<u64>) -> Result<Option<Vec<String>>, ConfigError> {
     let section = &model.section;
-    let text = |value: &serde_json::Value| value.as_str().map(str::to_string);
-    for key in ["layer_types", "layers_block_type"] {
-        if let Some(types) = section.list(key, "strings", text)? {
-            return Ok(Some(types));
+    let text = |value: &serde_json::Value| as_text(value).map(|name| today(name).to_string());
+    let keys: &[&str] = match model.family.pattern {
+        Pattern::Hybrid => &["layer_types", "layers_block_type"],
+        Pattern::CrossAttentionIn(..) => &[],
+        _ if model.known_as.is_none() => &["layer_types", "layers_block_type"],
+        _ => &["layer_types"],
+    };
+    for key in keys {
+        let Some(mut types) = section.list(key, "strings", text)? else {
+            continue;
+        };
+        // Layers behind the last one predict further tokens.
+        let padded = matches!(model.family.pattern, Pattern::CompressRatios(_))
+            || model.family.listed_per_layer;
+        if let (Some(count), true) = (count, padded) {
+            types.truncate(usize::try_from(count).unwrap_or(usize::MAX));
         }
+        if let (Pattern::LastOfAndAlwaysLast(..), Some(last)) =
+            (model.family.pattern, types.last_mut())
+        {
+            *last = FULL.to_string();
+        }
+        return Ok(Some(types));
+    }
+    if let Pattern::CompressRatios(key) = model.family.pattern
+        && let Some(ratios) = section.list(key, "whole numbers", whole)?
+    {
+        let layers = count.unwrap_or(ratios.len() as u64);
+        if (ratios.len() as u64) < layers {
+            return Err(section.invalid(key, format!("a list of at least {layers}, one per layer")));
+        }
+        let name = |ratio: &u64| if *ratio == 0 { SLIDING } else { COMPRESSED };
+        let types = ratios.iter().map(|ratio| name(ratio).to_string());
+        return Ok(Some(types.take(layers as usize).collect()));
+    }
+    if let Pattern::Windows(key, _) = model.family.pattern
+        && section.is_list(key)
+    {
+        let slides = |value: &serde_json::Value| {
+            let slides = whole(value).map(|window| window > 0);
+            slides.or(value.is_null().then_some(false))
+        };
+        let slide = section.list(key, "whole numbers or null", slides)?;
+        let name = |slides: bool| if slides { SLIDING } else { FULL };
+        return Ok(slide.map(|slide| slide.into_iter().map(|s| name(s).to_string()).collect()));
     }
     let Some(count) = count else {
         return Ok(None);
@@ -291,6 +492,20 @@ fn layer_types(model: &Model<'_>, count: Option<u64>) -> Result<Option<Vec<Strin
             by(FULL, Box::new(|_| true), SLIDING)
         }
         Pattern::All(name) => by(name, Box::new(|_| true), name),
+        Pattern::By(name) => {
+            check_layer_count(section, count)?;
+            Ok(Some(
+                (0..count)
+                    .map(|layer| name(layer, count).to_string())
+                    .collect(),
+            ))
+        }
+        Pattern::CompressRatios(_) => by(COMPRESSED, Box::new(|_| true), COMPRESSED),
+        Pattern::Windows(_, period) => by(
+            FULL,
+            Box::new(move |layer| (layer + 1) % period == 0),
+            SLIDING,
+        ),
         Pattern::LastOf(key, default) => {
             let period = period(key, default)?;
             by(
@@ -299,7 +514,7 @@ fn layer_types(model: &Model<'_>, count: Option<u64>) -> Result<Option<Vec<Strin
                 SLIDING,
             )
         }
-        Pattern::LastOfAndLast(key, default) => {
+        Pattern::LastOfAndLast(key, default) | Pattern::LastOfAndAlwaysLast(key, default) => {
             let period = period(key, default)?;
             let full = move |layer| (layer + 1) % period == 0 || layer + 1 == count;
             by(FULL, Box::new(full), SLIDING)
@@ -342,7 +557,7 @@ fn layer_types(model: &Model<'_>, count: Option<u64>) -> Result<Option<Vec<Strin
             by(CROSS, Box::new(move |layer| layers.contains(&layer)), FULL)
         }
         Pattern::Cycle(key, default) => {
-            let given = section.list(key, "strings", serde_json::Value::as_str)?;
+            let given = section.list(key, "strings", as_text)?;
             let cycle: Vec<bool> = given
                 .filter(|given| !given.is_empty())
                 .unwrap_or_else(|| default.to_vec())
@@ -362,6 +577,16 @@ fn layer_types(model: &Model<'_>, count: Option<u64>) -> Result<Option<Vec<Strin
             };
             by(FULL, Box::new(full), SLIDING)
         }
+    }
+}
+
+/// The name that transformers has today for a type of layer.
+fn today(name: &str) -> &str {
+    match name {
+        "attention" => FULL,
+        "mamba" => LINEAR,
+        "deepseek_sparse_attention" | "qwen_sparse_attention" => "indexed_attention",
+        other => other,
     }
 }
 
@@ -396,6 +621,26 @@ fn rotating(
     count: Option<u64>,
 ) -> Result<Rotating, ConfigError> {
     let section = &model.section;
+    if let Nope::Zeros(key) = model.family.nope {
+        if let Some(thetas) = section.numbers(key)? {
+            let rotates = |(layer, &theta): (usize, &f64)| {
+                let name = types.and_then(|types| types.get(layer));
+                theta != 0.0 && name.is_none_or(|name| attends(name))
+            };
+            return Ok(Rotating::Listed(
+                thetas.iter().enumerate().map(rotates).collect(),
+            ));
+        }
+        let Some(count) = count else {
+            return Ok(Rotating::Unknown(section.key("num_hidden_layers")));
+        };
+        check_layer_count(section, count)?;
+        let rotates = |layer: u64| {
+            let name = types.and_then(|types| types.get(layer as usize));
+            !(count - 1 - layer).is_multiple_of(4) && name.is_none_or(|name| attends(name))
+        };
+        return Ok(Rotating::Listed((0..count).map(rotates).collect()));
+    }
     if by_interval(model) {
         let listed = types.map(|types| types.len() as u64);
         let Some(mut rotating) = by_interval_or_list(model, count.or(listed))? else {
@@ -412,6 +657,7 @@ fn rotating(
             (
                 Pattern::Listed,
                 Nope::FullAttention
+                | Nope::FullAttentionWithoutTable
                 | Nope::FullAttentionBesideWindow
                 | Nope::FullAttentionUnlessDense,
             ) => false,
@@ -431,10 +677,13 @@ fn rotating(
         _ => Vec::new(),
     };
     let beside_window = !section.is_null("sliding_window");
+    let tables = section.section("rope_parameters")?;
+    let has_table = tables.is_some_and(|tables| tables.sections().any(|(name, _)| name == FULL));
     let rotates = |(layer, name): (usize, &String)| {
         attends(name)
             && match model.family.nope {
                 Nope::FullAttention => name != FULL,
+                Nope::FullAttentionWithoutTable => name != FULL || has_table,
                 Nope::FullAttentionBesideWindow => name != FULL || !beside_window,
                 Nope::FullAttentionUnlessDense => {
                     name == SLIDING || dense.get(layer) == Some(&true)
@@ -472,7 +721,7 @@ fn dense_layers(section: &Section<'_>, count: usize) -> Result<Vec<bool>, Config
     if period.unwrap_or(1) != 1 {
         return Ok(Vec::new());
     }
-    let is_dense = |value: &serde_json::Value| value.as_str().map(|name| name == "dense");
+    let is_dense = |value: &serde_json::Value| as_text(value).map(|name| name == "dense");
     if let Some(dense) = section.list("mlp_layer_types", "strings", is_dense)? {
         return Ok(dense);
     }
@@ -514,6 +763,59 @@ fn by_interval_or_list(
     ))
 }
 
+/// Refuses types of layers of which it is not known how they rotate, where types matter.
+fn check_types(
+    model: &Model<'_>,
+    kinds: &Kinds,
+    types: Option<&[String]>,
+    rotating: &Rotating,
+    tables: Option<&Section<'_>>,
+) -> Result<(), ConfigError> {
+    let (Some(types), Rotating::Listed(rotates)) = (types, rotating) else {
+        return Ok(());
+    };
+    let family = model.family;
+    let by_type = matches!(
+        family.nope,
+        Nope::FullAttention
+            | Nope::FullAttentionWithoutTable
+            | Nope::FullAttentionBesideWindow
+            | Nope::FullAttentionUnlessDense
+    );
+    let is_kind = |name: &str| kinds.iter().any(|(kind, _)| kind == name);
+    let of_family = |name: &str| family.kinds.iter().any(|kind| kind.layer_type == name);
+    let unknown = |layer: usize, expected: String| {
+        let key = format!("{}[{layer}]", model.section.key("layer_types"));
+        Err(ConfigError::invalid(
+            key,
+            format!("{:?}", types[layer]),
+            expected,
+        ))
+    };
+    // Tables may go by other names than the types of layers.
+    let by_tables = tables.filter(|_| types.iter().any(|name| is_kind(name)));
+    for (layer, name) in types.iter().enumerate() {
+        if rotates.get(layer) != Some(&true) || family.kinds_by_window {
+            continue;
+        }
+        if by_type && ![FULL, SLIDING].contains(&name.as_str()) {
+            return unknown(layer, format!("{FULL:?} or {SLIDING:?}"));
+        }
+        if !family.kinds.is_empty() {
+            if !of_family(name) {
+                let names: Vec<_> = family.kinds.iter().map(|kind| kind.layer_type).collect();
+                return unknown(layer, format!("one of {}", names.join(", ")));
+            }
+        } else if let Some(tables) = by_tables
+            && !is_kind(name)
+            && !tables.is_null(name)
+        {
+            return Err(no_table(tables, name));
+        }
+    }
+    Ok(())
+}
+
 /// The types of layers that rotate, each once.
 fn rotating_types(
     model: &Model<'_>,
@@ -523,6 +825,7 @@ fn rotating_types(
     let Some(types) = types else {
         let name = match model.family.nope {
             Nope::FullAttention
+            | Nope::FullAttentionWithoutTable
             | Nope::FullAttentionBesideWindow
             | Nope::FullAttentionUnlessDense => SLIDING,
             _ => FULL,

@@ -1,12 +1,15 @@
 //! Reads a Hugging Face `config.json`, of old and new spelling.
 
+mod json;
 mod layers;
 mod parameters;
 mod section;
+mod unread;
 
 use serde_json::Value;
 
 use self::section::Section;
+use super::error::shortened;
 use super::families::{self, DefaultAxes, Family};
 use super::model::ModelConfig;
 use super::{ConfigError, RopeConfig};
@@ -32,15 +35,47 @@ impl ModelConfig {
     /// null), the default of the model's family holds, which goes for its sizes too. A key twice in
     /// one object counts as its last occurrence.
     ///
-    /// Of a `model_type` that is not known the usual spellings are read, and a key that means
-    /// another thing in each family is an error.
+    /// Numbers may be as Python writes them, `Infinity` and `NaN` included.
+    ///
+    /// The old key `type` has no effect where transformers lets a default `rope_type` win: in
+    /// Gemma 3, Gemma 3n, T5Gemma 2, OLMo 3, ModernBERT and Step 3.5, which is plain RoPE then.
+    ///
+    /// Of a `model_type` that is not known the usual spellings are read. Any other key that may bear
+    /// on position (a word of it is `rope`, `rotary`, `theta`, `yarn`, `ntk`, `position`, `nope`,
+    /// `alibi`, `swa`, `sliding` or the like, lengths and windows apart) is an error that names it:
+    /// see [`from_hf_config_ignoring`](Self::from_hf_config_ignoring).
     ///
     /// # Errors
     /// A [`ConfigError`] that names the key and what to change.
     pub fn from_hf_config(json: &str) -> Result<Self, ConfigError> {
-        let value: Value = serde_json::from_str(json).map_err(|error| ConfigError::NotJson {
+        Self::from_hf_config_ignoring(json, &[])
+    }
+
+    /// The same as if some keys were absent, each with its path, as errors name it.
+    ///
+    /// ```
+    /// use phasor::config::ModelConfig;
+    ///
+    /// # fn main() -> Result<(), phasor::config::ConfigError> {
+    /// let json = r#"{"model_type": "mine", "head_dim": 64, "rope_theta": 10000.0,
+    ///     "rope_kernel": "fused"}"#;
+    /// // The family is not known, and the key may mean another rotation.
+    /// assert!(ModelConfig::from_hf_config(json).is_err());
+    /// let model = ModelConfig::from_hf_config_ignoring(json, &["rope_kernel"])?;
+    /// assert_eq!(model.rope()?.head_dim(), 64);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`from_hf_config`](Self::from_hf_config).
+    pub fn from_hf_config_ignoring(json: &str, keys: &[&str]) -> Result<Self, ConfigError> {
+        let mut value = json::parse(json).map_err(|error| ConfigError::NotJson {
             reason: error.to_string(),
         })?;
+        for key in keys {
+            remove(&mut value, key);
+        }
         let Value::Object(keys) = &value else {
             return Err(ConfigError::invalid(
                 "the config",
@@ -130,7 +165,7 @@ impl<'a> Model<'a> {
     /// What to call it in messages.
     fn name(&self) -> String {
         match self.model_type {
-            Some(name) => format!("model_type {name:?}"),
+            Some(name) => format!("model_type {:?}", shortened(name)),
             None => "this model".to_string(),
         }
     }
@@ -231,6 +266,20 @@ fn is_vision(family: &Family) -> bool {
         family.axes,
         DefaultAxes::VisionHalves | DefaultAxes::Pixtral | DefaultAxes::VisionThirds
     )
+}
+
+/// Removes the value of a key with its path.
+fn remove(value: &mut Value, path: &str) {
+    let (outer, key) = match path.rsplit_once('.') {
+        Some((outer, key)) => (outer.split('.').collect(), key),
+        None => (Vec::new(), path),
+    };
+    let inner = outer
+        .into_iter()
+        .try_fold(value, |value, part| value.as_object_mut()?.get_mut(part));
+    if let Some(Value::Object(keys)) = inner {
+        keys.remove(key);
+    }
 }
 
 fn kind_of(value: &Value) -> &'static str {

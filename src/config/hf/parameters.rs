@@ -3,7 +3,7 @@
 use super::section::Section;
 use super::{Model, is_vision};
 use crate::Pairing;
-use crate::config::families::{self, DefaultAxes, HeadDim, Kind, NEEDS_FAMILY, Score};
+use crate::config::families::{self, DefaultAxes, HeadDim, Kind, Score};
 use crate::config::pairing::{OutputOrder, PairingRule};
 use crate::config::scaling::{
     DynamicNtkScaling, LinearScaling, Llama3Scaling, LongRopeScaling, NtkAlphaScaling,
@@ -26,6 +26,8 @@ pub(super) struct Source<'a> {
     pub heeds_type: bool,
     /// A theta that stands before all others.
     pub theta: Option<f64>,
+    /// A part that rotates which stands before all but the table's.
+    pub partial: Option<f64>,
 }
 
 impl<'a> Source<'a> {
@@ -37,6 +39,7 @@ impl<'a> Source<'a> {
             kind: None,
             heeds_type: true,
             theta: None,
+            partial: None,
         }
     }
 
@@ -78,7 +81,7 @@ pub(super) fn read(model: &Model<'_>, source: &Source<'_>) -> Result<RopeConfig,
             .renamed("rope_theta", &theta_key)
     })?;
 
-    let (partial, partial_key) = partial(model, source)?;
+    let (partial, partial_key) = partial(model, source, rope_type, head_dim)?;
     let scaling = scaling(model, source, rope_type, partial)?;
     let plain = matches!(scaling, Scaling::None);
     let rotary_dim = match (model.family.head_dim, &scaling) {
@@ -89,7 +92,7 @@ pub(super) fn read(model: &Model<'_>, source: &Source<'_>) -> Result<RopeConfig,
         _ if plain && !model.family.plain_heeds_partial => head_dim,
         _ => match partial {
             Some(partial) => (head_dim as f64 * partial) as usize,
-            None if model.family.plain_heeds_partial => {
+            None if model.family.heeds_rotary_dim => {
                 section.count("rotary_dim")?.unwrap_or(head_dim)
             }
             None => head_dim,
@@ -140,7 +143,8 @@ pub(super) fn read(model: &Model<'_>, source: &Source<'_>) -> Result<RopeConfig,
     }
     let scale = score_scale(model, config.scaling(), head_dim)?;
     config = config.with_score_scale(scale)?;
-    if let Some(tokens) = max_position_embeddings(section)? {
+    // Here it only informs: -1 and 1e30 stand for no limit.
+    if let Some(tokens) = max_position_embeddings(section, Section::limit)? {
         config = config.with_max_position_embeddings(tokens);
     }
     config.check_all().map_err(named)
@@ -157,6 +161,14 @@ fn theta(model: &Model<'_>, source: &Source<'_>) -> Result<(f64, String), Config
     {
         return Ok((theta, table.key("rope_theta")));
     }
+    if let (Some(table), Some((keys, default))) = (&source.table, model.family.table_theta)
+        && (source.nested || source.kind.is_none())
+    {
+        return Ok(match section.first_number(keys)? {
+            Some((key, theta)) => (theta, section.key(key)),
+            None => (default, table.key("rope_theta")),
+        });
+    }
     let keys = match source.kind {
         Some(kind) => kind.theta_keys,
         None if source.table.is_none() && !model.family.lone_theta => &[],
@@ -168,7 +180,9 @@ fn theta(model: &Model<'_>, source: &Source<'_>) -> Result<(f64, String), Config
     let key = section.key(keys.first().unwrap_or(&"rope_theta"));
     let mut default = source.kind.map(|kind| kind.theta).or(model.family.theta);
     // ChatGLM's own spelling.
-    if let Some(ratio) = section.number("rope_ratio")? {
+    if model.known_as == Some("chatglm")
+        && let Some(ratio) = section.number("rope_ratio")?
+    {
         default = default.map(|theta| theta * ratio);
     }
     match default {
@@ -197,8 +211,14 @@ fn head_dim(model: &Model<'_>, source: &Source<'_>) -> Result<(usize, String), C
     }
     match model.family.head_dim {
         HeadDim::Latent { rope, .. } => from("qk_rope_head_dim", rope),
-        HeadDim::Key(key, default) => from(key, default),
+        // (JetMoE's class has it under both names.)
+        HeadDim::Key(key, default) => match section.count("head_dim")? {
+            Some(dim) if !section.has(key) => Ok((dim, section.key("head_dim"))),
+            _ => from(key, default),
+        },
+        HeadDim::AlwaysDerived(default) => derived_head_dim(model, default),
         // An explicit null asks for the derived one.
+        HeadDim::Fixed(_) if section.is_null("head_dim") => derived_head_dim(model, 0),
         HeadDim::Fixed(default) if !section.is_null("head_dim") => from("head_dim", default),
         HeadDim::AnyName => {
             for key in [
@@ -240,11 +260,12 @@ fn derived_head_dim(model: &Model<'_>, default: usize) -> Result<(usize, String)
         hidden.map_or(model.family.hidden_keys[0], |(key, _)| key),
         heads.map_or("num_attention_heads", |(key, _)| key),
     );
-    if hidden.is_none() && heads.is_none() && default > 0 && derives {
+    let null = section.is_null("head_dim");
+    if hidden.is_none() && heads.is_none() && default > 0 && derives && !null {
         return Ok((default, section.key("head_dim")));
     }
-    // One without the other goes with the family's default.
-    let beside = sizes.filter(|_| hidden.is_some() || heads.is_some());
+    // One without the other goes with the family's default, as does neither where a null asks for it.
+    let beside = sizes.filter(|_| hidden.is_some() || heads.is_some() || null);
     let needed = |count: Option<usize>, key: &str| {
         count.ok_or_else(|| {
             ConfigError::missing(
@@ -281,34 +302,6 @@ fn derived_head_dim(model: &Model<'_>, default: usize) -> Result<(usize, String)
     Ok((dim, section.key(key)))
 }
 
-/// Refuses keys of a family that is not known here which change its rotation in a way that depends
-/// on the family.
-pub(super) fn check_keys_of_unknown(model: &Model<'_>) -> Result<(), ConfigError> {
-    let section = &model.section;
-    if model.known_as.is_some() {
-        return Ok(());
-    }
-    if section.flag("alibi")? == Some(true) {
-        return Err(ConfigError::NoRotation {
-            what: format!(
-                "{}, in which {} is true,",
-                model.name(),
-                section.key("alibi")
-            ),
-        });
-    }
-    match NEEDS_FAMILY.iter().find(|key| section.has(key)) {
-        None => Ok(()),
-        Some(key) => Err(ConfigError::Unsupported {
-            what: format!("{} of {}", section.key(key), model.name()),
-            why:
-                "what it means depends on the family, which is not known here: build a RopeConfig \
-                  with RopeConfig::new"
-                    .to_string(),
-        }),
-    }
-}
-
 /// transformers 5.23 saves a head_dim of some layers as an entry per layer.
 fn per_layer_head_dim(section: &Section<'_>) -> Result<Option<usize>, ConfigError> {
     let Some(layers) = section.section("per_layer_config")? else {
@@ -336,19 +329,46 @@ fn per_layer_head_dim(section: &Section<'_>) -> Result<Option<usize>, ConfigErro
 }
 
 /// The part of a head that rotates, and the key it comes from.
-fn partial(model: &Model<'_>, source: &Source<'_>) -> Result<(Option<f64>, String), ConfigError> {
+fn partial(
+    model: &Model<'_>,
+    source: &Source<'_>,
+    rope_type: Option<&str>,
+    head_dim: usize,
+) -> Result<(Option<f64>, String), ConfigError> {
     let section = &model.section;
+    let family = model.family;
     let in_table = match &source.table {
+        // DeepSeek-V4's flat table has no say in it.
+        Some(_) if family.kinds_by_window && !source.nested => None,
         Some(table) => table
             .number("partial_rotary_factor")?
             .map(|part| (part, table.key("partial_rotary_factor"))),
         None => None,
     };
-    let given = match in_table {
-        Some(given) => Some(given),
-        None => section
-            .first_number(model.family.partial_keys)?
+    // Default tables that have a part of their own, and such as are not looked beside.
+    let settled = match source.kind {
+        Some(kind) => !source.nested && kind.partial != 1.0 && !family.kinds_by_window,
+        None => source.table.is_none() && !family.lone_partial,
+    };
+    let keys = if settled { &[] } else { family.partial_keys };
+    let given = match (in_table, source.partial) {
+        (Some(given), _) => Some(given),
+        (None, Some(part)) => Some((part, section.key("partial_rotary_factors"))),
+        (None, None) => section
+            .first_number(keys)?
             .map(|(key, part)| (part, section.key(key))),
+    };
+    // DeepSeek-V4's configs name the dims, as those of V3.
+    let given = match given {
+        None if family.trailing && !source.nested => {
+            section.count("qk_rope_head_dim")?.map(|dims| {
+                (
+                    dims as f64 / head_dim as f64,
+                    section.key("qk_rope_head_dim"),
+                )
+            })
+        }
+        given => given,
     };
     if let Some((part, key)) = given {
         fraction(&key, part)?;
@@ -356,9 +376,24 @@ fn partial(model: &Model<'_>, source: &Source<'_>) -> Result<(Option<f64>, Strin
     }
     // A table of its own replaces a kind's defaults as a whole.
     let default = match source.kind {
-        Some(_) if source.nested => 1.0,
+        // transformers takes one default for plain RoPE and another for scaled.
+        Some(_)
+            if source.nested
+                && (family.kinds_by_window || family.partial != 1.0 && rope_type.is_some()) =>
+        {
+            return Err(ConfigError::missing(
+                source
+                    .table
+                    .as_ref()
+                    .unwrap_or(section)
+                    .key("partial_rotary_factor"),
+                "give the part of the head that rotates in each table",
+            ));
+        }
+        Some(_) if source.nested => family.partial,
         Some(kind) => kind.partial,
-        None => model.family.partial,
+        None if source.table.is_some() && !family.lone_partial => 1.0,
+        None => family.partial,
     };
     let key = section.key(
         model
@@ -426,7 +461,7 @@ fn scaling(
         let default = || {
             families::default_sizes(model.known_as?).and_then(|sizes| sizes.max_position_embeddings)
         };
-        let given = max_position_embeddings(section)?;
+        let given = max_position_embeddings(section, Section::tokens)?;
         given.or_else(default).ok_or_else(|| {
             ConfigError::missing(
                 section.key("max_position_embeddings"),
@@ -490,6 +525,7 @@ fn scaling(
         }
         "yarn" => {
             let original = original()?;
+            let nested = source.nested || source.kind.is_some();
             let unit = source.kind.filter(|kind| kind.unit_attention).map(|_| 1.0);
             let beta = |key: &str, default: f64| -> Result<f64, ConfigError> {
                 let given = table.number(key)?.filter(|&beta| beta != 0.0);
@@ -502,7 +538,7 @@ fn scaling(
                 mscale: table.number("mscale")?,
                 mscale_all_dim: table.number("mscale_all_dim")?,
                 // transformers looks for it beside tables per kind of layer, not in them.
-                truncate: table.flag("truncate")?.unwrap_or(true) || source.kind.is_some(),
+                truncate: table.flag("truncate")?.unwrap_or(true) || nested,
                 ..YarnScaling::new(factor_or_ratio(original)?, original)
             })
         }
@@ -656,6 +692,9 @@ fn score_scale(model: &Model<'_>, scaling: &Scaling, head_dim: usize) -> Result<
         Score::HalfHeadDim => of_dims(head_dim as f64 / 2.0),
         Score::One => 1.0,
         Score::QueryPreAttnScalar(default) => of_dims(positive("query_pre_attn_scalar", default)?),
+        Score::QueryPreAttnScalarOrHeadDim => {
+            of_dims(positive("query_pre_attn_scalar", head_dim as f64)?)
+        }
         Score::AttentionMultiplier(default) => positive(
             "attention_multiplier",
             default.unwrap_or_else(|| of_dims(head_dim as f64)),
@@ -685,14 +724,18 @@ fn latent_mscale(scaling: &Scaling) -> f64 {
     }
 }
 
-pub(super) fn max_position_embeddings(section: &Section<'_>) -> Result<Option<u64>, ConfigError> {
+/// The longest sequence under the first of its names that is there, as `read` understands it.
+fn max_position_embeddings<'a>(
+    section: &Section<'a>,
+    read: impl Fn(&Section<'a>, &str) -> Result<Option<u64>, ConfigError>,
+) -> Result<Option<u64>, ConfigError> {
     for key in [
         "max_position_embeddings",
         "n_positions",
         "max_seq_len",
         "seq_length",
     ] {
-        if let Some(tokens) = section.tokens(key)? {
+        if let Some(tokens) = read(section, key)? {
             return Ok(Some(tokens));
         }
     }

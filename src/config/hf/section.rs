@@ -1,5 +1,6 @@
 use serde_json::{Map, Value};
 
+use super::json::non_finite;
 use crate::config::ConfigError;
 use crate::config::error::shortened;
 
@@ -52,6 +53,12 @@ impl<'a> Section<'a> {
         &self.path
     }
 
+    /// The keys that are there and do not say null.
+    pub fn keys(&self) -> impl Iterator<Item = (&'a str, &'a Value)> {
+        let there = self.keys.iter().filter(|(_, value)| !value.is_null());
+        there.map(|(key, value)| (key.as_str(), value))
+    }
+
     /// A key's value; dots lead into objects.
     fn get(&self, key: &str) -> Option<&'a Value> {
         let mut parts = key.split('.');
@@ -71,6 +78,10 @@ impl<'a> Section<'a> {
         self.holder(key).keys.get(key).is_some_and(Value::is_null)
     }
 
+    pub fn is_list(&self, key: &str) -> bool {
+        self.get(key).is_some_and(Value::is_array)
+    }
+
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty() && self.over.is_none()
     }
@@ -78,8 +89,8 @@ impl<'a> Section<'a> {
     /// The objects in it, by key.
     pub fn sections(&self) -> impl Iterator<Item = (&'a str, Section<'a>)> {
         self.keys.iter().filter_map(|(key, value)| {
-            let keys = value.as_object()?;
-            let path = self.key(key);
+            let keys = value.as_object().filter(|_| non_finite(value).is_none())?;
+            let path = self.key(&shortened(key));
             let over = None;
             Some((key.as_str(), Section { path, keys, over }))
         })
@@ -131,6 +142,16 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// A count of tokens, where numbers that count none stand for no limit.
+    pub fn limit(&self, key: &str) -> Result<Option<u64>, ConfigError> {
+        match self.get(key) {
+            Some(value) if value.is_number() || non_finite(value).is_some() => {
+                Ok(whole(value).filter(|&tokens| tokens > 0))
+            }
+            _ => self.tokens(key),
+        }
+    }
+
     pub fn flag(&self, key: &str) -> Result<Option<bool>, ConfigError> {
         match self.get(key) {
             None => Ok(None),
@@ -142,20 +163,24 @@ impl<'a> Section<'a> {
     pub fn text(&self, key: &str) -> Result<Option<&'a str>, ConfigError> {
         match self.get(key) {
             None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(_) => Err(self.invalid(key, "a string")),
+            Some(value) => match as_text(value) {
+                Some(text) => Ok(Some(text)),
+                None => Err(self.invalid(key, "a string")),
+            },
         }
     }
 
     pub fn section(&self, key: &str) -> Result<Option<Section<'a>>, ConfigError> {
         match self.get(key) {
             None => Ok(None),
-            Some(Value::Object(keys)) => Ok(Some(Section {
-                path: self.key(key),
-                keys,
-                over: None,
-            })),
-            Some(_) => Err(self.invalid(key, "an object")),
+            Some(value) => match value.as_object().filter(|_| non_finite(value).is_none()) {
+                Some(keys) => Ok(Some(Section {
+                    path: self.key(key),
+                    keys,
+                    over: None,
+                })),
+                None => Err(self.invalid(key, "an object")),
+            },
         }
     }
 
@@ -220,8 +245,19 @@ pub(super) fn whole(value: &Value) -> Option<u64> {
     })
 }
 
+/// The text of a value that is a string.
+pub(super) fn as_text(value: &Value) -> Option<&str> {
+    match non_finite(value) {
+        Some(_) => None,
+        None => value.as_str(),
+    }
+}
+
 /// A value as it is named in messages.
 fn display(value: &Value) -> String {
+    if let Some(number) = non_finite(value) {
+        return shortened(number);
+    }
     match value {
         Value::Array(entries) if entries.len() > 8 => format!("a list of {}", entries.len()),
         Value::Object(keys) => format!("an object of {} keys", keys.len()),

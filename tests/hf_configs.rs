@@ -1,0 +1,642 @@
+//! Hugging Face configs as their files are written: numbers that only Python writes, keys that
+//! transformers' config classes convert in their own code, and keys that mean another rotation.
+//!
+//! Values are what transformers 5.23.0 makes of the same configs (`scripts/goldens`
+//! `/transformers-sweep.py` compares many more).
+
+use phasor::config::{ConfigError, ModelConfig, RopeConfig, Scaling};
+use phasor::{Frequencies, Pairing};
+use serde_json::{Value, json};
+
+fn read(config: &Value) -> Result<ModelConfig, ConfigError> {
+    ModelConfig::from_hf_config(&config.to_string())
+}
+
+#[track_caller]
+fn model(config: Value) -> ModelConfig {
+    read(&config).unwrap_or_else(|error| panic!("{config}: {error}"))
+}
+
+#[track_caller]
+fn error(config: Value) -> ConfigError {
+    match read(&config) {
+        Ok(model) => panic!("{config} is taken: {model:?}"),
+        Err(error) => error,
+    }
+}
+
+#[track_caller]
+fn names(error: &ConfigError, parts: &[&str]) {
+    let text = error.to_string();
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is not in: {text}");
+    }
+}
+
+fn put_over(mut config: Value, over: Value) -> Value {
+    for (key, value) in over.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    config
+}
+
+/// Radians per position of the second pair and the last one.
+fn second_and_last(frequencies: &Frequencies) -> (f64, f64) {
+    let radians = frequencies.inv_freq();
+    (radians[1], radians[frequencies.pairs() - 1])
+}
+
+#[track_caller]
+fn turns(rope: &RopeConfig, pairs: usize, second: f64, last: f64) {
+    let frequencies = rope.frequencies().unwrap();
+    let ours = second_and_last(&frequencies);
+    assert_eq!(frequencies.pairs(), pairs);
+    for (ours, theirs) in [(ours.0, second), (ours.1, last)] {
+        assert!((ours - theirs).abs() <= 1e-6 * theirs, "{ours} {theirs}");
+    }
+}
+
+/// The kind of each layer, by its place in `layer_types`; `None` where it does not rotate.
+fn layers(model: &ModelConfig, count: usize) -> Vec<Option<usize>> {
+    let kind = |layer| {
+        let rope = model.rope_of_layer(layer).unwrap()?;
+        let names = model.layer_types();
+        names
+            .iter()
+            .position(|name| model.rope_for(name).unwrap() == rope)
+    };
+    (0..count).map(kind).collect()
+}
+
+/// Falcon-H1, Bamba, Granite hybrid and Nemotron-H ship the first of these.
+#[test]
+fn numbers_as_python_writes_them() {
+    let with = |extra: &str| {
+        let json = format!(
+            r#"{{"model_type": "falcon_h1", "hidden_size": 1024, "num_attention_heads": 8,
+                "rope_theta": 100000000000.0, {extra}}}"#
+        );
+        ModelConfig::from_hf_config(&json)
+    };
+    for extra in [
+        r#""time_step_limit": [0.0, Infinity]"#,
+        r#""time_step_limit": [-Infinity, NaN]"#,
+        r#""time_step_limit": {"__float__": "Infinity"}"#,
+        r#""mup": {"nested": [1e400, -1e400, NaN]}, "text": "Infinity: \"NaN\"""#,
+        r#""special": "\ud83d", "time_step_max": 1e999"#,
+        r#""max_position_embeddings": 1e30"#,
+        r#""max_position_embeddings": Infinity"#,
+        r#""max_position_embeddings": -1"#,
+        r#""max_position_embeddings": 2048.5"#,
+    ] {
+        let model = with(extra).unwrap_or_else(|error| panic!("{extra}: {error}"));
+        let rope = model.rope().unwrap();
+        assert_eq!((rope.head_dim(), rope.theta()), (128, 1e11), "{extra}");
+        assert_eq!(rope.max_position_embeddings(), None);
+    }
+    // Where one is of a key that counts, the error names it.
+    for (extra, part) in [
+        (r#""rope_theta": Infinity"#, "rope_theta is Infinity"),
+        (r#""rope_theta": {"__float__": "NaN"}"#, "rope_theta is NaN"),
+        (r#""head_dim": 1e400"#, "head_dim is 1e400"),
+        (r#""model_type": NaN"#, "model_type is NaN"),
+        (
+            r#""layer_types": ["full_attention", NaN]"#,
+            "layer_types[1] is NaN",
+        ),
+        (
+            r#""rope_scaling": {"type": "linear", "factor": Infinity}"#,
+            "rope_scaling.factor is Infinity",
+        ),
+        (r#""rope_scaling": Infinity"#, "rope_scaling is Infinity"),
+        (
+            r#""rope_scaling": {"type": -Infinity, "factor": 2}"#,
+            "rope_scaling.type is -Infinity",
+        ),
+        (
+            r#""rope_scaling": {"type": "longrope", "short_factor": [NaN], "long_factor": [1]}"#,
+            "rope_scaling.short_factor[0] is NaN",
+        ),
+        (
+            r#""max_position_embeddings": 1e30, "rope_scaling": {"type": "dynamic", "factor": 2}"#,
+            "max_position_embeddings is 1e+30",
+        ),
+        (
+            r#""max_position_embeddings": "x""#,
+            "max_position_embeddings is \"x\"",
+        ),
+    ] {
+        names(&with(extra).unwrap_err(), &[part]);
+    }
+    // Neither Python nor JSON.
+    for extra in ["\"a\": nan", "\"a\": Inf", "\"a\": +1", "\"a\": [NaN"] {
+        let error = with(extra).unwrap_err();
+        assert!(matches!(error, ConfigError::NotJson { .. }), "{error}");
+    }
+}
+
+#[test]
+fn compress_ratios_of_deepseek_v4() {
+    let config = json!({"model_type": "deepseek_v4", "num_hidden_layers": 5, "head_dim": 512,
+        "qk_rope_head_dim": 64, "compress_ratios": [0, 0, 4, 128, 4, 0], "rope_theta": 10000,
+        "compress_rope_theta": 160000, "rope_scaling": {"type": "yarn", "factor": 16,
+            "original_max_position_embeddings": 65536, "beta_fast": 32, "beta_slow": 1}});
+    let read = model(config.clone());
+    assert_eq!(
+        layers(&read, 5),
+        [Some(0), Some(0), Some(1), Some(1), Some(1)]
+    );
+    assert!(matches!(
+        read.rope_of_layer(5),
+        Err(ConfigError::NoSuchLayer { .. })
+    ));
+    let (main, compress) = (
+        read.rope_for("main").unwrap(),
+        read.rope_for("compress").unwrap(),
+    );
+    assert_eq!((main.theta(), main.scaling()), (1e4, &Scaling::None));
+    assert!(matches!(compress.scaling(), Scaling::Yarn(_)));
+    for (rope, second, last) in [
+        (main, 0.7498942017555237, 0.0001333521504420787),
+        (compress, 0.687656044960022, 5.680529397977807e-07),
+    ] {
+        turns(rope, 32, second, last);
+        assert_eq!((rope.head_dim(), rope.rotary_offset()), (512, 448));
+        assert_eq!(rope.frequencies().unwrap().attention_factor(), 1.0);
+    }
+    // A flat table of the new spelling says the same, and theta in it nothing.
+    let mut new = config.clone();
+    new["rope_parameters"] = new["rope_scaling"].take();
+    new["rope_parameters"]["rope_theta"] = json!(5.0);
+    assert_eq!(layers(&model(new.clone()), 5), layers(&read, 5));
+    assert_eq!(model(new).rope_for("compress"), read.rope_for("compress"));
+    // Types of layers stand before ratios, and are cut as well.
+    let types = json!({"layer_types": ["heavily_compressed_attention", "sliding_attention",
+        "compressed_sparse_attention", "sliding_attention", "sliding_attention", "moe"]});
+    let typed = model(put_over(config.clone(), types));
+    assert_eq!(
+        layers(&typed, 5),
+        [Some(1), Some(0), Some(1), Some(0), Some(0)]
+    );
+    // Without either, all layers compress; without a number of layers, as many as there are ratios.
+    let neither = model(put_over(config.clone(), json!({"compress_ratios": null})));
+    assert_eq!(layers(&neither, 5), [Some(1); 5]);
+    let all = model(put_over(config.clone(), json!({"num_hidden_layers": null})));
+    assert_eq!(layers(&all, 6)[5], Some(0));
+    for (over, parts) in [
+        (
+            json!({"compress_ratios": [0, 4]}),
+            ["compress_ratios", "at least 5"],
+        ),
+        (
+            json!({"compress_ratios": [0, "x"]}),
+            ["compress_ratios[1] is \"x\"", "whole"],
+        ),
+        (
+            json!({"rope_scaling": null, "rope_parameters": {"main": {"rope_theta": 1e4}}}),
+            ["rope_parameters.compress is missing", "tables"],
+        ),
+        (
+            json!({"rope_scaling": null, "rope_parameters": {"main": null, "compress": {}}}),
+            ["rope_parameters.main is missing", "tables"],
+        ),
+        (
+            json!({"rope_scaling": null, "rope_parameters": {"main": {}, "compress": {}}}),
+            ["partial_rotary_factor is missing", "table"],
+        ),
+    ] {
+        names(&error(put_over(config.clone(), over)), &parts);
+    }
+    // The part that rotates is a key of its own in newer files.
+    let part = model(json!({"model_type": "deepseek_v4", "num_hidden_layers": 2,
+        "qk_rope_head_dim": 32, "head_dim": 256}));
+    turns(
+        part.rope_for("main").unwrap(),
+        16,
+        0.5623413324356079,
+        0.00017782794020604342,
+    );
+}
+
+/// What other classes convert or fill in.
+#[test]
+fn layers_by_the_rules_of_config_classes() {
+    let none = None;
+    for (config, expected) in [
+        (
+            json!({"model_type": "muse_glimmer_text", "num_hidden_layers": 6}),
+            vec![Some(0), none, Some(0), Some(0), Some(0), none],
+        ),
+        (
+            json!({"model_type": "muse_spark_text", "num_hidden_layers": 5}),
+            vec![none, Some(0), Some(0), Some(0), none],
+        ),
+        (
+            json!({"model_type": "flint", "num_hidden_layers": 8}),
+            vec![none, none, Some(0), Some(0), Some(0), none, Some(0), none],
+        ),
+        (
+            json!({"model_type": "lfm3", "num_hidden_layers": 7}),
+            vec![none, none, Some(1), none, Some(0), none, Some(1)],
+        ),
+        // Its class does not look at the pattern, and the last layer attends to everything.
+        (
+            json!({"model_type": "gemma4_text", "num_hidden_layers": 4, "sliding_window_pattern": 2}),
+            vec![Some(0), Some(0), Some(0), Some(1)],
+        ),
+        (
+            json!({"model_type": "gemma4_text", "layer_types": ["full_attention",
+                "sliding_attention", "sliding_attention", "sliding_attention"]}),
+            vec![Some(1), Some(0), Some(0), Some(1)],
+        ),
+        // Names that transformers has replaced.
+        (
+            json!({"model_type": "cohere2", "layer_types": ["sliding_attention", "attention",
+                "mamba", "sliding_attention"]}),
+            vec![Some(0), none, none, Some(0)],
+        ),
+        // Layers across to another input are listed apart from types.
+        (
+            json!({"model_type": "mllama_text_model", "num_hidden_layers": 3,
+                "cross_attention_layers": [1], "layer_types": ["full_attention", "full_attention",
+                "linear_attention"]}),
+            vec![Some(0), none, Some(0)],
+        ),
+        // A table for its layers of full attention makes them rotate.
+        (
+            json!({"model_type": "beam", "num_hidden_layers": 6}),
+            vec![Some(0), Some(0), Some(0), Some(0), Some(0), none],
+        ),
+        (
+            json!({"model_type": "beam", "num_hidden_layers": 6, "rope_parameters": {
+                "full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}}),
+            vec![Some(1), Some(1), Some(1), Some(1), Some(1), Some(0)],
+        ),
+    ] {
+        let read = model(config.clone());
+        assert_eq!(layers(&read, expected.len()), expected, "{config}");
+    }
+    // Types without a name of their own in the config can be asked for.
+    for (model_type, name) in [
+        ("cwm", "sliding_attention"),
+        ("gemma2", "full_attention"),
+        ("gpt_oss", "sliding_attention"),
+        ("deepseek_v32", "indexed_attention"),
+        ("glm_moe_dsa", "indexed_attention"),
+    ] {
+        let read = model(json!({"model_type": model_type, "num_hidden_layers": 8}));
+        assert_eq!(read.rope_for(name), read.rope(), "{model_type}");
+    }
+}
+
+#[test]
+fn lists_with_an_entry_per_layer() {
+    let step = json!({"model_type": "step3p5", "num_hidden_layers": 4,
+        "num_nextn_predict_layers": 2, "head_dim": 128, "layer_types": ["full_attention",
+            "sliding_attention", "sliding_attention", "sliding_attention", "full_attention",
+            "sliding_attention"],
+        "rope_theta": [5e6, 1e4, 1e4, 1e4, 5e6, 1e4], "yarn_only_types": ["full_attention"],
+        "partial_rotary_factors": [0.5, 1.0, 1.0, 1.0, 0.5, 1.0], "use_rope_layers": [],
+        "rope_scaling": {"rope_type": "llama3", "factor": 2.0,
+            "original_max_position_embeddings": 131072, "low_freq_factor": 1.0,
+            "high_freq_factor": 32.0}});
+    let read = model(step.clone());
+    assert_eq!(layers(&read, 4), [Some(0), Some(1), Some(1), Some(1)]);
+    let full = read.rope_for("full_attention").unwrap();
+    turns(full, 32, 0.6175287365913391, 1.6193577323520003e-07);
+    let sliding = read.rope_for("sliding_attention").unwrap();
+    turns(sliding, 64, 0.8659643530845642, 0.00011547819303814322);
+    assert_eq!(full.score_scale(), 128f64.sqrt().recip());
+    let scaled = model(put_over(step.clone(), json!({"query_pre_attn_scalar": 64})));
+    assert_eq!(
+        scaled.rope_for("full_attention").unwrap().score_scale(),
+        0.125
+    );
+    for (over, parts) in [
+        (
+            json!({"rope_theta": [5e6, 1e4, 1e4, 2e4]}),
+            vec!["rope_theta is", "one number", "sliding_attention"],
+        ),
+        (
+            json!({"rope_theta": [5e6, 1e4]}),
+            vec!["rope_theta is", "a list of 4"],
+        ),
+        (
+            json!({"rope_theta": [5e6, "x", 1e4, 1e4]}),
+            vec!["rope_theta[1] is \"x\""],
+        ),
+        (
+            json!({"partial_rotary_factors": [0.5]}),
+            vec!["partial_rotary_factors"],
+        ),
+        (
+            json!({"yarn_only_types": ["sliding_attention"]}),
+            vec!["yarn_only_types"],
+        ),
+        (
+            json!({"use_rope_layers": [true, false]}),
+            vec!["use_rope_layers"],
+        ),
+        (
+            json!({"layer_types": null, "num_hidden_layers": null}),
+            vec!["num_hidden_layers is missing", "rope_theta"],
+        ),
+        (
+            json!({"rope_parameters": {"rope_type": "default"}, "rope_scaling": null}),
+            vec!["rope_parameters", "a table for each"],
+        ),
+    ] {
+        names(&error(put_over(step.clone(), over)), &parts);
+    }
+
+    let ultrabert = model(
+        json!({"model_type": "ultrabert", "num_hidden_layers": 4, "head_dim": 64,
+        "attention_windows": [0, 128, 128, null], "rope_theta": [160000.0, 10000.0, 10000.0, 160000.0]}),
+    );
+    assert_eq!(layers(&ultrabert, 4), [Some(1), Some(0), Some(0), Some(1)]);
+    let full = ultrabert.rope_for("full_attention").unwrap();
+    turns(full, 32, 0.687656044960022, 9.088847036764491e-06);
+}
+
+#[test]
+fn sizes_and_defaults_of_config_classes() {
+    for (config, name, pairs, second, last) in [
+        (
+            json!({"model_type": "nomic_bert", "hidden_size": 1024, "num_attention_heads": 8}),
+            None,
+            64,
+            0.8976871371269226,
+            0.0011139739071950316,
+        ),
+        // These derive the size of a head whatever the config says.
+        (
+            json!({"model_type": "deepseek_ocr2_text", "hidden_size": 1024,
+                "num_attention_heads": 8, "head_dim": 64}),
+            None,
+            64,
+            0.8659643530845642,
+            0.00011547819303814322,
+        ),
+        (
+            json!({"model_type": "mimo_v2_flash", "num_hidden_layers": 2, "partial_rotary_factor": 0.5}),
+            Some("full_attention"),
+            32,
+            0.6175287365913391,
+            3.2387154647040006e-07,
+        ),
+        // A table without theta is not the default table.
+        (
+            json!({"model_type": "ministral3", "rope_parameters": {"rope_type": "default"}}),
+            None,
+            64,
+            0.8659643530845642,
+            0.00011547819303814322,
+        ),
+        (
+            json!({"model_type": "diffusion_gemma_text", "rope_parameters": {
+                "sliding_attention": {"rope_theta": 1e4, "partial_rotary_factor": 0.5},
+                "full_attention": {"rope_theta": 1e6}}}),
+            Some("sliding_attention"),
+            64,
+            0.8659643530845642,
+            0.00011547819303814322,
+        ),
+        (
+            json!({"model_type": "lfm3", "rope_parameters": {
+                "sliding_attention": {"rope_type": "default"}, "full_attention": {"rope_type": "default"}}}),
+            Some("sliding_attention"),
+            64,
+            0.8058422207832336,
+            1.2409377632138785e-06,
+        ),
+    ] {
+        let read = model(config.clone());
+        let rope = match name {
+            Some(name) => read.rope_for(name).unwrap(),
+            None => read.rope().unwrap(),
+        };
+        println!("{config}");
+        turns(rope, pairs, second, last);
+    }
+}
+
+/// Not "does not rotate": transformers stops at such a config.
+#[test]
+fn a_table_for_only_one_of_two_kinds() {
+    let types = json!(["full_attention", "sliding_attention"]);
+    let one = json!({"full_attention": {"rope_type": "default", "rope_theta": 1e6}});
+    for model_type in [
+        "llama",
+        "gemma4_text",
+        "laguna",
+        "mellum",
+        "mimo_v2_flash",
+        "made-up",
+        "lfm3",
+    ] {
+        let mut config = json!({"model_type": model_type, "head_dim": 64, "num_hidden_layers": 2,
+            "layer_types": types, "rope_parameters": one});
+        if model_type == "mimo_v2_flash" {
+            config["head_dim"] = json!(192);
+        }
+        if model_type == "gemma4_text" {
+            config["layer_types"] = json!(["sliding_attention", "full_attention"]);
+        }
+        names(
+            &error(config.clone()),
+            &["rope_parameters.sliding_attention is missing", "null"],
+        );
+        // An explicit null says that those layers do not rotate.
+        config["rope_parameters"]["sliding_attention"] = Value::Null;
+        let read = model(config.clone());
+        assert_eq!(layers(&read, 2).iter().flatten().count(), 1, "{config}");
+        // Without a layer of that kind nothing is missing.
+        config["rope_parameters"] = one.clone();
+        config["layer_types"] = json!(["full_attention", "full_attention"]);
+        assert_eq!(layers(&model(config), 2), [Some(0), Some(0)]);
+    }
+    // Classes that fill the other table in.
+    for model_type in ["gemma3_text", "gemma3n_text", "olmo3", "modernbert"] {
+        let read = model(
+            json!({"model_type": model_type, "head_dim": 64, "num_hidden_layers": 2,
+            "layer_types": types, "rope_parameters": one}),
+        );
+        assert_eq!(layers(&read, 2).iter().flatten().count(), 2, "{model_type}");
+    }
+    // A type of layer that the family does not have.
+    for model_type in ["gemma3_text", "cohere2", "exaone4"] {
+        let odd = json!({"model_type": model_type, "head_dim": 64, "layer_types":
+            ["sliding_attention", "global_attention"]});
+        names(&error(odd), &["layer_types[1] is \"global_attention\""]);
+    }
+}
+
+fn unknown(over: Value) -> Value {
+    let config = json!({"model_type": "made-up", "hidden_size": 1024, "num_attention_heads": 8,
+        "rope_theta": 1e4, "num_hidden_layers": 4});
+    put_over(config, over)
+}
+
+/// What such keys mean depends on the family: read as plain rotation they would be silently wrong.
+#[test]
+fn keys_of_unknown_families_that_bear_on_position() {
+    for (key, value) in [
+        ("use_dynamic_ntk", json!(true)),
+        ("rope_scaling_factor", json!(2.0)),
+        ("use_rope", json!(false)),
+        ("position_embedding_type", json!("alibi")),
+        ("position_embedding_type", json!("nope")),
+        ("position_embedding_type", json!("absolute")),
+        ("nope_layer_interval", json!(4)),
+        ("use_rope_layers", json!([true, false])),
+        ("rope_ratio", json!(50)),
+        ("rope_local_base_freq", json!(1e4)),
+        ("local_rope_theta", json!(1e4)),
+        ("swa_rope_theta", json!(1e4)),
+        ("swa_head_dim", json!(64)),
+        ("global_head_dim", json!(512)),
+        ("compress_ratios", json!([0, 4])),
+        ("rotary_percentage", json!(0.5)),
+        ("rotary_base", json!(1e6)),
+        ("rotary_interleaved", json!(true)),
+        ("rotary", json!({"base": 10000, "type": "dynamic"})),
+        ("rope", json!(false)),
+        ("ropeBase", json!(1e6)),
+        ("RoPEBase", json!(1e6)),
+        ("theta", json!(1e6)),
+        ("xrope_section", json!([1, 2, 3])),
+        ("mrope_section", json!([16, 24, 24])),
+        ("use_mrope", json!(true)),
+        ("yarn_factor", json!(4)),
+        ("ntk_alpha", json!(1000)),
+        ("use_xpos", json!(true)),
+        ("pos_emb", json!("alibi")),
+        ("nope_layers", json!([3])),
+        ("position_interpolation", json!(4)),
+        ("full_attention_rope", json!(false)),
+        ("layer_rope", json!([1, 0])),
+    ] {
+        let config = unknown(json!({key: value}));
+        names(
+            &error(config.clone()),
+            &[key, "made-up", "from_hf_config_ignoring"],
+        );
+        // The caller may know better.
+        let text = config.to_string();
+        let read = ModelConfig::from_hf_config_ignoring(&text, &["other", key]).unwrap();
+        assert_eq!(Ok(read.rope().unwrap()), model(unknown(json!({}))).rope());
+        // Null is as if it were absent.
+        model(unknown(json!({key: null})));
+    }
+    // In objects, and in the table of RoPE parameters.
+    for (over, path) in [
+        (
+            json!({"attn_config": {"rope_theta": 1e6}}),
+            "attn_config.rope_theta",
+        ),
+        (
+            json!({"attention": {"rotary_dim": 32}}),
+            "attention.rotary_dim",
+        ),
+        (json!({"rope_config": {"base": 1e6}}), "rope_config"),
+        (
+            json!({"rope_scaling": {"type": "linear", "factor": 2, "ramp": 3}}),
+            "rope_scaling.ramp",
+        ),
+        (
+            json!({"rope_parameters": {"full_attention": {"rope_theta": 1e4, "xdrope_section": [1]}}}),
+            "rope_parameters.full_attention.xdrope_section",
+        ),
+    ] {
+        let config = unknown(over);
+        names(&error(config.clone()), &[path, "family"]);
+        let read = ModelConfig::from_hf_config_ignoring(&config.to_string(), &[path]);
+        assert!(read.is_ok(), "{path}");
+    }
+    // The part of a config that is not known, inside one that names itself.
+    let inside = json!({"model_type": "llava", "text_config": unknown(json!({"use_rope": false}))});
+    names(&error(inside.clone()), &["text_config.use_rope"]);
+    let read = ModelConfig::from_hf_config_ignoring(&inside.to_string(), &["text_config.use_rope"]);
+    assert!(read.is_ok());
+    // A family that is known says itself what counts.
+    model(json!({"model_type": "llama", "head_dim": 64, "use_dynamic_ntk": true}));
+    for key in ["alibi", "use_alibi"] {
+        let alibi = error(unknown(json!({key: true})));
+        assert!(matches!(alibi, ConfigError::NoRotation { .. }), "{alibi}");
+        names(&alibi, &[key]);
+    }
+}
+
+/// Keys of published configs of families that are not known here, which leave the rotation as it is.
+#[test]
+fn keys_that_do_not_change_the_rotation() {
+    let plain = model(unknown(json!({})));
+    for over in [
+        // LLaDA
+        json!({"alibi": false, "rope": true, "rope_full_precision": true, "n_kv_heads": 8,
+            "attention_layer_norm": false, "max_sequence_length": 4096}),
+        // Dream, SDAR and other relatives of Qwen
+        json!({"sliding_window": null, "use_sliding_window": false, "max_window_layers": 28,
+            "use_mrope": false, "rope_scaling": null}),
+        // StableLM's first
+        json!({"rope_pct": 1.0, "rotary_scaling_factor": 1.0, "use_qkv_bias": true}),
+        // GPT-J's relatives
+        json!({"rotary": true, "scale_attn_weights": true}),
+        // BERT's relatives with RoPE
+        json!({"position_embedding_type": "rope", "type_vocab_size": 2}),
+        json!({"position_embedding_type": "RoPE"}),
+        // Qwen v1's relatives
+        json!({"use_dynamic_ntk": false, "use_logn_attn": false}),
+        // Others
+        json!({"sliding_window": 4096, "swa_window_size": 128, "add_swa_attention_sink_bias": true,
+            "max_positions": 2048, "use_rope": true, "use_nope": false}),
+        json!({"europe": 1, "property": 2, "decomposition": 3, "dropout": 0.1, "purpose": "x",
+            "scope": 1, "swap": 2, "metatheta_": null}),
+        json!({"quantization_config": {"rotary": 1}, "vision_config": {"rope_theta": 1e2},
+            "id2label": {"0": "position"}, "auto_map": {"rope": "x"}}),
+        json!({"rope_scaling": {"type": "default", "finetuned": true, "factor": null}}),
+    ] {
+        let read = model(unknown(over.clone()));
+        let (ours, plain) = (read.rope().unwrap(), plain.rope().unwrap());
+        assert_eq!(ours.frequencies(), plain.frequencies(), "{over}");
+        assert_eq!(ours.pairing(), Pairing::HalfSplit);
+    }
+}
+
+#[test]
+fn long_strings_are_cut() {
+    let long = "x".repeat(50_000);
+    for config in [
+        json!({"model_type": long}),
+        json!({"model_type": long, "head_dim": 64, "rope_theta": 1e4, "alibi": true}),
+        json!({"model_type": long, "head_dim": 64, "rope_theta": 1e4, "no_rope_layers": [0]}),
+        json!({"model_type": "llama", "rope_scaling": {"type": long}}),
+        json!({"model_type": "llama", "layer_types": [long], "rope_parameters": {"a": {}, "b": {}}}),
+        json!({"model_type": "gemma3_text", "layer_types": [long]}),
+        json!({"model_type": "cohere2", "layer_types": [long]}),
+        json!({"head_dim": 64, "rope_theta": 1e4, format!("rope_{long}"): 1}),
+        json!({"head_dim": 64, "rope_parameters": {long.clone(): {"rope_theta": "x"}}}),
+        json!({"head_dim": 64, "rope_theta": 1e4, long.clone(): {"rope": 1}}),
+        json!({"head_dim": 64, "layer_types": [long, "a"], "rope_parameters": {"a": {"rope_theta": 1}}}),
+        json!({"head_dim": 64, "rope_theta": 1e4, "layer_types": [long, "a"],
+            "rope_parameters": {long.clone(): {"rope_theta": 10.0}, "a": {"rope_theta": 20.0}}}),
+    ] {
+        let said = match read(&config) {
+            Ok(model) => model
+                .rope()
+                .map(|_| ())
+                .and(model.rope_for(&long).map(|_| ())),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = said {
+            let text = error.to_string();
+            assert!(text.len() < 700, "{} {text}", text.len());
+        }
+    }
+    let digits = format!(
+        "{{\"model_type\": \"llama\", \"rope_theta\": 1{}}}",
+        "0".repeat(5000)
+    );
+    let error = ModelConfig::from_hf_config(&digits).unwrap_err();
+    assert!(error.to_string().len() < 200);
+}

@@ -61,8 +61,8 @@ typedef unsigned long long uint64_t;
 // is read is but stored in a cache.
 #define PHASOR_FIELDS_PhasorOutput(field) \
     field(PhasorView, destination) \
-    field(uint32_t, head_dim) \
     field(uint32_t, in_place) \
+    field(uint32_t, head_dim) \
     field(uint32_t, nowhere) \
     field(uint32_t, reserved)
 

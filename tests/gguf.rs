@@ -579,10 +579,10 @@ fn theta_of_layers_with_a_window() {
     let four = file("smallthinker", 4);
     let [full, local] = [theta_of('f', BASE), theta_of('s', BASE)];
     check_layers(&four, &[full, local, local, local]);
-    // The last blocks of a decision head have no window.
+    // The last blocks of a decision head do not rotate.
     let decision = file("modern-bert", 6).count("decision.block_count", 2);
     let [full, local] = [theta_of('f', 1e4), theta_of('s', 1e4)];
-    check_layers(&decision, &[full, local, local, full, full, full]);
+    check_layers(&decision, &[full, local, local, full, 0.0, 0.0]);
     // Layers that predict further tokens have none.
     let further = file("gemma3", 4).count("nextn_predict_layers", 1);
     check_layers(&further, &[local, local, local, full]);
@@ -969,11 +969,16 @@ fn tensors_that_count() {
             &["rope.scaling.type is absent", "longrope"],
         );
     }
-    // Factors for each pair win over those by length.
-    let both = longrope(long("llama"))
-        .tensor("rope_freqs.weight", vec![2.0; 64])
-        .rope();
-    assert!(!both.depends_on_length() && both.frequency_divisors().is_some());
+    // Of both kinds llama.cpp knows those of the type.
+    let both = longrope(long("llama")).tensor("rope_freqs.weight", vec![2.0; 64]);
+    names(
+        &both.read().unwrap_err(),
+        &["rope_freqs.weight", "llama.cpp"],
+    );
+    let step = longrope(long("step35")).array("attention.sliding_window_pattern", &[1, 0]);
+    let step = step.count("block_count", 2).read().unwrap();
+    let rows = |layer| step.rope_of_layer(layer).unwrap().unwrap().scaling().name();
+    assert_eq!((rows(0), rows(1)), ("default", "LongRoPE"));
     for file in [
         long("qwen2"),
         longrope(Gguf::new("qwen2")),

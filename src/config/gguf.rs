@@ -147,15 +147,23 @@ impl ModelConfig {
 }
 
 impl Architecture {
-    fn has_freqs(&self) -> bool {
-        !matches!(self.factors, Factors::Unread | Factors::Long)
+    fn has_freqs(&self, longrope: bool) -> bool {
+        match self.factors {
+            Factors::Unread | Factors::Long => false,
+            Factors::IgnoredFreqs | Factors::Freqs | Factors::FreqsUnlessSliding => true,
+            Factors::IgnoredFreqsOrLong
+            | Factors::FreqsOrLong
+            | Factors::FreqsOrLongUnlessSliding => !longrope,
+        }
     }
 
     fn has_long_factors(&self, longrope: bool) -> bool {
         match self.factors {
-            Factors::Ignored | Factors::Long => true,
-            Factors::FreqsOrLong | Factors::FreqsOrLongUnlessSliding => longrope,
-            Factors::Unread | Factors::Freqs | Factors::FreqsUnlessSliding => false,
+            Factors::Long => true,
+            Factors::IgnoredFreqsOrLong
+            | Factors::FreqsOrLong
+            | Factors::FreqsOrLongUnlessSliding => longrope,
+            _ => false,
         }
     }
 }
@@ -166,7 +174,7 @@ impl File<'_, '_> {
         let longrope = self.rope_type()? == "longrope";
         let architecture = self.architecture;
         let unknown = [
-            (FREQS, architecture.has_freqs()),
+            (FREQS, architecture.has_freqs(longrope)),
             (SHORT, architecture.has_long_factors(longrope)),
             (LONG, architecture.has_long_factors(longrope)),
         ];
@@ -214,7 +222,7 @@ impl File<'_, '_> {
                 .with_attention_factor(attention)
                 .map_err(|error| error.renamed("attention_factor", &key))?;
         }
-        if let Some(divisors) = self.divisors(kind, rotary_dim / 2)? {
+        if let Some(divisors) = self.divisors(kind)? {
             config = config
                 .with_frequency_divisors(divisors)
                 .map_err(tensor_error)?;
@@ -269,7 +277,8 @@ impl File<'_, '_> {
     fn rotary_dim(&self, kind: Kind) -> Result<Option<usize>, ConfigError> {
         let own = match self.architecture.dims {
             Dims::AsFirst => self.first_slides()?,
-            _ => kind == Kind::Sliding,
+            Dims::RotatedPerLayer => kind == Kind::Sliding || self.first_slides()?,
+            Dims::PerLayer | Dims::RotatedHalfUnlessSliding => kind == Kind::Sliding,
         };
         let given = self.dims("rope.dimension_count", own)?;
         if self.architecture.dims == Dims::RotatedHalfUnlessSliding && kind != Kind::Sliding {
@@ -483,10 +492,6 @@ impl File<'_, '_> {
         if sliding && factors == Factors::FreqsOrLongUnlessSliding {
             return Ok(None);
         }
-        // These take the place of the others.
-        if self.tensor(FREQS)?.is_some() {
-            return Ok(None);
-        }
         let (short, long) = (self.tensor(SHORT)?, self.tensor(LONG)?);
         let (short, long) = match (short, long) {
             (Some(short), Some(long)) => (short, long),
@@ -505,16 +510,23 @@ impl File<'_, '_> {
                 format!("\"longrope\", for the file has {LONG}"),
             ));
         }
-        let by_factor = |divisors: &[f64]| divisors.iter().map(|d| d * context.factor).collect();
+        let entries = self.entries(kind)?;
+        let by_factor = |divisors: &[f64]| {
+            let first = divisors.iter().take(entries);
+            first.map(|d| d * context.factor).collect()
+        };
         Ok(Some(Scaling::LongRope(LongRopeScaling {
             attention_factor: Some(attention),
             ..LongRopeScaling::new(by_factor(&short), by_factor(&long), self.original()?)
         })))
     }
 
-    fn divisors(&self, kind: Kind, pairs: usize) -> Result<Option<Vec<f64>>, ConfigError> {
+    fn divisors(&self, kind: Kind) -> Result<Option<Vec<f64>>, ConfigError> {
         let read = match self.architecture.factors {
-            Factors::Unread | Factors::Ignored | Factors::Long => false,
+            Factors::Unread
+            | Factors::IgnoredFreqs
+            | Factors::IgnoredFreqsOrLong
+            | Factors::Long => false,
             Factors::FreqsUnlessSliding | Factors::FreqsOrLongUnlessSliding => {
                 kind != Kind::Sliding
             }
@@ -525,12 +537,19 @@ impl File<'_, '_> {
             return Ok(None);
         }
         let mut divisors = self.tensor(FREQS)?;
-        if self.architecture.dims == Dims::RotatedHalfUnlessSliding
-            && let Some(divisors) = &mut divisors
-        {
-            divisors.truncate(pairs);
+        if let Some(divisors) = &mut divisors {
+            divisors.truncate(self.entries(kind)?);
         }
         Ok(divisors)
+    }
+
+    /// How many entries of the tensors of factors count: of those that are for layers with more
+    /// rotated pairs too, the first ones.
+    fn entries(&self, kind: Kind) -> Result<usize, ConfigError> {
+        match (self.architecture.dims, self.rotary_dim(kind)?) {
+            (Dims::RotatedHalfUnlessSliding, Some(dims)) => Ok(dims / 2),
+            _ => Ok(usize::MAX),
+        }
     }
 
     /// By how much theta is stretched.

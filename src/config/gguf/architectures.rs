@@ -64,8 +64,6 @@ pub(super) enum Pattern {
     Given,
     LastOf(u64),
     FirstOf(u64),
-    /// As `FirstOf`, and the last layers, of which `decision.block_count` is the number.
-    FirstOfAndDecision(u64),
 }
 
 /// How layers with a sliding window rotate.
@@ -113,6 +111,8 @@ pub(super) enum Rotates {
     /// Every so many layers, all but the first; all in a model without windows, and in one of just so
     /// many layers.
     AllButFirstOfBesideWindow(u64),
+    /// All but the last `decision.block_count`.
+    AllButDecision,
     /// Those with an entry other than 0 in `attention.rope_pattern`, and all without that key.
     Listed,
 }
@@ -165,7 +165,7 @@ pub(super) enum Head {
 pub(super) enum Dims {
     /// Those with a sliding window.
     PerLayer,
-    /// The second for those with a sliding window, the first as in `AsFirst`.
+    /// The second for those with a sliding window; otherwise as in `AsFirst`.
     RotatedPerLayer,
     /// As `RotatedPerLayer`, and layers without a window rotate half of `rope.dimension_count`.
     RotatedHalfUnlessSliding,
@@ -199,15 +199,17 @@ pub(super) enum LogMultiplier {
 pub(super) enum Factors {
     /// llama.cpp knows none, and does not load a file that has any.
     Unread,
-    /// They are loaded and not used.
-    Ignored,
+    /// `rope_freqs`, which is loaded and not used.
+    IgnoredFreqs,
+    /// As `FreqsOrLong`, and not used either.
+    IgnoredFreqsOrLong,
     /// `rope_freqs`
     Freqs,
     /// `rope_freqs`, for layers without a sliding window.
     FreqsUnlessSliding,
     /// `rope_factors_short` and `rope_factors_long`
     Long,
-    /// `rope_freqs`, and the others for the type longrope.
+    /// `rope_freqs`; for the type longrope the others instead.
     FreqsOrLong,
     /// As `FreqsOrLong`, for layers without a sliding window; their first entries, where these rotate
     /// fewer pairs than others.
@@ -236,13 +238,15 @@ pub(super) enum Score {
 
 use Dims::{AsFirst, PerLayer, RotatedHalfUnlessSliding, RotatedPerLayer};
 use Factors::{
-    Freqs, FreqsOrLong, FreqsOrLongUnlessSliding, FreqsUnlessSliding, Ignored, Long, Unread,
+    Freqs, FreqsOrLong, FreqsOrLongUnlessSliding, FreqsUnlessSliding, IgnoredFreqs,
+    IgnoredFreqsOrLong, Long, Unread,
 };
 use LogMultiplier::{AllDim, Both};
 use Mode::{Draft, HalfSplit, Imrope, Interleaved, Mrope, MropeOrHalfSplit, MropeOrInterleaved};
-use Pattern::{FirstOf, FirstOfAndDecision, Given, LastOf};
+use Pattern::{FirstOf, Given, LastOf};
 use Rotates::{
-    AllButFirstOfBesideWindow, AllButLastOf, AllButLastOfBesideWindow, Listed, SlidingOrLeading,
+    AllButDecision, AllButFirstOfBesideWindow, AllButLastOf, AllButLastOfBesideWindow, Listed,
+    SlidingOrLeading,
 };
 use Window::{By, Compressed, IfGiven, IfLayers, UnlessZero};
 
@@ -325,7 +329,7 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
     Architecture { names: &["xverse", "command-r", "olmo", "arctic", "deepseek", "chatglm", "chameleon", "neo-bert", "internlm2", "ernie4_5", "ernie4_5-moe", "maincoder", "pockettts"], ..INTERLEAVED },
     Architecture { names: &["llama", "llama-embed", "deci", "minicpm"], factors: FreqsOrLong, ..INTERLEAVED },
     Architecture { names: &["arcee", "eagle3", "nanbeige"], factors: Freqs, ..INTERLEAVED },
-    Architecture { names: &["llada"], factors: Ignored, ..INTERLEAVED },
+    Architecture { names: &["llada"], factors: IgnoredFreqs, ..INTERLEAVED },
     Architecture { names: &["mistral3"], factors: FreqsOrLong, yarn: Yarn { betas: true, log_multiplier: AllDim(1.0), ..INTERLEAVED.yarn }, ..INTERLEAVED },
     Architecture { names: &["bailingmoe"], head: Head::Rotated, ..INTERLEAVED },
     Architecture { names: &["baichuan"], switch: Switch::Layers(32), ..INTERLEAVED },
@@ -350,11 +354,12 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
     Architecture { names: &["deepseek32", "mistral4"], ..LATENT_SCALED },
     Architecture { names: &["glm-dsa"], yarn: LATENT.yarn, ..LATENT_SCALED },
     Architecture { names: &["falcon", "dbrx", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "eurobert", "stablelm", "bitnet", "qwen", "qwen2", "dream", "qwen2moe", "qwen3", "qwen3moe", "llada-moe", "rnd1", "olmoe", "phi2", "plamo", "gemma", "starcoder2", "openelm", "gptneox", "codeshell", "orion", "nemotron", "bailingmoe2", "dots1", "hunyuan-moe", "hy_v3", "jais2", "seed_oss", "grovemoe", "minimax-m2", "minimax-m3", "talkie", "hrm_text"], ..HALF },
-    Architecture { names: &["falcon-h1", "pangu-embedded"], factors: Ignored, ..HALF },
+    Architecture { names: &["falcon-h1"], factors: IgnoredFreqs, ..HALF },
+    Architecture { names: &["pangu-embedded"], factors: IgnoredFreqsOrLong, ..HALF },
     Architecture { names: &["exaone"], factors: Freqs, ..HALF },
     Architecture { names: &["apertus"], factors: FreqsOrLong, ..HALF },
     Architecture { names: &["phi3", "phimoe"], factors: Long, ..HALF },
-    Architecture { names: &["cogvlm"], theta: Theta::Fixed, factors: Ignored, ..HALF },
+    Architecture { names: &["cogvlm"], theta: Theta::Fixed, factors: IgnoredFreqs, ..HALF },
     Architecture { names: &["deepseek2-ocr"], theta: Theta::Fixed, ..HALF },
     Architecture { names: &["hunyuan-dense"], theta: Theta::Stretched, ..HALF },
     Architecture { names: &["hunyuan_vl"], mode: MropeOrHalfSplit, theta: Theta::Stretched, ..HALF },
@@ -368,7 +373,7 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
     Architecture { names: &["gemma-embedding"], window: By(LastOf(6)), sliding: LOCAL, ..HALF },
     Architecture { names: &["gemma3n"], window: By(LastOf(5)), sliding: LOCAL, score: Score::One, ..HALF },
     Architecture { names: &["gemma4", "gemma4-assistant"], window: By(Given), sliding: LOCAL, dims: PerLayer, factors: FreqsUnlessSliding, score: Score::One, ..HALF },
-    Architecture { names: &["modern-bert"], window: IfGiven(FirstOfAndDecision(3)), sliding: LOCAL, ..HALF },
+    Architecture { names: &["modern-bert"], window: IfGiven(FirstOf(3)), sliding: LOCAL, rotates: AllButDecision, ..HALF },
     Architecture { names: &["plamo3"], window: IfGiven(LastOf(8)), sliding: LOCAL, ..HALF },
     Architecture { names: &["mimo2"], window: By(Given), sliding: LOCAL, ..HALF },
     Architecture { names: &["step35"], window: By(Given), sliding: LOCAL, dims: RotatedHalfUnlessSliding, factors: FreqsOrLongUnlessSliding, ..HALF },
@@ -385,7 +390,7 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
     Architecture { names: &["qwen3vl", "qwen3vlmoe", "qwen3tts"], mode: Imrope, ..HALF },
     Architecture { names: &["qwen35", "qwen35moe", "clef", "qwen4exp"], mode: Imrope, attention: Attention::Interval(4), ..HALF },
     Architecture { names: &["glm4moe"], mode: MropeOrHalfSplit, ..HALF },
-    Architecture { names: &["dflash"], mode: Draft, factors: Freqs, score: Score::Given, ..HALF },
+    Architecture { names: &["dflash"], mode: Draft, window: IfGiven(Given), sliding: SHARED, factors: Freqs, score: Score::Given, ..HALF },
     Architecture { names: &["clip", "gpt2", "bert", "starcoder", "mpt", "refact", "bloom", "mamba", "mamba2", "jamba", "jina-bert-v2", "t5", "t5encoder", "jais", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7", "wavtokenizer-dec", "nemotron_h", "nemotron_h_moe", "kimi-linear", "kimi-k3", "glm5-next"], mode: Mode::None, ..HALF },
 ];
 

@@ -161,6 +161,10 @@ impl File<'_, '_> {
 
     /// Whether the first layer has a window.
     pub fn first_slides(&self) -> Result<bool, ConfigError> {
+        // Layers of DeepSeek-V4 have a window besides what they compress.
+        if self.is_like_deepseek4()? {
+            return Ok(true);
+        }
         let Some(pattern) = self.pattern()? else {
             return Ok(false);
         };
@@ -186,24 +190,20 @@ impl File<'_, '_> {
             }
             Pattern::Given => return Ok(None),
             Pattern::LastOf(period) => (period, false),
-            Pattern::FirstOf(period) | Pattern::FirstOfAndDecision(period) => (period, true),
+            Pattern::FirstOf(period) => (period, true),
         };
         let period = self.whole(PATTERN)?.unwrap_or(own_period);
         let Some(count) = count else {
             return Ok(None);
         };
         let main = count - self.further_layers(count)?;
-        let decision = match pattern {
-            Pattern::FirstOfAndDecision(_) => self.whole("decision.block_count")?.unwrap_or(0),
-            _ => 0,
-        };
         let slides = |layer: u64| {
             let windowed = match period {
                 0 => true,
                 _ if first => !layer.is_multiple_of(period),
                 _ => layer % period < period - 1,
             };
-            windowed && layer < main.saturating_sub(decision)
+            windowed && layer < main
         };
         Ok(Some((0..count).map(slides).collect()))
     }
@@ -232,6 +232,11 @@ impl File<'_, '_> {
                 (0..count).map(|layer| layer % period != 0).collect()
             }
             Rotates::AllButFirstOfBesideWindow(_) => vec![true; slides.len()],
+            Rotates::AllButDecision => {
+                let decision = self.whole("decision.block_count")?.unwrap_or(0);
+                let first = main.saturating_sub(decision);
+                (0..count).map(|layer| layer < first).collect()
+            }
             Rotates::Listed => {
                 let key = "attention.rope_pattern";
                 match self.flags(key)? {

@@ -36,6 +36,13 @@ typedef unsigned long long uint64_t;
 #define PHASOR_ROW_BY_POSITION 3u
 #define PHASOR_ROW_AT_POSITION 4u
 
+// PhasorSlots::choice
+#define PHASOR_SLOT_NONE 0u
+#define PHASOR_SLOT_IDS 1u
+#define PHASOR_SLOT_PAGE_TABLE 2u
+#define PHASOR_SLOT_PAGE_INDICES 3u
+#define PHASOR_SLOT_SEQUENCE 4u
+
 // Where the elements of a stream are: [batch, tokens, heads, head_dim], contiguous in the innermost
 // dimension.
 #define PHASOR_FIELDS_PhasorView(field) \
@@ -44,17 +51,31 @@ typedef unsigned long long uint64_t;
     field(int64_t, head) \
     field(int64_t, batch)
 
-// The heads of q or of k, as they are read. A stream that is absent has no heads.
+// The heads of q, k or v, as they are read. A stream that is absent has no heads.
 #define PHASOR_FIELDS_PhasorStream(field) \
     field(uint32_t, heads) \
     field(uint32_t, rotary_offset) /* first rotated dim inside a head */ \
     field(PhasorView, source)
 
-// Where they are written. In place that is the source, and only rotated dims are touched.
+// Where they are written. In place that is the source, and only rotated dims are touched. Nowhere, what
+// is read is but stored in a cache.
 #define PHASOR_FIELDS_PhasorOutput(field) \
     field(PhasorView, destination) \
     field(uint32_t, head_dim) \
-    field(uint32_t, in_place)
+    field(uint32_t, in_place) \
+    field(uint32_t, nowhere) \
+    field(uint32_t, reserved)
+
+// A cache of keys or of values, [pages, slots of a page, heads, head_dim], whose dims lie in blocks of
+// `block_dims` contiguous ones.
+#define PHASOR_FIELDS_PhasorCache(field) \
+    field(uint64_t, address) /* of dim 0 of head 0 of slot 0 of page 0 */ \
+    field(int64_t, page) \
+    field(int64_t, slot) \
+    field(int64_t, head) \
+    field(int64_t, block) \
+    field(uint32_t, block_dims) \
+    field(uint32_t, present)
 
 // Integers, one per token: that of token (b, t) is at address + b * batch + t * token. Signed 64-bit
 // once read.
@@ -64,6 +85,32 @@ typedef unsigned long long uint64_t;
     field(int64_t, batch) \
     field(uint32_t, type) \
     field(uint32_t, reserved)
+
+// The sequences of a ragged batch, which lie one after the other: sequence s has the tokens from offset s
+// to offset s + 1. Tokens past the last offset are padding: they belong to no sequence, and nothing of
+// them is written. Without offsets, a token's sequence is its b; or its t, where each token is one.
+#define PHASOR_FIELDS_PhasorSequences(field) \
+    field(PhasorIds, offsets) /* that of sequence s at address + s * batch */ \
+    field(uint32_t, count) \
+    field(uint32_t, each_token)
+
+// The slot of the caches that a token is stored in. Its id, which numbers the slots of all pages through:
+// none if it is negative. Or slot n % page_size of a page, where n is what the cache holds of the
+// token's sequence, plus the token's place in it: page n / page_size of the sequence's row of the page
+// table; of the indices that are its own, which begin at its offset among all of them; or, where each
+// sequence has a page, the one that its number says.
+//
+// A slot that is not in the caches is not stored, nor one whose page is not in the table, and a word at
+// `report` is set to 1.
+#define PHASOR_FIELDS_PhasorSlots(field) \
+    field(PhasorIds, ids) /* slots by token; pages by sequence (batch) and page (token) */ \
+    field(PhasorIds, lengths) /* by sequence (batch) */ \
+    field(PhasorIds, offsets) /* by sequence (batch) */ \
+    field(uint64_t, report) \
+    field(uint32_t, choice) \
+    field(uint32_t, pages) \
+    field(uint32_t, page_size) \
+    field(uint32_t, table_pages) /* of a row of the table, or indices in all */
 
 // Where cos and sin come from: the row that `row_choice` gives a token. Of steps, 64-bit fractions of a
 // turn per position of shape [rows, axes, pairs], it is the only one; `PhasorRows::row`; the token's id;
@@ -91,8 +138,8 @@ typedef unsigned long long uint64_t;
     field(uint32_t, count) \
     field(uint32_t, row)
 
-// The position of token (b, t) on axis a is start + t * advance + its id, which lies a * axis_stride
-// further; 0 where there are no ids. Arithmetic wraps.
+// The position of token (b, t) on axis a is start + n * advance + its id, which lies a * axis_stride
+// further, 0 where there are no ids; n is its place in its sequence. Arithmetic wraps.
 #define PHASOR_FIELDS_PhasorPositions(field) \
     field(int64_t, start) \
     field(int64_t, advance) \
@@ -126,13 +173,22 @@ typedef unsigned long long uint64_t;
     field(PhasorRows, rows) \
     field(PhasorPairing, pairing) \
     field(uint32_t, token_groups) /* blocks of a kernel that share a sequence's tokens */ \
-    field(uint32_t, reserved)
+    field(uint32_t, reserved) \
+    field(PhasorStream, v) \
+    field(PhasorOutput, v_output) \
+    field(PhasorCache, k_cache) \
+    field(PhasorCache, v_cache) \
+    field(PhasorSlots, slots) \
+    field(PhasorSequences, sequences)
 
 #define PHASOR_STRUCTS(of) \
     of(PhasorView) \
     of(PhasorStream) \
     of(PhasorOutput) \
+    of(PhasorCache) \
     of(PhasorIds) \
+    of(PhasorSequences) \
+    of(PhasorSlots) \
     of(PhasorAngles) \
     of(PhasorTable) \
     of(PhasorRows) \

@@ -9,6 +9,8 @@ pub enum TensorName {
     Q,
     /// The keys.
     K,
+    /// The values.
+    V,
 }
 
 impl std::fmt::Display for TensorName {
@@ -16,6 +18,7 @@ impl std::fmt::Display for TensorName {
         f.write_str(match self {
             TensorName::Q => "q",
             TensorName::K => "k",
+            TensorName::V => "v",
         })
     }
 }
@@ -197,6 +200,72 @@ pub enum Error {
     LayoutTooLarge {
         /// The tensor.
         tensor: TensorName,
+    },
+    /// A cache's blocks do not divide its heads.
+    #[error(
+        "{tensor}'s cache has heads of {head_dim} dims in blocks of {block_dims}: blocks must divide \
+         heads"
+    )]
+    CacheBlocks {
+        /// The tensor.
+        tensor: TensorName,
+        /// Dims of a head.
+        head_dim: usize,
+        /// Dims of a block.
+        block_dims: usize,
+    },
+    /// A cache counts past what 64-bit byte offsets or kernel counters hold.
+    #[error(
+        "{tensor}'s cache is too large: bytes and slots must stay below 2^63, pages and slots of a page \
+         below 2^32"
+    )]
+    CacheTooLarge {
+        /// The tensor.
+        tensor: TensorName,
+    },
+    /// A cache does not fit what is to be stored in it.
+    #[error("{tensor}'s cache: {what}: {left} and {right}")]
+    CacheMismatch {
+        /// The tensor.
+        tensor: TensorName,
+        /// What must agree.
+        what: &'static str,
+        /// Of the tensor, or of the keys' cache.
+        left: usize,
+        /// Of the cache.
+        right: usize,
+    },
+    /// A tensor and its cache are not both there.
+    #[error("{tensor}: {what}")]
+    CacheMissing {
+        /// The tensor.
+        tensor: TensorName,
+        /// What to change.
+        what: &'static str,
+    },
+    /// A plan with a cache or values is used as one without, or the other way round.
+    #[error("the plan {planned}: {remedy}")]
+    AppendMismatch {
+        /// What was planned.
+        planned: &'static str,
+        /// What to call or plan instead.
+        remedy: &'static str,
+    },
+    /// As many slots, pages or lengths as there are tokens or sequences were not given.
+    #[error("{what}: {got} values given where {expected} are needed")]
+    SlotsLength {
+        /// Which ids.
+        what: &'static str,
+        /// How many there must be; of a page table, of which number they must be a multiple.
+        expected: usize,
+        /// How many were given.
+        got: usize,
+    },
+    /// The offsets of a ragged batch are no offsets.
+    #[error("cu_seqlens: {what}")]
+    CuSeqlens {
+        /// What is wrong.
+        what: &'static str,
     },
     /// Elements that are written occur twice in one layout.
     #[error(
@@ -434,6 +503,15 @@ pub enum Error {
     DtypeNotLoaded {
         /// The element type.
         dtype: Dtype,
+    },
+    /// Something that only the host backend does so far.
+    #[error(
+        "{what} is done by the host backend only: on CUDA, give the position of each token with \
+         Positions::per_token, and store what was rotated with the engine's own kernel"
+    )]
+    HostOnly {
+        /// What was asked for.
+        what: &'static str,
     },
     /// The CUDA backend is not compiled in.
     #[error("phasor was built without the cuda feature: enable it in Cargo.toml")]

@@ -3,7 +3,7 @@
 //! This is data. The CUDA backend hands it to the driver; tests execute the same data elsewhere.
 
 use crate::angle::MAX_ROTARY_DIM;
-use crate::call::{Call, PHASOR_IDS_NONE, PhasorCall, PhasorOutput, PhasorStream, PhasorView};
+use crate::call::{Call, PHASOR_IDS_NONE, PhasorCall, PhasorView, Stream};
 use crate::element::Dtype;
 use crate::rope::Pairing;
 
@@ -224,11 +224,12 @@ impl Call {
         let params = &self.params;
         let bytes = (VECTOR * self.dtype.size()) as u64;
         let view = |v: &PhasorView| v.address | (v.batch | v.token | v.head) as u64;
-        let aligned = |(stream, output): (&PhasorStream, &PhasorOutput)| {
+        let aligned = |stream: Stream| {
+            let (read, output) = (stream.read, stream.output);
             // The addresses of a tensor that is not there are anything.
-            stream.heads == 0
-                || (view(&stream.source) | view(&output.destination)).is_multiple_of(bytes)
-                    && stream.rotary_offset.is_multiple_of(VECTOR as u32)
+            read.heads == 0
+                || (view(&read.source) | view(&output.destination)).is_multiple_of(bytes)
+                    && read.rotary_offset.is_multiple_of(VECTOR as u32)
                     && (output.in_place == 1 || output.head_dim.is_multiple_of(VECTOR as u32))
         };
         let pairing = &params.pairing;

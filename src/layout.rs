@@ -189,7 +189,7 @@ pub(crate) struct Region {
     base: usize,
     run: usize,
     /// (count, stride), largest stride first; counts of at least 2.
-    dims: [(usize, usize); 3],
+    dims: [(usize, usize); 4],
     rank: usize,
 }
 
@@ -203,12 +203,17 @@ pub(crate) enum Overlap {
 }
 
 impl Region {
-    fn new(base: usize, run: usize, mut dims: [(usize, usize); 3]) -> Self {
+    pub(crate) fn new<const N: usize>(
+        base: usize,
+        run: usize,
+        mut dims: [(usize, usize); N],
+    ) -> Self {
+        const { assert!(N <= 4) };
         dims.sort_by_key(|&(_, stride)| std::cmp::Reverse(stride));
         let mut region = Self {
             base,
             run,
-            dims: [(0, 0); 3],
+            dims: [(0, 0); 4],
             rank: 0,
         };
         // Dims that continue each other become one, so that the same set has the same form.

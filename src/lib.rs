@@ -16,8 +16,9 @@
 //!
 //! [`Frequencies`] (on one axis of positions or several), [`FrequencyRows`] (for sequences whose
 //! frequencies depend on their length) or a [`CosSinTable`] make a [`Rope`], with a [`Pairing`].
-//! [`config`] makes them from a model's own files; [`interfaces`] has the calls of MLX, MAX, ONNX, vLLM
-//! and Hugging Face, for those who come from there. [`Layout`]s make a [`Problem`], and a rotator
+//! [`config`] makes them from a model's own files; [`multimodal`] numbers the tokens of images and video;
+//! [`interfaces`] has the calls of MLX, MAX, ONNX, vLLM, llama.cpp and Hugging Face, for those who come
+//! from there. [`Layout`]s make a [`Problem`], and a rotator
 //! turns it into a checked [`Plan`] that serves any number of calls.
 //! [`Host`] and `cuda::Cuda` are the backends; [`Device`] picks one of them. Both execute a
 //! [`call`], which is plain data; [`launch`] is for those who launch the kernels by other means.
@@ -66,6 +67,7 @@
 #![warn(missing_docs, unsafe_op_in_unsafe_fn)]
 
 mod angle;
+mod cache;
 pub mod call;
 pub mod config;
 #[cfg(feature = "cuda")]
@@ -78,11 +80,13 @@ mod ids;
 pub mod interfaces;
 pub mod launch;
 mod layout;
+pub mod multimodal;
 mod plan;
 mod positions;
 mod rope;
 
 pub use angle::{Angles, CosSinTable, Frequencies, FrequencyRows, OutOfRange};
+pub use cache::{CacheLayout, KvCacheLayout, Slots, SlotsIn, Stored};
 #[cfg(feature = "cuda")]
 pub use cudarc;
 pub use device::{
@@ -91,10 +95,12 @@ pub use device::{
 pub use element::{Dtype, Element};
 pub use error::{Error, TensorName};
 pub use half;
-pub use host::{Host, HostDestination, HostInOut, HostRotator, Isa, Threads};
+pub use host::{
+    Host, HostAppended, HostDestination, HostInOut, HostKvCache, HostRotator, Isa, Threads,
+};
 pub use ids::{Id, IdType, Ids};
 pub use layout::Layout;
-pub use plan::{InOut, Plan, Problem};
+pub use plan::{Appended, InOut, Plan, Problem};
 pub use positions::{FrequencyRowKind, PositionKind, Positions, PositionsIn};
 pub use rope::{Direction, Pairing, Rope};
 

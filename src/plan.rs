@@ -1,5 +1,6 @@
 //! A plan: everything about a call that can be checked before there is memory to work on.
 
+use crate::cache::{CacheLayout, KvCacheLayout};
 use crate::call::{self, PhasorCall};
 use crate::element::Dtype;
 use crate::error::TensorName;
@@ -60,6 +61,15 @@ impl From<(Layout, Layout)> for InOut<Layout> {
     }
 }
 
+/// Keys or values of a call that stores them in a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Appended<S, D = S, O = D> {
+    /// Read, and written to the cache only.
+    ToCache(S),
+    /// Written elsewhere too, or only there.
+    InOut(InOut<S, D, O>),
+}
+
 /// What is to be rotated: element type, and the layouts of q and k. How positions are given is said by
 /// the positions of each call.
 ///
@@ -76,6 +86,10 @@ pub struct Problem {
     dtype: Dtype,
     q: Option<InOut<Layout>>,
     k: Option<InOut<Layout>>,
+    v: Option<InOut<Layout>>,
+    /// Whether keys and values are but stored in their cache.
+    only_cached: [bool; 2],
+    cache: Option<KvCacheLayout>,
     one_buffer: bool,
     longer_buffers: bool,
     assume_disjoint: bool,
@@ -88,6 +102,9 @@ impl Problem {
             dtype,
             q: None,
             k: None,
+            v: None,
+            only_cached: [false; 2],
+            cache: None,
             one_buffer: false,
             longer_buffers: false,
             assume_disjoint: false,
@@ -104,6 +121,34 @@ impl Problem {
     /// The keys: a [`Layout`] in place, or a pair `(source, destination)`.
     pub fn k(mut self, layout: impl Into<InOut<Layout>>) -> Self {
         self.k = Some(layout.into());
+        self
+    }
+
+    /// The keys are read here, and written to their cache only.
+    pub fn k_to_cache(mut self, source: Layout) -> Self {
+        self.k = Some(source.into());
+        self.only_cached[0] = true;
+        self
+    }
+
+    /// The values: a pair `(source, destination)`. They do not rotate: they are copied, and stored in their
+    /// cache if they have one.
+    pub fn v(mut self, source: Layout, destination: Layout) -> Self {
+        self.v = Some((source, destination).into());
+        self
+    }
+
+    /// The values are read here, and copied to their cache only.
+    pub fn v_to_cache(mut self, source: Layout) -> Self {
+        self.v = Some(source.into());
+        self.only_cached[1] = true;
+        self
+    }
+
+    /// The caches that keys, once rotated, and values are stored in, besides where else they are written.
+    /// Caches are buffers of their own; each call says which slot a token has ([`Slots`](crate::Slots)).
+    pub const fn cache(mut self, cache: KvCacheLayout) -> Self {
+        self.cache = Some(cache);
         self
     }
 
@@ -141,6 +186,8 @@ pub(crate) struct PlannedTensor {
     pub(crate) source: Layout,
     pub(crate) destination: Layout,
     pub(crate) in_place: bool,
+    /// Written to a cache only.
+    pub(crate) nowhere: bool,
     /// Of the source and of the destination.
     reach: [Reach; 2],
 }
@@ -204,7 +251,9 @@ impl Reach {
 
 impl PlannedTensor {
     pub(crate) const fn form(&self) -> &'static str {
-        if self.in_place {
+        if self.nowhere {
+            "to the cache"
+        } else if self.in_place {
             "in place"
         } else {
             "out of place"
@@ -228,7 +277,9 @@ impl PlannedTensor {
 
     /// The elements that are written.
     fn written(&self, rotary_dim: usize) -> Region {
-        if self.in_place {
+        if self.nowhere {
+            self.source.region(0, 0)
+        } else if self.in_place {
             self.destination
                 .region(self.destination.rotary_offset, rotary_dim)
         } else {
@@ -237,7 +288,7 @@ impl PlannedTensor {
     }
 
     fn read(&self, rotary_dim: usize) -> Region {
-        if self.in_place {
+        if self.in_place && !self.nowhere {
             self.written(rotary_dim)
         } else {
             self.source.region(0, self.source.head_dim)
@@ -249,6 +300,8 @@ impl PlannedTensor {
         match (self.name, self.in_place) {
             (TensorName::Q, true) => ("q", "q"),
             (TensorName::K, true) => ("k", "k"),
+            (TensorName::V, true) => ("v", "v"),
+            (TensorName::V, false) => ("v's destination", "v's source"),
             (TensorName::Q, false) => ("q's destination", "q's source"),
             (TensorName::K, false) => ("k's destination", "k's source"),
         }
@@ -270,6 +323,8 @@ pub struct Plan {
     pub(crate) dtype: Dtype,
     pub(crate) q: Option<PlannedTensor>,
     pub(crate) k: Option<PlannedTensor>,
+    pub(crate) v: Option<PlannedTensor>,
+    pub(crate) cache: Option<KvCacheLayout>,
     one_buffer: bool,
     longer_buffers: bool,
     pub(crate) batch: usize,
@@ -290,7 +345,9 @@ impl Plan {
     /// [`Error::NothingToRotate`] for neither q nor k, [`Error::RotaryWindow`],
     /// [`Error::ShapeMismatch`], [`Error::RotaryOffsetMismatch`], [`Error::LayoutTooLarge`],
     /// [`Error::SelfOverlap`], [`Error::Overlap`], [`Error::OverlapUnknown`],
-    /// [`Error::OutputPairingInPlace`] and [`Error::OutputPairingPassThrough`].
+    /// [`Error::OutputPairingInPlace`] and [`Error::OutputPairingPassThrough`]; with caches,
+    /// [`Error::CacheMissing`], [`Error::CacheMismatch`], [`Error::CacheBlocks`] and
+    /// [`Error::CacheTooLarge`].
     pub fn new(rope: &Rope, problem: &Problem) -> Result<Self, Error> {
         let checked = |name, operand: &Option<InOut<Layout>>| {
             operand
@@ -299,38 +356,47 @@ impl Plan {
                 .transpose()
         };
         let q = checked(TensorName::Q, &problem.q)?;
-        let k = checked(TensorName::K, &problem.k)?;
+        let mut k = checked(TensorName::K, &problem.k)?;
+        let mut v = checked(TensorName::V, &problem.v)?;
         let Some(first) = q.or(k) else {
             return Err(Error::NothingToRotate);
         };
-        if let (Some(q), Some(k)) = (&q, &k) {
-            let (left, right) = (q.source.shape(), k.source.shape());
-            if left[..2] != right[..2] {
-                return Err(Error::ShapeMismatch {
-                    what: "q and k must agree in batch and tokens",
-                    left,
-                    right,
-                });
+        for (tensor, nowhere) in [&mut k, &mut v].into_iter().zip(problem.only_cached) {
+            if let Some(tensor) = tensor {
+                tensor.nowhere = nowhere;
             }
-            if problem.one_buffer {
-                check_apart(q, k, rope.rotary_dim(), problem.assume_disjoint)?;
-                check_apart(k, q, rope.rotary_dim(), problem.assume_disjoint)?;
+        }
+        let tensors = [&q, &k, &v].map(Option::as_ref);
+        for (at, a) in tensors.into_iter().enumerate() {
+            for b in &tensors[at + 1..] {
+                if let (Some(a), Some(b)) = (a, b) {
+                    check_pair(a, b, rope.rotary_dim(), problem)?;
+                }
             }
         }
         if rope.pairing() != rope.output_pairing() {
             check_output_pairing(rope.angles(), [&q, &k])?;
         }
+        check_cache(problem, [&k, &v])?;
         let [batch, tokens, ..] = first.source.shape();
         Ok(Self {
             rope: rope.clone(),
             dtype: problem.dtype,
             q,
             k,
+            v,
+            cache: problem.cache,
             one_buffer: problem.one_buffer,
             longer_buffers: problem.longer_buffers,
             batch,
             tokens,
-            template: call::template(rope, problem.dtype, [&q, &k], [batch, tokens]),
+            template: call::template(
+                rope,
+                problem.dtype,
+                [&q, &k, &v],
+                problem.cache.as_ref(),
+                [batch, tokens],
+            ),
         })
     }
 
@@ -377,10 +443,16 @@ impl Plan {
         }
         let mut part = self.clone();
         (part.batch, part.tokens, part.longer_buffers) = (batch, tokens, true);
-        for tensor in part.q.iter_mut().chain(&mut part.k) {
+        for tensor in part.q.iter_mut().chain(&mut part.k).chain(&mut part.v) {
             *tensor = tensor.with_counts(batch, tokens);
         }
-        part.template = call::template(&part.rope, part.dtype, [&part.q, &part.k], [batch, tokens]);
+        part.template = call::template(
+            &part.rope,
+            part.dtype,
+            [&part.q, &part.k, &part.v],
+            part.cache.as_ref(),
+            [batch, tokens],
+        );
         Ok(part)
     }
 
@@ -416,7 +488,8 @@ impl Plan {
 
     /// Whether there is no head to rotate, as in a batch of no sequences: a call then does nothing.
     pub fn is_empty(&self) -> bool {
-        self.template.q.heads + self.template.k.heads == 0
+        let streams = self.template.streams();
+        streams.iter().all(|stream| stream.read.heads == 0)
     }
 
     /// Bytes that a call reads and writes: in place the rotated dims, out of place all of them.
@@ -425,7 +498,7 @@ impl Plan {
         self.tensors()
             .map(|tensor| {
                 let [batch, tokens, heads, head_dim] = tensor.source.shape();
-                let dims = if tensor.in_place {
+                let dims = if tensor.in_place && !tensor.nowhere {
                     self.rope.rotary_dim()
                 } else {
                     head_dim
@@ -436,7 +509,57 @@ impl Plan {
     }
 
     pub(crate) fn tensors(&self) -> impl Iterator<Item = &PlannedTensor> {
-        self.q.iter().chain(&self.k)
+        self.q.iter().chain(&self.k).chain(&self.v)
+    }
+
+    /// The plan has neither values nor a cache.
+    pub(crate) fn check_rotates_only(&self) -> Result<(), Error> {
+        if self.v.is_some() || self.cache.is_some() {
+            return Err(Error::AppendMismatch {
+                planned: "has values or a cache",
+                remedy: "call append",
+            });
+        }
+        Ok(())
+    }
+
+    /// The caches reach as far as their layouts do: buffers of keys and of values, or one for both.
+    pub(crate) fn check_cache_lengths(&self, lengths: [Option<usize>; 2]) -> Result<(), Error> {
+        let none = KvCacheLayout {
+            k: None,
+            v: None,
+            one_buffer: false,
+        };
+        let cache = self.cache.as_ref().unwrap_or(&none);
+        for ((name, layout), got) in cache.parts().into_iter().zip(lengths) {
+            let (Some(layout), Some(got)) = (layout, got) else {
+                if layout.is_some() != got.is_some() {
+                    return Err(Error::CacheMissing {
+                        tensor: name,
+                        what: match layout {
+                            Some(_) => "the plan has a cache for it, and the call has none",
+                            None => "the call has a cache for it, and the plan has none",
+                        },
+                    });
+                }
+                continue;
+            };
+            // A planned cache has a length.
+            let needed = layout.required_len().unwrap_or(usize::MAX);
+            if got < needed {
+                let what = match name {
+                    TensorName::V => "v's cache",
+                    _ => "k's cache",
+                };
+                return Err(Error::BufferTooShort { what, needed, got });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether keys and values are cached in one buffer.
+    pub(crate) fn caches_are_one_buffer(&self) -> bool {
+        self.cache.is_some_and(|cache| cache.one_buffer)
     }
 
     /// The plan is over one buffer, which reaches as far as its layouts do and, unless that is meant, has
@@ -480,32 +603,60 @@ impl Plan {
         Ok(())
     }
 
-    /// Checks the forms of the operands of a call against the plan's.
+    /// Checks the forms of the operands of a call against the plan's: of the keys, if they are given.
     pub(crate) fn check_operands<S, D, O>(
         &self,
         q: &Option<InOut<S, D, O>>,
-        k: &Option<InOut<S, D, O>>,
+        k: Option<&Option<InOut<S, D, O>>>,
     ) -> Result<(), Error> {
         if self.one_buffer {
             return Err(Error::OneBufferMismatch {
                 planned: "one buffer",
-                remedy: "call rotate_one_buffer",
+                remedy: "call rotate_one_buffer or append_one_buffer",
             });
         }
-        for (tensor, planned, given) in [(TensorName::Q, &self.q, q), (TensorName::K, &self.k, k)] {
-            let planned = planned.as_ref().map_or("absent", PlannedTensor::form);
-            let given = match given {
-                None => "absent",
-                Some(InOut::InPlace(_)) => "in place",
-                Some(InOut::OutOfPlace { .. }) => "out of place",
-            };
-            if planned != given {
-                return Err(Error::OperandMismatch {
-                    tensor,
-                    planned,
-                    given,
-                });
-            }
+        let form = |operand: &Option<InOut<S, D, O>>| match operand {
+            None => "absent",
+            Some(InOut::InPlace(_)) => "in place",
+            Some(InOut::OutOfPlace { .. }) => "out of place",
+        };
+        self.check_form(TensorName::Q, &self.q, form(q))?;
+        match k {
+            Some(k) => self.check_form(TensorName::K, &self.k, form(k)),
+            None => Ok(()),
+        }
+    }
+
+    /// The same for a call that appends.
+    pub(crate) fn check_append_operands<S, D, O>(
+        &self,
+        q: &Option<InOut<S, D, O>>,
+        kv: [&Option<Appended<S, D, O>>; 2],
+    ) -> Result<(), Error> {
+        self.check_operands(q, None)?;
+        let forms = kv.map(|operand| match operand {
+            None => "absent",
+            Some(Appended::ToCache(_)) => "to the cache",
+            Some(Appended::InOut(InOut::InPlace(_))) => "in place",
+            Some(Appended::InOut(InOut::OutOfPlace { .. })) => "out of place",
+        });
+        self.check_form(TensorName::K, &self.k, forms[0])?;
+        self.check_form(TensorName::V, &self.v, forms[1])
+    }
+
+    fn check_form(
+        &self,
+        tensor: TensorName,
+        planned: &Option<PlannedTensor>,
+        given: &'static str,
+    ) -> Result<(), Error> {
+        let planned = planned.as_ref().map_or("absent", PlannedTensor::form);
+        if planned != given {
+            return Err(Error::OperandMismatch {
+                tensor,
+                planned,
+                given,
+            });
         }
         Ok(())
     }
@@ -540,6 +691,7 @@ fn check_tensor(
         source,
         destination,
         in_place,
+        nowhere: false,
         reach: [Reach::of(&source), Reach::of(&destination)],
     };
     if source.shape() != destination.shape() {
@@ -556,7 +708,9 @@ fn check_tensor(
             destination_offset: destination.rotary_offset,
         });
     }
-    source.check_rotary(rotary_dim, name)?;
+    if name != TensorName::V {
+        source.check_rotary(rotary_dim, name)?;
+    }
     for layout in [&source, &destination] {
         let bytes = layout
             .required_len()
@@ -597,6 +751,119 @@ fn check_tensor(
         )?;
     }
     Ok(tensor)
+}
+
+/// Two tensors of a problem agree in what they share, and are apart in one buffer.
+fn check_pair(
+    a: &PlannedTensor,
+    b: &PlannedTensor,
+    rotary_dim: usize,
+    problem: &Problem,
+) -> Result<(), Error> {
+    let (left, right) = (a.source.shape(), b.source.shape());
+    if left[..2] != right[..2] {
+        return Err(Error::ShapeMismatch {
+            what: match (a.name, b.name) {
+                (TensorName::Q, TensorName::K) => "q and k must agree in batch and tokens",
+                (TensorName::Q, _) => "q and v must agree in batch and tokens",
+                _ => "k and v must agree in batch and tokens",
+            },
+            left,
+            right,
+        });
+    }
+    if problem.one_buffer {
+        check_apart(a, b, rotary_dim, problem.assume_disjoint)?;
+        check_apart(b, a, rotary_dim, problem.assume_disjoint)?;
+    }
+    Ok(())
+}
+
+/// Keys and values fit their caches, and these each other.
+fn check_cache(problem: &Problem, [k, v]: [&Option<PlannedTensor>; 2]) -> Result<(), Error> {
+    let cache = problem.cache.as_ref();
+    for (name, tensor, layout) in [
+        (TensorName::K, k, cache.and_then(|cache| cache.k)),
+        (TensorName::V, v, cache.and_then(|cache| cache.v)),
+    ] {
+        let missing = |what| Err(Error::CacheMissing { tensor: name, what });
+        match (tensor, layout) {
+            (None, Some(_)) => return missing("it has a cache, and no layout to be read from"),
+            (Some(tensor), None) if tensor.nowhere => {
+                return missing(
+                    "it is to be written to its cache, and has none: use Problem::cache",
+                );
+            }
+            (Some(tensor), Some(layout)) => check_cache_of(tensor, &layout, problem)?,
+            (_, None) => {}
+        }
+    }
+    if let Some((k, v)) = cache.and_then(|cache| cache.k.zip(cache.v)) {
+        let agree = |what, left, right| match left == right {
+            true => Ok(()),
+            false => Err(Error::CacheMismatch {
+                tensor: TensorName::V,
+                what,
+                left,
+                right,
+            }),
+        };
+        agree("k's and v's must agree in pages", k.pages, v.pages)?;
+        agree(
+            "k's and v's must agree in page_size",
+            k.page_size,
+            v.page_size,
+        )?;
+        if cache.is_some_and(|cache| cache.one_buffer) && !k.is_empty() && !v.is_empty() {
+            refuse_overlap(
+                ("k's cache", &k.region()),
+                ("v's cache", &v.region()),
+                problem.assume_disjoint,
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn check_cache_of(
+    tensor: &PlannedTensor,
+    layout: &CacheLayout,
+    problem: &Problem,
+) -> Result<(), Error> {
+    let [.., heads, head_dim] = tensor.source.shape();
+    for (what, left, right) in [
+        ("heads must be those of the tensor", heads, layout.heads),
+        (
+            "head_dim must be that of the tensor",
+            head_dim,
+            layout.head_dim,
+        ),
+    ] {
+        if left != right {
+            return Err(Error::CacheMismatch {
+                tensor: tensor.name,
+                what,
+                left,
+                right,
+            });
+        }
+    }
+    layout.check(tensor.name, problem.dtype.size())?;
+    if layout.is_empty() {
+        return Ok(());
+    }
+    match layout.region().self_overlap() {
+        Overlap::Overlapping => Err(Error::SelfOverlap {
+            tensor: tensor.name,
+        }),
+        Overlap::Unknown if !problem.assume_disjoint => Err(Error::OverlapUnknown {
+            what: match tensor.name {
+                TensorName::V => "v's cache",
+                _ => "k's cache",
+            },
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Each pair has one place to be read from and another to be written to.

@@ -24,15 +24,21 @@ pub enum PositionKind {
 }
 
 impl PositionKind {
-    /// Positions a call must give, besides a start.
-    pub(crate) fn expected_len(self, axes: usize, batch: usize, tokens: usize) -> usize {
+    /// Positions a call must give, besides a start. `all`: tokens of the whole batch.
+    pub(crate) fn expected_len(
+        self,
+        axes: usize,
+        sequences: usize,
+        tokens: usize,
+        all: usize,
+    ) -> usize {
         match self {
             PositionKind::Start => 0,
-            PositionKind::StartPerSequence | PositionKind::PerSequence => batch,
-            PositionKind::PerToken => batch.saturating_mul(tokens),
+            PositionKind::StartPerSequence | PositionKind::PerSequence => sequences,
+            PositionKind::PerToken => all,
             PositionKind::PerTokenShared => tokens,
             // A plan without elements may have any shape.
-            PositionKind::PerAxis => axes.saturating_mul(batch).saturating_mul(tokens),
+            PositionKind::PerAxis => axes.saturating_mul(all),
         }
     }
 }
@@ -69,11 +75,11 @@ pub enum FrequencyRowKind {
 
 impl FrequencyRowKind {
     /// Indices a call must give, besides that of the whole call.
-    pub(crate) fn expected_len(self, batch: usize, tokens: usize) -> usize {
+    pub(crate) fn expected_len(self, sequences: usize, all: usize) -> usize {
         match self {
             FrequencyRowKind::None | FrequencyRowKind::Call => 0,
-            FrequencyRowKind::PerSequence => batch,
-            FrequencyRowKind::PerToken => batch.saturating_mul(tokens),
+            FrequencyRowKind::PerSequence => sequences,
+            FrequencyRowKind::PerToken => all,
         }
     }
 }
@@ -97,6 +103,7 @@ impl std::fmt::Display for FrequencyRowKind {
 pub struct PositionsIn<M> {
     values: Values<M>,
     rows: RowIds<M>,
+    cu_seqlens: Option<Ids<M>>,
 }
 
 /// The positions of one call, in host memory.
@@ -128,6 +135,7 @@ impl<M> PositionsIn<M> {
         Self {
             values,
             rows: RowIds::None,
+            cu_seqlens: None,
         }
     }
 
@@ -160,6 +168,26 @@ impl<M> PositionsIn<M> {
     /// One position per axis and token, `[axes, batch, tokens]`; see [`PositionKind::PerAxis`].
     pub fn per_axis(ids: impl Into<Ids<M>>) -> Self {
         Self::ids_of(PositionKind::PerAxis, ids)
+    }
+
+    /// The tokens are those of several sequences, one sequence after the other (a ragged batch): sequence
+    /// `s` has the tokens from `cu_seqlens[s]` to `cu_seqlens[s + 1]`, `[sequences + 1]`. Tokens from the
+    /// last of them on are padding, which is not touched. The plan has one sequence, of as many tokens as
+    /// there may be; what is given per sequence is given for each of these, and a token's place in its
+    /// sequence counts from the sequence's first.
+    ///
+    /// ```
+    /// use phasor::Positions;
+    ///
+    /// // Three sequences of 7, 1 and 2 new tokens, whose caches hold 0, 40 and 1,000.
+    /// let cu_seqlens = [0, 7, 8, 10];
+    /// let cache_lengths = [0, 40, 1000];
+    /// let positions = Positions::start_per_sequence(&cache_lengths).cu_seqlens(&cu_seqlens);
+    /// # let _ = positions;
+    /// ```
+    pub fn cu_seqlens(mut self, cu_seqlens: impl Into<Ids<M>>) -> Self {
+        self.cu_seqlens = Some(cu_seqlens.into());
+        self
     }
 
     fn ids_of(kind: PositionKind, ids: impl Into<Ids<M>>) -> Self {
@@ -233,6 +261,11 @@ impl<M> PositionsIn<M> {
         }
     }
 
+    /// The offsets of a ragged batch, if it is one.
+    pub fn as_cu_seqlens(&self) -> Option<&Ids<M>> {
+        self.cu_seqlens.as_ref()
+    }
+
     /// The same in other memory.
     pub(crate) fn try_map<'a, M2, E>(
         &'a self,
@@ -247,6 +280,10 @@ impl<M> PositionsIn<M> {
                 RowIds::None => RowIds::None,
                 RowIds::Call(row) => RowIds::Call(*row),
                 RowIds::Ids(kind, ids) => RowIds::Ids(*kind, ids.try_map(&mut memory)?),
+            },
+            cu_seqlens: match &self.cu_seqlens {
+                None => None,
+                Some(offsets) => Some(offsets.try_map(&mut memory)?),
             },
         })
     }

@@ -92,6 +92,8 @@ fn plans_calls_and_launches_allocate_nothing() {
                     factors: 128,
                 },
                 positions: raw,
+                v: TensorAddresses::default(),
+                cache: None,
             };
             let (count, launch) = allocations(|| {
                 let call = plan.call(&addresses).unwrap();

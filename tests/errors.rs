@@ -773,6 +773,8 @@ fn positions_outside_a_table() {
             k: TensorAddresses::default(),
             angles: AngleAddresses::Table { cos: 256, sin: 512 },
             positions,
+            v: TensorAddresses::default(),
+            cache: None,
         };
         Plan::new(rope, &problem).unwrap().call(&addresses)
     };
@@ -850,6 +852,8 @@ fn addresses_that_do_not_fit_the_plan() {
             factors: 0,
         },
         positions: RawPositions::start(0),
+        v: TensorAddresses::default(),
+        cache: None,
     };
     assert!(plan.call(&exact).unwrap().is_some());
     let table = Addresses {
@@ -1045,7 +1049,7 @@ proptest! {
             let (bytes, at) = (plan.bytes(), TensorAddresses::default());
             prop_assert_eq!(plan.is_empty(), bytes == 0);
             let angles = AngleAddresses::Steps { steps: 16, factors: 16 };
-            let addresses = |positions| Addresses { q: at, k: at, angles, positions };
+            let addresses = |positions| Addresses { q: at, k: at, angles, positions, v: TensorAddresses::default(), cache: None, };
             // Ids of any number are refused, or are as many as there are tokens.
             if let Ok(call) = plan.call(&addresses(positions)) {
                 prop_assert_eq!(call.is_none(), bytes == 0);

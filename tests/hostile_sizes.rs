@@ -334,6 +334,8 @@ fn addresses(positions: RawPositions) -> Addresses {
         k: tensor,
         angles: AngleAddresses::Steps { steps, factors },
         positions,
+        v: TensorAddresses::default(),
+        cache: None,
     }
 }
 
@@ -447,10 +449,10 @@ fn messages_do_not_repeat_long_texts() {
     let gguf = |long_key: &str, text: &str, architecture: &str| {
         let result = ModelConfig::from_gguf(|key| {
             if key.ends_with(long_key) {
-                return Some(GgufValue::Str(text));
+                return Some(GgufValue::Str(text.into()));
             }
             match key.split_once('.').map_or(key, |(_, key)| key) {
-                "architecture" => Some(GgufValue::Str(architecture)),
+                "architecture" => Some(GgufValue::Str(architecture.into())),
                 "embedding_length" => Some(GgufValue::U64(4096)),
                 "attention.head_count" => Some(GgufValue::U64(32)),
                 "rope.scaling.factor" => Some(GgufValue::F64(4.0)),
@@ -602,7 +604,7 @@ fn layers_without_number() {
         ] {
             let read = ModelConfig::from_gguf(|key| {
                 match key.split_once('.').map_or(key, |(_, key)| key) {
-                    "architecture" => Some(GgufValue::Str(architecture)),
+                    "architecture" => Some(GgufValue::Str(architecture.into())),
                     "block_count" => Some(GgufValue::U64(layers)),
                     "embedding_length" => Some(GgufValue::U64(4096)),
                     "attention.head_count" => Some(GgufValue::U64(32)),

@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use phasor::config::{LinearScaling, LongRopeScaling, RopeConfig, Scaling};
+use phasor::config::{Axes, GgmlMrope, LinearScaling, LongRopeScaling, RopeConfig, Scaling};
 use phasor::half::{bf16, f16};
 use phasor::interfaces::hugging_face::{CosSin, Form, FreqsCis};
 use phasor::interfaces::onnx::{self, com_microsoft};
-use phasor::interfaces::{Array, InterfaceError, Tensor, max, mlx, tables, vllm};
+use phasor::interfaces::{Array, InterfaceError, Tensor, ggml, max, mlx, tables, vllm};
 use phasor::{
     CosSinTable, Device, DeviceElement, Direction, Dtype, Element, Error, Frequencies, Host, InOut,
     Layout, Pairing, Positions, Problem, Rope,
@@ -562,6 +562,186 @@ fn max_agrees() {
     ]);
 }
 
+/// A call on a ragged batch.
+fn max_ragged_case<T: Stored>(golden: &Golden, worst: &mut Worst) {
+    let case = &golden.case;
+    let embedding = max::RotaryEmbedding::new(&host(), &max_arguments(&case["embedding"])).unwrap();
+    let u32s = |key: &str| -> Vec<u32> {
+        let values = golden.integers(key).values;
+        values.iter().map(|&n| u32::try_from(n).unwrap()).collect()
+    };
+    let input = golden.get::<T>("input");
+    let ours = match case["op"].as_str().unwrap() {
+        "rope_ragged" => {
+            let (offsets, starts) = (u32s("input_row_offsets"), u32s("start_pos"));
+            let first = case["rope_first"] == true;
+            rotated(&input, |x| {
+                embedding.rope_ragged(x, &offsets, &starts, first)
+            })
+        }
+        "rope_ragged_with_position_ids" => {
+            let ids = u32s("position_ids");
+            rotated(&input, |x| embedding.rope_ragged_with_position_ids(x, &ids))
+        }
+        other => panic!("{other}"),
+    };
+    let theirs = golden.get::<T>("rotated").values;
+    let difference = difference(&ours.unwrap(), &theirs, &golden.name);
+    worst.see(format!("ragged, {}", T::DTYPE), difference, golden);
+}
+
+#[test]
+fn max_ragged_agrees() {
+    let mut worst = Worst::default();
+    for golden in &goldens("max-ragged", "") {
+        match file_dtype(golden.dtype_of("input")) {
+            Dtype::F32 => max_ragged_case::<f32>(golden, &mut worst),
+            Dtype::Bf16 => max_ragged_case::<bf16>(golden, &mut worst),
+            dtype => unreachable!("no case of {dtype}"),
+        }
+    }
+    // The fused kernel has one section after the other; in Qwen3-VL's class they take turns.
+    for (prefix, sections, interleaved) in [
+        ("mrope_fused_qwen2_vl", [16, 24, 24], false),
+        ("mrope_qwen3_vl.", [24, 20, 20], true),
+    ] {
+        let golden = goldens("max", prefix).remove(0);
+        assert_eq!(golden.case["mrope_section"], serde_json::json!(sections));
+        let axes = match interleaved {
+            true => Axes::MropeInterleaved(sections),
+            false => Axes::MropeSections(sections),
+        };
+        let arguments = max::Arguments {
+            max_seq_len: 100_000,
+            ..max_arguments(&golden.case)
+        };
+        let embedding = max::RotaryEmbedding::new(&host(), &arguments).unwrap();
+        let embedding = embedding.with_axes(axes).unwrap();
+        let ids = golden.raw("position_ids", FileDtype::I32, |bytes| {
+            u32::from_le_bytes(bytes.try_into().unwrap())
+        });
+        let (x, theirs) = (golden.get::<f32>("x"), golden.get::<f32>("rotated").values);
+        let call = |x: Tensor<'_, f32>| embedding.rope_ragged_with_position_ids(x, &ids.values);
+        let ours = rotated(&x, call).unwrap();
+        let tokens = x.shape[0];
+        let per_token = ours.len() / tokens;
+        let of_tokens = ours.chunks(per_token).zip(theirs.chunks(per_token));
+        for (token, (ours, theirs)) in of_tokens.enumerate() {
+            let at = ids.values.iter().skip(token).step_by(tokens);
+            let units = difference(ours, theirs, &golden.name) * 16_777_216.0;
+            let farthest = f64::from(*at.max().unwrap());
+            worst.see(
+                "mrope, units of 2^-24 per position",
+                units / (1.0 + farthest),
+                &golden,
+            );
+        }
+    }
+    worst.check(&[
+        ("mrope, units of 2^-24 per position", 2.0), // 1.5
+        ("ragged, bf16", 1.6e-2),                    // an ulp
+        ("ragged, f32", 8e-6),                       // 6.2e-6, at position 127
+    ]);
+}
+
+#[test]
+fn max_ragged_refuses_what_has_no_meaning() {
+    let embedding =
+        max::RotaryEmbedding::new(&host(), &max::Arguments::new(16, 2, 1e4, 32)).unwrap();
+    let ragged = |shape: &[usize], offsets: &[u32], starts: &[u32]| {
+        rotated(&zeros(shape), |x| {
+            embedding.rope_ragged(x, offsets, starts, false)
+        })
+    };
+    assert!(ragged(&[3, 2, 8], &[0, 1, 3], &[0, 5]).is_ok());
+    assert!(ragged(&[0, 2, 8], &[0], &[]).unwrap().is_empty());
+    for offsets in [&[][..], &[0], &[0, 3], &[0, 1, 2, 3]] {
+        names(
+            "input_row_offsets has the shape",
+            ragged(&[3, 2, 8], offsets, &[0, 5]),
+            "length",
+        );
+    }
+    for offsets in [[1, 2, 3], [0, 1, 2], [0, 1, 4], [0, 4, 3], [0, u32::MAX, 3]] {
+        names(
+            "input_row_offsets is from",
+            ragged(&[3, 2, 8], &offsets, &[0, 5]),
+            "order",
+        );
+    }
+    names(
+        "input has the shape [3, 16]",
+        ragged(&[3, 16], &[0, 3], &[0]),
+        "rank",
+    );
+    names(
+        "input has the shape [3, 2, 6]",
+        ragged(&[3, 2, 6], &[0, 3], &[0]),
+        "narrow",
+    );
+    names(
+        "input has the shape [3, 2, 11]",
+        ragged(&[3, 2, 11], &[0, 3], &[0]),
+        "odd",
+    );
+    names(
+        "position 64 (token 2)",
+        ragged(&[3, 2, 8], &[0, 3], &[62]),
+        "outside",
+    );
+    names(
+        "position 4294967295",
+        ragged(&[1, 2, 8], &[0, 1], &[u32::MAX]),
+        "outside",
+    );
+    // No memory is needed for tokens without heads.
+    let shape = [u32::MAX as usize, 0, 8];
+    let mut nothing: [f32; 0] = [];
+    let call = embedding.rope_ragged(
+        Tensor::new(&mut nothing, &shape),
+        &[0, u32::MAX],
+        &[0],
+        true,
+    );
+    assert_eq!(call, Ok(()));
+
+    let ids = |shape: &[usize], ids: &[u32]| {
+        rotated(&zeros(shape), |x| {
+            embedding.rope_ragged_with_position_ids(x, ids)
+        })
+    };
+    assert!(ids(&[2, 1, 8], &[63, 0]).is_ok());
+    names(
+        "position_ids has the shape [3]",
+        ids(&[2, 1, 8], &[0; 3]),
+        "three",
+    );
+    names(
+        "position 64 (token 1)",
+        ids(&[2, 1, 8], &[0, 64]),
+        "outside",
+    );
+    names(
+        "input has the shape [2, 1, 10]",
+        ids(&[2, 1, 10], &[0; 2]),
+        "wide",
+    );
+    names("input has the shape []", ids(&[], &[]), "scalar");
+    names("input has the shape [2, 8]", ids(&[2, 8], &[0; 2]), "rank");
+    let sections = |sections| embedding.clone().with_axes(Axes::MropeSections(sections));
+    names("mrope_section", sections([2, 1, 2]), "sum");
+    let back = embedding
+        .backward()
+        .unwrap()
+        .with_axes(Axes::MropeSections([2, 1, 1]))
+        .unwrap();
+    assert_eq!(back.rope().direction(), Direction::Inverse);
+    let axes = rotated(&zeros(&[2, 1, 8]), |x| {
+        back.rope_ragged_with_position_ids(x, &[0; 2])
+    });
+    names("position_ids has the shape [2]", axes, "one axis");
+}
+
 // ---- ONNX ----
 
 fn attributes(case: &Value) -> onnx::Attributes {
@@ -626,6 +806,128 @@ fn onnx_agrees() {
         ("reference, bf16", 1.6e-2),
         ("reference, f16", 2e-3),
         ("reference, f32", 2.5e-7),
+    ]);
+}
+
+// ---- llama.cpp ----
+
+fn ggml_arguments(case: &Value) -> ggml::Arguments {
+    let number = |key: &str| case[key].as_f64().unwrap() as f32;
+    let mode = ggml::Mode::try_from(case["mode"].as_i64().unwrap() as i32).unwrap();
+    let n_dims = case["n_dims"].as_u64().unwrap() as usize;
+    ggml::Arguments {
+        n_ctx_orig: case["n_ctx_orig"].as_u64().unwrap() as u32,
+        freq_scale: number("freq_scale"),
+        ext_factor: number("ext_factor"),
+        attn_factor: number("attn_factor"),
+        beta_fast: number("beta_fast"),
+        beta_slow: number("beta_slow"),
+        ..ggml::Arguments::new(n_dims, mode, number("freq_base"))
+    }
+}
+
+/// One call of ggml: the exact one beside it, and the same rotation by a table with its roundings.
+fn ggml_case<T: Stored>(golden: &Golden, worst: &mut Worst) {
+    let case = &golden.case;
+    let arguments = ggml_arguments(case);
+    let b = golden.raw("position_ids", FileDtype::I32, |bytes| {
+        i32::from_le_bytes(bytes.try_into().unwrap())
+    });
+    let c = golden
+        .has("freq_factors")
+        .then(|| golden.get::<f32>("freq_factors").values);
+    let sections = case["sections"].as_array().map(|list| {
+        let section = |axis: usize| list[axis].as_u64().unwrap() as usize;
+        [0, 1, 2, 3].map(section)
+    });
+    let (x, theirs) = (golden.get::<T>("x"), golden.get::<T>("rotated").values);
+    let call = |a: Tensor<'_, T>| {
+        let (device, c, arguments) = (host(), c.as_deref(), &arguments);
+        match (case["op"].as_str().unwrap(), sections) {
+            ("ggml_rope_ext", None) => ggml::rope_ext(&device, a, &b.values, c, arguments),
+            ("ggml_rope_ext_back", None) => {
+                ggml::rope_ext_back(&device, a, &b.values, c, arguments)
+            }
+            ("ggml_rope_multi", Some(sections)) => {
+                ggml::rope_multi(&device, a, &b.values, c, sections, arguments)
+            }
+            ("ggml_rope_multi_back", Some(sections)) => {
+                ggml::rope_multi_back(&device, a, &b.values, c, sections, arguments)
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    let ours = rotated(&x, call).unwrap();
+
+    // By its own factors, read off by rotating (1, 0).
+    let table = tables::ggml(&arguments, sections, c.as_deref(), &b.values).unwrap();
+    let [cos, sin] = ["cos", "sin"].map(|name| golden.get::<f32>(name).values);
+    let rows: Vec<usize> = (0..table.rows()).collect();
+    see_table("llama_cpp", golden, &table, &rows, [&cos, &sin], worst);
+    let pairing = match arguments.mode {
+        ggml::Mode::Normal => Pairing::Interleaved,
+        _ => Pairing::HalfSplit,
+    };
+    let rope = Rope::new(table, pairing);
+    let rope = match case["op"].as_str().unwrap().ends_with("_back") {
+        true => rope.backward(),
+        false => rope,
+    };
+    let &[ref batch @ .., tokens, heads, head_dim] = &x.shape[..] else {
+        unreachable!("of rank 3 or more");
+    };
+    let layout = Layout::bshd(batch.iter().product(), tokens, heads, head_dim);
+    let by_table = plainly(rope, layout, &x.values, Positions::start(0));
+    let key = format!("by its table, {}", T::DTYPE);
+    worst.see(key, difference(&by_table, &theirs, &golden.name), golden);
+
+    // Its angles are off by more for each position and each pair.
+    let per_token = heads * head_dim;
+    for (row, (ours, theirs)) in ours
+        .chunks(per_token)
+        .zip(theirs.chunks(per_token))
+        .enumerate()
+    {
+        let token = row % tokens;
+        let at = b.values.iter().skip(token).step_by(tokens);
+        let farthest = at.map(|at| at.unsigned_abs()).max().unwrap();
+        let difference = difference(ours, theirs, &golden.name);
+        let units = difference * 16_777_216.0 / (1.0 + f64::from(farthest));
+        let key = format!("rotated, {}, units of 2^-24 per position", T::DTYPE);
+        match T::DTYPE {
+            Dtype::F32 => worst.see(key, units, golden),
+            dtype if farthest <= 100 => worst.see(format!("rotated, {dtype}"), difference, golden),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn ggml_agrees() {
+    let mut worst = Worst::default();
+    let mut ops = std::collections::BTreeSet::new();
+    for golden in &goldens("ggml", "") {
+        ops.insert(golden.case["op"].as_str().unwrap().to_string());
+        match file_dtype(golden.dtype_of("x")) {
+            Dtype::F32 => ggml_case::<f32>(golden, &mut worst),
+            Dtype::F16 => ggml_case::<f16>(golden, &mut worst),
+            dtype => unreachable!("no case of {dtype}"),
+        }
+    }
+    let both = [
+        "ggml_rope_ext",
+        "ggml_rope_ext_back",
+        "ggml_rope_multi",
+        "ggml_rope_multi_back",
+    ];
+    assert!(ops.iter().eq(both), "{ops:?}");
+    worst.check(&[
+        ("by its table, f16", 4e-3),   // 0, as the platform's powers and cos are
+        ("by its table, f32", 2e-3),   // 0
+        ("llama_cpp, absolute", 1e-3), // 0
+        ("llama_cpp, part of a row", 0.5), // 0
+        ("rotated, f16", 1e-3),        // 9.8e-4
+        ("rotated, f32, units of 2^-24 per position", 5.0), // 4.6
     ]);
 }
 
@@ -708,6 +1010,106 @@ fn vllm_agrees() {
         ("native, bf16", 1.6e-2),
         ("native, f16", 2e-3),
         ("native, f32", 5e-7),
+    ]);
+}
+
+/// A dictionary as a case has it.
+fn rope_parameters<'a>(
+    case: &'a Value,
+    lists: &'a BTreeMap<String, Vec<f64>>,
+) -> Vec<(&'a str, vllm::Parameter<'a>)> {
+    let parameters = case["rope_parameters"].as_object().unwrap();
+    let parameter = |(key, value): (&'a String, &'a Value)| {
+        let parameter = match value {
+            Value::String(text) => text.as_str().into(),
+            Value::Bool(flag) => (*flag).into(),
+            Value::Number(number) => number.as_f64().unwrap().into(),
+            _ => lists[key][..].into(),
+        };
+        (key.as_str(), parameter)
+    };
+    let engine = (
+        "max_model_len",
+        case["max_model_len"].as_f64().unwrap().into(),
+    );
+    parameters.iter().map(parameter).chain([engine]).collect()
+}
+
+fn get_rope(case: &Value) -> Result<vllm::RotaryEmbedding, InterfaceError> {
+    let mut lists = BTreeMap::new();
+    for (key, value) in case["rope_parameters"].as_object().unwrap() {
+        if let Some(list) = value.as_array() {
+            let numbers = list.iter().map(|n| n.as_f64().unwrap()).collect();
+            lists.insert(key.clone(), numbers);
+        }
+    }
+    let count = |key: &str| case[key].as_u64().unwrap() as usize;
+    vllm::get_rope(
+        &host(),
+        count("head_size"),
+        count("max_position"),
+        case["is_neox_style"].as_bool().unwrap(),
+        &rope_parameters(case, &lists),
+    )
+}
+
+#[test]
+fn vllm_get_rope_agrees() {
+    let mut worst = Worst::default();
+    for golden in &goldens("vllm", "") {
+        let embedding = get_rope(&golden.case).unwrap();
+        assert_eq!(
+            embedding.max_position(),
+            golden.usize("rows"),
+            "{}",
+            golden.name
+        );
+        let positions = golden.integers("positions");
+        let (query, key) = (golden.get::<f32>("query"), golden.get::<f32>("key"));
+        let tokens = query.shape[0];
+        let per_token = query.shape[1];
+        let ours = rotated(&query, |query| {
+            embedding.forward(&positions.values, query, None)
+        })
+        .unwrap();
+        let theirs = golden.get::<f32>("query_rotated").values;
+        for (token, (ours, theirs)) in ours
+            .chunks(per_token)
+            .zip(theirs.chunks(per_token))
+            .enumerate()
+        {
+            let farthest = positions
+                .values
+                .iter()
+                .skip(token)
+                .step_by(tokens)
+                .max()
+                .unwrap();
+            let difference = difference(ours, theirs, &golden.name);
+            let units = difference * 16_777_216.0 / (1.0 + *farthest as f64);
+            worst.see("query, units of 2^-24 per position", units, golden);
+        }
+        let mut both = (query.values.clone(), key.values.clone());
+        embedding
+            .forward(
+                &positions.values,
+                Tensor::new(&mut both.0, &query.shape),
+                Some(Tensor::new(&mut both.1, &[tokens, 1, key.shape[1]])),
+            )
+            .unwrap();
+        assert_eq!(bits(&both.0), bits(&ours), "{}", golden.name);
+        let theirs = golden.get::<f32>("key_rotated").values;
+        let farthest = positions.values.iter().max().unwrap();
+        let units = difference(&both.1, &theirs, &golden.name) * 16_777_216.0;
+        worst.see(
+            "key, units of 2^-24 per position",
+            units / (1.0 + *farthest as f64),
+            golden,
+        );
+    }
+    worst.check(&[
+        ("key, units of 2^-24 per position", 2.5),   // 2.0
+        ("query, units of 2^-24 per position", 4.5), // 4.0
     ]);
 }
 
@@ -1334,6 +1736,225 @@ fn max_refuses_what_has_no_meaning() {
 }
 
 #[test]
+fn ggml_refuses_what_has_no_meaning() {
+    use ggml::{Arguments, Mode, Rope};
+    let plain = Arguments::new(8, Mode::Neox, 1e4);
+    let yarn = Arguments {
+        n_ctx_orig: 4096,
+        freq_scale: 0.25,
+        ext_factor: 1.0,
+        ..Arguments::new(64, Mode::Neox, 1e4)
+    };
+    assert!(Rope::ext(&host(), None, &plain).is_ok());
+    assert!(Rope::ext(&host(), None, &yarn).is_ok());
+    let refused = |argument: &str, arguments: Arguments| {
+        names(argument, Rope::ext(&host(), None, &arguments), argument);
+        names(
+            argument,
+            tables::ggml(&arguments, None, None, &[0]),
+            argument,
+        );
+    };
+    for n_dims in [0, 7, 8194, usize::MAX, usize::MAX - 1] {
+        refused("n_dims is", Arguments { n_dims, ..plain });
+    }
+    for value in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        refused(
+            "freq_scale is",
+            Arguments {
+                freq_scale: value,
+                ..plain
+            },
+        );
+        refused(
+            "attn_factor is",
+            Arguments {
+                attn_factor: value,
+                ..plain
+            },
+        );
+        refused(
+            "beta_fast is",
+            Arguments {
+                beta_fast: value,
+                ..yarn
+            },
+        );
+        refused(
+            "beta_fast is",
+            Arguments {
+                beta_slow: 1.0 - value,
+                beta_fast: 0.5,
+                ..yarn
+            },
+        );
+        let base = Arguments {
+            freq_base: value,
+            ..plain
+        };
+        names("rope_theta", Rope::ext(&host(), None, &base), "freq_base");
+    }
+    for ext_factor in [-1.0, 1.5, f32::NAN] {
+        refused(
+            "ext_factor is",
+            Arguments {
+                ext_factor,
+                ..plain
+            },
+        );
+    }
+    refused(
+        "freq_scale is 2",
+        Arguments {
+            freq_scale: 2.0,
+            ..yarn
+        },
+    );
+    // Without YaRN it may be.
+    assert!(
+        Rope::ext(
+            &host(),
+            None,
+            &Arguments {
+                freq_scale: 2.0,
+                ..plain
+            }
+        )
+        .is_ok()
+    );
+    // The ramp lies before all pairs, or behind them.
+    for n_ctx_orig in [0, 1, 6] {
+        let slow = Arguments {
+            n_ctx_orig,
+            beta_slow: 4.0,
+            ..yarn
+        };
+        refused("n_ctx_orig is", slow);
+    }
+    refused(
+        "n_ctx_orig is",
+        Arguments {
+            freq_base: 1.5,
+            ..yarn
+        },
+    );
+    refused(
+        "n_ctx_orig is",
+        Arguments {
+            freq_base: 1.0,
+            ..yarn
+        },
+    );
+
+    let sections = [2, 1, 1, 0];
+    for mode in [Mode::Mrope, Mode::Imrope, Mode::Vision] {
+        let several = Arguments { mode, ..plain };
+        names("mode is", Rope::ext(&host(), None, &several), "no sections");
+        names(
+            "sections",
+            tables::ggml(&several, None, None, &[0]),
+            "no sections",
+        );
+        let rope = Rope::multi(&host(), None, sections, &several).unwrap();
+        names(
+            "sections",
+            Rope::multi(&host(), None, [0, 0, 0, 4], &several),
+            "none",
+        );
+        let huge = [usize::MAX, 1, usize::MAX, 0];
+        names(
+            "dimension_sections",
+            Rope::multi(&host(), None, huge, &several),
+            "huge",
+        );
+        names(
+            "sections",
+            tables::ggml(&several, Some(huge), None, &[0; 4]),
+            "huge",
+        );
+        names(
+            "b has the shape [3]",
+            tables::ggml(&several, Some(sections), None, &[0; 3]),
+            "b",
+        );
+        let width = rope.rope().rotary_dim();
+        let call =
+            |count: usize| rotated(&zeros(&[2, 1, width]), |a| rope.call(a, &vec![0; count]));
+        assert!(call(8).is_ok());
+        names("b has the shape [2]", call(2), "one axis");
+        let wide = rotated(&zeros(&[2, 1, width + 2]), |a| rope.call(a, &[0; 8]));
+        assert_eq!(wide.is_err(), mode == Mode::Vision);
+        assert_eq!(rope.with_offset(2).is_err(), mode == Mode::Vision);
+    }
+    let vision = Arguments {
+        mode: Mode::Vision,
+        ..yarn
+    };
+    let yarn_of_vision = Rope::multi(&host(), None, [32, 32, 0, 0], &vision);
+    names("ext_factor is 1", yarn_of_vision, "vision");
+    for mode in [Mode::Normal, Mode::Neox] {
+        let one = Arguments { mode, ..plain };
+        names(
+            "mode is",
+            Rope::multi(&host(), None, sections, &one),
+            "sections",
+        );
+        names(
+            "mode is",
+            tables::ggml(&one, Some(sections), None, &[0; 4]),
+            "sections",
+        );
+    }
+    for mode in [-1, 1, 3, 16, 41] {
+        names("mode is", Mode::try_from(mode), "unknown mode");
+    }
+
+    let few = [1.0; 3];
+    names(
+        "c has the shape [3]",
+        Rope::ext(&host(), Some(&few), &plain),
+        "few factors",
+    );
+    names(
+        "c has the shape [3]",
+        tables::ggml(&plain, None, Some(&few), &[0]),
+        "few factors",
+    );
+    names(
+        "divisors[2]",
+        Rope::ext(&host(), Some(&[1.0, 1.0, 0.0, 1.0]), &plain),
+        "0",
+    );
+    assert!(tables::ggml(&plain, None, None, &[]).is_err());
+
+    let rope = Rope::ext(&host(), None, &plain).unwrap();
+    let call = |shape: &[usize], b: &[i32]| rotated(&zeros(shape), |a| rope.call(a, b));
+    names("a has the shape [3, 8]", call(&[3, 8], &[0; 3]), "rank");
+    names(
+        "a has the shape [3, 1, 6]",
+        call(&[3, 1, 6], &[0; 3]),
+        "narrow",
+    );
+    names(
+        "b has the shape [2]",
+        call(&[3, 1, 8], &[0; 2]),
+        "positions",
+    );
+    names(
+        "b has the shape [6]",
+        call(&[2, 3, 1, 8], &[0; 6]),
+        "shared by the batch",
+    );
+    names("n_offs is 3", rope.clone().with_offset(3), "odd");
+    let far = rope.with_offset(usize::MAX - 1).unwrap();
+    names(
+        "a has the shape",
+        rotated(&zeros(&[1, 1, 8]), |a| far.call(a, &[0])),
+        "far",
+    );
+}
+
+#[test]
 fn onnx_refuses_what_onnx_runtime_refuses() {
     let mut taken = Vec::new();
     for case in refused("onnx", "refused.json") {
@@ -1461,6 +2082,142 @@ fn vllm_refuses_what_vllm_refuses() {
     assert!(call(&[2, 2, 4]).is_ok());
     let none = vllm::RotaryEmbedding::new(&host(), 0, 0, 16, 1e4, true);
     names("rotary_dim", none, "no dims");
+}
+
+#[test]
+fn vllm_get_rope_refuses_what_vllm_refuses() {
+    for case in refused("vllm", "refused.json") {
+        let name = case["name"].as_str().unwrap();
+        let key = match name {
+            "unknown_type" => "rope_type is su",
+            "partial_of_0" | "partial_above_1" => "partial_rotary_factor",
+            "dynamic_without_factor" => "factor is missing",
+            "linear_without_factor" => "factor is missing",
+            "yarn_without_original" => "original_max_position_embeddings is missing",
+            "llama3_without_low" => "low_freq_factor is missing",
+            "longrope_without_long" => "long_factor is missing",
+            "longrope_gptj" => "is_neox_style",
+            "mrope_of_another_sum" => "mrope_section",
+            other => panic!("{other}"),
+        };
+        names(key, get_rope(&case), name);
+    }
+}
+
+#[test]
+fn vllm_get_rope_refuses_what_has_no_meaning() {
+    use vllm::Parameter;
+    let made =
+        |parameters: &[(&str, Parameter<'_>)]| vllm::get_rope(&host(), 64, 4096, true, parameters);
+    let refused = |key: &str, parameters: &[(&str, Parameter<'_>)]| {
+        names(key, made(parameters), key);
+    };
+    assert!(made(&[]).is_ok());
+    refused("rope_type is 3", &[("rope_type", 3.into())]);
+    refused("rope_theta is \"1e4\"", &[("rope_theta", "1e4".into())]);
+    refused("rope_theta is NaN", &[("rope_theta", f64::NAN.into())]);
+    refused("rope_dim is 2.5", &[("rope_dim", 2.5.into())]);
+    refused("rotary_dim is 7", &[("rope_dim", 7.into())]);
+    refused("rotary_dim is 66", &[("rope_dim", 66.into())]);
+    refused("rotary_dim is 900", &[("rope_dim", 9e15.into())]);
+    refused(
+        "partial_rotary_factor is NaN",
+        &[("partial_rotary_factor", f64::NAN.into())],
+    );
+    refused("use_fope is true", &[("use_fope", true.into())]);
+    refused("mrope_section is true", &[("mrope_section", true.into())]);
+    refused(
+        "mrope_section is [16.0, 16.0]",
+        &[("mrope_section", (&[16.0, 16.0]).into())],
+    );
+    refused(
+        "mrope_section",
+        &[("mrope_section", (&[-1.0, 16.0, 17.0]).into())],
+    );
+    refused(
+        "mrope_section",
+        &[("mrope_section", (&[15.5, 16.0, 0.5]).into())],
+    );
+    refused("and 92 more", &[("mrope_section", (&[1.0; 100]).into())]);
+    let long = "x".repeat(5000);
+    let error = made(&[("rope_type", long.as_str().into())]).unwrap_err();
+    assert!(error.to_string().len() < 300, "{error}");
+    let error = made(&[("rope_theta", long.as_str().into())]).unwrap_err();
+    assert!(error.to_string().len() < 300, "{error}");
+    for unlisted in ["ntk", "mllama4", "bailing_mrope", "openpangu"] {
+        refused("rope_type", &[("rope_type", unlisted.into())]);
+    }
+    let yarn = |factor: f64, original: f64| {
+        made(&[
+            ("rope_type", "yarn".into()),
+            ("factor", factor.into()),
+            ("original_max_position_embeddings", original.into()),
+        ])
+    };
+    assert_eq!(yarn(2.5, 1025.0).unwrap().max_position(), 2563);
+    names("factor is 0.5", yarn(0.5, 1024.0), "shrinking");
+    names(
+        "original_max_position_embeddings is -1",
+        yarn(2.0, -1.0),
+        "negative",
+    );
+    names(
+        "original_max_position_embeddings is 0",
+        yarn(2.0, 0.0),
+        "no length",
+    );
+    // However many positions that is.
+    assert_eq!(yarn(1e18, 9e15).unwrap().max_position(), usize::MAX);
+    refused(
+        "max_trained_positions is 5000",
+        &[
+            ("rope_type", "dynamic".into()),
+            ("factor", 2.into()),
+            ("max_trained_positions", 5000.into()),
+        ],
+    );
+    refused(
+        "short_factor",
+        &[
+            ("rope_type", "longrope".into()),
+            ("short_factor", (&[1.0; 31]).into()),
+            ("long_factor", (&[1.0; 32]).into()),
+            ("original_max_position_embeddings", 4096.into()),
+        ],
+    );
+    // The last of two counts, as in Python.
+    let twice = [("rope_theta", f64::NAN.into()), ("rope_theta", 5e5.into())];
+    assert!(made(&twice).is_ok());
+    // The last dims rotate, which begin at an odd one here.
+    let odd = vllm::get_rope(
+        &host(),
+        63,
+        4096,
+        true,
+        &[
+            ("rope_type", "deepseek_yarn".into()),
+            ("is_deepseek_v4", true.into()),
+            ("rope_dim", 32.into()),
+            ("factor", 2.into()),
+            ("original_max_position_embeddings", 4096.into()),
+        ],
+    );
+    names("head_size is 63", odd, "odd");
+
+    let mrope = made(&[("mrope_section", (&[8.0, 12.0, 12.0]).into())]).unwrap();
+    assert_eq!(mrope.max_position(), 4 * 4096);
+    let forward = |positions: &[i64]| {
+        rotated(&zeros(&[2, 64]), |query| {
+            mrope.forward(positions, query, None)
+        })
+    };
+    assert!(forward(&[1, 2]).is_ok() && forward(&[1, 2, 3, 4, 5, 6]).is_ok());
+    names("one for each axis and token", forward(&[1, 2, 3]), "three");
+    names(
+        "position 16384 (token 3)",
+        forward(&[1, 2, 3, 16_384, 5, 6]),
+        "outside",
+    );
 }
 
 #[test]
@@ -1755,6 +2512,54 @@ proptest! {
         prop_assert_eq!(bits(&rotated(&x, |x| ours.call(x, start)).unwrap()), bits(&plain));
     }
 
+    /// More divisors than pairs may be given, and an offset moves the dims that rotate.
+    #[test]
+    fn ggml_is_the_plain_call(
+        (batch, tokens, heads, pairs, seed, interleaved) in cell(),
+        (tail, offset) in (0usize..4, 0usize..3),
+        positions in prop::collection::vec(any::<i32>(), 16),
+    ) {
+        let width = 2 * (offset + pairs) + tail;
+        let mode = if interleaved { ggml::Mode::Normal } else { ggml::Mode::Neox };
+        let arguments = ggml::Arguments {
+            freq_scale: 0.25,
+            attn_factor: 1.5,
+            ..ggml::Arguments::new(2 * pairs, mode, 5e5)
+        };
+        let c = [2.0f32, 1.0, 0.5, 8.0, f32::INFINITY, 7.0];
+        let divisors = c[..pairs].iter().map(|&c| 4.0 * f64::from(c)).collect();
+        let config = RopeConfig::new(5e5, 2 * pairs).unwrap()
+            .with_frequency_divisors(divisors).unwrap()
+            .with_attention_factor(1.5).unwrap();
+        let x = Data {
+            shape: vec![batch, tokens, heads, width],
+            values: elements::<f16>(batch * tokens * heads * width, seed),
+        };
+        let layout = Layout::bshd(batch, tokens, heads, width).with_rotary_offset(2 * offset);
+        let ours = ggml::Rope::ext(&host(), Some(&c), &arguments).unwrap()
+            .with_offset(2 * offset).unwrap();
+        let pairing = if interleaved { Pairing::Interleaved } else { Pairing::HalfSplit };
+        let rope = config.clone().with_pairing(pairing).rope().unwrap();
+        prop_assert_eq!(ours.rope(), &rope);
+        let b = &positions[..tokens];
+        let plain = plainly(rope, layout, &x.values, Positions::per_token_shared(b));
+        prop_assert_eq!(bits(&rotated(&x, |a| ours.call(a, b)).unwrap()), bits(&plain));
+
+        // With several axes the positions are repeated for each sequence.
+        let sections = [1, 2, 1, 1];
+        let mode = if interleaved { ggml::Mode::Imrope } else { ggml::Mode::Mrope };
+        let ours = ggml::Rope::multi(&host(), Some(&c), sections, &ggml::Arguments { mode, ..arguments });
+        let ours = ours.unwrap().with_offset(2 * offset).unwrap().backward().unwrap();
+        let mode = if interleaved { GgmlMrope::Imrope } else { GgmlMrope::Mrope };
+        let rope = config.with_axes(Axes::Ggml { mode, sections }).rope().unwrap().backward();
+        let b: Vec<i32> = (0..4 * tokens).map(|i| positions[i % 16].wrapping_add(i as i32)).collect();
+        let repeated: Vec<i32> = b.chunks(tokens.max(1))
+            .flat_map(|axis| axis.repeat(batch))
+            .collect();
+        let plain = plainly(rope, layout, &x.values, Positions::per_axis(&repeated));
+        prop_assert_eq!(bits(&rotated(&x, |a| ours.call(a, &b)).unwrap()), bits(&plain));
+    }
+
     #[test]
     fn tables_of_callers_are_the_plain_call(
         (batch, sequence, heads, pairs, seed, interleaved) in cell(),
@@ -1893,6 +2698,13 @@ fn same_on_gpu<T: Stored>(gpu: &Device) {
         embedding
             .backward()?
             .forward(&[3, 99, 0, 0, 7], query, None)
+    });
+    same(gpu, &x(&[2, 3, 2, 12]), |device, a| {
+        let arguments = ggml::Arguments::new(8, ggml::Mode::Imrope, 1e4);
+        let b = [0, 1, 2, 5, 6, 7, -1, 0, i32::MAX, 0, 0, 1];
+        ggml::Rope::multi(device, None, [2, 1, 1, 0], &arguments)?
+            .with_offset(2)?
+            .call(a, &b)
     });
     let table = elements::<T>(2 * 3 * 4 * 2, 3);
     same(gpu, &x(&[2, 3, 5, 8]), |device, xq| {

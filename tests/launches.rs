@@ -21,6 +21,8 @@ fn call(rope: &Rope, problem: &Problem, address: u64, positions: RawPositions) -
             factors: 8192,
         },
         positions,
+        v: TensorAddresses::default(),
+        cache: None,
     };
     let plan = Plan::new(rope, problem).unwrap();
     plan.call(&addresses).unwrap().unwrap()

@@ -551,6 +551,8 @@ fn launch(kernel: Kernel, tokens: usize, target: &Target) -> Launch {
             factors: aligned,
         },
         positions: RawPositions::start(0),
+        v: TensorAddresses::default(),
+        cache: None,
     };
     let plan = Plan::new(&rope, &problem).unwrap();
     let call = plan.call(&addresses).unwrap().unwrap();

@@ -3,7 +3,8 @@
 
 What
 ----
-Each file is one call of ggml_rope_ext or ggml_rope_multi, run on one thread:
+Each file is one call of ggml_rope_ext, ggml_rope_multi or the backward pass of one, run
+on one thread:
 
     x               [tokens, heads, head_dim]         f32 or f16, the input
                     (one case: [batch, tokens, heads, head_dim])
@@ -11,7 +12,8 @@ Each file is one call of ggml_rope_ext or ggml_rope_multi, run on one thread:
     position_ids    [tokens], or [4, tokens] (t, h, w, e) of ggml_rope_multi   i32
     freq_factors    [n_dims/2]  f32, where the call had them (ggml's tensor c)
     cos, sin        [tokens, pairs]  f32, ggml's own factors with its magnitude
-                    multiplied in, read off by rotating (1, 0) in every pair
+                    multiplied in, read off by rotating (1, 0) in every pair,
+                    forward in every case
 
 The metadata: "peer" is the library and its version, "case" is JSON with every
 argument under ggml's name. Channels of pair i, as "pairs" in the case says:
@@ -109,11 +111,17 @@ class Ggml:
         self.rope_multi = bind(
             base, "ggml_rope_multi", pointer, *[pointer] * 4, integer, integer * 4, *yarn
         )
+        self.rope_ext_back = bind(
+            base, "ggml_rope_ext_back", pointer, *[pointer] * 4, integer, *yarn
+        )
+        self.rope_multi_back = bind(
+            base, "ggml_rope_multi_back", pointer, *[pointer] * 4, integer, integer * 4, *yarn
+        )
         self.compute = bind(
             cpu, "ggml_graph_compute_with_ctx", integer, pointer, pointer, integer
         )
 
-    def rope(self, case, x, position_ids, freq_factors):
+    def rope(self, case, x, position_ids, freq_factors, back=False):
         """Run one call on `x`, [(batch,) tokens, heads, head_dim]."""
         context = self.init(InitParams(4 << 20, None, False))
         kinds = {np.dtype(t): n for n, t in TYPES.values()} | {np.dtype(np.int32): I32}
@@ -137,9 +145,11 @@ class Ggml:
         )]
         if "sections" in case:
             sections = (ctypes.c_int * 4)(*case["sections"])
-            node = self.rope_multi(*tensors, case["n_dims"], sections, *yarn)
+            function = self.rope_multi_back if back else self.rope_multi
+            node = function(*tensors, case["n_dims"], sections, *yarn)
         else:
-            node = self.rope_ext(*tensors, case["n_dims"], *yarn)
+            function = self.rope_ext_back if back else self.rope_ext
+            node = function(*tensors, case["n_dims"], *yarn)
         graph = self.new_graph(context)
         self.expand(graph, node)
         if self.compute(context, graph, 1) != 0:
@@ -168,12 +178,13 @@ def longrope_factors(first, last, bend):
 
 
 def call(head_dim, mode, *, n_dims=None, heads=1, batch=None, type="f32", position_ids=None,
-         sections=None, freq_factors=None, **yarn):
+         sections=None, freq_factors=None, back=False, **yarn):
     """A case: ggml's arguments, with the header's values for a plain rotation."""
     if position_ids is None:
         position_ids = POSITIONS if sections is None else AXES
+    op = "ggml_rope_ext" if sections is None else "ggml_rope_multi"
     case = {
-        "op": "ggml_rope_ext" if sections is None else "ggml_rope_multi",
+        "op": op + ("_back" if back else ""),
         "type": type,
         "batch": batch,
         "tokens": len(np.atleast_2d(position_ids)[0]),
@@ -268,6 +279,16 @@ def cases():
         "vision_uneven_f16": call(
             64, VISION, n_dims=32, sections=[4, 10, 12, 6], type="f16"
         ),
+        "normal_back_f16": call(64, NORMAL, n_dims=48, heads=2, type="f16", back=True),
+        "neox_back_yarn": call(64, NEOX, ext_factor=1.0, back=True, **qwen_yarn),
+        "neox_back_llama32": call(
+            64, NEOX, freq_base=500000.0, freq_factors=llama32, back=True
+        ),
+        "mrope_back": call(64, MROPE, sections=[8, 12, 12, 0], back=True),
+        "mrope_batch_of_2": call(32, MROPE, sections=[4, 6, 6, 0], batch=2),
+        "vision_back": call(
+            64, VISION, n_dims=32, sections=[16, 16, 0, 0], position_ids=PATCHES, back=True
+        ),
     }
 
 
@@ -296,7 +317,9 @@ def compute(ggml, name):
     factors = ggml.rope(case, unit, position_ids, freq_factors)[:, 0]
     tensors = {
         "x": x,
-        "rotated": ggml.rope(case, x, position_ids, freq_factors),
+        "rotated": ggml.rope(
+            case, x, position_ids, freq_factors, back=case["op"].endswith("_back")
+        ),
         "position_ids": position_ids,
         "cos": factors[:, first],
         "sin": factors[:, second],

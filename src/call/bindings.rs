@@ -13,6 +13,11 @@ pub const PHASOR_ROW_OF_CALL: u32 = 1;
 pub const PHASOR_ROW_IDS: u32 = 2;
 pub const PHASOR_ROW_BY_POSITION: u32 = 3;
 pub const PHASOR_ROW_AT_POSITION: u32 = 4;
+pub const PHASOR_SLOT_NONE: u32 = 0;
+pub const PHASOR_SLOT_IDS: u32 = 1;
+pub const PHASOR_SLOT_PAGE_TABLE: u32 = 2;
+pub const PHASOR_SLOT_PAGE_INDICES: u32 = 3;
+pub const PHASOR_SLOT_SEQUENCE: u32 = 4;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct PhasorView {
@@ -53,10 +58,12 @@ pub struct PhasorOutput {
     pub destination: PhasorView,
     pub head_dim: u32,
     pub in_place: u32,
+    pub nowhere: u32,
+    pub reserved: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of PhasorOutput"][::std::mem::size_of::<PhasorOutput>() - 40usize];
+    ["Size of PhasorOutput"][::std::mem::size_of::<PhasorOutput>() - 48usize];
     ["Alignment of PhasorOutput"][::std::mem::align_of::<PhasorOutput>() - 8usize];
     ["Offset of field: PhasorOutput::destination"]
         [::std::mem::offset_of!(PhasorOutput, destination) - 0usize];
@@ -64,6 +71,36 @@ const _: () = {
         [::std::mem::offset_of!(PhasorOutput, head_dim) - 32usize];
     ["Offset of field: PhasorOutput::in_place"]
         [::std::mem::offset_of!(PhasorOutput, in_place) - 36usize];
+    ["Offset of field: PhasorOutput::nowhere"]
+        [::std::mem::offset_of!(PhasorOutput, nowhere) - 40usize];
+    ["Offset of field: PhasorOutput::reserved"]
+        [::std::mem::offset_of!(PhasorOutput, reserved) - 44usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct PhasorCache {
+    pub address: u64,
+    pub page: i64,
+    pub slot: i64,
+    pub head: i64,
+    pub block: i64,
+    pub block_dims: u32,
+    pub present: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PhasorCache"][::std::mem::size_of::<PhasorCache>() - 48usize];
+    ["Alignment of PhasorCache"][::std::mem::align_of::<PhasorCache>() - 8usize];
+    ["Offset of field: PhasorCache::address"]
+        [::std::mem::offset_of!(PhasorCache, address) - 0usize];
+    ["Offset of field: PhasorCache::page"][::std::mem::offset_of!(PhasorCache, page) - 8usize];
+    ["Offset of field: PhasorCache::slot"][::std::mem::offset_of!(PhasorCache, slot) - 16usize];
+    ["Offset of field: PhasorCache::head"][::std::mem::offset_of!(PhasorCache, head) - 24usize];
+    ["Offset of field: PhasorCache::block"][::std::mem::offset_of!(PhasorCache, block) - 32usize];
+    ["Offset of field: PhasorCache::block_dims"]
+        [::std::mem::offset_of!(PhasorCache, block_dims) - 40usize];
+    ["Offset of field: PhasorCache::present"]
+        [::std::mem::offset_of!(PhasorCache, present) - 44usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -83,6 +120,54 @@ const _: () = {
     ["Offset of field: PhasorIds::batch"][::std::mem::offset_of!(PhasorIds, batch) - 16usize];
     ["Offset of field: PhasorIds::type_"][::std::mem::offset_of!(PhasorIds, type_) - 24usize];
     ["Offset of field: PhasorIds::reserved"][::std::mem::offset_of!(PhasorIds, reserved) - 28usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct PhasorSequences {
+    pub offsets: PhasorIds,
+    pub count: u32,
+    pub each_token: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PhasorSequences"][::std::mem::size_of::<PhasorSequences>() - 40usize];
+    ["Alignment of PhasorSequences"][::std::mem::align_of::<PhasorSequences>() - 8usize];
+    ["Offset of field: PhasorSequences::offsets"]
+        [::std::mem::offset_of!(PhasorSequences, offsets) - 0usize];
+    ["Offset of field: PhasorSequences::count"]
+        [::std::mem::offset_of!(PhasorSequences, count) - 32usize];
+    ["Offset of field: PhasorSequences::each_token"]
+        [::std::mem::offset_of!(PhasorSequences, each_token) - 36usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct PhasorSlots {
+    pub ids: PhasorIds,
+    pub lengths: PhasorIds,
+    pub offsets: PhasorIds,
+    pub report: u64,
+    pub choice: u32,
+    pub pages: u32,
+    pub page_size: u32,
+    pub table_pages: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PhasorSlots"][::std::mem::size_of::<PhasorSlots>() - 120usize];
+    ["Alignment of PhasorSlots"][::std::mem::align_of::<PhasorSlots>() - 8usize];
+    ["Offset of field: PhasorSlots::ids"][::std::mem::offset_of!(PhasorSlots, ids) - 0usize];
+    ["Offset of field: PhasorSlots::lengths"]
+        [::std::mem::offset_of!(PhasorSlots, lengths) - 32usize];
+    ["Offset of field: PhasorSlots::offsets"]
+        [::std::mem::offset_of!(PhasorSlots, offsets) - 64usize];
+    ["Offset of field: PhasorSlots::report"][::std::mem::offset_of!(PhasorSlots, report) - 96usize];
+    ["Offset of field: PhasorSlots::choice"]
+        [::std::mem::offset_of!(PhasorSlots, choice) - 104usize];
+    ["Offset of field: PhasorSlots::pages"][::std::mem::offset_of!(PhasorSlots, pages) - 108usize];
+    ["Offset of field: PhasorSlots::page_size"]
+        [::std::mem::offset_of!(PhasorSlots, page_size) - 112usize];
+    ["Offset of field: PhasorSlots::table_pages"]
+        [::std::mem::offset_of!(PhasorSlots, table_pages) - 116usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -204,10 +289,16 @@ pub struct PhasorCall {
     pub pairing: PhasorPairing,
     pub token_groups: u32,
     pub reserved: u32,
+    pub v: PhasorStream,
+    pub v_output: PhasorOutput,
+    pub k_cache: PhasorCache,
+    pub v_cache: PhasorCache,
+    pub slots: PhasorSlots,
+    pub sequences: PhasorSequences,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of PhasorCall"][::std::mem::size_of::<PhasorCall>() - 360usize];
+    ["Size of PhasorCall"][::std::mem::size_of::<PhasorCall>() - 720usize];
     ["Alignment of PhasorCall"][::std::mem::align_of::<PhasorCall>() - 8usize];
     ["Offset of field: PhasorCall::batch"][::std::mem::offset_of!(PhasorCall, batch) - 0usize];
     ["Offset of field: PhasorCall::tokens"][::std::mem::offset_of!(PhasorCall, tokens) - 4usize];
@@ -223,13 +314,23 @@ const _: () = {
     ["Offset of field: PhasorCall::q_output"]
         [::std::mem::offset_of!(PhasorCall, q_output) - 184usize];
     ["Offset of field: PhasorCall::k_output"]
-        [::std::mem::offset_of!(PhasorCall, k_output) - 224usize];
-    ["Offset of field: PhasorCall::table"][::std::mem::offset_of!(PhasorCall, table) - 264usize];
-    ["Offset of field: PhasorCall::rows"][::std::mem::offset_of!(PhasorCall, rows) - 280usize];
+        [::std::mem::offset_of!(PhasorCall, k_output) - 232usize];
+    ["Offset of field: PhasorCall::table"][::std::mem::offset_of!(PhasorCall, table) - 280usize];
+    ["Offset of field: PhasorCall::rows"][::std::mem::offset_of!(PhasorCall, rows) - 296usize];
     ["Offset of field: PhasorCall::pairing"]
-        [::std::mem::offset_of!(PhasorCall, pairing) - 336usize];
+        [::std::mem::offset_of!(PhasorCall, pairing) - 352usize];
     ["Offset of field: PhasorCall::token_groups"]
-        [::std::mem::offset_of!(PhasorCall, token_groups) - 352usize];
+        [::std::mem::offset_of!(PhasorCall, token_groups) - 368usize];
     ["Offset of field: PhasorCall::reserved"]
-        [::std::mem::offset_of!(PhasorCall, reserved) - 356usize];
+        [::std::mem::offset_of!(PhasorCall, reserved) - 372usize];
+    ["Offset of field: PhasorCall::v"][::std::mem::offset_of!(PhasorCall, v) - 376usize];
+    ["Offset of field: PhasorCall::v_output"]
+        [::std::mem::offset_of!(PhasorCall, v_output) - 416usize];
+    ["Offset of field: PhasorCall::k_cache"]
+        [::std::mem::offset_of!(PhasorCall, k_cache) - 464usize];
+    ["Offset of field: PhasorCall::v_cache"]
+        [::std::mem::offset_of!(PhasorCall, v_cache) - 512usize];
+    ["Offset of field: PhasorCall::slots"][::std::mem::offset_of!(PhasorCall, slots) - 560usize];
+    ["Offset of field: PhasorCall::sequences"]
+        [::std::mem::offset_of!(PhasorCall, sequences) - 680usize];
 };

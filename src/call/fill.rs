@@ -4,9 +4,12 @@ use super::{
     Addresses, AngleAddresses, Call, PHASOR_IDS_I32, PHASOR_IDS_I64, PHASOR_IDS_NONE,
     PHASOR_IDS_U32, PHASOR_OUT_OF_RANGE_CLAMP, PHASOR_OUT_OF_RANGE_PASS_THROUGH,
     PHASOR_ROW_AT_POSITION, PHASOR_ROW_BY_POSITION, PHASOR_ROW_IDS, PHASOR_ROW_OF_CALL,
-    PHASOR_ROW_ONLY, PhasorAngles, PhasorCall, PhasorIds, PhasorOutput, PhasorPairing,
-    PhasorPositions, PhasorRows, PhasorStream, PhasorTable, PhasorView, RawPositions,
+    PHASOR_ROW_ONLY, PHASOR_SLOT_IDS, PHASOR_SLOT_PAGE_INDICES, PHASOR_SLOT_PAGE_TABLE,
+    PHASOR_SLOT_SEQUENCE, PhasorAngles, PhasorCache, PhasorCall, PhasorIds, PhasorOutput,
+    PhasorPairing, PhasorPositions, PhasorRows, PhasorSequences, PhasorStream, PhasorTable,
+    PhasorView, RawPositions,
 };
+use crate::cache::{CacheLayout, KvCacheLayout, SlotChoice};
 use crate::element::Dtype;
 use crate::ids::{IdType, Ids};
 use crate::layout::Layout;
@@ -24,54 +27,120 @@ impl Plan {
     /// chosen where there are none or the other way round, [`Error::FrequencyRowOutOfRange`],
     /// [`Error::PositionOutOfRange`] for a start that a table with [`OutOfRange::Error`] refuses,
     /// [`Error::DevicePositionsUnchecked`] for ids with such a table, as they are not seen here, and
-    /// [`Error::PlanMismatch`] if the angle addresses are not of the plan's angle source.
+    /// [`Error::PlanMismatch`] if the angle addresses are not of the plan's angle source, and
+    /// [`Error::HostOnly`] for a ragged batch or a cache, which kernels do not know yet.
     pub fn call(&self, addresses: &Addresses) -> Result<Option<Call>, Error> {
         let refuses = matches!(self.rope.angles(), Angles::Table(table)
             if table.out_of_range() == OutOfRange::Error);
-        if refuses && addresses.positions.ids().is_some() {
+        let positions = &addresses.positions;
+        if refuses && (positions.ids().is_some() || positions.as_cu_seqlens().is_some()) {
             return Err(Error::DevicePositionsUnchecked);
         }
-        self.call_unchecked(addresses)
+        let mut call = self.unfilled();
+        if !self.fill(addresses, &mut call.params)? {
+            return Ok(None);
+        }
+        match call.params.host_only() {
+            Some(what) => Err(Error::HostOnly { what }),
+            None => Ok(Some(call)),
+        }
     }
 
-    /// The same where ids are in host memory, and checked.
+    /// What the plan knows of its calls.
+    pub(crate) fn unfilled(&self) -> Call {
+        Call {
+            dtype: self.dtype,
+            params: self.template,
+        }
+    }
+
+    /// Fills in the rest where ids are in host memory, and checked. Returns whether there is anything to do.
     ///
     /// # Safety
     /// All ids are there.
-    #[inline]
-    pub(crate) unsafe fn call_on_host(&self, addresses: &Addresses) -> Result<Option<Call>, Error> {
-        let call = self.call_unchecked(addresses)?;
-        // Where there is nothing to rotate, rows must be right all the same.
-        // No ids are those of no token, of however many sequences.
-        if let Some(ids) = addresses.positions.frequency_row_ids()
-            && !ids.is_empty()
-        {
-            let rows = self.row_params(&addresses.positions)?;
-            let tokens = match addresses.positions.frequency_row_kind() {
-                FrequencyRowKind::PerToken => self.tokens,
-                _ => 1,
-            };
-            for b in 0..self.batch as u32 {
-                for t in 0..tokens as u32 {
-                    let (b, t) = self.in_call(b, t);
-                    // SAFETY: the caller's; their number has been checked.
-                    self.check_row(unsafe { rows.ids.at(b, t, 0) })?;
-                }
-            }
+    pub(crate) unsafe fn fill_on_host(
+        &self,
+        addresses: &Addresses,
+        params: &mut PhasorCall,
+    ) -> Result<bool, Error> {
+        let something = self.fill(addresses, params)?;
+        let positions = &addresses.positions;
+        // SAFETY: the caller's.
+        let values = |ids: &Ids<u64>| {
+            let at = ids_at(ids, 0, 1);
+            (0..ids.len() as u32).map(move |n| unsafe { at.at(0, n, 0) })
+        };
+        if let Some(offsets) = positions.as_cu_seqlens() {
+            check_offsets(values(offsets), self.tokens)?;
         }
-        if !self.is_empty()
+        // Where there is nothing to rotate, rows must be right all the same.
+        if let Some(rows) = positions.frequency_row_ids() {
+            values(rows).try_for_each(|row| self.check_row(row))?;
+        }
+        if something
             && let Angles::Table(table) = self.rope.angles()
             && table.out_of_range() == OutOfRange::Error
-            && addresses.positions.ids().is_some()
+            && (positions.ids().is_some() || positions.as_cu_seqlens().is_some())
         {
-            let positions = self.position_params(&addresses.positions)?;
+            let params = &*params;
             self.check_in_table(table.rows(), |b, t| {
                 let (b, t) = self.in_call(b, t);
                 // SAFETY: the caller's.
-                unsafe { positions.at(0, b, t) }
+                unsafe {
+                    let token = params.token(b, t)?;
+                    Some(params.positions.at(0, &token))
+                }
             })?;
         }
-        Ok(call)
+        Ok(something)
+    }
+
+    /// Tokens from one sequence to the next, where there is something for each token.
+    fn tokens_apart(&self, given: &RawPositions) -> usize {
+        match given.as_cu_seqlens() {
+            Some(_) => 0,
+            None => self.tokens,
+        }
+    }
+
+    /// Tokens of the whole batch. A plan without elements may have any shape.
+    fn all_tokens(&self) -> usize {
+        self.batch.saturating_mul(self.tokens)
+    }
+
+    /// How many sequences there are: those of a ragged batch, or the plan's.
+    fn sequences(&self, given: &RawPositions) -> Result<usize, Error> {
+        let Some(offsets) = given.as_cu_seqlens() else {
+            return Ok(self.batch);
+        };
+        if self.batch != 1 {
+            return Err(Error::CuSeqlens {
+                what: "a ragged batch is planned as one sequence of all its tokens",
+            });
+        }
+        offsets.len().checked_sub(1).ok_or(Error::CuSeqlens {
+            what: "there must be one more than sequences, and so at least one",
+        })
+    }
+
+    fn sequence_params(&self, given: &RawPositions) -> Result<PhasorSequences, Error> {
+        let Some(offsets) = given.as_cu_seqlens() else {
+            return Ok(PhasorSequences {
+                each_token: u32::from(self.tokens == 1),
+                ..PhasorSequences::default()
+            });
+        };
+        // Kernels count sequences as they do tokens.
+        let Ok(count) = i32::try_from(self.sequences(given)?) else {
+            return Err(Error::CuSeqlens {
+                what: "there must be fewer than 2^31 sequences",
+            });
+        };
+        Ok(PhasorSequences {
+            offsets: ids_at(offsets, 1, 0),
+            count: count as u32,
+            each_token: 0,
+        })
     }
 
     /// The sequence and token of a call that are those of this plan. Where each sequence has one token, as
@@ -84,10 +153,10 @@ impl Plan {
     }
 
     #[inline]
-    fn call_unchecked(&self, addresses: &Addresses) -> Result<Option<Call>, Error> {
-        let mut params = self.template;
+    fn fill(&self, addresses: &Addresses, params: &mut PhasorCall) -> Result<bool, Error> {
         params.positions = self.position_params(&addresses.positions)?;
         params.rows = self.row_params(&addresses.positions)?;
+        params.sequences = self.sequence_params(&addresses.positions)?;
         match addresses.positions.frequency_row_kind() {
             // As the plan has it.
             FrequencyRowKind::None => {}
@@ -106,12 +175,15 @@ impl Plan {
             }
             _ => return Err(Error::PlanMismatch),
         }
-        if self.is_empty() {
-            return Ok(None);
+        // Without a sequence, all tokens are padding.
+        if self.is_empty() || self.sequences(&addresses.positions)? == 0 {
+            return Ok(false);
         }
+        self.cache_params(addresses, params)?;
         for (stream, output, at) in [
             (&mut params.q, &mut params.q_output, addresses.q),
             (&mut params.k, &mut params.k_output, addresses.k),
+            (&mut params.v, &mut params.v_output, addresses.v),
         ] {
             let source = match output.in_place {
                 0 => at.source,
@@ -120,10 +192,7 @@ impl Plan {
             stream.source.address = source.wrapping_add(stream.source.address);
             output.destination.address = at.destination.wrapping_add(output.destination.address);
         }
-        Ok(Some(Call {
-            dtype: self.dtype,
-            params,
-        }))
+        Ok(true)
     }
 
     #[inline]
@@ -131,7 +200,8 @@ impl Plan {
         let kind = given.kind();
         let got = given.ids().map_or(0, Ids::len);
         let axes = self.rope.angles().axes();
-        let expected = kind.expected_len(axes, self.batch, self.tokens);
+        let sequences = self.sequences(given)?;
+        let expected = kind.expected_len(axes, sequences, self.tokens, self.all_tokens());
         if got != expected {
             return Err(Error::PositionsLength {
                 expected,
@@ -142,13 +212,16 @@ impl Plan {
         let start = given.as_start().unwrap_or_default();
         let advance = match kind {
             // Nothing advances along a sequence of one.
-            PositionKind::Start | PositionKind::StartPerSequence => i64::from(self.tokens != 1),
+            PositionKind::Start | PositionKind::StartPerSequence => {
+                i64::from(self.tokens != 1 || given.as_cu_seqlens().is_some())
+            }
             _ => 0,
         };
+        let tokens_apart = self.tokens_apart(given);
         let (batch, token) = match kind {
             PositionKind::Start => (0, 0),
             PositionKind::StartPerSequence | PositionKind::PerSequence => (1, 0),
-            PositionKind::PerToken | PositionKind::PerAxis => (self.tokens, 1),
+            PositionKind::PerToken | PositionKind::PerAxis => (tokens_apart, 1),
             PositionKind::PerTokenShared => (0, 1),
         };
         let axis_stride = match (kind, given.ids()) {
@@ -158,14 +231,14 @@ impl Plan {
             }
             _ => 0,
         };
-        if let Some(start) = given.as_start() {
+        if let (Some(start), None) = (given.as_start(), given.as_cu_seqlens()) {
             self.check_start(start)?;
         }
         Ok(PhasorPositions {
             start,
             advance,
             axis_stride,
-            ids: self.id_params(given.ids(), batch, token),
+            ids: self.id_params(given, given.ids(), batch, token),
         })
     }
 
@@ -184,13 +257,20 @@ impl Plan {
         if end.is_some_and(|end| end <= table.rows()) {
             return Ok(());
         }
-        self.check_in_table(table.rows(), |_, t| start.wrapping_add(i64::from(t)))
+        self.check_in_table(table.rows(), |_, t| Some(start.wrapping_add(i64::from(t))))
     }
 
-    fn check_in_table(&self, rows: usize, position: impl Fn(u32, u32) -> i64) -> Result<(), Error> {
+    /// Where a token has a position, the table has it.
+    fn check_in_table(
+        &self,
+        rows: usize,
+        position: impl Fn(u32, u32) -> Option<i64>,
+    ) -> Result<(), Error> {
         for batch in 0..self.batch {
             for token in 0..self.tokens {
-                let position = position(batch as u32, token as u32);
+                let Some(position) = position(batch as u32, token as u32) else {
+                    continue;
+                };
                 if position < 0 || position as u64 >= rows as u64 {
                     return Err(Error::PositionOutOfRange {
                         position,
@@ -225,7 +305,7 @@ impl Plan {
             }
         }
         let got = given.frequency_row_ids().map_or(0, Ids::len);
-        let expected = kind.expected_len(self.batch, self.tokens);
+        let expected = kind.expected_len(self.sequences(given)?, self.all_tokens());
         if got != expected {
             return Err(Error::FrequencyRowsLength {
                 expected,
@@ -239,7 +319,7 @@ impl Plan {
             Angles::Table(table) => (table.rows(), None),
         };
         let (batch, token) = match kind {
-            FrequencyRowKind::PerToken => (self.tokens, 1),
+            FrequencyRowKind::PerToken => (self.tokens_apart(given), 1),
             _ => (1, 0),
         };
         let row = given.as_frequency_row().unwrap_or_default();
@@ -247,7 +327,7 @@ impl Plan {
         Ok(PhasorRows {
             factors: 0,
             boundary: boundary.unwrap_or_default(),
-            ids: self.id_params(given.frequency_row_ids(), batch, token),
+            ids: self.id_params(given, given.frequency_row_ids(), batch, token),
             // Neither rows nor a table have more.
             count: count as u32,
             row,
@@ -256,33 +336,101 @@ impl Plan {
 
     /// Strides are given in values, and are those of [`in_call`](Self::in_call).
     #[inline]
-    fn id_params(&self, ids: Option<&Ids<u64>>, batch: usize, token: usize) -> PhasorIds {
-        let Some(ids) = ids else {
-            return PhasorIds {
-                address: 0,
-                batch: 0,
-                token: 0,
-                type_: PHASOR_IDS_NONE,
-                reserved: 0,
+    fn id_params(
+        &self,
+        given: &RawPositions,
+        ids: Option<&Ids<u64>>,
+        batch: usize,
+        token: usize,
+    ) -> PhasorIds {
+        match (ids, self.tokens) {
+            (None, _) => NO_IDS,
+            (Some(ids), 1) if given.as_cu_seqlens().is_none() => ids_at(ids, 0, batch),
+            (Some(ids), _) => ids_at(ids, batch, token),
+        }
+    }
+
+    /// The caches and slots of a call.
+    fn cache_params(&self, addresses: &Addresses, params: &mut PhasorCall) -> Result<(), Error> {
+        let Some(layout) = &self.cache else {
+            return match addresses.cache {
+                None => Ok(()),
+                Some(_) => Err(Error::AppendMismatch {
+                    planned: "has no cache",
+                    remedy: "call rotate, or plan with Problem::cache",
+                }),
             };
         };
-        // A plan without elements, whose ids nothing reads, may have any shape.
-        let bytes = |values: usize| values.wrapping_mul(ids.id_type().size()) as i64;
-        let (batch, token) = match self.tokens {
-            1 => (0, bytes(batch)),
-            _ => (bytes(batch), bytes(token)),
+        let Some(given) = &addresses.cache else {
+            return Err(Error::AppendMismatch {
+                planned: "has a cache",
+                remedy: "call append",
+            });
         };
-        PhasorIds {
-            address: *ids.memory(),
-            batch,
-            token,
-            type_: match ids.id_type() {
-                IdType::I32 => PHASOR_IDS_I32,
-                IdType::I64 => PHASOR_IDS_I64,
-                IdType::U32 => PHASOR_IDS_U32,
-            },
-            reserved: 0,
+        for (cache, address) in [
+            (&mut params.k_cache, given.k),
+            (&mut params.v_cache, given.v),
+        ] {
+            cache.address = address.wrapping_add(cache.address);
         }
+        let sequences = self.sequences(&addresses.positions)?;
+        let tokens = self.all_tokens();
+        let expect = |what, ids: &Ids<u64>, expected: usize| match ids.len() {
+            got if got == expected => Ok(()),
+            got => Err(Error::SlotsLength {
+                what,
+                expected,
+                got,
+            }),
+        };
+        let lengths_of = |lengths: &Ids<u64>| {
+            expect("cache lengths, one per sequence", lengths, sequences)?;
+            Ok(ids_at(lengths, 1, 0))
+        };
+        let slots = &mut params.slots;
+        // A plan's cache has as many pages and slots as fit.
+        let [pages, page_size] = layout.counts().map(|n| n as u32);
+        (slots.pages, slots.page_size, slots.report) = (pages, page_size, given.report);
+        match &given.slots.choice {
+            SlotChoice::Mapping(ids) => {
+                expect("slots, one per token", ids, tokens)?;
+                slots.choice = PHASOR_SLOT_IDS;
+                slots.ids = self.id_params(&addresses.positions, Some(ids), self.tokens, 1);
+            }
+            SlotChoice::PageTable { pages, lengths } => {
+                let columns = pages.len().checked_div(sequences).unwrap_or(0);
+                expect(
+                    "pages of the table, as many for each sequence",
+                    pages,
+                    columns * sequences,
+                )?;
+                slots.choice = PHASOR_SLOT_PAGE_TABLE;
+                slots.ids = ids_at(pages, columns, 1);
+                slots.table_pages = index_count(columns)?;
+                slots.lengths = lengths_of(lengths)?;
+            }
+            SlotChoice::PageIndices {
+                indptr,
+                indices,
+                lengths,
+            } => {
+                expect(
+                    "offsets of page indices, one more than sequences",
+                    indptr,
+                    sequences + 1,
+                )?;
+                slots.choice = PHASOR_SLOT_PAGE_INDICES;
+                slots.ids = ids_at(indices, 0, 1);
+                slots.table_pages = index_count(indices.len())?;
+                slots.offsets = ids_at(indptr, 1, 0);
+                slots.lengths = lengths_of(lengths)?;
+            }
+            SlotChoice::Sequences { lengths } => {
+                slots.choice = PHASOR_SLOT_SEQUENCE;
+                slots.lengths = lengths_of(lengths)?;
+            }
+        }
+        Ok(())
     }
 
     /// The index of a row that the host sees is one of the rotation's.
@@ -299,18 +447,80 @@ impl Plan {
     }
 }
 
-/// The part of a call that a plan knows: all but addresses, positions and chosen rows. Views have the offsets of
-/// their layouts for addresses.
+/// Offsets begin at 0, do not fall, and end at the tokens or before.
+fn check_offsets(offsets: impl Iterator<Item = i64>, tokens: usize) -> Result<(), Error> {
+    let mut last = None;
+    for offset in offsets {
+        let what = match last {
+            None if offset != 0 => "the first must be 0",
+            Some(last) if offset < last => "each must be at least the one before",
+            _ if offset as u64 > tokens as u64 => "none may be past the planned tokens",
+            _ => {
+                last = Some(offset);
+                continue;
+            }
+        };
+        return Err(Error::CuSeqlens { what });
+    }
+    Ok(())
+}
+
+/// Strides are given in values.
+fn ids_at(ids: &Ids<u64>, batch: usize, token: usize) -> PhasorIds {
+    // A plan without elements, whose ids nothing reads, may have any shape.
+    let bytes = |values: usize| values.wrapping_mul(ids.id_type().size()) as i64;
+    PhasorIds {
+        address: *ids.memory(),
+        token: bytes(token),
+        batch: bytes(batch),
+        type_: match ids.id_type() {
+            IdType::I32 => PHASOR_IDS_I32,
+            IdType::I64 => PHASOR_IDS_I64,
+            IdType::U32 => PHASOR_IDS_U32,
+        },
+        reserved: 0,
+    }
+}
+
+const NO_IDS: PhasorIds = PhasorIds {
+    address: 0,
+    token: 0,
+    batch: 0,
+    type_: PHASOR_IDS_NONE,
+    reserved: 0,
+};
+
+/// Kernels count page indices in 32 bits.
+fn index_count(count: usize) -> Result<u32, Error> {
+    u32::try_from(count).map_err(|_| Error::SlotsLength {
+        what: "page indices, fewer than 2^32",
+        expected: u32::MAX as usize,
+        got: count,
+    })
+}
+
+/// The part of a call that a plan knows: all but addresses, positions, chosen rows and slots. Views and
+/// caches have the offsets of their layouts for addresses.
 pub(crate) fn template(
     rope: &Rope,
     dtype: Dtype,
-    [q, k]: [&Option<PlannedTensor>; 2],
+    tensors: [&Option<PlannedTensor>; 3],
+    cache: Option<&KvCacheLayout>,
     [batch, tokens]: [usize; 2],
 ) -> PhasorCall {
-    let [(q, q_output), (k, k_output)] = [q, k].map(|planned| {
+    let [(q, q_output), (k, k_output), (v, v_output)] = tensors.map(|planned| {
         planned
             .as_ref()
             .map_or(ABSENT, |planned| stream_params(planned, dtype))
+    });
+    let [k_cache, v_cache] = [
+        (&k, cache.and_then(|cache| cache.k)),
+        (&v, cache.and_then(|cache| cache.v)),
+    ]
+    .map(|(stream, layout)| match layout {
+        // Nothing is stored in a cache of no tokens or no slots.
+        Some(layout) if stream.heads > 0 => cache_params(&layout, dtype),
+        _ => PhasorCache::default(),
     });
     // A plan counts no further.
     let (mut batch, mut tokens) = (batch as u32, tokens as u32);
@@ -320,19 +530,43 @@ pub(crate) fn template(
     PhasorCall {
         batch,
         tokens,
-        angles_before_wait: 0,
         in_place: q_output.in_place & k_output.in_place,
         angles: angle_params(rope),
-        positions: PhasorPositions::default(),
         q,
         k,
         q_output,
         k_output,
-        table: PhasorTable::default(),
-        rows: PhasorRows::default(),
         pairing: pairing_params(rope),
         token_groups: 1,
-        reserved: 0,
+        v,
+        v_output,
+        k_cache,
+        v_cache,
+        ..PhasorCall::default()
+    }
+}
+
+fn cache_params(layout: &CacheLayout, dtype: Dtype) -> PhasorCache {
+    let bytes = |elements: usize| (elements * dtype.size()) as i64;
+    // The stride of a dimension of size 1 is never used; as 0 it cannot spoil alignment or overflow.
+    let stride = |count: usize, stride: usize| match count {
+        0 | 1 => 0,
+        _ => bytes(stride),
+    };
+    let [page, slot, head] = layout.strides();
+    let [pages, page_size, heads, head_dim] = layout.shape();
+    PhasorCache {
+        address: bytes(layout.offset()) as u64,
+        page: stride(pages, page),
+        slot: stride(page_size, slot),
+        head: stride(heads, head),
+        block: match layout.is_dense() {
+            true => 0,
+            false => bytes(layout.block_stride),
+        },
+        // A planned head has no more dims than fit.
+        block_dims: layout.block_dims.min(head_dim) as u32,
+        present: 1,
     }
 }
 
@@ -389,6 +623,8 @@ const ABSENT: (PhasorStream, PhasorOutput) = (
         destination: NOWHERE,
         head_dim: 0,
         in_place: 1,
+        nowhere: 0,
+        reserved: 0,
     },
 );
 const NOWHERE: PhasorView = PhasorView {
@@ -411,7 +647,9 @@ fn stream_params(planned: &PlannedTensor, dtype: Dtype) -> (PhasorStream, Phasor
     let output = PhasorOutput {
         destination: view_params(&planned.destination, dtype),
         head_dim: head_dim as u32,
-        in_place: u32::from(planned.in_place),
+        in_place: u32::from(planned.in_place && !planned.nowhere),
+        nowhere: u32::from(planned.nowhere),
+        reserved: 0,
     };
     (stream, output)
 }

@@ -17,7 +17,9 @@ mod read;
 
 pub use bindings::*;
 pub(crate) use fill::template;
+pub(crate) use read::{Slot, Token};
 
+use crate::cache::SlotsIn;
 use crate::element::Dtype;
 use crate::ids::{IdType, Ids};
 use crate::positions::PositionsIn;
@@ -34,6 +36,15 @@ pub struct Call {
     pub params: PhasorCall,
 }
 
+/// One of q, k and v: what is read, and where it is written.
+#[derive(Clone, Copy)]
+pub(crate) struct Stream<'a> {
+    pub(crate) read: &'a PhasorStream,
+    pub(crate) output: &'a PhasorOutput,
+    pub(crate) cache: Option<&'a PhasorCache>,
+    pub(crate) rotates: bool,
+}
+
 impl PhasorCall {
     /// The bytes that a kernel takes by value.
     pub fn as_bytes(&self) -> &[u8] {
@@ -42,9 +53,39 @@ impl PhasorCall {
         unsafe { std::slice::from_raw_parts((&raw const *self).cast(), size_of::<Self>()) }
     }
 
-    /// q and k: what is read, and where it is written.
-    pub(crate) fn streams(&self) -> [(&PhasorStream, &PhasorOutput); 2] {
-        [(&self.q, &self.q_output), (&self.k, &self.k_output)]
+    /// q, k and v.
+    pub(crate) fn streams(&self) -> [Stream<'_>; 3] {
+        [
+            Stream {
+                read: &self.q,
+                output: &self.q_output,
+                cache: None,
+                rotates: true,
+            },
+            Stream {
+                read: &self.k,
+                output: &self.k_output,
+                cache: Some(&self.k_cache).filter(|cache| cache.present == 1),
+                rotates: true,
+            },
+            Stream {
+                read: &self.v,
+                output: &self.v_output,
+                cache: Some(&self.v_cache).filter(|cache| cache.present == 1),
+                rotates: false,
+            },
+        ]
+    }
+
+    /// What of the call kernels do not do, if there is anything.
+    pub(crate) fn host_only(&self) -> Option<&'static str> {
+        if self.v.heads > 0 || self.k_cache.present == 1 || self.v_cache.present == 1 {
+            Some("storing in a cache")
+        } else if self.sequences.offsets.type_ != PHASOR_IDS_NONE {
+            Some("a ragged batch (cu_seqlens)")
+        } else {
+            None
+        }
     }
 
     /// Whether angles come from a table.
@@ -54,12 +95,12 @@ impl PhasorCall {
 
     /// Bytes of elements that the call reads and writes.
     pub(crate) fn bytes(&self, dtype: Dtype) -> u64 {
-        let heads = |(stream, output): (&PhasorStream, &PhasorOutput)| {
-            let dims = match output.in_place {
-                0 => output.head_dim,
+        let heads = |stream: Stream| {
+            let dims = match stream.output.in_place {
+                0 => stream.output.head_dim,
                 _ => 2 * self.angles.pairs,
             };
-            u64::from(stream.heads) * u64::from(dims)
+            u64::from(stream.read.heads) * u64::from(dims)
         };
         let token: u64 = self.streams().map(heads).iter().sum();
         let tokens = u64::from(self.batch) * u64::from(self.tokens);
@@ -99,6 +140,9 @@ pub enum AngleAddresses {
 /// Positions and rows of frequencies by address.
 pub type RawPositions = PositionsIn<u64>;
 
+/// Slots at addresses.
+pub type RawSlots = SlotsIn<u64>;
+
 impl Ids<u64> {
     /// `len` values of a type at an address, which is a multiple of their size.
     pub fn at(address: u64, id_type: IdType, len: usize) -> Self {
@@ -113,10 +157,27 @@ pub struct Addresses {
     pub q: TensorAddresses,
     /// Ignored where the plan has no k.
     pub k: TensorAddresses,
+    /// Ignored where the plan has no v.
+    pub v: TensorAddresses,
     /// The angle source.
     pub angles: AngleAddresses,
     /// The positions and the rows of frequencies.
     pub positions: RawPositions,
+    /// The caches, where the plan has any.
+    pub cache: Option<CacheAddresses>,
+}
+
+/// The caches of a call, and the slots in them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheAddresses {
+    /// Start of the buffer that has the keys' cache; the layout's offset is added to it.
+    pub k: u64,
+    /// Start of the buffer that has the values' cache.
+    pub v: u64,
+    /// Which slot each token has.
+    pub slots: RawSlots,
+    /// A `u32` that is set to 1 where a slot is outside of the caches, and else not touched.
+    pub report: u64,
 }
 
 #[cfg(all(test, feature = "bindgen"))]

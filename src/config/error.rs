@@ -61,12 +61,18 @@ pub enum ConfigError {
     },
     /// A GGUF file is of an architecture whose pairing is not known.
     #[error(
-        "general.architecture is {architecture}: its pairing is not known here; build a RopeConfig \
-         with RopeConfig::new and with_pairing"
+        "general.architecture is {architecture}: {}build a RopeConfig with RopeConfig::new and \
+         with_pairing",
+        match meant {
+            Some(name) => format!("llama.cpp calls such models {name:?}; give that name, or "),
+            None => "its pairing is not known here; ".to_string(),
+        }
     )]
     UnknownArchitecture {
         /// The architecture.
         architecture: String,
+        /// What llama.cpp calls such models, where the name is known as another's.
+        meant: Option<&'static str>,
     },
     /// The model does not rotate queries and keys, or not in this kind of layer.
     #[error("{} does not rotate queries and keys", named(what))]

@@ -1,44 +1,63 @@
+mod architectures;
+mod file;
+mod layers;
+mod value;
+
+use self::architectures::{
+    Architecture, Dims, Factors, Head, LogMultiplier, Mode, Score, SlidingScaling, SlidingTheta,
+    Theta, Window, architecture, meant,
+};
+use self::file::{File, tensor_error};
+use self::value::display;
 use super::axes::{Axes, GgmlMrope};
 use super::error::shortened;
-use super::gguf_architectures::{
-    Architecture, Attention, Mode, Pattern, Score, Sliding, SlidingTheta, Switch, architecture,
-};
-use super::model::{LayerRule, Layers, ModelConfig};
+use super::model::ModelConfig;
 use super::pairing::PairingRule;
-use super::scaling::{LinearScaling, LongRopeScaling, Scaling, YarnScaling};
+use super::scaling::{LinearScaling, LongRopeScaling, NtkAlphaScaling, Scaling, YarnScaling};
 use super::{ConfigError, RopeConfig, formulas};
 use crate::Pairing;
+use crate::angle::DoubleDouble;
 
-/// A value of a GGUF file's metadata, or the values of one of its small tensors, as the caller's
-/// reader has it. Integers of all widths are given as one of 64 bits.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum GgufValue<'a> {
-    /// An unsigned integer.
-    U64(u64),
-    /// A signed integer.
-    I64(i64),
-    /// A floating-point number; an f32 is given as the f64 of the same value.
-    F64(f64),
-    /// A truth value.
-    Bool(bool),
-    /// A string.
-    Str(&'a str),
-    /// An array, or a tensor of type F32.
-    F32Array(&'a [f32]),
-    /// An array.
-    U32Array(&'a [u32]),
-    /// An array.
-    I32Array(&'a [i32]),
-    /// An array.
-    BoolArray(&'a [bool]),
+pub use self::value::GgufValue;
+
+const FREQS: &str = "rope_freqs.weight";
+const SHORT: &str = "rope_factors_short.weight";
+const LONG: &str = "rope_factors_long.weight";
+
+/// A kind of layers that rotate alike.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Full,
+    Sliding,
+    /// DeepSeek-V4's layers without compression.
+    Main,
+    Compressed,
 }
 
-/// More layers than any model has.
-const MAX_LAYERS: u64 = 1 << 16;
+impl Kind {
+    /// As configs of Hugging Face call it.
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Full => "full_attention",
+            Kind::Sliding => "sliding_attention",
+            Kind::Main => "main",
+            Kind::Compressed => "compress",
+        }
+    }
+}
 
-const FULL: &str = "full_attention";
-const SLIDING: &str = "sliding_attention";
+/// What llama.cpp's context makes of the keys about scaling, for all layers.
+struct Context {
+    longrope: bool,
+    /// By which frequencies are divided.
+    factor: f64,
+    /// How far YaRN's ramp applies: 0 for none.
+    weight: f64,
+    /// What multiplies cos and sin where frequencies are scaled.
+    scaled: DoubleDouble,
+    /// The same, with what ggml multiplies into it for scaled frequencies divided out.
+    unscaled: DoubleDouble,
+}
 
 impl ModelConfig {
     /// Reads the metadata of a GGUF file through `lookup`, the caller's own reader: given a key such
@@ -46,21 +65,22 @@ impl ModelConfig {
     /// `rope_factors_long.weight`, `rope_factors_short.weight`), it returns the value, or `None` if
     /// the file has none.
     ///
-    /// Pairing is that of llama.cpp for the architecture, for which the file's weights are stored:
-    /// a `llama` file pairs interleaved although its `config.json` would say half-split. YaRN's ramp
-    /// begins and ends at whole pairs, as it does there, also for models whose `config.json` says
-    /// `"truncate": false`.
+    /// Everything is as in llama.cpp, whose converters write these files: pairing goes by the
+    /// architecture, for which the file's weights are stored (a `llama` file pairs interleaved
+    /// although its `config.json` would say half-split), and so do windows, layers that do not
+    /// rotate, and which keys count. YaRN's ramp begins and ends at whole pairs, also for models
+    /// whose `config.json` says `"truncate": false`.
     ///
     /// ```
     /// use phasor::Pairing;
-    /// use phasor::config::{GgufValue, ModelConfig};
+    /// use phasor::config::ModelConfig;
     ///
     /// # fn main() -> Result<(), phasor::config::ConfigError> {
     /// let model = ModelConfig::from_gguf(|key| match key {
-    ///     "general.architecture" => Some(GgufValue::Str("llama")),
-    ///     "llama.embedding_length" => Some(GgufValue::U64(4096)),
-    ///     "llama.attention.head_count" => Some(GgufValue::U64(32)),
-    ///     "llama.rope.freq_base" => Some(GgufValue::F64(500_000.0)),
+    ///     "general.architecture" => Some("llama".into()),
+    ///     "llama.embedding_length" => Some(4096u32.into()),
+    ///     "llama.attention.head_count" => Some(32u32.into()),
+    ///     "llama.rope.freq_base" => Some(500_000f32.into()),
     ///     _ => None,
     /// })?;
     /// let config = model.rope()?;
@@ -71,7 +91,10 @@ impl ModelConfig {
     ///
     /// # Errors
     /// A [`ConfigError`] that names the key and what to change;
-    /// [`ConfigError::UnknownArchitecture`] for an architecture whose pairing is not known.
+    /// [`ConfigError::UnknownArchitecture`] for an architecture whose pairing is not known, with
+    /// llama.cpp's name for it where the file has another;
+    /// [`ConfigError::Unsupported`] for a file that llama.cpp would not load: one with
+    /// `rope_freqs.weight` in an architecture that has no such tensor there.
     pub fn from_gguf<'a>(
         lookup: impl Fn(&str) -> Option<GgufValue<'a>>,
     ) -> Result<Self, ConfigError> {
@@ -80,7 +103,7 @@ impl ModelConfig {
             Some(other) => {
                 return Err(ConfigError::invalid(
                     "general.architecture",
-                    display(other),
+                    display(&other),
                     "a string",
                 ));
             }
@@ -91,9 +114,10 @@ impl ModelConfig {
                 ));
             }
         };
-        let Some(architecture) = architecture(name) else {
+        let Some(architecture) = architecture(&name) else {
             return Err(ConfigError::UnknownArchitecture {
-                architecture: format!("{:?}", shortened(name)),
+                architecture: format!("{:?}", shortened(&name)),
+                meant: meant(&name),
             });
         };
         if architecture.mode == Mode::None {
@@ -103,7 +127,7 @@ impl ModelConfig {
         }
         let file = File {
             lookup: &lookup,
-            name,
+            name: &name,
             architecture,
         };
         if !file.rotates_at_all()? {
@@ -111,8 +135,8 @@ impl ModelConfig {
                 what: format!("architecture {name:?}, as it is configured here,"),
             });
         }
-        let (kinds, mut layers) = file.kinds()?;
-        file.leave_out_layers_without_attention(&mut layers)?;
+        file.refuse_unknown_factors()?;
+        let (kinds, layers) = file.kinds()?;
         Ok(ModelConfig {
             model_type: Some(name.to_string()),
             kinds,
@@ -122,263 +146,81 @@ impl ModelConfig {
     }
 }
 
-/// Which layers are attention of the tokens among each other.
-enum Attending {
-    All,
-    Listed(Vec<bool>),
-    /// The key would say it.
-    Unknown(String),
+impl Architecture {
+    fn has_freqs(&self) -> bool {
+        !matches!(self.factors, Factors::Unread | Factors::Long)
+    }
+
+    fn has_long_factors(&self, longrope: bool) -> bool {
+        match self.factors {
+            Factors::Ignored | Factors::Long => true,
+            Factors::FreqsOrLong | Factors::FreqsOrLongUnlessSliding => longrope,
+            Factors::Unread | Factors::Freqs | Factors::FreqsUnlessSliding => false,
+        }
+    }
 }
 
-struct File<'f, 'a> {
-    lookup: &'f dyn Fn(&str) -> Option<GgufValue<'a>>,
-    name: &'a str,
-    architecture: &'static Architecture,
-}
-
-impl<'a> File<'_, 'a> {
-    fn kinds(&self) -> Result<(Vec<(String, RopeConfig)>, Layers), ConfigError> {
-        let count = self.count("block_count")?;
-        let all = |rule| Layers { count, rule };
-        let full = || -> Result<_, ConfigError> { Ok((FULL.to_string(), self.rope(false)?)) };
-        let sliding = || -> Result<_, ConfigError> { Ok((SLIDING.to_string(), self.rope(true)?)) };
-        let unknown = match self.architecture.sliding {
-            Sliding::Own {
-                pattern: Pattern::Given,
-                ..
-            } => "attention.sliding_window_pattern",
-            _ => "block_count",
+impl File<'_, '_> {
+    /// llama.cpp does not load files with tensors that it does not know.
+    fn refuse_unknown_factors(&self) -> Result<(), ConfigError> {
+        let longrope = self.rope_type()? == "longrope";
+        let architecture = self.architecture;
+        let unknown = [
+            (FREQS, architecture.has_freqs()),
+            (SHORT, architecture.has_long_factors(longrope)),
+            (LONG, architecture.has_long_factors(longrope)),
+        ];
+        let mut unknown = unknown.into_iter().filter(|(_, known)| !known);
+        let Some((tensor, _)) = unknown.find(|(tensor, _)| (self.lookup)(tensor).is_some()) else {
+            return Ok(());
         };
-        let listed = |slides: Option<Vec<bool>>, full: Option<usize>, sliding: usize| match slides {
-            None => all(LayerRule::Unknown(self.key(unknown))),
-            Some(slides) => {
-                let kind = |&slides: &bool| if slides { Some(sliding) } else { full };
-                all(LayerRule::Listed(slides.iter().map(kind).collect()))
-            }
-        };
-        Ok(match self.architecture.sliding {
-            Sliding::Own { pattern, .. } if self.slides()? => (
-                vec![sliding()?, full()?],
-                listed(self.sliding_layers(pattern, count)?, Some(1), 0),
-            ),
-            Sliding::AloneIfGiven(_) if !self.slides()? => (vec![full()?], all(LayerRule::All(0))),
-            Sliding::Alone(pattern) | Sliding::AloneIfGiven(pattern) => (
-                vec![(SLIDING.to_string(), self.rope(false)?)],
-                listed(self.sliding_layers(pattern, count)?, None, 0),
-            ),
-            Sliding::Skips(_) | Sliding::SkipsBesideWindow(_) => {
-                (vec![full()?], listed(self.skipping(count)?, None, 0))
-            }
-            _ => (vec![full()?], all(LayerRule::All(0))),
-        })
-    }
-
-    /// Which layers rotate where every so many do not.
-    fn skipping(&self, count: Option<u64>) -> Result<Option<Vec<bool>>, ConfigError> {
-        let Some(count) = count else {
-            return Ok(None);
-        };
-        self.check_layers(count)?;
-        let window = self.number("attention.sliding_window")?;
-        let period = match self.architecture.sliding {
-            // llama.cpp means none, and leaves out the last one by its formula.
-            Sliding::SkipsBesideWindow(_) if window == Some(0.0) => count,
-            Sliding::Skips(period) | Sliding::SkipsBesideWindow(period) => period,
-            _ => return Ok(None),
-        };
-        Ok(Some(
-            (0..count).map(|layer| (layer + 1) % period != 0).collect(),
-        ))
-    }
-
-    fn rotates_at_all(&self) -> Result<bool, ConfigError> {
-        Ok(match self.architecture.switch {
-            Switch::Always => true,
-            Switch::Finetuned => match self.get("rope.scaling.finetuned") {
-                None => true,
-                Some(GgufValue::Bool(rotates)) => rotates,
-                Some(_) => return Err(self.invalid("rope.scaling.finetuned", "true or false")),
-            },
-            Switch::Layers(layers) => {
-                let count = self.count("block_count")?.ok_or_else(|| {
-                    ConfigError::missing(
-                        self.key("block_count"),
-                        "it tells models with positions in the rotation from those without",
-                    )
-                })?;
-                count == layers
-            }
-        })
-    }
-
-    fn leave_out_layers_without_attention(&self, layers: &mut Layers) -> Result<(), ConfigError> {
-        let attends = match self.attending(layers.count)? {
-            Attending::All => return Ok(()),
-            Attending::Unknown(key) => {
-                layers.rule = LayerRule::Unknown(key);
-                return Ok(());
-            }
-            Attending::Listed(attends) => attends,
-        };
-        let kinds: Vec<Option<usize>> = match &layers.rule {
-            LayerRule::All(kind) => vec![Some(*kind); attends.len()],
-            LayerRule::Listed(kinds) => kinds.clone(),
-            LayerRule::Unknown(_) => return Ok(()),
-        };
-        let attends = attends.into_iter().chain(std::iter::repeat(true));
-        let kinds: Vec<_> = kinds
-            .into_iter()
-            .zip(attends)
-            .map(|(kind, attends)| kind.filter(|_| attends))
-            .collect();
-        if kinds.iter().all(Option::is_none) {
-            return Err(ConfigError::NoRotation {
-                what: format!("architecture {:?}, without heads in any layer,", self.name),
-            });
-        }
-        layers.rule = LayerRule::Listed(kinds);
-        Ok(())
-    }
-
-    /// Which layers are attention of the tokens among each other.
-    fn attending(&self, count: Option<u64>) -> Result<Attending, ConfigError> {
-        let key = "attention.head_count_kv";
-        if let Attention::Interval = self.architecture.attention {
-            return self.attending_by_interval(count);
-        }
-        let heads = [self.flags("attention.head_count")?, self.flags(key)?];
-        let length = heads.iter().flatten().map(Vec::len).max();
-        let Some(length) = length else {
-            // One number is for all layers.
-            let told = self.architecture.attention == Attention::All || self.get(key).is_some();
-            return Ok(if told {
-                Attending::All
-            } else {
-                Attending::Unknown(self.key(key))
-            });
-        };
-        if let Some(count) = count
-            && length as u64 != count
-        {
-            let key = match &heads[1] {
-                Some(_) => key,
-                None => "attention.head_count",
-            };
+        if tensor != FREQS && architecture.has_long_factors(true) {
             return Err(self.invalid(
-                key,
-                format!("an array with an entry for each of {count} layers"),
+                "rope.scaling.type",
+                format!("\"longrope\", for the file has {tensor}"),
             ));
         }
-        let has = |layer: usize| {
-            let mut lists = heads.iter().flatten();
-            lists.all(|list| list.get(layer) != Some(&false))
-        };
-        Ok(Attending::Listed((0..length).map(has).collect()))
-    }
-
-    fn attending_by_interval(&self, count: Option<u64>) -> Result<Attending, ConfigError> {
-        if let Some(recurrent) = self.flags("attention.recurrent_layers")? {
-            let attends = recurrent.into_iter().map(|recurrent| !recurrent).collect();
-            return Ok(Attending::Listed(attends));
-        }
-        let period = self.count("full_attention_interval")?.unwrap_or(4);
-        let Some(count) = count else {
-            return Ok(Attending::Unknown(self.key("block_count")));
-        };
-        self.check_layers(count)?;
-        // Layers that predict further tokens come last, and attend.
-        let further = match self.number("nextn_predict_layers")? {
-            None | Some(0.0) => 0,
-            Some(_) => self.count("nextn_predict_layers")?.unwrap_or(0),
-        };
-        let first = count.saturating_sub(further);
-        let attends = |layer| layer >= first || (layer + 1) % period == 0;
-        Ok(Attending::Listed((0..count).map(attends).collect()))
-    }
-
-    /// An array, entry by entry, with anything but 0 for true; `None` if it is absent or no array.
-    fn flags(&self, name: &str) -> Result<Option<Vec<bool>>, ConfigError> {
-        let flags: Vec<bool> = match self.get(name) {
-            Some(GgufValue::BoolArray(entries)) => entries.to_vec(),
-            Some(GgufValue::U32Array(entries)) => entries.iter().map(|&n| n != 0).collect(),
-            Some(GgufValue::I32Array(entries)) => entries.iter().map(|&n| n != 0).collect(),
-            _ => return Ok(None),
-        };
-        if flags.len() as u64 > MAX_LAYERS {
-            return Err(self.invalid(name, format!("an array of at most {MAX_LAYERS}")));
-        }
-        Ok(Some(flags))
-    }
-
-    /// Whether any layer has a sliding window.
-    fn slides(&self) -> Result<bool, ConfigError> {
-        let window = self.number("attention.sliding_window")?;
-        Ok(window.is_some_and(|window| window > 0.0))
-    }
-
-    fn sliding_layers(
-        &self,
-        pattern: Pattern,
-        count: Option<u64>,
-    ) -> Result<Option<Vec<bool>>, ConfigError> {
-        let key = "attention.sliding_window_pattern";
-        let mut pattern = pattern;
-        if let Some(slides) = self.flags(key)? {
-            return Ok(Some(slides));
-        }
-        if let Some(period) = self.count(key)? {
-            pattern = match pattern {
-                Pattern::FirstOf(_) => Pattern::FirstOf(period),
-                _ => Pattern::LastOf(period),
-            };
-        }
-        let Some(count) = count else {
-            return Ok(None);
-        };
-        self.check_layers(count)?;
-        Ok(match pattern {
-            Pattern::Given => None,
-            Pattern::LastOf(period) => {
-                Some((0..count).map(|layer| (layer + 1) % period != 0).collect())
-            }
-            Pattern::FirstOf(period) => Some((0..count).map(|layer| layer % period != 0).collect()),
+        Err(ConfigError::Unsupported {
+            what: format!("{tensor} in a file of architecture {:?}", self.name),
+            why: "llama.cpp knows no such tensor there and does not load the file, so it is not \
+                  known how it is meant"
+                .to_string(),
         })
     }
 
-    fn check_layers(&self, count: u64) -> Result<(), ConfigError> {
-        if count <= MAX_LAYERS {
-            return Ok(());
-        }
-        Err(self.invalid("block_count", format!("at most {MAX_LAYERS}")))
-    }
-
-    /// The rotation of layers with or without a sliding window of their own.
-    fn rope(&self, sliding: bool) -> Result<RopeConfig, ConfigError> {
-        let head_dim = self.head_dim(sliding)?;
-        let config =
-            RopeConfig::new(self.theta(sliding)?, head_dim).map_err(|error| self.named(error))?;
-        let rotary_dim = match self.dims("rope.dimension_count", sliding)? {
+    /// The rotation of a kind of layers.
+    fn rope(&self, kind: Kind) -> Result<RopeConfig, ConfigError> {
+        let head_dim = self.head_dim(kind)?;
+        let theta = self.theta(kind)?;
+        let config = RopeConfig::new(theta, head_dim).map_err(|error| self.named(error))?;
+        let rotary_dim = match self.rotary_dim(kind)? {
             Some(dims) => dims,
             None => head_dim,
         };
         let mut config = config
             .with_rotary_dim(rotary_dim)
             .map_err(|error| self.named(error))?;
-        let scaling = if sliding {
-            Scaling::None
-        } else {
-            self.scaling()?
-        };
+        if self.is_like_deepseek4()? {
+            config = config.with_trailing_rotation();
+        }
+        let context = self.context()?;
+        let (scaling, attention) = self.scaling(kind, &context)?;
         config = config
             .with_scaling(scaling)
             .map_err(|error| error.within(&self.key("rope.scaling")))?;
-        if !sliding && let Some(divisors) = self.tensor("rope_freqs.weight")? {
+        if attention != 1.0 {
+            let key = self.key("rope.scaling.attn_factor");
+            config = config
+                .with_attention_factor(attention)
+                .map_err(|error| error.renamed("attention_factor", &key))?;
+        }
+        if let Some(divisors) = self.divisors(kind, rotary_dim / 2)? {
             config = config
                 .with_frequency_divisors(divisors)
                 .map_err(tensor_error)?;
         }
         config = self.with_pairing(config)?;
-        let scale = self.score_scale(head_dim, config.scaling())?;
+        let scale = self.score_scale(kind, head_dim, &context)?;
         config = config.with_score_scale(scale)?;
         if let Some(tokens) = self.count("context_length")? {
             config = config.with_max_position_embeddings(tokens);
@@ -386,55 +228,79 @@ impl<'a> File<'_, 'a> {
         config.check_all().map_err(|error| self.named(error))
     }
 
-    /// An error under the name that the file has for the value.
-    fn named(&self, error: ConfigError) -> ConfigError {
-        let names = [
-            ("head_dim", "attention.key_length"),
-            ("rope_theta", "rope.freq_base"),
-            ("rotary_dim", "rope.dimension_count"),
-            ("dimension_sections", "rope.dimension_sections"),
-        ];
-        names.iter().fold(tensor_error(error), |error, (from, to)| {
-            error.renamed(from, &self.key(to))
-        })
-    }
-
-    fn theta(&self, sliding: bool) -> Result<f64, ConfigError> {
-        let full = self.number("rope.freq_base")?.unwrap_or(10_000.0);
-        if !sliding {
-            return Ok(full);
+    fn theta(&self, kind: Kind) -> Result<f64, ConfigError> {
+        const DEFAULT: f64 = 10_000.0;
+        if kind == Kind::Compressed {
+            let key = "attention.compress_rope_freq_base";
+            let given = self.number(key)?;
+            return given.ok_or_else(|| self.missing(key, "layers with compression need it"));
         }
-        let default = match self.architecture.sliding {
-            Sliding::Own {
-                theta: SlidingTheta::TenThousand,
-                ..
-            } => 10_000.0,
-            _ => full,
+        let full = self.number("rope.freq_base")?.unwrap_or(DEFAULT);
+        if self.architecture.theta == Theta::Fixed && full != DEFAULT {
+            return Err(self.invalid(
+                "rope.freq_base",
+                "10000, with which llama.cpp rotates this architecture always",
+            ));
+        }
+        let default = match self.architecture.sliding.theta {
+            _ if kind != Kind::Sliding => return Ok(full),
+            SlidingTheta::Shared => return Ok(full),
+            SlidingTheta::TenThousand => DEFAULT,
+            SlidingTheta::Same => full,
         };
         Ok(self.number("rope.freq_base_swa")?.unwrap_or(default))
     }
 
     /// Dims of a head; with latent attention those of its rotated part.
-    fn head_dim(&self, sliding: bool) -> Result<usize, ConfigError> {
-        if let Score::Latent { .. } = self.architecture.score {
-            return self.dims("rope.dimension_count", sliding)?.ok_or_else(|| {
-                ConfigError::missing(
-                    self.key("rope.dimension_count"),
-                    "latent attention needs it",
-                )
-            });
-        }
-        match self.dims("attention.key_length", sliding)? {
+    fn head_dim(&self, kind: Kind) -> Result<usize, ConfigError> {
+        let needed = || self.missing("rope.dimension_count", "latent attention needs it");
+        let of_key = || match self.dims("attention.key_length", self.has_own_head(kind)?)? {
             Some(dims) => Ok(dims),
             None => self.derived_head_dim(),
+        };
+        match (self.architecture.head, self.rotary_dim(kind)?) {
+            (Head::Latent | Head::Rotated, Some(dims)) => Ok(dims),
+            (Head::Latent, None) => Err(needed()),
+            (Head::Rotated, None) | (Head::KeyLength, _) => of_key(),
+        }
+    }
+
+    /// Dims that rotate, where the file says so or the architecture sets them apart from the head.
+    fn rotary_dim(&self, kind: Kind) -> Result<Option<usize>, ConfigError> {
+        let own = match self.architecture.dims {
+            Dims::AsFirst => self.first_slides()?,
+            _ => kind == Kind::Sliding,
+        };
+        let given = self.dims("rope.dimension_count", own)?;
+        if self.architecture.dims == Dims::RotatedHalfUnlessSliding && kind != Kind::Sliding {
+            let whole = match given {
+                Some(dims) => dims,
+                None => self.derived_or_given_head_dim()?,
+            };
+            return Ok(Some(whole / 2));
+        }
+        Ok(given)
+    }
+
+    fn derived_or_given_head_dim(&self) -> Result<usize, ConfigError> {
+        match self.dims("attention.key_length", false)? {
+            Some(dims) => Ok(dims),
+            None => self.derived_head_dim(),
+        }
+    }
+
+    fn has_own_head(&self, kind: Kind) -> Result<bool, ConfigError> {
+        match self.architecture.dims {
+            Dims::PerLayer => Ok(kind == Kind::Sliding),
+            _ => self.first_slides(),
         }
     }
 
     fn derived_head_dim(&self) -> Result<usize, ConfigError> {
         let needed = |name: &str| {
             self.count(name)?.ok_or_else(|| {
-                ConfigError::missing(
-                    self.key(name),
+                self.missing(
+                    name,
                     format!("give it, or {}", self.key("attention.key_length")),
                 )
             })
@@ -467,11 +333,11 @@ impl<'a> File<'_, 'a> {
         }
     }
 
-    /// A count of dims; layers with a sliding window may have one of their own.
-    fn dims(&self, name: &str, sliding: bool) -> Result<Option<usize>, ConfigError> {
-        let own = format!("{name}_swa");
-        let name = if sliding && self.get(&own).is_some() {
-            &own
+    /// A count of dims; layers with a sliding window may have one of their `own`.
+    fn dims(&self, name: &str, own: bool) -> Result<Option<usize>, ConfigError> {
+        let of_sliding = format!("{name}_swa");
+        let name = if own && self.get(&of_sliding).is_some() {
+            &of_sliding
         } else {
             name
         };
@@ -479,71 +345,212 @@ impl<'a> File<'_, 'a> {
         self.count(name)?.map(fits).transpose()
     }
 
-    fn scaling(&self) -> Result<Scaling, ConfigError> {
+    /// What the last dims of a head rotate in, without scaling unless layers compress.
+    fn is_like_deepseek4(&self) -> Result<bool, ConfigError> {
+        Ok(match (self.architecture.window, self.architecture.mode) {
+            (Window::Compressed, _) => true,
+            (_, Mode::Draft) => {
+                self.axes()?.is_none() && self.whole("hyper_connection.count")?.unwrap_or(0) > 0
+            }
+            _ => false,
+        })
+    }
+
+    fn rope_type(&self) -> Result<String, ConfigError> {
         let key = "rope.scaling.type";
         let rope_type = match self.get(key) {
-            None => "linear",
+            None => return Ok("linear".to_string()),
             Some(GgufValue::Str(name)) => name,
             Some(_) => return Err(self.invalid(key, "a string")),
         };
-        if !["none", "linear", "yarn", "longrope"].contains(&rope_type) {
+        if !["none", "linear", "yarn", "longrope"].contains(&&*rope_type) {
             return Err(ConfigError::UnknownRopeType {
                 key: self.key(key),
-                value: format!("{:?}", shortened(rope_type)),
+                value: format!("{:?}", shortened(&rope_type)),
                 known: "none, linear, yarn and longrope",
             });
         }
-        let factor = self.factor(rope_type)?;
+        Ok(rope_type.into_owned())
+    }
+
+    fn context(&self) -> Result<Context, ConfigError> {
+        let rope_type = self.rope_type()?;
+        let factor = self.factor(&rope_type)?;
+        let keys = self.architecture.yarn;
+        let given = match keys.factors {
+            true => self.number("rope.scaling.yarn_ext_factor")?,
+            false => None,
+        };
+        let of_type = if rope_type == "yarn" { 1.0 } else { 0.0 };
+        let weight = given.filter(|&weight| weight >= 0.0).unwrap_or(of_type);
         let attention = self.number("rope.scaling.attn_factor")?.unwrap_or(1.0);
-        let short = self.tensor("rope_factors_short.weight")?;
-        let long = self.tensor("rope_factors_long.weight")?;
-        if let (Some(short), Some(long)) = (&short, &long) {
-            let by_factor = |divisors: &[f64]| divisors.iter().map(|d| d * factor).collect();
-            return Ok(Scaling::LongRope(LongRopeScaling {
-                attention_factor: Some(attention),
-                ..LongRopeScaling::new(by_factor(short), by_factor(long), self.original()?)
-            }));
+        let beside = match keys.factors {
+            true => self.number("rope.scaling.yarn_attn_factor")?.unwrap_or(1.0),
+            false => 1.0,
+        };
+        let (scaled, unscaled) = if weight == 0.0 {
+            (DoubleDouble::from(beside), DoubleDouble::from(beside))
+        } else {
+            let scaled = self.mscale_ratio(factor)?;
+            (scaled, scaled.div(growth(factor, 1.0)))
+        };
+        Ok(Context {
+            longrope: rope_type == "longrope",
+            factor,
+            weight,
+            scaled: scaled.mul(attention.into()),
+            unscaled: unscaled.mul(attention.into()),
+        })
+    }
+
+    /// The scaling of a kind of layers, and what multiplies cos and sin beside it.
+    fn scaling(&self, kind: Kind, context: &Context) -> Result<(Scaling, f64), ConfigError> {
+        let plain = match (kind, self.architecture.sliding.scaling) {
+            (Kind::Main, _) | (Kind::Sliding, SlidingScaling::Plain) => true,
+            (Kind::Compressed, _) => false,
+            _ => self.architecture.theta == Theta::Fixed || self.is_like_deepseek4()?,
+        };
+        if plain {
+            return Ok((Scaling::None, 1.0));
         }
-        if short.is_some() != long.is_some() || rope_type == "longrope" {
-            let missing = if short.is_none() { "short" } else { "long" };
-            return Err(ConfigError::missing(
-                format!("rope_factors_{missing}.weight"),
-                "LongRoPE needs the short and the long factors: give the tensor's values",
-            ));
+        let unscaled = self.architecture.sliding.scaling == SlidingScaling::FrequenciesUnscaled;
+        if kind == Kind::Sliding && unscaled {
+            return Ok((Scaling::None, context.unscaled.to_f64()));
         }
-        let given = self
-            .number("rope.scaling.yarn_ext_factor")?
-            .filter(|&weight| weight >= 0.0);
-        let weight = given.unwrap_or(if rope_type == "yarn" { 1.0 } else { 0.0 });
-        if weight == 0.0 {
-            let beside = self.number("rope.scaling.yarn_attn_factor")?.unwrap_or(1.0);
-            return self.interpolated(factor, attention * beside);
+        // llama.cpp cancels it for DeepSeek-V4.
+        let attention = match kind {
+            Kind::Compressed => 1.0,
+            _ => context.scaled.to_f64(),
+        };
+        if let Some(rows) = self.long_rope(kind, context, attention)? {
+            return Ok((rows, 1.0));
         }
-        let mscale = self.attention_factor(factor)?;
+        if context.weight != 0.0 {
+            return Ok((self.yarn(context, attention)?, 1.0));
+        }
+        let scaling = match (context.factor, self.stretch()?) {
+            (1.0, None) => Scaling::None,
+            (1.0, Some(alpha)) => Scaling::NtkAlpha(NtkAlphaScaling { alpha }),
+            (factor, None) => Scaling::Linear(LinearScaling { factor }),
+            (_, Some(_)) => return Err(self.stretched_and_scaled()),
+        };
+        Ok((scaling, attention))
+    }
+
+    fn yarn(&self, context: &Context, attention: f64) -> Result<Scaling, ConfigError> {
+        if self.stretch()?.is_some() {
+            return Err(self.stretched_and_scaled());
+        }
+        let keys = self.architecture.yarn;
+        let turns = |name: &str, default: f64| -> Result<f64, ConfigError> {
+            match keys.betas {
+                true => Ok(self.number(name)?.unwrap_or(default)),
+                false => Ok(default),
+            }
+        };
         Ok(Scaling::Yarn(YarnScaling {
-            beta_fast: self.number("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
-            beta_slow: self.number("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
-            attention_factor: Some(mscale * attention),
-            mscale_all_dim: self.log_multiplier()?,
-            extrapolation_factor: weight,
-            ..YarnScaling::new(factor, self.original()?)
+            beta_fast: turns("rope.scaling.yarn_beta_fast", keys.beta_fast)?,
+            beta_slow: turns("rope.scaling.yarn_beta_slow", 1.0)?,
+            attention_factor: Some(attention),
+            mscale_all_dim: self.mscale_all_dim()?,
+            extrapolation_factor: context.weight,
+            ..YarnScaling::new(context.factor, self.original()?)
         }))
     }
 
-    /// Every pair divided by the factor.
-    fn interpolated(&self, factor: f64, attention: f64) -> Result<Scaling, ConfigError> {
-        if attention != 1.0 {
-            return Ok(Scaling::Yarn(YarnScaling {
-                attention_factor: Some(attention),
-                extrapolation_factor: 0.0,
-                ..YarnScaling::new(factor, self.original()?)
-            }));
+    fn long_rope(
+        &self,
+        kind: Kind,
+        context: &Context,
+        attention: f64,
+    ) -> Result<Option<Scaling>, ConfigError> {
+        let factors = self.architecture.factors;
+        let read = match factors {
+            Factors::Long => true,
+            Factors::FreqsOrLong | Factors::FreqsOrLongUnlessSliding => context.longrope,
+            _ => false,
+        };
+        if !read {
+            return match context.longrope {
+                true => Err(ConfigError::Unsupported {
+                    what: format!("{}, which is \"longrope\",", self.key("rope.scaling.type")),
+                    why: "llama.cpp has no factors for this architecture".to_string(),
+                }),
+                false => Ok(None),
+            };
         }
-        Ok(if factor == 1.0 {
-            Scaling::None
-        } else {
-            Scaling::Linear(LinearScaling { factor })
-        })
+        let sliding = kind == Kind::Sliding;
+        if sliding && factors == Factors::FreqsOrLongUnlessSliding {
+            return Ok(None);
+        }
+        // These take the place of the others.
+        if self.tensor(FREQS)?.is_some() {
+            return Ok(None);
+        }
+        let (short, long) = (self.tensor(SHORT)?, self.tensor(LONG)?);
+        let (short, long) = match (short, long) {
+            (Some(short), Some(long)) => (short, long),
+            (None, None) if !context.longrope => return Ok(None),
+            (short, _) => {
+                let missing = if short.is_none() { SHORT } else { LONG };
+                return Err(ConfigError::missing(
+                    missing,
+                    "LongRoPE needs the short and the long factors: give the tensor's values",
+                ));
+            }
+        };
+        if context.weight != 0.0 {
+            return Err(self.invalid(
+                "rope.scaling.type",
+                format!("\"longrope\", for the file has {LONG}"),
+            ));
+        }
+        let by_factor = |divisors: &[f64]| divisors.iter().map(|d| d * context.factor).collect();
+        Ok(Some(Scaling::LongRope(LongRopeScaling {
+            attention_factor: Some(attention),
+            ..LongRopeScaling::new(by_factor(&short), by_factor(&long), self.original()?)
+        })))
+    }
+
+    fn divisors(&self, kind: Kind, pairs: usize) -> Result<Option<Vec<f64>>, ConfigError> {
+        let read = match self.architecture.factors {
+            Factors::Unread | Factors::Ignored | Factors::Long => false,
+            Factors::FreqsUnlessSliding | Factors::FreqsOrLongUnlessSliding => {
+                kind != Kind::Sliding
+            }
+            Factors::Freqs | Factors::FreqsOrLong => true,
+        };
+        let draft = self.architecture.mode == Mode::Draft;
+        if !read || draft && (self.axes()?.is_some() || self.is_like_deepseek4()?) {
+            return Ok(None);
+        }
+        let mut divisors = self.tensor(FREQS)?;
+        if self.architecture.dims == Dims::RotatedHalfUnlessSliding
+            && let Some(divisors) = &mut divisors
+        {
+            divisors.truncate(pairs);
+        }
+        Ok(divisors)
+    }
+
+    /// By how much theta is stretched.
+    fn stretch(&self) -> Result<Option<f64>, ConfigError> {
+        if self.architecture.theta != Theta::Stretched {
+            return Ok(None);
+        }
+        let alpha = self.number("rope.scaling.alpha")?;
+        Ok(alpha.filter(|&alpha| alpha > 0.0))
+    }
+
+    fn stretched_and_scaled(&self) -> ConfigError {
+        ConfigError::Unsupported {
+            what: format!(
+                "{} beside {}",
+                self.key("rope.scaling.alpha"),
+                self.key("rope.scaling.factor")
+            ),
+            why: "a RopeConfig has one scaling".to_string(),
+        }
     }
 
     /// The factor of linear and YaRN scaling; 0 counts as absent.
@@ -551,11 +558,15 @@ impl<'a> File<'_, 'a> {
         if rope_type == "none" {
             return Ok(1.0);
         }
-        let given = match self.number("rope.scaling.factor")? {
-            Some(factor) => Some(factor),
-            None => self.number("rope.scale_linear")?,
+        let key = match self.get("rope.scaling.factor") {
+            Some(_) => "rope.scaling.factor",
+            None => "rope.scale_linear",
         };
-        Ok(given.filter(|&factor| factor != 0.0).unwrap_or(1.0))
+        let factor = self.number(key)?.filter(|&factor| factor != 0.0);
+        match factor.unwrap_or(1.0) {
+            factor if factor > 0.0 => Ok(factor),
+            _ => Err(self.invalid(key, "a positive number")),
+        }
     }
 
     /// Tokens that the model was first trained on.
@@ -565,31 +576,32 @@ impl<'a> File<'_, 'a> {
             return Ok(tokens);
         }
         self.count("context_length")?.ok_or_else(|| {
-            ConfigError::missing(
-                self.key(key),
+            self.missing(
+                key,
                 format!("scaling needs it, or {}", self.key("context_length")),
             )
         })
     }
 
     /// YaRN's attention factor as llama.cpp has it since December 2025.
-    fn attention_factor(&self, factor: f64) -> Result<f64, ConfigError> {
-        let over = match (self.log_multiplier()?, self.architecture.score) {
-            (None, _) => return Ok(formulas::mscale(factor, 1.0).to_f64()),
-            // DeepSeek's mscale and mscale_all_dim are equal.
-            (Some(_), Score::Latent { .. }) => return Ok(1.0),
+    fn mscale_ratio(&self, factor: f64) -> Result<DoubleDouble, ConfigError> {
+        let over = match (
+            self.mscale_all_dim()?,
+            self.architecture.yarn.log_multiplier,
+        ) {
+            (Some(_), LogMultiplier::Both(_)) => return Ok(DoubleDouble::ONE),
             (Some(all_dim), _) => formulas::mscale(factor, all_dim),
+            (None, _) => DoubleDouble::ONE,
         };
-        Ok(formulas::mscale(factor, 1.0).div(over).to_f64())
+        Ok(formulas::mscale(factor, 1.0).div(over))
     }
 
     /// `mscale_all_dim`; 0 counts as absent.
-    fn log_multiplier(&self) -> Result<Option<f64>, ConfigError> {
-        let unit = match self.architecture.score {
-            Score::Latent {
-                log_multiplier_unit,
-            } => log_multiplier_unit,
-            _ => 1.0,
+    fn mscale_all_dim(&self) -> Result<Option<f64>, ConfigError> {
+        let (LogMultiplier::AllDim(unit) | LogMultiplier::Both(unit)) =
+            self.architecture.yarn.log_multiplier
+        else {
+            return Ok(None);
         };
         let given = self.number("rope.scaling.yarn_log_multiplier")?;
         Ok(given
@@ -597,184 +609,101 @@ impl<'a> File<'_, 'a> {
             .map(|m| m / f64::from(unit)))
     }
 
-    fn with_pairing(&self, config: RopeConfig) -> Result<RopeConfig, ConfigError> {
-        let rule = PairingRule::GgufArchitecture(self.name.to_string());
+    /// The axes, for an architecture that has them where the file gives sections.
+    fn axes(&self) -> Result<Option<Axes>, ConfigError> {
         let sections = self.sections()?;
         let used = sections.filter(|sections| sections[0] > 0 && sections[1] > 0);
-        let (pairing, mode) = match (self.architecture.mode, used) {
-            (Mode::Mrope, _) => (Pairing::HalfSplit, Some(GgmlMrope::Mrope)),
-            (Mode::Imrope, _) => (Pairing::HalfSplit, Some(GgmlMrope::Imrope)),
-            (Mode::MropeOrInterleaved | Mode::MropeOrHalfSplit, Some(_)) => {
-                (Pairing::HalfSplit, Some(GgmlMrope::Mrope))
+        let (mode, sections) = match self.architecture.mode {
+            Mode::Mrope => (GgmlMrope::Mrope, sections),
+            Mode::Imrope => (GgmlMrope::Imrope, sections),
+            Mode::MropeOrInterleaved | Mode::MropeOrHalfSplit if used.is_some() => {
+                (GgmlMrope::Mrope, used)
             }
-            (Mode::Interleaved | Mode::MropeOrInterleaved, _) => (Pairing::Interleaved, None),
-            (Mode::HalfSplit | Mode::MropeOrHalfSplit | Mode::None, _) => {
-                (Pairing::HalfSplit, None)
+            Mode::Draft if sections.is_some_and(|sections| sections != [0; 4]) => {
+                (GgmlMrope::Mrope, sections)
             }
+            _ => return Ok(None),
         };
-        let config = config.with_pairing_by(pairing, rule);
-        match (mode, sections) {
-            (None, _) => Ok(config),
-            (Some(mode), Some(sections)) => Ok(config.with_axes(Axes::Ggml { mode, sections })),
-            (Some(_), None) => Err(ConfigError::missing(
-                self.key("rope.dimension_sections"),
+        match sections {
+            Some(sections) => Ok(Some(Axes::Ggml { mode, sections })),
+            None => Err(self.missing(
+                "rope.dimension_sections",
                 format!("architecture {:?} needs it", self.name),
             )),
         }
     }
 
-    fn sections(&self) -> Result<Option<[usize; 4]>, ConfigError> {
-        let key = "rope.dimension_sections";
-        let entries: Vec<i64> = match self.get(key) {
-            None => return Ok(None),
-            Some(GgufValue::U32Array(entries)) => entries.iter().map(|&n| n.into()).collect(),
-            Some(GgufValue::I32Array(entries)) => entries.iter().map(|&n| n.into()).collect(),
-            Some(_) => return Err(self.invalid(key, "an array of integers")),
+    fn with_pairing(&self, config: RopeConfig) -> Result<RopeConfig, ConfigError> {
+        let rule = PairingRule::GgufArchitecture(self.name.to_string());
+        if let Some(axes) = self.axes()? {
+            let config = config.with_pairing_by(Pairing::HalfSplit, rule);
+            return Ok(config.with_axes(axes));
+        }
+        let pairing = match self.architecture.mode {
+            Mode::Interleaved | Mode::MropeOrInterleaved => Pairing::Interleaved,
+            Mode::Draft if self.is_like_deepseek4()? => Pairing::Interleaved,
+            _ => Pairing::HalfSplit,
         };
-        let mut sections = [0; 4];
-        if entries.is_empty() || entries.len() > sections.len() {
-            return Err(self.invalid(key, "an array of up to 4 integers"));
-        }
-        for (section, &entry) in sections.iter_mut().zip(&entries) {
-            *section =
-                usize::try_from(entry).map_err(|_| self.invalid(key, "integers of at least 0"))?;
-        }
-        Ok(Some(sections))
+        Ok(config.with_pairing_by(pairing, rule))
     }
 
-    fn score_scale(&self, head_dim: usize, scaling: &Scaling) -> Result<f64, ConfigError> {
-        if let Some(scale) = self
-            .number("attention.scale")?
-            .filter(|&scale| scale != 0.0)
-        {
-            if scale > 0.0 {
-                return Ok(scale);
-            }
-            return Err(self.invalid("attention.scale", "a positive number"));
-        }
+    fn score_scale(
+        &self,
+        kind: Kind,
+        head_dim: usize,
+        context: &Context,
+    ) -> Result<f64, ConfigError> {
         let of_dims = |dims: f64| dims.sqrt().recip();
-        let head_dim = head_dim as f64;
+        let of_head = of_dims(head_dim as f64);
+        let given = |key: &str| -> Result<Option<f64>, ConfigError> {
+            match self.number(key)? {
+                Some(scale) if scale < 0.0 => Err(self.invalid(key, "a positive number")),
+                scale => Ok(scale.filter(|&scale| scale != 0.0)),
+            }
+        };
         Ok(match self.architecture.score {
-            Score::HeadDim => of_dims(head_dim),
+            Score::HeadDim => of_head,
+            Score::Given => given("attention.scale")?.unwrap_or(of_head),
             Score::One => 1.0,
             Score::HeadDimUnless(layers) if self.count("block_count")? == Some(layers) => {
                 of_dims(self.derived_head_dim()? as f64)
             }
-            Score::HeadDimUnless(_) => of_dims(head_dim),
-            Score::Latent { .. } => {
-                let dims = match self.count("attention.key_length_mla")? {
-                    Some(dims) => dims,
-                    None => self.count("attention.key_length")?.ok_or_else(|| {
-                        ConfigError::missing(
-                            self.key("attention.key_length_mla"),
-                            "latent attention needs it",
-                        )
-                    })?,
+            Score::HeadDimUnless(_) => of_head,
+            Score::ValueLength => match self.count("attention.value_length")? {
+                Some(dims) => of_dims(dims as f64),
+                None => of_dims(self.derived_head_dim()? as f64),
+            },
+            Score::Output(default) => given("attention.output_scale")?.unwrap_or(default),
+            Score::Latent => of_dims(self.latent_dims(kind)? as f64),
+            Score::LatentScaled => {
+                let scaled = match context.weight {
+                    0.0 => context.scaled.mul(growth(context.factor, 1.0)),
+                    _ => context.scaled,
                 };
-                let mscale = match scaling {
-                    Scaling::Yarn(YarnScaling {
-                        factor,
-                        mscale_all_dim: Some(all_dim),
-                        ..
-                    }) => formulas::mscale(*factor, *all_dim).to_f64(),
-                    _ => 1.0,
-                };
-                of_dims(dims as f64) * mscale * mscale
+                let all_dim = self.mscale_all_dim()?.unwrap_or(0.0);
+                let mscale = scaled.mul(growth(context.factor, all_dim)).to_f64();
+                of_dims(self.latent_dims(kind)? as f64) * mscale * mscale
             }
         })
     }
 
-    fn key(&self, name: &str) -> String {
-        format!("{}.{name}", self.name)
-    }
-
-    fn get(&self, name: &str) -> Option<GgufValue<'a>> {
-        (self.lookup)(&self.key(name))
-    }
-
-    fn invalid(&self, name: &str, expected: impl Into<String>) -> ConfigError {
-        let value = self.get(name).map_or_else(|| "absent".to_string(), display);
-        ConfigError::invalid(self.key(name), value, expected)
-    }
-
-    fn number(&self, name: &str) -> Result<Option<f64>, ConfigError> {
-        match self.get(name) {
-            None => Ok(None),
-            Some(GgufValue::F64(number)) if number.is_finite() => Ok(Some(number)),
-            Some(GgufValue::U64(number)) => Ok(Some(number as f64)),
-            Some(GgufValue::I64(number)) => Ok(Some(number as f64)),
-            Some(_) => Err(self.invalid(name, "a number")),
-        }
-    }
-
-    /// A positive whole number.
-    fn count(&self, name: &str) -> Result<Option<u64>, ConfigError> {
-        let number = match self.get(name) {
-            None => return Ok(None),
-            Some(GgufValue::U64(number)) => number,
-            Some(GgufValue::I64(number)) => u64::try_from(number).unwrap_or(0),
-            Some(_) => 0,
+    /// Dims of a head with latent attention, rotated or not.
+    fn latent_dims(&self, kind: Kind) -> Result<u64, ConfigError> {
+        let key = match kind {
+            Kind::Sliding => "attention.key_length_mla_swa",
+            _ => "attention.key_length_mla",
         };
-        if number == 0 {
-            return Err(self.invalid(name, "a positive whole number"));
-        }
-        Ok(Some(number))
-    }
-
-    fn tensor(&self, name: &str) -> Result<Option<Vec<f64>>, ConfigError> {
-        match (self.lookup)(name) {
-            None => Ok(None),
-            Some(GgufValue::F32Array(values)) => {
-                Ok(Some(values.iter().map(|&value| f64::from(value)).collect()))
-            }
-            Some(other) => Err(ConfigError::invalid(
-                name,
-                display(other),
-                "an array of f32",
-            )),
+        match (self.count(key)?, self.count("attention.key_length")?) {
+            (Some(dims), _) => Ok(dims),
+            (None, Some(dims)) if kind != Kind::Sliding => Ok(dims),
+            _ => Err(self.missing(key, "latent attention needs it")),
         }
     }
 }
 
-/// Names the tensor that a list came from.
-fn tensor_error(error: ConfigError) -> ConfigError {
-    let tensor_of = |key: &str| {
-        [
-            ("divisors", "rope_freqs.weight"),
-            ("short_factor", "rope_factors_short.weight"),
-            ("long_factor", "rope_factors_long.weight"),
-        ]
-        .into_iter()
-        .find_map(|(list, tensor)| {
-            let rest = key.strip_prefix(list)?;
-            Some(format!("{tensor}{rest}"))
-        })
-    };
-    match error {
-        ConfigError::Invalid {
-            key,
-            value,
-            expected,
-        } => ConfigError::Invalid {
-            key: tensor_of(&key).unwrap_or(key),
-            value,
-            expected,
-        },
-        other => other,
-    }
-}
-
-/// A value as it is named in messages.
-fn display(value: GgufValue<'_>) -> String {
-    match value {
-        GgufValue::U64(number) => number.to_string(),
-        GgufValue::I64(number) => number.to_string(),
-        GgufValue::F64(number) => number.to_string(),
-        GgufValue::Bool(flag) => flag.to_string(),
-        GgufValue::Str(text) => format!("{:?}", shortened(text)),
-        GgufValue::F32Array(values) => format!("an array of {}", values.len()),
-        GgufValue::U32Array(values) => format!("an array of {}", values.len()),
-        GgufValue::I32Array(values) => format!("an array of {}", values.len()),
-        GgufValue::BoolArray(values) => format!("an array of {}", values.len()),
-    }
+/// `1 + 0.1 multiplier ln(factor)`
+fn growth(factor: f64, multiplier: f64) -> DoubleDouble {
+    let tenth = DoubleDouble::ONE.div(10.0.into());
+    let logarithm = DoubleDouble::ln(factor).mul(multiplier.into());
+    DoubleDouble::ONE.add(logarithm.mul(tenth))
 }

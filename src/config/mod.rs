@@ -46,7 +46,6 @@ mod error;
 mod families;
 mod formulas;
 mod gguf;
-mod gguf_architectures;
 #[cfg(feature = "hf-config")]
 mod hf;
 mod model;

@@ -352,7 +352,8 @@ impl CudaRotator {
         positions: &CudaPositions<'_>,
     ) -> Result<(), Error> {
         self.check(stream, plan, T::DTYPE, positions)?;
-        plan.check_operands(&q, &k)?;
+        plan.check_rotates_only()?;
+        plan.check_operands(&q, Some(&k))?;
         for (planned, operand) in [(&plan.q, &q), (&plan.k, &k)] {
             if let (Some(planned), Some(operand)) = (planned, operand) {
                 self.check_operand(plan, planned, operand)?;
@@ -378,6 +379,7 @@ impl CudaRotator {
         positions: &CudaPositions<'_>,
     ) -> Result<(), Error> {
         self.check(stream, plan, T::DTYPE, positions)?;
+        plan.check_rotates_only()?;
         self.cuda()
             .expect_here("the buffer", buffer.stream().context())?;
         plan.check_one_buffer(buffer.len())?;
@@ -418,6 +420,7 @@ impl CudaRotator {
         if !plan.rope.is_same(self.rope()) {
             return Err(Error::PlanMismatch);
         }
+        plan.check_rotates_only()?;
         // SAFETY: the caller's.
         unsafe { self.enqueue(stream, plan, [q, k], positions) }
     }
@@ -512,8 +515,10 @@ impl CudaRotator {
         let addresses = Addresses {
             q,
             k,
+            v: TensorAddresses::default(),
             angles: self.inner.addresses,
             positions,
+            cache: None,
         };
         let Some(call) = plan.call(&addresses)? else {
             return Ok(());

@@ -20,12 +20,16 @@ mod variants;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod vector;
 
-use crate::call::{Addresses, AngleAddresses, RawPositions, TensorAddresses};
+use crate::cache::{Slots, Stored};
+use crate::call::{
+    Addresses, AngleAddresses, CacheAddresses, RawPositions, RawSlots, TensorAddresses,
+};
 use crate::element::Element;
-use crate::plan::{InOut, Plan, PlannedTensor, Problem};
+use crate::plan::{Appended, InOut, Plan, PlannedTensor, Problem};
 use crate::positions::Positions;
 use crate::{Angles, Error, Rope};
 use std::mem::MaybeUninit;
+use std::sync::atomic::AtomicU32;
 
 /// A variant of the host backend. All give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -278,6 +282,42 @@ impl<'a, T, O: Into<HostDestination<'a, T>>> From<(&'a [T], O)> for HostInOut<'a
     }
 }
 
+/// Keys or values of a call of [`HostRotator::append`]. Made by `From` a slice, which is written to the
+/// cache only, and whatever makes a [`HostInOut`].
+pub type HostAppended<'a, T> = Appended<&'a [T], &'a mut [T], HostDestination<'a, T>>;
+
+impl<'a, T> From<&'a [T]> for HostAppended<'a, T> {
+    fn from(elements: &'a [T]) -> Self {
+        Appended::ToCache(elements)
+    }
+}
+
+impl<'a, T> From<&'a Vec<T>> for HostAppended<'a, T> {
+    fn from(elements: &'a Vec<T>) -> Self {
+        Appended::ToCache(elements)
+    }
+}
+
+impl<'a, T> From<HostInOut<'a, T>> for HostAppended<'a, T> {
+    fn from(operand: HostInOut<'a, T>) -> Self {
+        Appended::InOut(operand)
+    }
+}
+
+/// The caches of a call, in host memory.
+#[derive(Debug)]
+pub enum HostKvCache<'a, T> {
+    /// Buffers of their own, as far as they are planned.
+    Separate {
+        /// The keys'.
+        k: Option<&'a mut [T]>,
+        /// The values'.
+        v: Option<&'a mut [T]>,
+    },
+    /// One buffer for both.
+    OneBuffer(&'a mut [T]),
+}
+
 /// One [`Rope`] on the host backend.
 ///
 /// Decoding with packed qkv, each sequence at its own position:
@@ -340,12 +380,13 @@ impl HostRotator {
         positions: Positions<'_>,
     ) -> Result<(), Error> {
         self.check(plan, T::DTYPE)?;
-        plan.check_operands(&q, &k)?;
+        plan.check_rotates_only()?;
+        plan.check_operands(&q, Some(&k))?;
         let q = checked_addresses(plan, plan.q.as_ref(), q)?;
         let k = checked_addresses(plan, plan.k.as_ref(), k)?;
         // SAFETY: the plan proved, or its maker vouched, that what is written does not overlap
         // inside a tensor; the borrows keep the buffers apart; their lengths have been checked.
-        unsafe { self.execute(plan, q, k, by_address(&positions)) }
+        unsafe { self.execute(plan, [q, k], by_address(&positions)) }
     }
 
     /// Rotates a plan made with [`Problem::one_buffer`], such as packed qkv in place. Nothing is
@@ -360,11 +401,12 @@ impl HostRotator {
         positions: Positions<'_>,
     ) -> Result<(), Error> {
         self.check(plan, T::DTYPE)?;
+        plan.check_rotates_only()?;
         plan.check_one_buffer(buffer.len())?;
         let both = in_place(buffer);
         // SAFETY: the plan proved, or its maker vouched, that no two layouts of the buffer overlap
         // where one of them is written, and the buffer reaches as far as the layouts do.
-        unsafe { self.execute(plan, both, both, by_address(&positions)) }
+        unsafe { self.execute(plan, [both, both], by_address(&positions)) }
     }
 
     /// Rotates at addresses, for engines with an allocator of their own: the same call that
@@ -391,8 +433,166 @@ impl HostRotator {
         positions: RawPositions,
     ) -> Result<(), Error> {
         self.check(plan, plan.dtype())?;
+        plan.check_rotates_only()?;
         // SAFETY: the caller's.
-        unsafe { self.execute(plan, q, k, positions) }
+        unsafe { self.execute(plan, [q, k], positions) }
+    }
+
+    /// Rotates q and k, and stores k and v in their caches: what lies between the projection and the
+    /// attention of a layer. Each of q, k and v is a buffer of its own. Nothing is written if an error is
+    /// returned.
+    ///
+    /// Where several tokens of a call have one slot, it holds the last of them.
+    ///
+    /// ```
+    /// use phasor::{
+    ///     CacheLayout, Dtype, Frequencies, Host, HostKvCache, KvCacheLayout, Layout, Pairing, Positions,
+    ///     Problem, Rope, Slots, Stored,
+    /// };
+    ///
+    /// # fn main() -> Result<(), phasor::Error> {
+    /// let rope = Rope::new(Frequencies::from_theta(10_000.0, 64)?, Pairing::HalfSplit);
+    /// let rotator = Host::new().rotator(&rope);
+    /// // Up to 16 tokens a step, 4 query heads, 2 key and value heads; 10 pages of 16 slots.
+    /// let (heads, cache) = (Layout::tokens(16, 2, 64), CacheLayout::paged_nhd(10, 16, 2, 64));
+    /// let problem = Problem::new(Dtype::F32)
+    ///     .q(Layout::tokens(16, 4, 64))
+    ///     .k_to_cache(heads)
+    ///     .v_to_cache(heads)
+    ///     .cache(KvCacheLayout::separate(cache, cache));
+    /// let plan = rotator.plan(&problem)?;
+    ///
+    /// let mut q = vec![1.0f32; 16 * 4 * 64];
+    /// let (k, v) = (vec![1.0f32; 16 * 2 * 64], vec![2.0f32; 16 * 2 * 64]);
+    /// let (mut k_cache, mut v_cache) = (vec![0.0f32; 10 * 16 * 2 * 64], vec![0.0f32; 10 * 16 * 2 * 64]);
+    /// // A prompt of 7 tokens, and one token of a sequence of 20: in pages 3, and 5 and 8.
+    /// let (cu_seqlens, lengths, pages) = ([0, 7, 8], [0, 20], [3, -1, 5, 8]);
+    /// let stored = rotator.append(
+    ///     &plan,
+    ///     Some((&mut q).into()),
+    ///     Some((&k).into()),
+    ///     Some((&v).into()),
+    ///     HostKvCache::Separate { k: Some(&mut k_cache), v: Some(&mut v_cache) },
+    ///     Positions::start_per_sequence(&lengths).cu_seqlens(&cu_seqlens),
+    ///     Slots::page_table(&pages, &lengths),
+    /// )?;
+    /// assert_eq!(stored, Stored::All);
+    /// assert_eq!(v_cache[(8 * 16 + 4) * 2 * 64], 2.0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`rotate`](Self::rotate); [`Error::CacheMissing`], [`Error::AppendMismatch`],
+    /// [`Error::SlotsLength`], [`Error::CuSeqlens`].
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one for each thing that a step has"
+    )]
+    pub fn append<T: Element>(
+        &self,
+        plan: &Plan,
+        q: Option<HostInOut<'_, T>>,
+        k: Option<HostAppended<'_, T>>,
+        v: Option<HostAppended<'_, T>>,
+        cache: HostKvCache<'_, T>,
+        positions: Positions<'_>,
+        slots: Slots<'_>,
+    ) -> Result<Stored, Error> {
+        self.check(plan, T::DTYPE)?;
+        plan.check_append_operands(&q, [&k, &v])?;
+        let q = checked_addresses(plan, plan.q.as_ref(), q)?;
+        let k = checked_appended(plan, plan.k.as_ref(), k)?;
+        let v = checked_appended(plan, plan.v.as_ref(), v)?;
+        // SAFETY: as in `rotate`, for the caches too.
+        unsafe { self.append_at(plan, [q, k, v], cache, &positions, &slots) }
+    }
+
+    /// The same for a plan made with [`Problem::one_buffer`], such as packed qkv: q is rotated in place, k
+    /// and v are read from there. The caches are buffers of their own.
+    ///
+    /// # Errors
+    /// Those of [`append`](Self::append).
+    pub fn append_one_buffer<T: Element>(
+        &self,
+        plan: &Plan,
+        buffer: &mut [T],
+        cache: HostKvCache<'_, T>,
+        positions: Positions<'_>,
+        slots: Slots<'_>,
+    ) -> Result<Stored, Error> {
+        self.check(plan, T::DTYPE)?;
+        plan.check_one_buffer(buffer.len())?;
+        let all = in_place(buffer);
+        // SAFETY: as in `rotate_one_buffer`, for the caches too.
+        unsafe { self.append_at(plan, [all; 3], cache, &positions, &slots) }
+    }
+
+    /// Appends at addresses, for engines with an allocator of their own. `cache.report` is the address of a
+    /// `u32` that is set to 1 where a slot is outside of the caches, and else not touched: clear it before
+    /// the calls that it is to tell of.
+    ///
+    /// # Errors
+    /// [`Error::PlanMismatch`] and those of [`append`](Self::append) about positions and slots.
+    ///
+    /// # Safety
+    /// Those of [`rotate_raw`](Self::rotate_raw), for v, the caches, the slots and the report too.
+    pub unsafe fn append_raw(
+        &self,
+        plan: &Plan,
+        [q, k, v]: [TensorAddresses; 3],
+        cache: Option<CacheAddresses>,
+        positions: RawPositions,
+    ) -> Result<(), Error> {
+        self.check(plan, plan.dtype())?;
+        // SAFETY: the caller's.
+        unsafe { self.perform(plan, [q, k, v], positions, cache) }
+    }
+
+    /// # Safety
+    /// That of [`append_raw`](Self::append_raw), but for the caches, positions and slots.
+    unsafe fn append_at<T: Element>(
+        &self,
+        plan: &Plan,
+        tensors: [TensorAddresses; 3],
+        cache: HostKvCache<'_, T>,
+        positions: &Positions<'_>,
+        slots: &Slots<'_>,
+    ) -> Result<Stored, Error> {
+        let lengths = match &cache {
+            HostKvCache::Separate { k, v } => [k, v].map(|part| part.as_ref().map(|x| x.len())),
+            HostKvCache::OneBuffer(both) => [Some(both.len()); 2],
+        };
+        let one_buffer = matches!(cache, HostKvCache::OneBuffer(_));
+        if one_buffer != plan.caches_are_one_buffer() {
+            return Err(Error::AppendMismatch {
+                planned: match one_buffer {
+                    true => "has caches in buffers of their own",
+                    false => "has both caches in one buffer",
+                },
+                remedy: "give the caches so, or plan them as they are given",
+            });
+        }
+        plan.check_cache_lengths(lengths)?;
+        let address = |part: &mut [T]| part.as_mut_ptr().expose_provenance() as u64;
+        let [k, v] = match cache {
+            HostKvCache::Separate { k, v } => [k, v].map(|part| part.map_or(0, address)),
+            HostKvCache::OneBuffer(both) => [address(both); 2],
+        };
+        let report = AtomicU32::new(0);
+        let addresses = CacheAddresses {
+            k,
+            v,
+            slots: slots_by_address(slots),
+            report: expose(&raw const report),
+        };
+        let addresses = plan.cache.is_some().then_some(addresses);
+        // SAFETY: the caller's; the caches are borrowed, and reach as far as their layouts.
+        unsafe { self.perform(plan, tensors, by_address(positions), addresses)? };
+        Ok(match report.into_inner() {
+            0 => Stored::All,
+            _ => Stored::NotAll,
+        })
     }
 
     fn check(&self, plan: &Plan, given: crate::Dtype) -> Result<(), Error> {
@@ -407,9 +607,22 @@ impl HostRotator {
     unsafe fn execute(
         &self,
         plan: &Plan,
-        q: TensorAddresses,
-        k: TensorAddresses,
+        [q, k]: [TensorAddresses; 2],
         positions: RawPositions,
+    ) -> Result<(), Error> {
+        let v = TensorAddresses::default();
+        // SAFETY: the caller's.
+        unsafe { self.perform(plan, [q, k, v], positions, None) }
+    }
+
+    /// # Safety
+    /// That of [`append_raw`](Self::append_raw).
+    unsafe fn perform(
+        &self,
+        plan: &Plan,
+        [q, k, v]: [TensorAddresses; 3],
+        positions: RawPositions,
+        cache: Option<CacheAddresses>,
     ) -> Result<(), Error> {
         let (angles, table_is_ordinary) = match self.rope.angles() {
             Angles::Exact(frequencies) => (of_steps(frequencies.steps(), &[]), false),
@@ -423,12 +636,15 @@ impl HostRotator {
         let addresses = Addresses {
             q,
             k,
+            v,
             angles,
             positions,
+            cache,
         };
+        let mut call = plan.unfilled();
         // SAFETY: the caller's; the rotation, which this rotator holds, has the angles.
         unsafe {
-            if let Some(call) = plan.call_on_host(&addresses)? {
+            if plan.fill_on_host(&addresses, &mut call.params)? {
                 run::execute(self.host, &call, table_is_ordinary);
             }
         }
@@ -452,6 +668,32 @@ fn by_address(positions: &Positions<'_>) -> RawPositions {
     match positions.try_map(address) {
         Ok(positions) => positions,
         Err(never) => match never {},
+    }
+}
+
+fn slots_by_address(slots: &Slots<'_>) -> RawSlots {
+    let address = |ids: &&[u8]| Ok::<_, std::convert::Infallible>(expose(ids.as_ptr()));
+    match slots.try_map(address) {
+        Ok(slots) => slots,
+        Err(never) => match never {},
+    }
+}
+
+fn checked_appended<T>(
+    plan: &Plan,
+    planned: Option<&PlannedTensor>,
+    operand: Option<HostAppended<'_, T>>,
+) -> Result<TensorAddresses, Error> {
+    match (planned, operand) {
+        (Some(planned), Some(Appended::ToCache(source))) => {
+            plan.check_lengths(planned, source.len(), source.len())?;
+            Ok(TensorAddresses {
+                source: expose(source.as_ptr()),
+                destination: 0,
+            })
+        }
+        (_, Some(Appended::InOut(operand))) => checked_addresses(plan, planned, Some(operand)),
+        _ => Ok(TensorAddresses::default()),
     }
 }
 

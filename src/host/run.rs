@@ -7,13 +7,16 @@ use super::{Threads, threads};
 use crate::Dtype;
 use crate::angle::phase::Scale;
 use crate::call::{
-    Call, PHASOR_OUT_OF_RANGE_PASS_THROUGH, PHASOR_ROW_ONLY, PhasorCall, PhasorOutput, PhasorStream,
+    Call, PHASOR_OUT_OF_RANGE_PASS_THROUGH, PHASOR_ROW_ONLY, PHASOR_SLOT_NONE, PhasorCache,
+    PhasorCall, PhasorView, Slot, Stream, Token,
 };
 use crate::rope::{Pairing, Pairings};
 use half::{bf16, f16};
+use std::mem::MaybeUninit;
 use std::ops::{Range, RangeInclusive};
 use std::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
 use std::slice::from_raw_parts;
+use std::sync::atomic::{AtomicU32, Ordering};
 #[cfg(feature = "rayon")]
 use std::time::Duration;
 
@@ -124,7 +127,12 @@ pub(super) unsafe fn execute(host: Host, call: &Call, table_is_ordinary: bool) {
     };
     let tokens = call.params.batch as usize * call.params.tokens as usize;
     // Heads are split only where tokens do not suffice, as each part forms the angles of its tokens.
-    let token_parts = |parts: usize| parts.min(tokens).max(1);
+    // Where tokens are stored in slots, several may have the same one, and the last is to win: one thread
+    // stores all of a head, in the order of tokens.
+    let token_parts = |parts: usize| match call.params.slots.choice {
+        PHASOR_SLOT_NONE => parts.min(tokens).max(1),
+        _ => 1,
+    };
     let work_at = |part: usize, parts: usize| {
         let token_parts = token_parts(parts);
         let head_parts = parts / token_parts;
@@ -168,7 +176,7 @@ fn split(n: usize, parts: usize, part: usize) -> Range<usize> {
     bound(part)..bound(part + 1)
 }
 
-impl Work<'_> {
+impl<'a> Work<'a> {
     /// # Safety
     /// That of [`execute`]; no other thread has the same tokens and heads.
     unsafe fn share<T: VectorElement>(&self, share: Share) {
@@ -180,54 +188,78 @@ impl Work<'_> {
             source: pairing(call.pairing.source_step),
             destination: pairing(call.pairing.destination_step),
         };
-        for token in share.tokens {
-            let (b, t) = (token as u32 / call.tokens, token as u32 % call.tokens);
+        let streams = call.streams().map(|stream| {
+            let heads = stream.read.heads as usize;
+            (stream, split(heads, share.head_parts, share.head_part))
+        });
+        let streams = || streams.iter().filter(|(_, heads)| !heads.is_empty());
+        // Where rotated keys are on their way to a cache that does not hold heads in one piece.
+        let mut scratch = Vec::<MaybeUninit<T>>::new();
+        let room = streams().map(|(stream, heads)| stream.needs_room() * heads.len());
+        scratch.resize_with(room.max().unwrap_or(0), MaybeUninit::uninit);
+        let scratch = scratch.as_mut_ptr().expose_provenance();
+        for token in share.tokens.clone() {
             // SAFETY: the token is one of the call's.
-            let row = unsafe { self.row(b, t) };
-            let heads_of = |stream: &PhasorStream| {
-                split(stream.heads as usize, share.head_parts, share.head_part)
+            let Some(token) =
+                (unsafe { call.token(token as u32 / call.tokens, token as u32 % call.tokens) })
+            else {
+                continue;
             };
-            for (stream, output) in call.streams() {
+            // SAFETY: the token is one of the call's.
+            let (row, slot) = unsafe { (self.row(&token), self.slot(&token, &share)) };
+            let heads_of = |(stream, heads): &(Stream<'a>, Range<usize>)| {
+                Heads::of::<T>(stream, heads, &token, slot, scratch)
+            };
+            for served in streams() {
                 // Whole heads, though some dims are written again: fewer and longer copies.
-                let all_rotate = row.is_some() && 2 * pairs == output.head_dim as usize;
-                if output.in_place == 1 || all_rotate {
+                let (stream, _) = served;
+                let whole = 2 * pairs == stream.output.head_dim as usize;
+                if stream.output.in_place == 1 || row.is_some() && stream.rotates && whole {
                     continue;
                 }
+                let Some(heads) = heads_of(served).filter(|heads| !heads.in_place) else {
+                    continue;
+                };
                 // SAFETY: the token and the heads are the stream's; source and destination do not
                 // overlap, because it is not in place.
-                unsafe { copy_heads::<T>((stream, output), (b, t), heads_of(stream)) };
+                unsafe {
+                    copy_heads::<T>(heads.source, heads.destination, heads.count, heads.head_dim)
+                };
             }
             for first in (0..pairs).step_by(BLOCK) {
                 let Some(row) = &row else { break };
                 let block = BLOCK.min(pairs - first);
                 // SAFETY: the pairs are the call's.
                 unsafe { row.form(self, first..first + block, &mut formed, &mut angles) };
-                for (stream, output) in call.streams() {
-                    let heads = heads_of(stream);
-                    if heads.is_empty() {
+                for served in streams().filter(|(stream, _)| stream.rotates) {
+                    let Some(heads) = heads_of(served) else {
                         continue;
-                    }
-                    let window = stream.rotary_offset as usize * size_of::<T>();
-                    let [source, destination] = addresses((stream, output), (b, t), heads.start);
+                    };
+                    let window = heads.rotary_offset * size_of::<T>();
                     let run = HeadRun {
-                        source: with_exposed_provenance(source + window),
-                        destination: with_exposed_provenance_mut(destination + window),
-                        source_stride: elements::<T>(stream.source.head),
-                        destination_stride: elements::<T>(output.destination.head),
-                        heads: heads.len(),
+                        source: with_exposed_provenance(heads.source.first + window),
+                        destination: with_exposed_provenance_mut(heads.destination.first + window),
+                        source_stride: elements::<T>(heads.source.stride),
+                        destination_stride: elements::<T>(heads.destination.stride),
+                        heads: heads.count,
                         pairs,
                         first,
-                        continues: stream.source.token
-                            == stream.source.head.wrapping_mul(i64::from(stream.heads)),
+                        continues: heads.continues,
                         // Lines that are written in part would be read before.
-                        stream: self.stream
-                            && output.in_place == 0
-                            && 2 * pairs == output.head_dim as usize,
+                        stream: self.stream && !heads.in_place && 2 * pairs == heads.head_dim,
                         ordinary: row.ordinary,
                     };
                     // SAFETY: the run's heads are the stream's; the variant was checked when it was
                     // chosen.
                     unsafe { T::rotate_heads(self.isa, pairings, &run, &angles, block) };
+                }
+            }
+            for served in streams().filter(|(stream, _)| stream.cache.is_some()) {
+                if let Some(heads) = heads_of(served)
+                    && let Some(cached) = &heads.cached
+                {
+                    // SAFETY: the heads are the stream's, and the slot is in its cache.
+                    unsafe { store_heads::<T>(&heads, cached) };
                 }
             }
         }
@@ -236,15 +268,39 @@ impl Work<'_> {
         }
     }
 
+    /// The slot that a token is stored in, if any. One outside of the caches is reported.
+    ///
+    /// # Safety
+    /// The token is one of the call's.
+    unsafe fn slot(&self, token: &Token, share: &Share) -> Option<[u32; 2]> {
+        let slots = &self.call.slots;
+        if slots.choice == PHASOR_SLOT_NONE {
+            return None;
+        }
+        // SAFETY: the caller's.
+        match unsafe { self.call.slot(token) } {
+            Slot::At { page, slot } => Some([page, slot]),
+            Slot::None => None,
+            Slot::Outside => {
+                if share.head_part == 0 {
+                    let report = with_exposed_provenance::<AtomicU32>(slots.report as usize);
+                    // SAFETY: the caller's: a word that lives as long as the call.
+                    unsafe { &*report }.store(1, Ordering::Relaxed);
+                }
+                None
+            }
+        }
+    }
+
     /// Where the angles of a token come from; `None` where it passes through.
     ///
     /// # Safety
     /// The token is one of the call's.
-    unsafe fn row(&self, b: u32, t: u32) -> Option<Row> {
+    unsafe fn row(&self, token: &Token) -> Option<Row> {
         let call = self.call;
         let inverse = call.angles.inverse == 1;
         // SAFETY: the caller's.
-        let position = unsafe { call.positions.at(0, b, t) };
+        let position = unsafe { call.positions.at(0, token) };
         if call.has_table() {
             let (row, inside) = call.table_row(position);
             let passes = call.angles.out_of_range == PHASOR_OUT_OF_RANGE_PASS_THROUGH;
@@ -256,7 +312,7 @@ impl Work<'_> {
         }
         // SAFETY: the caller's; there is a factor for each row.
         let (row, factor) = unsafe {
-            let row = call.row(b, t, position);
+            let row = call.row(token, position);
             let factors = with_exposed_provenance::<f32>(call.rows.factors as usize);
             let factor = match call.angles.row_choice {
                 PHASOR_ROW_ONLY => call.angles.factor,
@@ -270,7 +326,7 @@ impl Work<'_> {
             source: Source::Steps {
                 row,
                 position,
-                token: (b, t),
+                token: *token,
             },
             scale: Scale::new(factor, inverse),
             ordinary: is_ordinary(magnitudes),
@@ -290,39 +346,128 @@ fn elements<T>(bytes: i64) -> usize {
     bytes as usize / size_of::<T>()
 }
 
-/// Where a head of a token is read and written.
-fn addresses(
-    (stream, output): (&PhasorStream, &PhasorOutput),
-    (b, t): (u32, u32),
-    head: usize,
-) -> [usize; 2] {
-    [&stream.source, &output.destination].map(|view| {
-        let offset = i64::from(b)
-            .wrapping_mul(view.batch)
-            .wrapping_add(i64::from(t).wrapping_mul(view.token))
-            .wrapping_add((head as i64).wrapping_mul(view.head));
-        (view.address as usize).wrapping_add(offset as usize)
-    })
+/// Heads in memory: the first one's address, and bytes from one to the next.
+#[derive(Clone, Copy)]
+struct Run {
+    first: usize,
+    stride: i64,
+}
+
+/// The heads of one token and stream that a thread serves.
+struct Heads<'a> {
+    source: Run,
+    destination: Run,
+    count: usize,
+    head_dim: usize,
+    rotary_offset: usize,
+    in_place: bool,
+    /// Whether heads of the next token follow at the same distance.
+    continues: bool,
+    /// Where they are stored once more.
+    cached: Option<Cached<'a>>,
+}
+
+impl Stream<'_> {
+    /// Elements of a head that stay in between on their way to a cache.
+    fn needs_room(&self) -> usize {
+        let head_dim = self.output.head_dim as usize;
+        match self.cache {
+            Some(cache)
+                if self.rotates
+                    && self.output.nowhere == 1
+                    && (cache.block_dims as usize) < head_dim =>
+            {
+                head_dim
+            }
+            _ => 0,
+        }
+    }
+}
+
+/// Heads in a cache.
+struct Cached<'a> {
+    heads: Run,
+    cache: &'a PhasorCache,
+}
+
+impl<'a> Heads<'a> {
+    /// `None` where nothing of them is written. `scratch` is where heads stay that are written to a cache
+    /// only, in pieces.
+    // At 128 tokens of one-token work, a call here is a tenth of the time.
+    #[inline(always)]
+    fn of<T>(
+        stream: &Stream<'a>,
+        heads: &Range<usize>,
+        token: &Token,
+        slot: Option<[u32; 2]>,
+        scratch: usize,
+    ) -> Option<Self> {
+        let (read, output) = (stream.read, stream.output);
+        let at = |view: &PhasorView| {
+            let offset = i64::from(token.b)
+                .wrapping_mul(view.batch)
+                .wrapping_add(i64::from(token.t).wrapping_mul(view.token))
+                .wrapping_add((heads.start as i64).wrapping_mul(view.head));
+            Run {
+                first: (view.address as usize).wrapping_add(offset as usize),
+                stride: view.head,
+            }
+        };
+        let cached = stream.cache.zip(slot).map(|(cache, [page, slot])| {
+            let offset = i64::from(page)
+                .wrapping_mul(cache.page)
+                .wrapping_add(i64::from(slot).wrapping_mul(cache.slot))
+                .wrapping_add((heads.start as i64).wrapping_mul(cache.head));
+            let heads = Run {
+                first: (cache.address as usize).wrapping_add(offset as usize),
+                stride: cache.head,
+            };
+            Cached { heads, cache }
+        });
+        let head_dim = output.head_dim as usize;
+        let source = at(&read.source);
+        let (destination, cached) = match (output.nowhere, cached) {
+            (0, cached) => (at(&output.destination), cached),
+            (_, None) => return None,
+            (_, Some(cached)) if cached.cache.block_dims as usize >= head_dim => {
+                (cached.heads, None)
+            }
+            // What does not rotate needs no stop on its way.
+            (_, Some(cached)) if !stream.rotates => (source, Some(cached)),
+            (_, Some(cached)) => {
+                let scratch = Run {
+                    first: scratch,
+                    stride: (head_dim * size_of::<T>()) as i64,
+                };
+                (scratch, Some(cached))
+            }
+        };
+        Some(Self {
+            source,
+            destination,
+            count: heads.len(),
+            head_dim,
+            rotary_offset: read.rotary_offset as usize,
+            in_place: source.first == destination.first,
+            continues: read.source.token == read.source.head.wrapping_mul(i64::from(read.heads)),
+            cached,
+        })
+    }
 }
 
 /// Copies heads of a token.
 ///
 /// # Safety
-/// The token and the heads are the stream's, and source and destination do not overlap.
-unsafe fn copy_heads<T>(
-    (stream, output): (&PhasorStream, &PhasorOutput),
-    token: (u32, u32),
-    heads: Range<usize>,
-) {
-    let head_dim = output.head_dim as usize;
+/// So many heads are at both, and do not overlap.
+unsafe fn copy_heads<T>(source: Run, destination: Run, count: usize, head_dim: usize) {
     let bytes = (head_dim * size_of::<T>()) as i64;
-    let dense = stream.source.head == bytes && output.destination.head == bytes;
+    let dense = source.stride == bytes && destination.stride == bytes;
     let (step, len) = match dense {
-        true => (heads.len().max(1), heads.len() * head_dim),
+        true => (count.max(1), count * head_dim),
         false => (1, head_dim),
     };
-    for head in heads.step_by(step) {
-        let [source, destination] = addresses((stream, output), token, head);
+    for head in (0..count).step_by(step) {
+        let [source, destination] = [source, destination].map(|heads| heads.at(head));
         // SAFETY: the caller's.
         unsafe {
             std::ptr::copy_nonoverlapping(
@@ -331,6 +476,36 @@ unsafe fn copy_heads<T>(
                 len,
             );
         }
+    }
+}
+
+/// Stores heads, as they are where they were written, in a cache.
+///
+/// # Safety
+/// So many heads are at both, and do not overlap.
+unsafe fn store_heads<T>(heads: &Heads, cached: &Cached) {
+    let block_dims = (cached.cache.block_dims as usize).min(heads.head_dim);
+    if block_dims == heads.head_dim {
+        // SAFETY: the caller's.
+        unsafe { copy_heads::<T>(heads.destination, cached.heads, heads.count, heads.head_dim) };
+        return;
+    }
+    for head in 0..heads.count {
+        let block = |first, stride| Run { first, stride };
+        let from = block(
+            heads.destination.at(head),
+            (block_dims * size_of::<T>()) as i64,
+        );
+        let to = block(cached.heads.at(head), cached.cache.block);
+        // SAFETY: the caller's: blocks of a head are copied as heads are.
+        unsafe { copy_heads::<T>(from, to, heads.head_dim / block_dims, block_dims) };
+    }
+}
+
+impl Run {
+    fn at(&self, head: usize) -> usize {
+        self.first
+            .wrapping_add((head as i64).wrapping_mul(self.stride) as usize)
     }
 }
 
@@ -354,7 +529,7 @@ enum Source {
         row: u32,
         /// On the first axis.
         position: i64,
-        token: (u32, u32),
+        token: Token,
     },
     Table {
         row: u32,
@@ -400,13 +575,11 @@ impl Row {
                 *formed = (range.len() == pairs).then_some((row, position));
                 form(steps(row, 0), phases, angles);
             }
-            Source::Steps {
-                row, token: (b, t), ..
-            } => {
+            Source::Steps { row, token, .. } => {
                 let mut phases = [0u64; BLOCK];
                 for axis in 0..axes {
                     // SAFETY: the caller's.
-                    let position = unsafe { call.positions.at(axis as u32, b, t) } as u64;
+                    let position = unsafe { call.positions.at(axis as u32, &token) } as u64;
                     for (phase, step) in phases.iter_mut().zip(steps(row, axis)) {
                         *phase = phase.wrapping_add(step.wrapping_mul(position));
                     }

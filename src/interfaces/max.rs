@@ -4,6 +4,8 @@
 //! RotaryEmbedding(dim, n_heads, theta, max_seq_len, head_dim=None, interleaved=True)
 //!     .freqs_cis_base()  .freqs_cis  .compute_scale(user_scale=None)
 //!     (x, start_pos=0, seq_len=None)
+//! rope_ragged(input, input_row_offsets, start_pos, freqs_cis, interleaved=True, rope_first=False)
+//! rope_ragged_with_position_ids(input, freqs_cis, position_ids, mrope_section=None, interleaved=True)
 //! ```
 //!
 //! MAX's classes are constructors of one [`RotaryEmbedding`] here. Pairs are interleaved unless
@@ -19,17 +21,23 @@
 //! | `DeepseekYarnRotaryEmbedding` | [`deepseek_yarn`](RotaryEmbedding::deepseek_yarn) | `max_seq_len` rows of `dim / 2` pairs |
 //! | `LongRoPERotaryEmbedding` | [`longrope`](RotaryEmbedding::longrope) | stitched: the position chooses the factors |
 //!
+//! [`RotaryEmbedding::rope_ragged`] and [`RotaryEmbedding::rope_ragged_with_position_ids`] are the kernels
+//! of those names with the embedding's own `freqs_cis` and pairing; [`RotaryEmbedding::with_axes`] is
+//! `mrope_section`.
+//!
 //! MAX rounds frequencies and angles to f32 (1.4e-4 off at position 4,095 with theta 10,000 and 128
 //! dims) and the table to the type of x. Here angles are exact, calls read no table, and the tables
 //! that [`freqs_cis_base`](RotaryEmbedding::freqs_cis_base) gives out are right to 7e-8. For MAX's own
 //! see [`tables::max`](super::tables::max).
 
 use super::tables::MOST_ROWS;
-use super::tensor::{Engine, check_rotary_dim, check_run_in_table, pairing, product};
+use super::tensor::{
+    Engine, Operand, check_in_table, check_rotary_dim, check_run_in_table, pairing, product,
+};
 use super::{InterfaceError, Tensor};
 use crate::angle::DoubleDouble;
 use crate::config::{
-    LinearScaling, Llama3Scaling, LongRopeScaling, RopeConfig, Scaling, YarnScaling,
+    Axes, LinearScaling, Llama3Scaling, LongRopeScaling, RopeConfig, Scaling, YarnScaling,
     long_rope_gain, mscale,
 };
 use crate::{Angles, Device, DeviceElement, Layout, Positions};
@@ -161,6 +169,8 @@ pub struct LongRoPEScalingParams {
 #[derive(Clone, Debug)]
 pub struct RotaryEmbedding {
     engine: Engine,
+    config: RopeConfig,
+    axes: usize,
     max_seq_len: usize,
     rows: usize,
     grows: bool,
@@ -353,12 +363,11 @@ impl RotaryEmbedding {
         rows: usize,
         scale: ScoreScale,
     ) -> Result<Self, InterfaceError> {
-        let rope = config
-            .clone()
-            .with_pairing(pairing(arguments.interleaved))
-            .rope_by_position()?;
+        let config = config.clone().with_pairing(pairing(arguments.interleaved));
         Ok(Self {
-            engine: Engine::new(device, rope)?,
+            engine: Engine::new(device, config.rope_by_position()?)?,
+            config,
+            axes: 1,
             max_seq_len: arguments.max_seq_len,
             rows,
             grows: false,
@@ -410,8 +419,168 @@ impl RotaryEmbedding {
     pub fn backward(&self) -> Result<Self, InterfaceError> {
         Ok(Self {
             engine: self.engine.backward()?,
-            ..*self
+            ..self.clone()
         })
+    }
+
+    /// MAX's `mrope_section`: positions on several axes, as models of images and video have them.
+    /// [`Axes::MropeInterleaved`] is how `rope_ragged_with_position_ids` shares pairs out,
+    /// [`Axes::MropeSections`] how `fused_qk_ragged_rope` does.
+    ///
+    /// ```
+    /// use phasor::Device;
+    /// use phasor::config::Axes;
+    /// use phasor::interfaces::Tensor;
+    /// use phasor::interfaces::max::{Arguments, RotaryEmbedding};
+    ///
+    /// # fn main() -> Result<(), phasor::interfaces::InterfaceError> {
+    /// let arguments = Arguments { interleaved: false, ..Arguments::new(4096, 32, 5e6, 32_768) };
+    /// let rope = RotaryEmbedding::new(&Device::host(), &arguments)?
+    ///     .with_axes(Axes::MropeInterleaved([24, 20, 20]))?;
+    ///
+    /// // xq = rope_ragged_with_position_ids(xq, rope.freqs_cis, position_ids, mrope_section=[24, 20, 20],
+    /// //                                    interleaved=False)
+    /// let position_ids = [9, 9, 9, 10, 9, 9]; // [3, tokens]
+    /// let mut xq = vec![0.5f32; 2 * 32 * 128]; // [tokens, heads, head_dim]
+    /// rope.rope_ragged_with_position_ids(Tensor::new(&mut xq, &[2, 32, 128]), &position_ids)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`InterfaceError::Config`] for sections that do not fit the head, and for LongRoPE, whose factors
+    /// a position on one axis chooses; [`InterfaceError::Rope`] if the device has no room.
+    pub fn with_axes(mut self, axes: Axes) -> Result<Self, InterfaceError> {
+        self.axes = axes.axes();
+        self.config = self.config.with_axes(axes);
+        let rope = self.config.rope_by_position()?;
+        let rope = rope.with_direction(self.rope().direction());
+        self.engine = self.engine.with_rope(rope)?;
+        Ok(self)
+    }
+
+    /// `rope_ragged`: rotates `input` of shape `[tokens, heads, head_dim]`, sequences one after the
+    /// other. Sequence `b` has the tokens `input_row_offsets[b]..input_row_offsets[b + 1]`, the first of
+    /// them at `start_pos[b]`. In heads that are wider than the embedding's the last dims rotate, with
+    /// `rope_first` the first.
+    ///
+    /// ```
+    /// use phasor::Device;
+    /// use phasor::interfaces::Tensor;
+    /// use phasor::interfaces::max::{Arguments, RotaryEmbedding};
+    ///
+    /// # fn main() -> Result<(), phasor::interfaces::InterfaceError> {
+    /// let rope = RotaryEmbedding::new(&Device::host(), &Arguments::new(4096, 32, 5e5, 8192))?;
+    /// // A prompt of three tokens, and the next token of a sequence that has 100 in its cache.
+    /// let mut xq = vec![0.5f32; 4 * 32 * 128];
+    /// rope.rope_ragged(Tensor::new(&mut xq, &[4, 32, 128]), &[0, 3, 4], &[0, 100], false)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`InterfaceError::Shape`] for other than three axes, narrower heads, or offsets and starts whose
+    /// numbers do not fit each other; [`InterfaceError::Value`] for offsets that do not ascend from 0 to
+    /// the number of tokens; [`InterfaceError::OutOfTable`] past the rows of MAX's table;
+    /// [`InterfaceError::Length`] if the memory of `input` holds another number of elements.
+    pub fn rope_ragged<T: DeviceElement>(
+        &self,
+        input: Tensor<'_, T>,
+        input_row_offsets: &[u32],
+        start_pos: &[u32],
+        rope_first: bool,
+    ) -> Result<(), InterfaceError> {
+        let without_heads = input.shape().get(1) == Some(&0);
+        let (tokens, operand) = self.ragged(input, rope_first)?;
+        if start_pos.len().checked_add(1) != Some(input_row_offsets.len()) {
+            return Err(InterfaceError::shape(
+                "input_row_offsets",
+                &[input_row_offsets.len()],
+                format!(
+                    "[{} + 1], where the first sequence begins and each of them ends",
+                    start_pos.len()
+                ),
+            ));
+        }
+        let ascend = input_row_offsets.is_sorted();
+        let ends = [input_row_offsets[0], input_row_offsets[start_pos.len()]];
+        if !ascend || ends[0] != 0 || usize::try_from(ends[1]) != Ok(tokens) {
+            return Err(InterfaceError::value(
+                "input_row_offsets",
+                format_args!("from {} to {}", ends[0], ends[1]),
+                format!("ascending, from 0 to the {tokens} tokens of input"),
+            ));
+        }
+        // Then there may be any number of tokens without memory for one.
+        if without_heads {
+            return Ok(());
+        }
+        let sequences = input_row_offsets.windows(2).zip(start_pos);
+        let ids: Vec<i64> = sequences
+            .flat_map(|(ends, &start)| (0..ends[1] - ends[0]).map(move |n| (start, n)))
+            .map(|(start, n)| i64::from(start) + i64::from(n))
+            .collect();
+        check_in_table("start_pos", &ids, self.rows)?;
+        self.engine
+            .rotate(operand, None, Positions::per_token(&ids))
+    }
+
+    /// `rope_ragged_with_position_ids`: rotates `input` of shape `[tokens, heads, head_dim]`, with a
+    /// position for each token, or one for each axis and token, `[axes, tokens]`, where the embedding
+    /// has [axes](Self::with_axes).
+    ///
+    /// # Errors
+    /// [`InterfaceError::Shape`] for other than three axes, another `head_dim`, or another number of
+    /// positions; [`InterfaceError::OutOfTable`] past the rows of MAX's table;
+    /// [`InterfaceError::Length`] if the memory of `input` holds another number of elements.
+    pub fn rope_ragged_with_position_ids<T: DeviceElement>(
+        &self,
+        input: Tensor<'_, T>,
+        position_ids: &[u32],
+    ) -> Result<(), InterfaceError> {
+        let head_dim = self.rope().rotary_dim();
+        if input.shape().last() != Some(&head_dim) {
+            let expected = format!("[tokens, heads, {head_dim}]");
+            return Err(InterfaceError::shape("input", input.shape(), expected));
+        }
+        let (tokens, operand) = self.ragged(input, true)?;
+        if tokens.checked_mul(self.axes) != Some(position_ids.len()) {
+            let expected = match self.axes {
+                1 => format!("[{tokens}], one for each token"),
+                axes => format!("[{axes}, {tokens}], one for each axis and token"),
+            };
+            let shape = [position_ids.len()];
+            return Err(InterfaceError::shape("position_ids", &shape, expected));
+        }
+        let ids: Vec<i64> = position_ids.iter().copied().map(i64::from).collect();
+        check_in_table("position_ids", &ids, self.rows)?;
+        self.engine.rotate(operand, None, Positions::per_axis(&ids))
+    }
+
+    /// The tokens of `[tokens, heads, head_dim]`, and where its dims rotate.
+    fn ragged<'a, T: DeviceElement>(
+        &self,
+        input: Tensor<'a, T>,
+        rope_first: bool,
+    ) -> Result<(usize, Operand<'a, T>), InterfaceError> {
+        let rotary_dim = self.rope().rotary_dim();
+        let &[tokens, heads, width] = input.shape() else {
+            let expected = "[tokens, heads, head_dim]";
+            return Err(InterfaceError::shape("input", input.shape(), expected));
+        };
+        let offset = match width.checked_sub(rotary_dim) {
+            Some(_) if rope_first => 0,
+            Some(rest) if rest % 2 == 0 => rest,
+            _ => {
+                let expected = format!(
+                    "[tokens, heads, {rotary_dim}], or an even number of dims more, which do not \
+                     rotate"
+                );
+                return Err(InterfaceError::shape("input", input.shape(), expected));
+            }
+        };
+        let layout = Layout::tokens(tokens, heads, width).with_rotary_offset(offset);
+        Ok((tokens, input.operand("input", layout)?))
     }
 
     /// Lengthens the table of [`dynamic`](Self::dynamic) to twice `seq_len` rows, if that is more

@@ -9,6 +9,7 @@
 //! | [`max`] | `max.nn.rotary_embedding.RotaryEmbedding` and its subclasses |
 //! | [`onnx`] | the operator `RotaryEmbedding` of ai.onnx and com.microsoft |
 //! | [`vllm`] | `RotaryEmbedding`, `ops.rotary_embedding` |
+//! | [`ggml`] | llama.cpp's `ggml_rope_ext`, `ggml_rope_multi` and their backward passes |
 //! | [`hugging_face`] | `apply_rotary_pos_emb`, `apply_rotary_emb` |
 //! | [`tables`] | cos and sin tables with each system's own roundings |
 //!
@@ -43,6 +44,7 @@
 //! ```
 
 mod error;
+pub mod ggml;
 pub mod hugging_face;
 pub mod max;
 pub mod mlx;

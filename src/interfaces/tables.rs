@@ -18,6 +18,7 @@
 //! | [`max`] | MAX 26.7, 8,191 | the same bits | not recorded |
 //! | [`mlx`] | MLX 0.32.4, 100,000 | 1.9e-3 (exact angles: 5.2e-3) | up to 6% of a row differ, bf16 by 3.9e-3, f16 by 2.0e-3 |
 //! | [`mlx_freqs`] | MLX 0.32.4, 100,000 | 6.0e-8, 1 ulp in a fifth of a row | the same bits |
+//! | [`ggml`] | ggml 0.13.1, 100,000 | the same bits, YaRN and all axes | (f32 there, too) |
 //! | [`llama_cpp`] | ggml 0.13.1, 100,000 | the same bits | (f32 there, too) |
 //!
 //! MLX's exponential has roundings of its own, which `mlx` follows in part. What remains of 1 ulp is
@@ -36,6 +37,8 @@
 //! # Ok(())
 //! # }
 //! ```
+
+pub use super::ggml::table as ggml;
 
 use super::InterfaceError;
 use super::tensor::{check_rotary_dim, product};

@@ -222,6 +222,11 @@ impl Engine {
         &self.rope
     }
 
+    /// Another rotation on the same device.
+    pub(super) fn with_rope(&self, rope: Rope) -> Result<Self, Error> {
+        Self::new(&self.device, rope)
+    }
+
     /// The backward pass.
     pub(super) fn backward(&self) -> Result<Self, Error> {
         Self::new(&self.device, self.rope.backward())

@@ -213,6 +213,8 @@ impl Image {
             k,
             angles,
             positions,
+            v: TensorAddresses::default(),
+            cache: None,
         };
         let Some(call) = plan.call(&addresses).unwrap() else {
             return Ok((None, Stats::default(), true));

@@ -851,7 +851,7 @@ fn tell_ids_by_their_sign(instructions: &mut [Instruction]) {
             let register = i.operands.get(3).and_then(Operand::register);
             i.name() == "SHF" && i.has("R") && i.has("S32") && register == loaded
         };
-        let mut following = instructions[n + 1..].iter().take(4);
+        let mut following = instructions[n + 1..].iter().take_while(|i| !i.is_branch());
         if instructions[n].effect == Some(Effect::Load) && following.any(widens) {
             instructions[n].effect = Some(Effect::LoadId);
         }

@@ -725,6 +725,8 @@ fn by_hand(
         k: addresses[1],
         angles,
         positions: placed,
+        v: TensorAddresses::default(),
+        cache: None,
     };
     let call = plan.call(&addresses).unwrap().expect("something to rotate");
     let mut launch = call.launch(&subject.image.target(case));

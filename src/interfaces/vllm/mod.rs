@@ -1,22 +1,29 @@
-//! vLLM: `RotaryEmbedding` and the operation `rotary_embedding` behind it.
+//! vLLM: `get_rope`, `RotaryEmbedding` and the operation `rotary_embedding` behind it.
 //!
 //! ```text
+//! get_rope(head_size, max_position, is_neox_style, rope_parameters)
 //! RotaryEmbedding(head_size, rotary_dim, max_position_embeddings, base, is_neox_style, dtype)
 //!     .forward(positions, query, key=None)
 //! torch.ops._C.rotary_embedding(positions, query, key, head_size, cos_sin_cache, is_neox)
 //! ```
 //!
-//! Positions are flat, one per token; query and key are `[tokens, heads * head_size]` and rotated in
-//! place. [`RotaryEmbedding::new`] forms exact angles, [`RotaryEmbedding::from_cache`] takes vLLM's
-//! own table, `[max_position, rotary_dim]`, each row `cos` and then `sin`.
+//! Positions are flat, one per token, or `[3, tokens]` for models of images and video; query and key
+//! are `[tokens, heads * head_size]` and rotated in place. [`get_rope`] reads a model's dictionary of
+//! parameters and [`RotaryEmbedding::new`] the plain case; both form exact angles.
+//! [`RotaryEmbedding::from_cache`] takes vLLM's own table, `[max_position, rotary_dim]`, each row `cos`
+//! and then `sin`.
 //!
 //! vLLM's table is in the model's dtype unless told otherwise, which costs up to 2e-3 in cos and sin
 //! in bf16 beside the angle's own rounding; its native code then rounds every operation, its CUDA
 //! kernels do not check positions. Here a result is rounded once, and a position outside is refused.
 
+mod get_rope;
+
+pub use get_rope::{Parameter, get_rope};
+
 use super::tensor::{Engine, Operand, check_in_table, check_rotary_dim, pairing, table};
 use super::{Array, InterfaceError, Tensor};
-use crate::{Device, DeviceElement, Element, Frequencies, Layout, Positions};
+use crate::{Angles, Device, DeviceElement, Element, Frequencies, Layout, Positions};
 
 /// vLLM's `RotaryEmbedding`.
 ///
@@ -45,6 +52,8 @@ use crate::{Device, DeviceElement, Element, Frequencies, Layout, Positions};
 pub struct RotaryEmbedding {
     engine: Engine,
     head_size: usize,
+    rotary_offset: usize,
+    axes: usize,
     max_position: usize,
 }
 
@@ -69,11 +78,7 @@ impl RotaryEmbedding {
             Frequencies::from_theta(base, rotary_dim)?,
             pairing(!is_neox_style),
         );
-        Ok(Self {
-            engine: Engine::new(device, rope)?,
-            head_size,
-            max_position,
-        })
+        Self::of_rope(device, rope, head_size, 0, max_position)
     }
 
     /// vLLM's table of f32, f16 or bf16, `[max_position, rotary_dim]`: in each row the cosines of all
@@ -104,15 +109,37 @@ impl RotaryEmbedding {
         };
         let table = table(&half(0), &half(pairs), pairs)?;
         let rope = crate::Rope::new(table, pairing(!is_neox_style));
+        Self::of_rope(device, rope, head_size, 0, max_position)
+    }
+
+    fn of_rope(
+        device: &Device,
+        rope: crate::Rope,
+        head_size: usize,
+        rotary_offset: usize,
+        max_position: usize,
+    ) -> Result<Self, InterfaceError> {
+        let axes = match rope.angles() {
+            Angles::Exact(frequencies) => frequencies.axes(),
+            Angles::Rows(_) | Angles::Table(_) => 1,
+        };
         Ok(Self {
             engine: Engine::new(device, rope)?,
             head_size,
+            rotary_offset,
+            axes,
             max_position,
         })
     }
 
+    /// Positions of vLLM's cache: those from 0 up to and without this one are taken.
+    pub fn max_position(&self) -> usize {
+        self.max_position
+    }
+
     /// Rotates query and key, each `[tokens, heads * head_size]` or `[tokens, heads, head_size]`, in
-    /// one launch. Dims from `rotary_dim` on keep their bits.
+    /// one launch. Dims that do not rotate keep their bits. There is a position for each token; with an
+    /// `mrope_section` there may also be one for each axis and token, `[3, tokens]`.
     ///
     /// # Errors
     /// [`InterfaceError::Shape`] for a tensor of another shape or number of tokens than positions;
@@ -126,13 +153,22 @@ impl RotaryEmbedding {
         key: Option<Tensor<'_, T>>,
     ) -> Result<(), InterfaceError> {
         check_in_table("positions", positions, self.max_position)?;
-        let tokens = positions.len();
+        let tokens = match query.shape().first() {
+            // Of text alone all axes are at one position.
+            Some(&tokens) if tokens.checked_mul(self.axes) == Some(positions.len()) => tokens,
+            _ => positions.len(),
+        };
+        let per_axis = tokens != positions.len();
         let query = self.operand("query", query, tokens)?;
         let key = key
             .map(|key| self.operand("key", key, tokens))
             .transpose()?;
-        self.engine
-            .rotate(query, key, Positions::per_token(positions))
+        let positions = if per_axis {
+            Positions::per_axis(positions)
+        } else {
+            Positions::per_token(positions)
+        };
+        self.engine.rotate(query, key, positions)
     }
 
     /// The gradient: turns back by the same angles
@@ -164,14 +200,19 @@ impl RotaryEmbedding {
             [first, width] if first == tokens && width % head_size == 0 => width / head_size,
             [first, heads, width] if first == tokens && width == head_size => heads,
             [..] => {
+                let of_axes = match self.axes {
+                    1 => "",
+                    _ => " (or one for each axis and token)",
+                };
                 let expected = format!(
                     "[{tokens}, heads * {head_size}] or [{tokens}, heads, {head_size}], as there \
-                     are {tokens} positions and head_size is {head_size}"
+                     are {tokens} positions{of_axes} and head_size is {head_size}"
                 );
                 return Err(InterfaceError::shape(argument, shape, expected));
             }
         };
-        tensor.operand(argument, Layout::tokens(tokens, heads, head_size))
+        let layout = Layout::tokens(tokens, heads, head_size);
+        tensor.operand(argument, layout.with_rotary_offset(self.rotary_offset))
     }
 }
 

@@ -70,7 +70,12 @@ fn vectors_serve_what_begins_at_their_multiples() {
         for off in 1..8usize {
             let [batch, token, head] = [0, 1, 2].map(|dim| strides[dim] + 2 * (off >> dim & 1));
             let gaps = plain.with_strides(batch, token, head);
-            for (q, source) in [((gaps, plain), 0), ((plain, gaps), 0), ((gaps, gaps), 2)] {
+            for (q, source) in [
+                ((gaps, plain), 0),
+                ((gaps, plain), 2),
+                ((plain, gaps), 0),
+                ((gaps, gaps), 2),
+            ] {
                 chooses(&whole, q, source, none);
             }
             chooses(&whole, gaps, 0, none);

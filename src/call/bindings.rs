@@ -56,8 +56,8 @@ const _: () = {
 #[derive(Debug, Default, Copy, Clone)]
 pub struct PhasorOutput {
     pub destination: PhasorView,
-    pub head_dim: u32,
     pub in_place: u32,
+    pub head_dim: u32,
     pub nowhere: u32,
     pub reserved: u32,
 }
@@ -67,10 +67,10 @@ const _: () = {
     ["Alignment of PhasorOutput"][::std::mem::align_of::<PhasorOutput>() - 8usize];
     ["Offset of field: PhasorOutput::destination"]
         [::std::mem::offset_of!(PhasorOutput, destination) - 0usize];
-    ["Offset of field: PhasorOutput::head_dim"]
-        [::std::mem::offset_of!(PhasorOutput, head_dim) - 32usize];
     ["Offset of field: PhasorOutput::in_place"]
-        [::std::mem::offset_of!(PhasorOutput, in_place) - 36usize];
+        [::std::mem::offset_of!(PhasorOutput, in_place) - 32usize];
+    ["Offset of field: PhasorOutput::head_dim"]
+        [::std::mem::offset_of!(PhasorOutput, head_dim) - 36usize];
     ["Offset of field: PhasorOutput::nowhere"]
         [::std::mem::offset_of!(PhasorOutput, nowhere) - 40usize];
     ["Offset of field: PhasorOutput::reserved"]

@@ -118,6 +118,7 @@ impl ModelConfig {
             kinds,
             layers,
             vision: None,
+            parts: Default::default(),
         })
     }
 }

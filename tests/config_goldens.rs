@@ -10,6 +10,7 @@ use phasor::config::{
     Axes, ConfigError, GgmlMrope, ModelConfig, OutputOrder, RopeConfig, Scaling, YarnScaling,
 };
 use phasor::{Direction, Dtype, Frequencies, Host, InOut, Layout, Pairing, Positions, Problem};
+use proptest::prelude::*;
 use safetensors::{Dtype as FileDtype, SafeTensors};
 use serde_json::{Value, json};
 
@@ -794,4 +795,191 @@ fn wan_agrees() {
         }
     }
     assert!(worst > 0.0 && worst < 1.5e-7, "{worst}");
+}
+
+/// Paths of a config as JSON pointers.
+fn pointers(value: &Value, at: &str, found: &mut Vec<String>) {
+    let children: Vec<(String, &Value)> = match value {
+        Value::Object(keys) => keys
+            .iter()
+            .map(|(key, child)| (key.clone(), child))
+            .collect(),
+        Value::Array(entries) => (entries.iter().enumerate())
+            .map(|(index, child)| (index.to_string(), child))
+            .collect(),
+        _ => return,
+    };
+    for (key, child) in children {
+        let path = format!("{at}/{key}");
+        pointers(child, &path, found);
+        found.push(path);
+    }
+}
+
+/// A change of a config at a place in it.
+#[derive(Clone, Debug)]
+enum Change {
+    Remove,
+    /// Puts the value of another place there.
+    Copy(prop::sample::Index),
+    /// Moves the value to the name of another place's key.
+    Rename(prop::sample::Index),
+    Put(Value),
+    /// Puts text there that only Python reads.
+    PutText(&'static str),
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let odd = vec![
+        json!(null),
+        json!(0),
+        json!(-1),
+        json!(1),
+        json!(3),
+        json!(7.5),
+        json!(1e-300),
+        json!(1e300),
+        json!(u64::MAX),
+        json!(i64::MIN),
+        json!(true),
+        json!(false),
+        json!(""),
+        json!("yarn"),
+        json!("longrope"),
+        json!("full_attention"),
+        json!([]),
+        json!([0, 1]),
+        json!({}),
+        json!({"rope_type": "yarn", "factor": 4.0}),
+        json!("x".repeat(5000)),
+        json!([null, "x"]),
+    ];
+    prop_oneof![
+        Just(Change::Remove),
+        any::<prop::sample::Index>().prop_map(Change::Copy),
+        any::<prop::sample::Index>().prop_map(Change::Rename),
+        prop::sample::select(odd).prop_map(Change::Put),
+        prop::sample::select(vec![
+            "NaN",
+            "Infinity",
+            "-Infinity",
+            "1e400",
+            "1e30",
+            "nan",
+            "\"\\ud800\""
+        ])
+        .prop_map(Change::PutText),
+    ]
+}
+
+/// Stands for text that is put into a config until it is written.
+const PLACE: &str = "place of a text";
+
+fn changed(
+    config: &mut Value,
+    place: prop::sample::Index,
+    change: Change,
+    text: &mut &'static str,
+) {
+    let mut found = Vec::new();
+    pointers(config, "", &mut found);
+    if found.is_empty() {
+        return;
+    }
+    let path = found[place.index(found.len())].clone();
+    let (outer, key) = path.rsplit_once('/').unwrap();
+    let taken = config.pointer(&path).unwrap().clone();
+    match &change {
+        Change::Put(value) => *config.pointer_mut(&path).unwrap() = value.clone(),
+        Change::PutText(instead) => {
+            *text = instead;
+            *config.pointer_mut(&path).unwrap() = json!(PLACE);
+        }
+        Change::Copy(from) => {
+            let value = config
+                .pointer(&found[from.index(found.len())])
+                .unwrap()
+                .clone();
+            *config.pointer_mut(&path).unwrap() = value;
+        }
+        Change::Remove | Change::Rename(_) => {
+            if let Some(Value::Object(keys)) = config.pointer_mut(outer) {
+                keys.remove(key);
+            }
+        }
+    }
+    if let Change::Rename(to) = change {
+        let to = &found[to.index(found.len())];
+        let (_, name) = to.rsplit_once('/').unwrap();
+        if let Some(Value::Object(keys)) = config.pointer_mut(outer) {
+            keys.insert(name.to_string(), taken);
+        }
+    }
+}
+
+/// Whatever is read can be used, and whatever is not says why in a few lines.
+fn use_all(model: Result<ModelConfig, ConfigError>) {
+    let short = |error: ConfigError| {
+        let text = error.to_string();
+        assert!(
+            !text.is_empty() && text.len() < 1500,
+            "{} {text}",
+            text.len()
+        );
+    };
+    let model = match model {
+        Ok(model) => model,
+        Err(error) => return short(error),
+    };
+    for layer in [0, 1, 61, usize::MAX] {
+        let _ = model.rope_of_layer(layer).map_err(short);
+    }
+    let parts = [model.vision(), model.indexer(), model.rope().map(Some)];
+    let kinds = (model.layer_types().into_iter()).map(|name| model.rope_for(name).map(Some));
+    for config in parts.into_iter().chain(kinds) {
+        let Some(config) = config.map_err(short).ok().flatten() else {
+            continue;
+        };
+        assert!(config.score_scale() > 0.0 && config.rotary_dim() <= config.head_dim());
+        assert_eq!(config.transformers_dims().len(), config.rotary_dim());
+        for length in [1, 5000, u64::MAX] {
+            let frequencies = config.frequencies_for_length(length).unwrap();
+            let (cos, sin) = frequencies.cos_sin(0, 12_345);
+            assert!(cos.is_finite() && sin.is_finite());
+        }
+        let stated = config.clone().with_layout_offset(config.rotary_offset());
+        assert!(stated.rope_for_lengths(&[5000]).is_ok());
+    }
+    let _ = model.talker().map_err(short);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3000))]
+
+    #[test]
+    fn mutated_real_configs(
+        which in any::<prop::sample::Index>(),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), change()), 1..5),
+    ) {
+        let configs = real_configs();
+        let mut config: Value = serde_json::from_str(&configs[which.index(configs.len())]).unwrap();
+        let mut text = "null";
+        for (place, change) in changes {
+            changed(&mut config, place, change, &mut text);
+        }
+        let json = config.to_string().replace(&format!("\"{PLACE}\""), text);
+        use_all(ModelConfig::from_hf_config(&json));
+    }
+}
+
+/// The configs of the goldens, as they are published.
+fn real_configs() -> &'static [String] {
+    static CONFIGS: std::sync::OnceLock<Vec<String>> = std::sync::OnceLock::new();
+    CONFIGS.get_or_init(|| {
+        let goldens = goldens("transformers");
+        goldens
+            .iter()
+            .map(|golden| golden.metadata["config"].clone())
+            .collect()
+    })
 }

@@ -640,3 +640,343 @@ fn long_strings_are_cut() {
     let error = ModelConfig::from_hf_config(&digits).unwrap_err();
     assert!(error.to_string().len() < 200);
 }
+
+/// theta as in Qwen v1's code: 2^(ceil(log2(length / seq_length)) + 1) - 1 to the power d / (d - 2).
+#[test]
+fn the_first_qwen() {
+    let qwen = |over: Value| {
+        let config = json!({"model_type": "qwen", "hidden_size": 4096, "num_attention_heads": 32,
+            "kv_channels": 128, "rotary_pct": 1.0, "rotary_emb_base": 10000, "seq_length": 8192,
+            "use_dynamic_ntk": true, "use_logn_attn": true, "max_position_embeddings": 32768,
+            "num_hidden_layers": 32});
+        put_over(config, over)
+    };
+    let read = model(qwen(json!({})));
+    let rope = read.rope().unwrap();
+    assert_eq!(rope.pairing(), Pairing::HalfSplit);
+    assert!(rope.depends_on_length());
+    assert!(matches!(
+        rope.rope(),
+        Err(ConfigError::DependsOnLength { .. })
+    ));
+    for (length, theta) in [
+        (1, 10_000.0),
+        (8192, 10_000.0),
+        (8193, 30_527.736_748_806_7),
+        (16_384, 30_527.736_748_806_7),
+        (16_385, 72_195.860_086_509_38),
+        (32_768, 72_195.860_086_509_38),
+    ] {
+        let second = rope.frequencies_for_length(length).unwrap().inv_freq()[1];
+        let theirs = f64::powf(theta, -1.0 / 64.0);
+        assert!(
+            (second / theirs - 1.0).abs() < 1e-9,
+            "{length} {second} {theirs}"
+        );
+    }
+    assert!(rope.frequencies_for_length(u64::MAX).is_ok());
+    // A row for each length beyond the first.
+    let rows = rope.rope_for_lengths(&[16_384, 100]).unwrap();
+    assert_eq!(rows.row_for_length(8192).unwrap(), Some(0));
+    assert_eq!(rows.row_for_length(8193).unwrap(), Some(1));
+    let plain = model(qwen(json!({"use_dynamic_ntk": false, "seq_length": null})));
+    assert_eq!(plain.rope().unwrap().scaling(), &Scaling::None);
+    let part = model(qwen(json!({"rotary_pct": 0.5})));
+    assert_eq!(part.rope().unwrap().rotary_dim(), 64);
+    names(
+        &error(qwen(json!({"seq_length": null}))),
+        &["seq_length is missing", "use_dynamic_ntk"],
+    );
+}
+
+/// With a plain layout the rotation would turn the wrong dims.
+#[test]
+fn trailing_dims_need_a_layout_that_skips_the_others() {
+    let read = model(json!({"model_type": "deepseek_v4", "num_hidden_layers": 2}));
+    for name in ["main", "compress"] {
+        let config = read.rope_for(name).unwrap();
+        for refused in [
+            config.rope(),
+            config.rope_for_length(100),
+            config.rope_for_lengths(&[100]),
+            config.rope_by_position(),
+            config.clone().with_layout_offset(0).rope(),
+            config.clone().with_layout_offset(64).rope(),
+        ] {
+            let error = refused.unwrap_err();
+            names(
+                &error,
+                &[
+                    "dims 448..512",
+                    "with_rotary_offset(448)",
+                    "with_layout_offset(448)",
+                ],
+            );
+        }
+        let stated = config.clone().with_layout_offset(448);
+        assert_eq!(stated.rope().unwrap().rotary_dim(), 64);
+        assert!(stated.rope_for_length(100).is_ok() && stated.rope_for_lengths(&[100]).is_ok());
+        assert!(stated.rope_by_position().is_ok());
+    }
+    // Nor does a layout that skips dims go with a rotation of the first.
+    let first = model(json!({"model_type": "llama"}))
+        .rope()
+        .unwrap()
+        .clone();
+    assert!(first.rope().is_ok());
+    assert!(first.with_layout_offset(64).rope().is_err());
+}
+
+#[test]
+fn dims_as_transformers_orders_them() {
+    let v3 = model(json!({"model_type": "deepseek_v3", "qk_rope_head_dim": 8}));
+    assert_eq!(
+        v3.rope().unwrap().transformers_dims(),
+        [0, 2, 4, 6, 1, 3, 5, 7]
+    );
+    let llama = model(json!({"model_type": "llama", "head_dim": 4}));
+    assert_eq!(llama.rope().unwrap().transformers_dims(), [0, 1, 2, 3]);
+    let v4 = model(json!({"model_type": "deepseek_v4", "head_dim": 32}));
+    assert_eq!(
+        v4.rope_for("main").unwrap().transformers_dims(),
+        [28, 29, 30, 31]
+    );
+}
+
+#[test]
+fn towers_that_are_not_read() {
+    let with = |model_type: &str, vision: Value| {
+        let text = json!({"model_type": "llama", "head_dim": 64});
+        model(json!({"model_type": model_type, "text_config": text, "vision_config": vision}))
+    };
+    for (outer, vision, part) in [
+        (
+            "llama4",
+            json!({"model_type": "llama4_vision_model", "hidden_size": 1408}),
+            "share a head",
+        ),
+        (
+            "llama4",
+            json!({"hidden_size": 1408, "rope_theta": 1e4}),
+            "share a head",
+        ),
+        (
+            "gemma4",
+            json!({"model_type": "gemma4_vision"}),
+            "each half",
+        ),
+        (
+            "kimi_k25",
+            json!({"model_type": "kimi_k25_vision"}),
+            "share a head",
+        ),
+        ("kimi_vl", json!({"model_type": "moonvit"}), "share a head"),
+        (
+            "made-up",
+            json!({"model_type": "other", "hidden_size": 64}),
+            "not known here",
+        ),
+        ("made-up", json!({"hidden_size": 64}), "not known here"),
+    ] {
+        let error = with(outer, vision).vision().unwrap_err();
+        assert!(matches!(error, ConfigError::Unsupported { .. }), "{error}");
+        names(&error, &[part]);
+    }
+    for vision in [
+        json!({"model_type": "siglip_vision_model"}),
+        json!({"model_type": "clip_vision_model"}),
+        json!({}),
+        json!(null),
+    ] {
+        assert_eq!(with("llava", vision).vision(), Ok(None));
+    }
+    let qwen = with("qwen2_5_vl", json!({"hidden_size": 1280, "num_heads": 16}));
+    assert_eq!(qwen.vision().unwrap().unwrap().head_dim(), 80);
+}
+
+#[test]
+fn errors_say_where_was_looked() {
+    let part = json!({"model_type": "llama", "hidden_size": 512, "num_attention_heads": 8});
+    for (config, parts) in [
+        (
+            json!({"model_type": "dia", "encoder_config": part, "decoder_config": part}),
+            [
+                "looked in the config itself",
+                "decoder_config, encoder_config",
+            ],
+        ),
+        (
+            json!({"model_type": "t5gemma", "encoder": part, "decoder": part}),
+            ["looked in the config itself", "decoder, encoder"],
+        ),
+        (
+            json!({"model_type": "blt", "global_config": part, "patcher_config": part}),
+            [
+                "looked in the config itself",
+                "global_config, patcher_config",
+            ],
+        ),
+        (
+            json!({"model_type": "sam3", "detector_config": {"vision_config": part}}),
+            ["looked in the config itself", "detector_config"],
+        ),
+        (
+            json!({"model_type": "x", "text_config": {"model_type": "y", "decoder": part}}),
+            [
+                "looked in text_config, not in text_config.decoder",
+                "by itself",
+            ],
+        ),
+    ] {
+        names(&error(config), &parts);
+    }
+    let colqwen2 = json!({"model_type": "colqwen2", "vlm_config": {"model_type": "qwen2_vl",
+        "text_config": {"model_type": "qwen2_vl_text", "hidden_size": 1536, "num_attention_heads": 12}}});
+    assert_eq!(model(colqwen2).rope().unwrap().head_dim(), 128);
+    // The value that the config has.
+    for (config, part) in [
+        (
+            json!({"model_type": "llama", "head_dim": 63}),
+            "head_dim is 63: it must",
+        ),
+        (
+            json!({"model_type": "llama", "hidden_size": 252, "num_attention_heads": 4}),
+            "hidden_size is 252: it must",
+        ),
+        (
+            json!({"model_type": "phi", "head_dim": 64, "partial_rotary_factor": 0.3}),
+            "partial_rotary_factor is 0.3: it must",
+        ),
+    ] {
+        let error = error(config);
+        names(&error, &[part, "even number"]);
+        assert!(!error.to_string().contains("is such that"));
+    }
+}
+
+#[test]
+fn what_was_assumed() {
+    let assumed = |config: Value| -> Vec<(String, f64)> { model(config).assumed().to_vec() };
+    let pair = |key: &str, value: f64| (key.to_string(), value);
+    assert_eq!(
+        assumed(json!({"model_type": "llama"})),
+        [pair("head_dim", 128.0), pair("rope_theta", 1e4)]
+    );
+    assert_eq!(
+        assumed(json!({"model_type": "llama", "hidden_size": 2048, "rope_theta": 5e5})),
+        [pair("num_attention_heads", 32.0)]
+    );
+    assert_eq!(
+        assumed(json!({"model_type": "llama", "num_attention_heads": 16,
+            "rope_parameters": {"rope_theta": 5e5}})),
+        [pair("hidden_size", 4096.0)]
+    );
+    let inside = json!({"model_type": "llava", "text_config": {"model_type": "llama"}});
+    assert_eq!(
+        assumed(inside),
+        [
+            pair("text_config.head_dim", 128.0),
+            pair("text_config.rope_theta", 1e4)
+        ]
+    );
+    for whole in [
+        json!({"model_type": "llama", "head_dim": 64, "rope_theta": 1e4}),
+        json!({"model_type": "llama", "hidden_size": 512, "num_attention_heads": 8, "rope_theta": 1e4}),
+        json!({"model_type": "gpt_neox", "hidden_size": 512, "num_attention_heads": 8,
+            "rotary_emb_base": 1e4}),
+        json!({"model_type": "deepseek_v3", "qk_rope_head_dim": 64, "rope_theta": 1e4}),
+    ] {
+        assert_eq!(assumed(whole.clone()), [], "{whole}");
+    }
+}
+
+#[test]
+fn indexers() {
+    // (transformers: half-split in DeepSeek-V3.2, interleaved in GLM-5, the first dims in both.)
+    let read = |over: Value| {
+        let config = json!({"model_type": "glm_moe_dsa", "qk_rope_head_dim": 64,
+            "index_head_dim": 128, "rope_theta": 1e6});
+        model(put_over(config, over))
+    };
+    for (over, pairing) in [
+        (json!({}), Pairing::Interleaved),
+        (
+            json!({"indexer_rope_interleave": true}),
+            Pairing::Interleaved,
+        ),
+        (
+            json!({"indexer_rope_interleave": false}),
+            Pairing::HalfSplit,
+        ),
+        (json!({"model_type": "deepseek_v32"}), Pairing::HalfSplit),
+        (json!({"model_type": "axk2"}), Pairing::HalfSplit),
+    ] {
+        let read = read(over.clone());
+        let (main, indexer) = (read.rope().unwrap(), read.indexer().unwrap().unwrap());
+        assert_eq!(indexer.pairing(), pairing, "{over}");
+        assert_eq!(main.pairing(), Pairing::Interleaved);
+        assert_eq!(
+            (
+                indexer.head_dim(),
+                indexer.rotary_dim(),
+                indexer.rotary_offset()
+            ),
+            (128, 64, 0)
+        );
+        assert_eq!(indexer.frequencies(), main.frequencies());
+        assert_eq!(indexer.score_scale(), 128f64.sqrt().recip());
+        assert!(indexer.rope().is_ok());
+    }
+    let yarn = read(
+        json!({"model_type": "deepseek_v32", "rope_scaling": {"type": "yarn",
+        "factor": 40, "original_max_position_embeddings": 4096, "mscale": 1.0,
+        "mscale_all_dim": 1.0}}),
+    );
+    let indexer = yarn.indexer().unwrap().unwrap();
+    assert_eq!(indexer.frequencies(), yarn.rope().unwrap().frequencies());
+    let small = read(json!({"index_head_dim": 32}));
+    names(
+        &small.indexer().unwrap_err(),
+        &["index_head_dim is 32", "64"],
+    );
+    assert_eq!(
+        model(json!({"model_type": "deepseek_v3"})).indexer(),
+        Ok(None)
+    );
+}
+
+#[test]
+fn talkers() {
+    let omni = |talker: Value| {
+        model(
+            json!({"model_type": "qwen2_5_omni", "talker_config": talker, "thinker_config":
+            {"model_type": "qwen2_5_omni_thinker", "text_config":
+                {"model_type": "qwen2_5_omni_text", "hidden_size": 3584, "num_attention_heads": 28}}}),
+        )
+    };
+    let read = omni(
+        json!({"model_type": "qwen2_5_omni_talker", "head_dim": 64, "rope_theta": 1e6,
+        "rope_scaling": {"type": "default", "mrope_section": [8, 12, 12]}}),
+    );
+    let talker = read.talker().unwrap().unwrap();
+    assert_eq!(talker.model_type(), Some("qwen2_5_omni_talker"));
+    assert_eq!(talker.rope().unwrap().head_dim(), 64);
+    assert_eq!(read.rope().unwrap().head_dim(), 128);
+    let broken = omni(json!({"model_type": "qwen2_5_omni_talker", "rope_theta": "x"}));
+    names(
+        &broken.talker().unwrap_err(),
+        &["talker_config.rope_theta is \"x\""],
+    );
+    assert_eq!(omni(json!(null)).talker(), Ok(None));
+    let qwen3 = model(
+        json!({"model_type": "qwen3_omni_moe", "thinker_config": {"text_config":
+            {"model_type": "qwen3_omni_moe_text", "head_dim": 128}},
+        "talker_config": {"model_type": "qwen3_omni_moe_talker", "text_config": {"model_type":
+            "qwen3_omni_moe_talker_text", "head_dim": 64, "hidden_size": 1024, "num_attention_heads": 16,
+            "rope_scaling": {"mrope_section": [12, 10, 10], "interleaved": true, "rope_type": "default"}}}}),
+    );
+    assert_eq!(
+        qwen3.talker().unwrap().unwrap().rope().unwrap().head_dim(),
+        64
+    );
+}

@@ -27,6 +27,11 @@ pub fn read(path: &Path, layer_type: Option<&str>) -> Result<RopeConfig> {
             None => model.rope()?.clone(),
         })
     });
+    // Layouts skip what does not rotate, see tensors.rs.
+    let config = config.map(|config| {
+        let offset = config.rotary_offset();
+        config.with_layout_offset(offset)
+    });
     config.map_err(|error| Failure(format!("{}: {error}", path.display())))
 }
 

@@ -122,6 +122,19 @@ pub enum ConfigError {
         /// The type of scaling.
         scaling: &'static str,
     },
+    /// Other dims than the first rotate, and the layouts may not skip those before them.
+    #[error(
+        "dims {rotary_offset}..{} of a head rotate, not the first: give each layout \
+         with_rotary_offset({rotary_offset}) and state it with \
+         RopeConfig::with_layout_offset({rotary_offset})",
+        rotary_offset + rotary_dim
+    )]
+    RotaryOffset {
+        /// Dims that rotate.
+        rotary_dim: usize,
+        /// The first of them.
+        rotary_offset: usize,
+    },
     /// The rest of the crate refuses what the config asks for.
     #[error(transparent)]
     Rope(#[from] crate::Error),

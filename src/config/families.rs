@@ -53,6 +53,9 @@ pub(super) struct Family {
     pub score: Score,
     /// What stands in for RoPE parameters that are absent altogether.
     pub scaling: Scaling,
+    /// How the indexer of sparse attention pairs the first dims of its heads, with the key that may
+    /// say otherwise.
+    pub indexer: Option<(Pairing, Option<&'static str>)>,
 }
 
 /// A kind of layer and its defaults.
@@ -244,6 +247,7 @@ const HALF: Family = Family {
     axes: DefaultAxes::None,
     score: Score::HeadDim,
     scaling: Scaling::None,
+    indexer: None,
 };
 
 /// Only some dims of a head rotate, as a part that the config gives.
@@ -367,6 +371,7 @@ pub(super) static FAMILIES: &[Family] = &[
     Family { model_types: &["deepseek_ocr2_text", "unlimited_ocr_text"], head_dim: HeadDim::AlwaysDerived(128), ..HALF },
     Family { model_types: &["olmo_hybrid"], head_dim: Derived(128), pattern: Pattern::AttentionLastOrOnly(4), ..HALF },
     // (With modelling code of their own, beside their weights.)
+    Family { model_types: &["qwen"], theta_keys: &["rotary_emb_base"], partial_keys: &["rotary_pct"], head_dim: Key("kv_channels", 128), ..PARTIAL },
     Family { model_types: &["internlm2", "minicpm", "deepseek", "xverse", "orion"], ..HALF },
     Family { model_types: &["diffllama", "esmc", "eurobert", "gradium_phonon_tts", "kyutai_speech_to_text", "lasr_encoder", "mimi", "mimi_encoder", "mimi_decoder", "pocket_tts", "pocket_tts_audio_tokenizer", "pocket_tts_audio_tokenizer_encoder", "pocket_tts_audio_tokenizer_decoder", "qwen3_moe"], head_dim: Derived(64), ..HALF },
     Family { model_types: &["dots1"], head_dim: Derived(144), ..HALF },
@@ -451,11 +456,11 @@ pub(super) static FAMILIES: &[Family] = &[
         Kind { layer_type: "compress", theta: 160_000.0, theta_keys: &["compress_rope_theta"], partial: 0.125, unit_attention: true, ..FULL }], kinds_by_window: true, pattern: Pattern::CompressRatios("compress_ratios"), ..INTERLEAVED },
     // Interleaved in, half-split out.
     Family { model_types: &["deepseek_v3", "axk1", "youtu", "kimi_k2"], ..LATENT },
-    Family { model_types: &["deepseek_v32"], pattern: INDEXED, ..LATENT },
-    Family { model_types: &["axk2"], pattern: INDEXED, head_dim: Latent { rope: 32, nope: 64 }, ..LATENT },
+    Family { model_types: &["deepseek_v32"], pattern: INDEXED, indexer: Some((HalfSplit, None)), ..LATENT },
+    Family { model_types: &["axk2"], pattern: INDEXED, indexer: Some((HalfSplit, None)), head_dim: Latent { rope: 32, nope: 64 }, ..LATENT },
     Family { model_types: &["bailing_hybrid"], theta: Some(6e6), pattern: Pattern::AttentionLast("layer_group_size", 6), ..LATENT },
     Family { model_types: &["glm4_moe_lite"], head_dim: Latent { rope: 64, nope: 192 }, ..LATENT },
-    Family { model_types: &["glm_moe_dsa"], pattern: INDEXED, head_dim: Latent { rope: 64, nope: 192 }, ..LATENT },
+    Family { model_types: &["glm_moe_dsa"], pattern: INDEXED, indexer: Some((Interleaved, Some("indexer_rope_interleave"))), head_dim: Latent { rope: 64, nope: 192 }, ..LATENT },
     Family { model_types: &["longcat_flash"], theta: Some(1e7), ..LATENT },
     Family { model_types: &["mistral4"], lone_theta: false, head_dim: Latent { rope: 64, nope: 64 }, scaling: mistral_yarn(128.0, 8192), ..LATENT },
     // Latent attention with pairs of halves.
@@ -660,12 +665,18 @@ static SIZES: &[(&[&str], Sizes)] = &[
 #[rustfmt::skip]
 pub(super) static UNSUPPORTED: &[(&[&str], &str)] = &[
     (&["dinov3_vit", "eomt_dinov3", "sapiens2"], "angles grow with the fraction of the image's height and width, not with an index"),
-    (&["sam2_video", "sam3_tracker_video", "sam3_vit_model", "edgetam_video", "inkling2_vision", "step3p5_vision", "kimi_k25_vision", "efficientloftr", "lightglue", "llama4_vision_model", "vjepa2"], "its axes share a head in an order of their own"),
+    (&["sam2_video", "sam3_tracker_video", "sam3_vit_model", "edgetam_video", "inkling2_vision", "step3p5_vision", "kimi_k25_vision", "moonvit", "efficientloftr", "lightglue", "llama4_vision_model", "llama4_vision", "vjepa2"], "its axes share a head in an order of their own"),
     (&["gemma4_vision"], "each half of a head is rotated by itself: plan two rotations, with rotary offsets"),
     (&["neomme", "musicflamingo", "cohere_compass_text", "cohere_compass", "dots3_note_text", "dots3_note_vision_encoder", "qwen4_exp_text", "esmfold2", "molmo2_text"], "layers of different shape or axes of their own are not described here"),
     (&["hunyuan_vl", "hunyuan_vl_text"], "the two dims of a pair may turn with different axes"),
     (&["mistral_large4", "mistral_large4_text"], "its frequencies are multiplied by a learned vector, which the config does not hold"),
     (&["roformer", "clvp_encoder", "seamless_m4t", "wav2vec2-bert", "wav2vec2-conformer"], "its table is formed by hand in its modelling code"),
+];
+
+/// Vision towers without RoPE, by the `model_type` of their section.
+#[rustfmt::skip]
+pub(super) static TOWERS_WITHOUT_ROPE: &[&str] = &[
+    "aimv2_vision_model", "align_vision_model", "altclip_vision_model", "blip_2_vision_model", "blip_vision_model", "bridgetower_vision_model", "chinese_clip_vision_model", "clip", "clip_vision_model", "clipseg_vision_model", "cosmos3_edge_vision", "edgetam_vision_model", "florence_vision", "gemma3n_vision", "gemma4_unified_vision", "git_vision_model", "glm_image_vision", "got_ocr2_vision", "granite_docling_vision", "groupvit_vision_model", "hunyuan_vl_vision", "idefics2", "idefics2_vision", "idefics3", "idefics3_vision", "idefics_vision", "inkling_vision", "instructblip_vision_model", "instructblipvideo_vision_model", "internvl_vision", "janus_vision_model", "kosmos_2_5_vision_model", "kosmos_2_vision_model", "metaclip_2_vision_model", "minicpm_ocr_vision", "minicpmv4_6_vision", "minicpmv4_7_vision", "mllama_vision_model", "molmo2_vision", "ovis2_vision", "owlv2_vision_model", "owlvit_vision_model", "phi4_multimodal_vision", "pix2struct_vision_model", "pp_chart2table_vision", "pp_formulanet_vision", "qianfan_ocr_vision", "radio", "sam_hq_vision_model", "sam_vision_model", "siglip", "siglip2_vision_model", "siglip_vision_model", "slanext_vision", "smolvlm_vision", "timm_wrapper", "tipsv2_vision_model", "videoprism_vision_model", "vit", "xclip_vision_model",
 ];
 
 /// Families of models without RoPE that users may well try.

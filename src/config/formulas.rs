@@ -28,6 +28,11 @@ pub(super) fn inv_freq(
             let stretch = factor.mul(excess).div(max.into()).add(DoubleDouble::ONE);
             powers(stretched(ln_theta, stretch, dim)?, dim, count)
         }
+        Scaling::QwenNtk(ntk) => {
+            let doublings = doublings(ntk.seq_length, length.unwrap_or(ntk.seq_length));
+            let alpha = DoubleDouble::from(2f64.powi(doublings + 1)).sub(DoubleDouble::ONE);
+            powers(stretched(ln_theta, alpha, dim)?, dim, count)
+        }
         Scaling::NtkAlpha(ntk) => powers(
             stretched(ln_theta, DoubleDouble::from(ntk.alpha), dim)?,
             dim,
@@ -96,6 +101,12 @@ fn stretched(
     }
     let exponent = DoubleDouble::from(dim as f64).div(DoubleDouble::from((dim - 2) as f64));
     Ok(ln_theta.add(stretch.ln_extended().mul(exponent)))
+}
+
+/// How often `length` has to be doubled to hold as many tokens as `wanted`.
+fn doublings(length: u64, wanted: u64) -> i32 {
+    let holds = |doublings: &i32| u128::from(length) << doublings >= u128::from(wanted);
+    (0..64).find(holds).unwrap_or(64)
 }
 
 fn divided(plain: &[DoubleDouble], divisor: DoubleDouble) -> Vec<DoubleDouble> {

@@ -142,6 +142,7 @@ impl ModelConfig {
             kinds,
             layers,
             vision: None,
+            parts: Default::default(),
         })
     }
 }

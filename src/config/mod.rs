@@ -63,5 +63,5 @@ pub use pairing::{OutputOrder, PairingRule};
 pub use rope_config::{RopeConfig, row_for_call};
 pub use scaling::{
     DynamicNtkScaling, LinearScaling, Llama3Scaling, LongRopeScaling, NtkAlphaScaling,
-    ProportionalScaling, Scaling, YarnScaling,
+    ProportionalScaling, QwenNtkScaling, Scaling, YarnScaling,
 };

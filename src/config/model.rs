@@ -29,6 +29,16 @@ pub struct ModelConfig {
     pub(super) kinds: Vec<(String, RopeConfig)>,
     pub(super) layers: Layers,
     pub(super) vision: Option<Result<RopeConfig, ConfigError>>,
+    pub(super) parts: Parts,
+}
+
+/// What else a config describes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Parts {
+    /// Keys that the config leaves out, with what the family has for them.
+    pub assumed: Vec<(String, f64)>,
+    pub indexer: Option<Result<RopeConfig, ConfigError>>,
+    pub talker: Option<Box<Result<ModelConfig, ConfigError>>>,
 }
 
 /// Which kind each layer is.
@@ -123,16 +133,68 @@ impl ModelConfig {
             .map(|(_, kind)| kind))
     }
 
-    /// The rotation of the vision tower, where the config has one that rotates in a known way.
+    /// Keys about the size of a head and theta that the config leaves out, each with the value of its
+    /// family's default model, which is then used: a config without sizes may be of another model.
+    ///
+    /// ```
+    /// # #[cfg(feature = "hf-config")]
+    /// # fn main() -> Result<(), phasor::config::ConfigError> {
+    /// use phasor::config::ModelConfig;
+    ///
+    /// let model = ModelConfig::from_hf_config(r#"{"model_type": "llama", "rope_theta": 500000.0}"#)?;
+    /// assert_eq!(model.assumed(), [("head_dim".to_string(), 128.0)]);
+    /// # Ok(())
+    /// # }
+    /// # #[cfg(not(feature = "hf-config"))]
+    /// # fn main() {}
+    /// ```
+    pub fn assumed(&self) -> &[(String, f64)] {
+        &self.parts.assumed
+    }
+
+    /// The rotation of the indexer's queries and keys in models with sparse attention (DeepSeek-V3.2,
+    /// GLM-5, A.X K2), `None` for others: heads of `index_head_dim` dims, of which the first rotate,
+    /// as the model's do but for their pairing.
+    ///
+    /// ```
+    /// # #[cfg(feature = "hf-config")]
+    /// # fn main() -> Result<(), phasor::config::ConfigError> {
+    /// use phasor::Pairing;
+    /// use phasor::config::ModelConfig;
+    ///
+    /// let model = ModelConfig::from_hf_config(r#"{"model_type": "deepseek_v32"}"#)?;
+    /// let indexer = model.indexer()?.expect("it has one");
+    /// assert_eq!((indexer.head_dim(), indexer.rotary_dim()), (128, 64));
+    /// assert_eq!(indexer.pairing(), Pairing::HalfSplit); // the model itself: interleaved
+    /// # Ok(())
+    /// # }
+    /// # #[cfg(not(feature = "hf-config"))]
+    /// # fn main() {}
+    /// ```
+    ///
+    /// # Errors
+    /// What is wrong with its keys.
+    pub fn indexer(&self) -> Result<Option<&RopeConfig>, ConfigError> {
+        given(self.parts.indexer.as_ref())
+    }
+
+    /// The talker of models that speak (`talker_config` of Qwen2.5-Omni and Qwen3-Omni), `None` for
+    /// others. The model itself is the thinker.
     ///
     /// # Errors
     /// What is wrong with that part of the config.
+    pub fn talker(&self) -> Result<Option<&ModelConfig>, ConfigError> {
+        given(self.parts.talker.as_deref())
+    }
+
+    /// The rotation of the vision tower; `None` if the config has no tower, or one that does not
+    /// rotate.
+    ///
+    /// # Errors
+    /// [`ConfigError::Unsupported`] for a tower that rotates in a way that is not described here, or
+    /// of which it is not known; else what is wrong with that part of the config.
     pub fn vision(&self) -> Result<Option<&RopeConfig>, ConfigError> {
-        match &self.vision {
-            None => Ok(None),
-            Some(Ok(vision)) => Ok(Some(vision)),
-            Some(Err(error)) => Err(error.clone()),
-        }
+        given(self.vision.as_ref())
     }
 
     fn names(&self) -> Vec<String> {
@@ -152,5 +214,13 @@ impl ModelConfig {
                 None => "this model".to_string(),
             },
         }
+    }
+}
+
+fn given<T>(part: Option<&Result<T, ConfigError>>) -> Result<Option<&T>, ConfigError> {
+    match part {
+        None => Ok(None),
+        Some(Ok(part)) => Ok(Some(part)),
+        Some(Err(error)) => Err(error.clone()),
     }
 }

@@ -30,6 +30,7 @@ pub struct RopeConfig {
     head_dim: usize,
     rotary_dim: usize,
     rotary_offset: usize,
+    layout_offset: Option<usize>,
     scaling: Scaling,
     divisors: Option<Vec<f64>>,
     attention_factor: Option<f64>,
@@ -86,6 +87,7 @@ impl RopeConfig {
             head_dim,
             rotary_dim: head_dim,
             rotary_offset: 0,
+            layout_offset: None,
             scaling: Scaling::None,
             divisors: None,
             attention_factor: None,
@@ -123,6 +125,50 @@ impl RopeConfig {
     pub fn with_trailing_rotation(mut self) -> Self {
         self.rotary_offset = self.head_dim - self.rotary_dim;
         self
+    }
+
+    /// States how many dims of a head the layouts of the queries and keys skip
+    /// ([`Layout::with_rotary_offset`](crate::Layout::with_rotary_offset)). Where other dims than
+    /// the first rotate, no rotation is given without it, for with a plain layout it would turn the
+    /// wrong ones.
+    ///
+    /// ```
+    /// # #[cfg(feature = "hf-config")]
+    /// # fn main() -> Result<(), phasor::config::ConfigError> {
+    /// use phasor::Layout;
+    /// use phasor::config::{ConfigError, ModelConfig};
+    ///
+    /// let model = ModelConfig::from_hf_config(
+    ///     r#"{"model_type": "deepseek_v4", "head_dim": 512, "qk_rope_head_dim": 64}"#,
+    /// )?;
+    /// let config = model.rope_for("main")?;
+    /// assert!(matches!(config.rope(), Err(ConfigError::RotaryOffset { .. })));
+    /// let layout = Layout::tokens(7, 64, 512).with_rotary_offset(config.rotary_offset());
+    /// let rope = config.clone().with_layout_offset(layout.rotary_offset()).rope()?;
+    /// assert_eq!((layout.rotary_offset(), rope.rotary_dim()), (448, 64));
+    /// # Ok(())
+    /// # }
+    /// # #[cfg(not(feature = "hf-config"))]
+    /// # fn main() {}
+    /// ```
+    pub fn with_layout_offset(mut self, offset: usize) -> Self {
+        self.layout_offset = Some(offset);
+        self
+    }
+
+    /// The same rotation of the first dims of heads of another size, of scores scaled for that size.
+    #[cfg(feature = "hf-config")]
+    pub(super) fn in_heads_of(mut self, head_dim: usize) -> Result<Self, ConfigError> {
+        if head_dim < self.rotary_dim || head_dim > MAX_HEAD_DIM {
+            return Err(ConfigError::invalid(
+                "head_dim",
+                head_dim,
+                format!("from {}, which rotate, to {MAX_HEAD_DIM}", self.rotary_dim),
+            ));
+        }
+        self.head_dim = head_dim;
+        self.score_scale = (head_dim as f64).sqrt().recip();
+        Ok(self)
     }
 
     /// Scales the frequencies.
@@ -292,9 +338,39 @@ impl RopeConfig {
         &self.pairing_rule
     }
 
-    /// The order of dims in which Hugging Face transformers returns what it has rotated.
+    /// The order of dims in which Hugging Face transformers returns what it has rotated. A
+    /// [`Rope`] leaves every dim in its place: scores are the same, but keys that transformers has
+    /// rotated do not go with queries that phasor has, until one of them is put in the other's order
+    /// by [`transformers_dims`](Self::transformers_dims).
     pub fn transformers_output_order(&self) -> OutputOrder {
         self.output_order
+    }
+
+    /// For each rotated dim, as transformers returns them, the dim of the head in which a [`Rope`]
+    /// leaves it.
+    ///
+    /// ```
+    /// use phasor::Pairing;
+    /// use phasor::config::{OutputOrder, RopeConfig};
+    ///
+    /// # fn main() -> Result<(), phasor::config::ConfigError> {
+    /// let config = RopeConfig::new(10_000.0, 6)?
+    ///     .with_pairing(Pairing::Interleaved)
+    ///     .with_transformers_output_order(OutputOrder::HalfSplit); // as DeepSeek-V3
+    /// assert_eq!(config.transformers_dims(), [0, 2, 4, 1, 3, 5]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn transformers_dims(&self) -> Vec<usize> {
+        let half = self.rotary_dim / 2;
+        let source = |dim: usize| match (self.output_order, self.pairing) {
+            (OutputOrder::HalfSplit, Pairing::Interleaved) if dim < half => 2 * dim,
+            (OutputOrder::HalfSplit, Pairing::Interleaved) => 2 * (dim - half) + 1,
+            _ => dim,
+        };
+        (0..self.rotary_dim)
+            .map(|dim| self.rotary_offset + source(dim))
+            .collect()
     }
 
     /// Which way to turn: forward, but for one family (NanoChat).
@@ -320,9 +396,18 @@ impl RopeConfig {
         self.max_position_embeddings
     }
 
-    /// Whether longer sequences have other frequencies (dynamic NTK, LongRoPE).
+    /// Whether longer sequences have other frequencies (dynamic NTK, Qwen's NTK, LongRoPE).
     pub fn depends_on_length(&self) -> bool {
-        matches!(self.scaling, Scaling::DynamicNtk(_) | Scaling::LongRope(_))
+        matches!(self.scaling, Scaling::LongRope(_)) || self.grows_from().is_some()
+    }
+
+    /// The length from which on theta grows.
+    fn grows_from(&self) -> Option<u64> {
+        match &self.scaling {
+            Scaling::DynamicNtk(dynamic) => Some(dynamic.max_position_embeddings),
+            Scaling::QwenNtk(ntk) => Some(ntk.seq_length),
+            _ => None,
+        }
     }
 
     /// The frequencies, where they are the same for every length.
@@ -351,11 +436,19 @@ impl RopeConfig {
     ///
     /// # Errors
     /// [`ConfigError::DependsOnLength`] for dynamic NTK: see
-    /// [`rope_for_lengths`](Self::rope_for_lengths). [`ConfigError::Invalid`] if a list does not fit
-    /// the number of pairs.
+    /// [`rope_for_lengths`](Self::rope_for_lengths). [`ConfigError::RotaryOffset`] if other dims than
+    /// the first rotate: see [`with_layout_offset`](Self::with_layout_offset).
+    /// [`ConfigError::Invalid`] if a list does not fit the number of pairs.
     pub fn rope(&self) -> Result<Rope, ConfigError> {
+        self.check_offset()?;
+        self.rope_of_any_length()
+    }
+
+    fn rope_of_any_length(&self) -> Result<Rope, ConfigError> {
+        if self.grows_from().is_some() {
+            return Err(self.depends_on_length_error());
+        }
         match &self.scaling {
-            Scaling::DynamicNtk(_) => Err(self.depends_on_length_error()),
             Scaling::LongRope(_) => {
                 Ok(self.turned(Rope::new(self.long_rope_rows()?, self.pairing)))
             }
@@ -363,11 +456,24 @@ impl RopeConfig {
         }
     }
 
+    /// Whether the layouts that the rotation is for skip the dims that it must.
+    fn check_offset(&self) -> Result<(), ConfigError> {
+        if self.layout_offset.unwrap_or(0) == self.rotary_offset {
+            return Ok(());
+        }
+        Err(ConfigError::RotaryOffset {
+            rotary_dim: self.rotary_dim,
+            rotary_offset: self.rotary_offset,
+        })
+    }
+
     /// The rotation for sequences of `length` tokens, those in its cache included.
     ///
     /// # Errors
-    /// As [`frequencies_for_length`](Self::frequencies_for_length).
+    /// As [`frequencies_for_length`](Self::frequencies_for_length), and
+    /// [`ConfigError::RotaryOffset`] as [`rope`](Self::rope).
     pub fn rope_for_length(&self, length: u64) -> Result<Rope, ConfigError> {
+        self.check_offset()?;
         Ok(self.turned(Rope::new(self.frequencies_of(Some(length))?, self.pairing)))
     }
 
@@ -382,10 +488,14 @@ impl RopeConfig {
     /// # Errors
     /// As [`rope`](Self::rope).
     pub fn rope_for_lengths(&self, lengths: &[u64]) -> Result<Rope, ConfigError> {
-        let Scaling::DynamicNtk(dynamic) = &self.scaling else {
-            return self.rope();
+        self.check_offset()?;
+        self.rope_of_lengths(lengths)
+    }
+
+    fn rope_of_lengths(&self, lengths: &[u64]) -> Result<Rope, ConfigError> {
+        let Some(first) = self.grows_from() else {
+            return self.rope_of_any_length();
         };
-        let first = dynamic.max_position_embeddings;
         let mut ends = vec![first];
         ends.extend(lengths.iter().copied().filter(|&length| length > first));
         ends.sort_unstable();
@@ -406,8 +516,9 @@ impl RopeConfig {
     /// # Errors
     /// As [`rope`](Self::rope); [`ConfigError::Rope`] for positions on several axes.
     pub fn rope_by_position(&self) -> Result<Rope, ConfigError> {
+        self.check_offset()?;
         let Scaling::LongRope(long_rope) = &self.scaling else {
-            return self.rope();
+            return self.rope_of_any_length();
         };
         let boundary =
             i64::try_from(long_rope.original_max_position_embeddings).unwrap_or(i64::MAX);
@@ -523,7 +634,7 @@ impl RopeConfig {
     /// [`check`](Self::check), and whether lists fit the number of pairs: so that a file's faults
     /// show when it is read.
     pub(super) fn check_all(self) -> Result<Self, ConfigError> {
-        self.rope_for_lengths(&[])?;
+        self.rope_of_lengths(&[])?;
         Ok(self)
     }
 }

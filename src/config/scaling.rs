@@ -15,6 +15,9 @@ pub enum Scaling {
     Linear(LinearScaling),
     /// theta grows with the length of the sequence, see [`DynamicNtkScaling`] (`"dynamic"`).
     DynamicNtk(DynamicNtkScaling),
+    /// theta grows in steps with the length of the sequence, see [`QwenNtkScaling`] (the first Qwen's
+    /// `use_dynamic_ntk`).
+    QwenNtk(QwenNtkScaling),
     /// theta is larger by a constant, see [`NtkAlphaScaling`] (`"dynamic"` with an `alpha`).
     NtkAlpha(NtkAlphaScaling),
     /// Slow pairs are interpolated, fast ones are not, see [`YarnScaling`] (`"yarn"`).
@@ -34,6 +37,7 @@ impl Scaling {
             Scaling::None => "default",
             Scaling::Linear(_) => "linear",
             Scaling::DynamicNtk(_) => "dynamic NTK",
+            Scaling::QwenNtk(_) => "Qwen's NTK",
             Scaling::NtkAlpha(_) => "NTK with a constant alpha",
             Scaling::Yarn(_) => "YaRN",
             Scaling::LongRope(_) => "LongRoPE",
@@ -51,6 +55,7 @@ impl Scaling {
                 at_least_1("factor", dynamic.factor)?;
                 length("max_position_embeddings", dynamic.max_position_embeddings)
             }
+            Scaling::QwenNtk(ntk) => length("seq_length", ntk.seq_length),
             Scaling::NtkAlpha(ntk) => at_least_1("alpha", ntk.alpha),
             Scaling::Yarn(yarn) => yarn.check(),
             Scaling::LongRope(long_rope) => long_rope.check(),
@@ -110,6 +115,28 @@ pub struct DynamicNtkScaling {
     pub factor: f64,
     /// Tokens that the model was trained on; at most so many leave theta as it is.
     pub max_position_embeddings: u64,
+}
+
+/// theta is `theta * alpha^(d / (d - 2))` with `d = rotary_dim` and
+/// `alpha = 2^(ceil(log2(length / seq_length)) + 1) - 1`, and as it is up to `seq_length` tokens. The
+/// first Qwen (2023), in whose code the length is that of the prompt, also for the tokens after it.
+///
+/// ```
+/// use phasor::config::{QwenNtkScaling, RopeConfig, Scaling};
+///
+/// # fn main() -> Result<(), phasor::config::ConfigError> {
+/// let config = RopeConfig::new(10_000.0, 128)?
+///     .with_scaling(Scaling::QwenNtk(QwenNtkScaling { seq_length: 8192 }))?;
+/// // theta is 10,000 * 3^(128 / 126) = 30,527.7 then.
+/// let twice = config.frequencies_for_length(16_384)?.inv_freq()[1];
+/// assert!((twice / 30_527.74f64.powf(-1.0 / 64.0) - 1.0).abs() < 1e-8);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct QwenNtkScaling {
+    /// Tokens that the model was trained on.
+    pub seq_length: u64,
 }
 
 /// theta is `theta * alpha^(d / (d - 2))` with `d = rotary_dim`, at every length. HunYuan's configs

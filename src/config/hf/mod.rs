@@ -10,12 +10,18 @@ use serde_json::Value;
 
 use self::section::Section;
 use super::error::shortened;
-use super::families::{self, DefaultAxes, Family};
-use super::model::ModelConfig;
+use super::families::{self, DefaultAxes, Family, TOWERS_WITHOUT_ROPE};
+use super::model::{ModelConfig, Parts};
+use super::pairing::{OutputOrder, PairingRule};
 use super::{ConfigError, RopeConfig};
+use crate::Pairing;
+
+/// More parts than a message needs to name.
+const MOST_PARTS: usize = 5;
 
 /// Where multimodal configs keep their language model.
-const NESTED: [&str; 5] = [
+const NESTED: [&str; 6] = [
+    "vlm_config",
     "text_config",
     "llm_config",
     "language_config",
@@ -85,14 +91,110 @@ impl ModelConfig {
         };
         let root = Section::root(keys);
         let vision = vision(&root);
-        let text = text(root)?;
-        let (kinds, layers) = layers::read(&text)?;
-        Ok(ModelConfig {
-            model_type: text.model_type.map(str::to_string),
-            kinds,
-            layers,
-            vision,
-        })
+        let talker = talker(&root);
+        let mut model = read(root)?;
+        model.vision = vision;
+        model.parts.talker = talker.transpose().map(Box::new);
+        Ok(model)
+    }
+}
+
+/// The language model of a config.
+fn read(root: Section<'_>) -> Result<ModelConfig, ConfigError> {
+    let text = text(root)?;
+    let (kinds, layers) = layers::read(&text).map_err(|error| with_parts(error, &text.section))?;
+    let indexer = indexer(&text, &kinds).transpose();
+    let assumed = parameters::assumed(&text, &kinds);
+    Ok(ModelConfig {
+        model_type: text.model_type.map(str::to_string),
+        kinds,
+        layers,
+        vision: None,
+        parts: Parts {
+            assumed,
+            indexer,
+            talker: None,
+        },
+    })
+}
+
+/// The same error, with the parts of the config that were not looked at if it misses a key.
+fn with_parts(error: ConfigError, section: &Section<'_>) -> ConfigError {
+    const SIZES: [&str; 6] = [
+        "model_type",
+        "hidden_size",
+        "d_model",
+        "head_dim",
+        "num_attention_heads",
+        "num_hidden_layers",
+    ];
+    let has_sizes = |part: &Section<'_>| SIZES.iter().any(|key| part.has(key));
+    let parts: Vec<_> = section
+        .sections()
+        .filter(|(_, part)| has_sizes(part) || part.sections().any(|(_, inner)| has_sizes(&inner)))
+        .map(|(_, part)| part.path().to_string())
+        .take(MOST_PARTS)
+        .collect();
+    match error {
+        ConfigError::Missing { key, remedy } if !parts.is_empty() => ConfigError::Missing {
+            key,
+            remedy: format!(
+                "{remedy}; looked in {}, not in {}, each of which can be read by itself",
+                match section.path() {
+                    "" => "the config itself",
+                    path => path,
+                },
+                parts.join(", ")
+            ),
+        },
+        error => error,
+    }
+}
+
+/// The rotation of the indexer of sparse attention.
+fn indexer(
+    model: &Model<'_>,
+    kinds: &[(String, RopeConfig)],
+) -> Result<Option<RopeConfig>, ConfigError> {
+    let (Some((pairing, key)), Some((_, rope))) = (model.family.indexer, kinds.first()) else {
+        return Ok(None);
+    };
+    let section = &model.section;
+    let size = "index_head_dim";
+    let rope = rope.clone();
+    let rope = rope
+        .in_heads_of(section.count(size)?.unwrap_or(128))
+        .map_err(|error| error.renamed("head_dim", &section.key(size)))?;
+    let said = match key {
+        Some(key) => section.flag(key)?.map(|value| (section.key(key), value)),
+        None => None,
+    };
+    let order = |pairing| match pairing {
+        Pairing::Interleaved => model.family.output_order,
+        Pairing::HalfSplit => OutputOrder::AsInput,
+    };
+    let (pairing, rule) = match said {
+        Some((key, true)) => (Pairing::Interleaved, PairingRule::Key { key, value: true }),
+        Some((key, false)) => (Pairing::HalfSplit, PairingRule::Key { key, value: false }),
+        None => {
+            let name = model.known_as.unwrap_or_default().to_string();
+            (pairing, PairingRule::ModelType(name))
+        }
+    };
+    Ok(Some(
+        rope.with_pairing_by(pairing, rule)
+            .with_transformers_output_order(order(pairing)),
+    ))
+}
+
+/// The part of a model that speaks.
+fn talker(root: &Section<'_>) -> Result<Option<ModelConfig>, ConfigError> {
+    match root
+        .section("talker_config")?
+        .filter(|part| !part.is_empty())
+    {
+        Some(part) => read(part).map(Some),
+        None => Ok(None),
     }
 }
 
@@ -249,16 +351,33 @@ fn read_vision(root: &Section<'_>) -> Result<Option<RopeConfig>, ConfigError> {
             own.map(str::to_string),
             outer.map(|outer| format!("{outer}_vision")),
         ];
-        let known = names
-            .into_iter()
-            .flatten()
-            .find(|name| lookup(name).is_some_and(|(family, _)| is_vision(family)));
-        if let Some(name) = known {
-            let model = Model::new(vision, own, &[name])?;
+        let names: Vec<String> = names.into_iter().flatten().collect();
+        let is_tower = |name: &&String| lookup(name).is_some_and(|(family, _)| is_vision(family));
+        if let Some(name) = names.iter().find(is_tower) {
+            let model = Model::new(vision, own, std::slice::from_ref(name))?;
             return Ok(Some(parameters::read_flat(&model)?.check_all()?));
         }
+        for name in &names {
+            check_supported_tower(name)?;
+        }
+        if vision.is_empty() || own.is_some_and(|own| TOWERS_WITHOUT_ROPE.contains(&own)) {
+            continue;
+        }
+        let own = own.or(outer).unwrap_or("unknown");
+        return Err(ConfigError::Unsupported {
+            what: format!("vision_config of type {:?}", shortened(own)),
+            why: "whether this tower rotates, and how, is not known here".to_string(),
+        });
     }
     Ok(None)
+}
+
+/// Refuses a tower that is known to rotate in a way which is not described here.
+fn check_supported_tower(name: &str) -> Result<(), ConfigError> {
+    check_supported(name).or_else(|error| match error {
+        ConfigError::NoRotation { .. } => Ok(()),
+        error => Err(error),
+    })
 }
 
 fn is_vision(family: &Family) -> bool {

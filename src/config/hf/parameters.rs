@@ -7,7 +7,7 @@ use crate::config::families::{self, DefaultAxes, HeadDim, Kind, Score};
 use crate::config::pairing::{OutputOrder, PairingRule};
 use crate::config::scaling::{
     DynamicNtkScaling, LinearScaling, Llama3Scaling, LongRopeScaling, NtkAlphaScaling,
-    ProportionalScaling, Scaling, YarnScaling, fraction,
+    ProportionalScaling, QwenNtkScaling, Scaling, YarnScaling, fraction,
 };
 use crate::config::{Axes, ConfigError, RopeConfig, formulas};
 
@@ -116,8 +116,14 @@ pub(super) fn read(model: &Model<'_>, source: &Source<'_>) -> Result<RopeConfig,
         _ => head_dim_key,
     };
     config = config.with_rotary_dim(rotary_dim).map_err(|_| {
-        let value = format!("such that {rotary_dim} of {head_dim} dims rotate");
-        let expected = "such that an even number of dims rotates, at least 2 and at most all";
+        let value = match section.shown(&rotary_key) {
+            Some(value) => value,
+            None => head_dim.to_string(),
+        };
+        let expected = format!(
+            "such that an even number of dims rotates, at least 2 and at most all: {rotary_dim} of \
+             {head_dim} would"
+        );
         ConfigError::invalid(&rotary_key, value, expected)
     })?;
     let table_path = source.table.as_ref().map_or(section.path(), Section::path);
@@ -197,6 +203,58 @@ fn theta(model: &Model<'_>, source: &Source<'_>) -> Result<(f64, String), Config
     }
 }
 
+/// Keys that the config leaves out, with what the family has for them.
+pub(super) fn assumed(model: &Model<'_>, kinds: &[(String, RopeConfig)]) -> Vec<(String, f64)> {
+    let section = &model.section;
+    let mut assumed = Vec::new();
+    // A family that is not known has no defaults.
+    if model.known_as.is_none() {
+        return assumed;
+    }
+    let flat = Source::flat(flat_table(section).unwrap_or_default());
+    // What kinds of layers have of their own is not assumed, and may be all that there is.
+    let Ok((dim, key)) = head_dim(model, &flat) else {
+        return assumed;
+    };
+    let hidden = model.family.hidden_keys.iter().any(|key| section.has(key));
+    let heads = HEADS.iter().any(|key| section.has(key));
+    let is_size = |size: &str| key == section.key(size);
+    let derived = model
+        .family
+        .hidden_keys
+        .iter()
+        .chain(HEADS)
+        .any(|size| is_size(size));
+    let sizes = model.known_as.and_then(families::default_sizes);
+    match sizes {
+        Some(sizes) if derived && !heads => assumed.push((
+            section.key("num_attention_heads"),
+            sizes.num_attention_heads as f64,
+        )),
+        Some(sizes) if derived && !hidden => {
+            assumed.push((
+                section.key(model.family.hidden_keys[0]),
+                sizes.hidden_size as f64,
+            ));
+        }
+        _ if section.shown(&key).is_none() => assumed.push((key, dim as f64)),
+        _ => {}
+    }
+    if let [(_, rope)] = kinds
+        && model.family.kinds.is_empty()
+        && !model.family.listed_per_layer
+        && let Ok((theta, key)) = theta(model, &flat)
+        && section.shown(&key).is_none()
+        && theta == rope.theta()
+    {
+        assumed.push((key, theta));
+    }
+    assumed
+}
+
+/// Names of the number of heads.
+const HEADS: &[&str] = &["num_attention_heads", "n_head", "n_heads", "num_heads"];
+
 /// The dims of a head and the key they come from.
 fn head_dim(model: &Model<'_>, source: &Source<'_>) -> Result<(usize, String), ConfigError> {
     let section = &model.section;
@@ -253,7 +311,7 @@ fn derived_head_dim(model: &Model<'_>, default: usize) -> Result<(usize, String)
         Ok(None)
     };
     let hidden = first(model.family.hidden_keys)?;
-    let heads = first(&["num_attention_heads", "n_head", "n_heads", "num_heads"])?;
+    let heads = first(HEADS)?;
     let derives = !matches!(model.family.head_dim, HeadDim::RotaryDim(_));
     let sizes = model.known_as.and_then(families::default_sizes);
     let (hidden_key, heads_key) = (
@@ -597,6 +655,16 @@ fn default_scaling(
         }));
     }
     let mut scaling = model.family.scaling.clone();
+    let section = &model.section;
+    if model.known_as == Some("qwen") && section.flag("use_dynamic_ntk")? != Some(false) {
+        let seq_length = section.tokens("seq_length")?.ok_or_else(|| {
+            ConfigError::missing(
+                section.key("seq_length"),
+                "give it, or use_dynamic_ntk as false: theta grows beyond that length",
+            )
+        })?;
+        return Ok(Scaling::QwenNtk(QwenNtkScaling { seq_length }));
+    }
     // A family's default table heeds the key beside it, as a given table does.
     if let Some(tokens) = model.section.tokens("original_max_position_embeddings")? {
         match &mut scaling {

@@ -69,6 +69,16 @@ impl<'a> Section<'a> {
             .filter(|value| !value.is_null())
     }
 
+    /// The value under a path that [`key`](Self::key) gave, or one in an object in it, as it is named
+    /// in messages.
+    pub fn shown(&self, path: &str) -> Option<String> {
+        let within = match self.path.as_str() {
+            "" => path,
+            own => path.strip_prefix(own)?.strip_prefix('.')?,
+        };
+        self.get(within).map(display)
+    }
+
     pub fn has(&self, key: &str) -> bool {
         self.get(key).is_some()
     }

@@ -412,6 +412,32 @@ mod tests {
     }
 
     #[test]
+    fn dims_may_follow_each_other_without_a_gap() {
+        // Two runs of 3 that are 5 apart take 8: the next two begin right there, or an element sooner.
+        let region = |stride| Region::new(0, 3, [(4, stride), (2, 5), (1, 0)]);
+        assert_eq!(region(8).self_overlap(), Overlap::Disjoint);
+        assert_eq!(region(7).self_overlap(), Overlap::Unknown);
+        let (within, some) = (
+            Region::new(2, 0, [(1, 0); 3]),
+            Region::new(0, 4, [(1, 0); 3]),
+        );
+        assert_eq!(within.overlap(&some), Overlap::Disjoint);
+        assert_eq!(some.overlap(&within), Overlap::Disjoint);
+    }
+
+    #[test]
+    fn layouts_tell_what_they_were_given() {
+        let layout = Layout::bshd(2, 3, 4, 8)
+            .with_offset(5)
+            .with_rotary_offset(6);
+        assert_eq!((layout.offset(), layout.rotary_offset()), (5, 6));
+        assert_eq!(
+            (layout.shape(), layout.strides()),
+            ([2, 3, 4, 8], [96, 32, 8])
+        );
+    }
+
+    #[test]
     fn a_search_has_an_end() {
         // Tokens of unlike strides that never meet: the one's begin at multiples of 12, the other's 6
         // further on.

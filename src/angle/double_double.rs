@@ -265,6 +265,77 @@ mod tests {
         }
     }
 
+    /// Off by less than 2^-96 of what it must be, for powers of 256 lose 8 bits of 106.
+    #[track_caller]
+    fn near(got: DoubleDouble, expected: DoubleDouble) {
+        let off = got.sub(expected).to_f64().abs();
+        let most = expected.to_f64().abs() * 2f64.powi(-96);
+        assert!(off <= most, "{got:?} and not {expected:?}: off by {off}");
+    }
+
+    #[test]
+    fn sums_keep_what_is_left_of_both_low_parts() {
+        let (low, lower) = (2f64.powi(-54), 1.5 * 2f64.powi(-107));
+        let sum = DoubleDouble::new(1.0, low).add(DoubleDouble::new(-1.0, lower));
+        let expected = DoubleDouble::new(low + 2f64.powi(-106), -(2f64.powi(-108)));
+        assert_eq!(sum, expected);
+    }
+
+    /// Sizes far apart, so that each digit of the quotient must be right.
+    #[test]
+    fn quotients_times_divisors_are_dividends() {
+        for a in [1.0, 3.0, 1e-10, 7.3e15] {
+            for b in [3.0, 0.3, 1e-12, 1e10, 7.7e17] {
+                let (a, b) = (
+                    DoubleDouble::new(a, a * 2f64.powi(-55)),
+                    DoubleDouble::from(b),
+                );
+                near(a.div(b).mul(b), a);
+                near(b.div(a).mul(a), b);
+            }
+        }
+    }
+
+    #[test]
+    fn logarithms_of_every_size() {
+        // Powers of two, subnormal ones too, of which the logarithm is a product.
+        for exponent in [-1074, -1073, -1023, -1022, -1021, -64, -1, 1, 64, 1023] {
+            let power = 2f64.powi(exponent / 2) * 2f64.powi(exponent - exponent / 2);
+            let expected = super::LN_2.mul(DoubleDouble::from(f64::from(exponent)));
+            near(DoubleDouble::ln(power), expected);
+        }
+        // Numbers that are reduced to either side of 1.
+        for x in [1.1, 1.4, 1.42, 1.5, 1.9, 1.99, 500_000.0, 1e30, 1e-30] {
+            near(DoubleDouble::ln(x).exp(), DoubleDouble::from(x));
+        }
+    }
+
+    #[test]
+    fn exponentials_of_every_size() {
+        for x in [1e-9, 0.3, 0.7, 5.0, 20.0, 60.0, 99.0] {
+            let x = DoubleDouble::from(x);
+            near(x.exp().mul(x.negate().exp()), DoubleDouble::ONE);
+        }
+        let saturating = |x: f64| DoubleDouble::from(x).exp_saturating();
+        assert_eq!(saturating(-1e6), DoubleDouble::ZERO);
+        assert_eq!(saturating(-100.5), DoubleDouble::ZERO);
+        near(saturating(-100.0), DoubleDouble::from(-100.0).exp());
+        assert_eq!(saturating(1e6), saturating(100.0));
+        assert!(saturating(100.0).to_f64() > 2e43);
+    }
+
+    #[test]
+    fn turns_have_their_signs() {
+        let of = |fraction: u64| DoubleDouble::from_turn_fraction(fraction).to_f64();
+        assert_eq!(of(0).to_bits(), 0.0f64.to_bits());
+        assert_eq!(of(1), 2f64.powi(-64));
+        assert_eq!(of(u64::MAX), -(2f64.powi(-64)));
+        assert_eq!(
+            (of(1 << 63), of((1 << 63) + (1 << 40))),
+            (0.5, -0.5 + 2f64.powi(-24))
+        );
+    }
+
     #[test]
     fn integers_roots_and_order() {
         let largest = DoubleDouble::from(u64::MAX);

@@ -12,6 +12,8 @@ mod bindings;
 mod bindings {
     include!(concat!(env!("OUT_DIR"), "/bindings.rs"));
 }
+#[cfg(test)]
+mod checks;
 mod fill;
 mod read;
 

@@ -620,6 +620,22 @@ mod tests {
         }
     }
 
+    #[test]
+    fn parts_follow_each_other_and_are_nearly_equal() {
+        for n in [0, 1, 7, 100, usize::MAX] {
+            for parts in 1..9 {
+                let mut end = 0;
+                for part in 0..parts {
+                    let range = split(n, parts, part);
+                    assert_eq!(range.start, end);
+                    assert!([n / parts, n.div_ceil(parts)].contains(&range.len()));
+                    end = range.end;
+                }
+                assert_eq!(end, n);
+            }
+        }
+    }
+
     fn alignment<T>(destination: usize, destination_stride: usize, pairs: usize) -> [usize; 3] {
         // The alignment of the source does not matter.
         let run = |stream, first| HeadRun::<T> {

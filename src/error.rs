@@ -261,6 +261,14 @@ pub enum Error {
         /// How many were given.
         got: usize,
     },
+    /// Values and their 8-bit codes are not as many.
+    #[error("{got} codes given for {expected} values: give a code for each value of the group")]
+    CodesLength {
+        /// How many values there are.
+        expected: usize,
+        /// How many codes.
+        got: usize,
+    },
     /// The offsets of a ragged batch are no offsets.
     #[error("cu_seqlens: {what}")]
     CuSeqlens {

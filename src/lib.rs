@@ -83,6 +83,7 @@ mod layout;
 pub mod multimodal;
 mod plan;
 mod positions;
+pub mod quantize;
 mod rope;
 
 pub use angle::{Angles, CosSinTable, Frequencies, FrequencyRows, OutOfRange};

@@ -261,6 +261,19 @@ pub enum Error {
         /// How many were given.
         got: usize,
     },
+    /// What a norm is applied to, or with, does not fit the heads.
+    #[error(
+        "{what}: {len} elements do not fit heads of {head_dim} dims: give whole heads of an even head_dim, \
+         and weights and biases of one head or of all"
+    )]
+    NormLength {
+        /// What does not fit.
+        what: &'static str,
+        /// How many elements it has.
+        len: usize,
+        /// Dims of a head.
+        head_dim: usize,
+    },
     /// Values and their 8-bit codes are not as many.
     #[error("{got} codes given for {expected} values: give a code for each value of the group")]
     CodesLength {

@@ -81,6 +81,7 @@ pub mod interfaces;
 pub mod launch;
 mod layout;
 pub mod multimodal;
+pub mod norm;
 mod plan;
 mod positions;
 pub mod quantize;

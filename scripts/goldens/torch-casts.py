@@ -1,7 +1,7 @@
 """Golden codes and scales of 8-bit caches: torch's own casts, and the rules of vLLM, DeepSeek and OCP MX as
 tensor code.
 
-    pip install torch==2.15.0 safetensors numpy
+    pip install -r scripts/goldens/requirements-transformers.txt
     python scripts/goldens/torch-casts.py [--check]
 
 Inputs of the casts are, for each two e4m3 values that follow each other, both, the middle and its

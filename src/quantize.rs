@@ -55,8 +55,8 @@ pub const fn e4m3_from_f32(x: f32) -> u8 {
         // 20 bits of the significand go, and the exponent's bias is 7 in place of 127.
         let rounded = magnitude + 0x7_ffff + ((magnitude >> 20) & 1);
         (rounded >> 20) - (120 << 3)
-    } else if exponent > 115 {
-        // Below 2^-6 codes are multiples of 2^-9.
+    } else if exponent > 116 {
+        // Below 2^-6 codes are multiples of 2^-9; below 2^-10, half of one, all is 0.
         let significand = (magnitude & 0x7f_ffff) | 0x80_0000;
         let shift = 141 - exponent;
         let half = (1 << (shift - 1)) - 1;
@@ -317,7 +317,7 @@ impl Quantization {
             ScaleRounding::PowerOfTwoUp => power_of_two_up((amax / most).max(floor)),
             ScaleRounding::PowerOfTwoDown => {
                 let of_codes = power_of_two_down(most);
-                power_of_two_down(power_of_two_down(amax) / of_codes).max(power_of_two_down(floor))
+                power_of_two_down(amax / of_codes).max(power_of_two_down(floor))
             }
         }
     }

@@ -51,7 +51,8 @@ def main():
         add("cohere", dtype, CohereLayerNorm((5, 128), 1e-5), (5, 128), (5, 128))
         add("layer_beta", dtype, torch.nn.LayerNorm(80, 1e-5), (4, 80), (80,))
 
-    versions = {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__}
+    # One entry: several are saved in no order.
+    versions = {"peer": f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}"}
     made = save({name: tensor.contiguous() for name, tensor in tensors.items()}, versions)
     if "--check" in sys.argv:
         assert FILE.read_bytes() == made, f"{FILE} is not what {versions} compute"

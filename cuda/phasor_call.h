@@ -43,6 +43,22 @@ typedef unsigned long long uint64_t;
 #define PHASOR_SLOT_PAGE_INDICES 3u
 #define PHASOR_SLOT_SEQUENCE 4u
 
+// PhasorNorm::kind
+#define PHASOR_NORM_NONE 0u
+#define PHASOR_NORM_RMS 1u
+#define PHASOR_NORM_LAYER 2u
+
+// PhasorCodes::type
+#define PHASOR_CODES_NONE 0u
+#define PHASOR_CODES_E4M3 1u
+#define PHASOR_CODES_INT8 2u
+#define PHASOR_CODES_INT8_FULL 3u
+
+// PhasorCodes::scale_rounding
+#define PHASOR_SCALE_ANY 0u
+#define PHASOR_SCALE_POWER_OF_TWO_UP 1u
+#define PHASOR_SCALE_POWER_OF_TWO_DOWN 2u
+
 // Where the elements of a stream are: [batch, tokens, heads, head_dim], contiguous in the innermost
 // dimension.
 #define PHASOR_FIELDS_PhasorView(field) \
@@ -181,6 +197,66 @@ typedef unsigned long long uint64_t;
     field(PhasorSlots, slots) \
     field(PhasorSequences, sequences)
 
+// A norm of heads: src/norm.rs says what it computes. Weights and biases are of the element type, dim by
+// dim; where their address is 0 there are none.
+#define PHASOR_FIELDS_PhasorNorm(field) \
+    field(uint64_t, weight) \
+    field(uint64_t, bias) \
+    field(int64_t, weight_head) /* bytes from one head's to the next: 0 where heads share them */ \
+    field(int64_t, bias_head) \
+    field(uint32_t, kind) \
+    field(float, eps) \
+    field(float, weight_offset) \
+    field(uint32_t, after_rotation) \
+    field(uint32_t, round_before_weight) \
+    field(uint32_t, round_after) \
+    field(uint32_t, across_heads) \
+    field(uint32_t, reserved)
+
+// What values are multiplied by once they are rotated and normed: `factor`; or, where `interval` is not
+// 0, factor * (1 + slope * ln(1 + n)), where n is how often the interval goes into the token's position
+// on the first axis, plus 1, and 0 where that is negative: src/stages.rs.
+#define PHASOR_FIELDS_PhasorScale(field) \
+    field(float, factor) \
+    field(float, slope) \
+    field(uint32_t, interval) \
+    field(uint32_t, reserved)
+
+// 8-bit codes that are written in place of elements: src/quantize.rs says what they are. Scales are f32,
+// or bytes of E8M0. Where they are given, there is one for each head, and they are read at `scales` +
+// h * `head`; else one for each `group_dims` dims of a head is written.
+#define PHASOR_FIELDS_PhasorCodes(field) \
+    field(uint64_t, scales) \
+    field(int64_t, page) /* bytes from that of one page to the next, and so on */ \
+    field(int64_t, slot) \
+    field(int64_t, head) \
+    field(int64_t, group) \
+    field(uint32_t, type) \
+    field(uint32_t, dynamic) \
+    field(uint32_t, multiply) /* by the inverse of the scale (which a given one is) */ \
+    field(uint32_t, scale_rounding) \
+    field(uint32_t, group_dims) \
+    field(uint32_t, e8m0) \
+    field(uint32_t, round_first) /* to the element type */ \
+    field(float, floor) /* least scale: a normal number, or 2^-127 */
+
+// What is done to a stream between its loads and its stores, in the order of the fields; rotation stands
+// before the norm or after it. Codes are those of q's destination, and of k's and v's caches.
+#define PHASOR_FIELDS_PhasorStages(field) \
+    field(uint64_t, bias) /* of the element type, added dim by dim; 0: none */ \
+    field(int64_t, bias_head) /* bytes from one head's to the next */ \
+    field(PhasorNorm, norm) \
+    field(PhasorScale, scale) \
+    field(PhasorCodes, codes) \
+    field(uint32_t, rotates) \
+    field(uint32_t, present) /* 0: the stream has no stage but its rotation */
+
+// The stages of a call's streams; a second parameter of the kernels that perform them.
+#define PHASOR_FIELDS_PhasorFusion(field) \
+    field(PhasorStages, q) \
+    field(PhasorStages, k) \
+    field(PhasorStages, v)
+
 #define PHASOR_STRUCTS(of) \
     of(PhasorView) \
     of(PhasorStream) \
@@ -194,7 +270,12 @@ typedef unsigned long long uint64_t;
     of(PhasorRows) \
     of(PhasorPositions) \
     of(PhasorPairing) \
-    of(PhasorCall)
+    of(PhasorCall) \
+    of(PhasorNorm) \
+    of(PhasorScale) \
+    of(PhasorCodes) \
+    of(PhasorStages) \
+    of(PhasorFusion)
 
 #if defined(__cplusplus)
 #define PHASOR_STATIC_ASSERT static_assert

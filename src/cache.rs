@@ -1,9 +1,12 @@
 //! Caches of keys and values: where their elements are, and which slot a token is stored in.
 
 use crate::Error;
+use crate::codes::{ScaleLayout, StoredCodes};
+use crate::element::Dtype;
 use crate::error::TensorName;
 use crate::ids::Ids;
 use crate::layout::Region;
+use crate::quantize::Codes;
 
 /// Shape and strides of a cache of keys or of values, `[pages, slots of a page, heads, head_dim]`, in
 /// elements. A token is stored in one slot of one page.
@@ -225,11 +228,14 @@ impl CacheLayout {
         Some(len)
     }
 
-    pub(crate) fn region(&self) -> Region {
+    /// In units of which an element has so many.
+    pub(crate) fn region(&self, units: usize) -> Region {
         Region::new(
-            self.offset,
-            self.block_dims.min(self.head_dim),
-            self.extents(),
+            self.offset * units,
+            self.block_dims.min(self.head_dim) * units,
+            // The stride of a dimension of size 1 may be anything.
+            self.extents()
+                .map(|(count, stride)| (count, stride.saturating_mul(units))),
         )
     }
 
@@ -257,49 +263,117 @@ impl CacheLayout {
 }
 
 /// The caches that keys and values are stored in. Both have the same pages and slots.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct KvCacheLayout {
     pub(crate) k: Option<CacheLayout>,
     pub(crate) v: Option<CacheLayout>,
     pub(crate) one_buffer: bool,
+    pub(crate) codes: [Option<StoredCodes>; 2],
 }
 
 impl KvCacheLayout {
+    const fn new(k: Option<CacheLayout>, v: Option<CacheLayout>, one_buffer: bool) -> Self {
+        Self {
+            k,
+            v,
+            one_buffer,
+            codes: [None; 2],
+        }
+    }
+
     /// Keys and values in buffers of their own.
     pub const fn separate(k: CacheLayout, v: CacheLayout) -> Self {
-        Self {
-            k: Some(k),
-            v: Some(v),
-            one_buffer: false,
-        }
+        Self::new(Some(k), Some(v), false)
     }
 
     /// Keys and values as windows of one buffer, such as those of
     /// [`in_pairs_of_pages`](CacheLayout::in_pairs_of_pages).
     pub const fn one_buffer((k, v): (CacheLayout, CacheLayout)) -> Self {
-        Self {
-            k: Some(k),
-            v: Some(v),
-            one_buffer: true,
-        }
+        Self::new(Some(k), Some(v), true)
     }
 
     /// Keys only.
     pub const fn k(k: CacheLayout) -> Self {
-        Self {
-            k: Some(k),
-            v: None,
-            one_buffer: false,
-        }
+        Self::new(Some(k), None, false)
     }
 
     /// Values only.
     pub const fn v(v: CacheLayout) -> Self {
-        Self {
-            k: None,
-            v: Some(v),
-            one_buffer: false,
+        Self::new(None, Some(v), false)
+    }
+
+    /// The latent cache of MLA (DeepSeek-V2 and later), `[pages, page_size, latent_dim + rotary_dim]`: the
+    /// latent is stored as values of one head (of layout `[tokens, 1, latent_dim]`), its rotated companion
+    /// `k_pe` as keys of one head.
+    ///
+    /// ```
+    /// use phasor::{Dtype, KvCacheLayout, Layout, Problem};
+    ///
+    /// let problem = Problem::new(Dtype::Bf16)
+    ///     .q(Layout::tokens(64, 128, 192).with_rotary_offset(128)) // q_pe, inside the heads of q
+    ///     .k_to_cache(Layout::tokens(64, 1, 64))
+    ///     .v_to_cache(Layout::tokens(64, 1, 512))
+    ///     .cache(KvCacheLayout::latent(1024, 64, 512, 64));
+    /// # let _ = problem;
+    /// ```
+    pub const fn latent(
+        pages: usize,
+        page_size: usize,
+        latent_dim: usize,
+        rotary_dim: usize,
+    ) -> Self {
+        let dims = latent_dim.saturating_add(rotary_dim);
+        let all = CacheLayout::paged_nhd(pages, page_size, 1, dims);
+        Self::one_buffer((all.dims(latent_dim..dims), all.dims(0..latent_dim)))
+    }
+
+    /// The latent cache of DeepSeek-V3.2 in 656 bytes a token: 512 codes of e4m3 in groups of 128, their
+    /// four scales in f32, and 64 elements of 16 bits that rotate. Values over a group's scale, which is
+    /// at least `floor`.
+    pub const fn latent_e4m3(pages: usize, page_size: usize, floor: f32) -> Self {
+        const BYTES: usize = 512 + 4 * 4 + 64 * 2;
+        const fn slots(
+            [pages, page_size]: [usize; 2],
+            [size, offset, dims]: [usize; 3],
+        ) -> CacheLayout {
+            let slot = BYTES / size;
+            CacheLayout::paged_nhd(pages, page_size, 1, dims)
+                .with_strides(page_size.saturating_mul(slot), slot, dims)
+                .with_offset(offset / size)
         }
+        let slot = BYTES / 4;
+        let scales = ScaleLayout::strided(page_size.saturating_mul(slot), slot, 4, 1)
+            .with_offset(512 / 4)
+            .inline();
+        let codes = StoredCodes::dynamic(Codes::E4m3, floor, scales).groups_of(128);
+        let k = slots([pages, page_size], [2, 512 + 4 * 4, 64]);
+        let v = slots([pages, page_size], [1, 0, 512]);
+        Self::one_buffer((k, v)).with_v_codes(codes)
+    }
+
+    /// Stores both as codes: layouts count these, which are bytes.
+    pub const fn with_codes(self, codes: StoredCodes) -> Self {
+        self.with_k_codes(codes).with_v_codes(codes)
+    }
+
+    /// Stores keys as codes.
+    pub const fn with_k_codes(mut self, codes: StoredCodes) -> Self {
+        self.codes[0] = Some(codes);
+        self
+    }
+
+    /// Stores values as codes.
+    pub const fn with_v_codes(mut self, codes: StoredCodes) -> Self {
+        self.codes[1] = Some(codes);
+        self
+    }
+
+    /// Bytes of an element of the keys' and of the values' cache.
+    pub(crate) fn element_sizes(&self, dtype: Dtype) -> [usize; 2] {
+        self.codes.map(|codes| match codes {
+            Some(_) => 1,
+            None => dtype.size(),
+        })
     }
 
     /// Pages, and slots of a page: those of both.

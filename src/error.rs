@@ -23,6 +23,10 @@ impl std::fmt::Display for TensorName {
     }
 }
 
+fn or_one(or: Option<usize>) -> String {
+    or.map_or_else(String::new, |or| format!(", or {or} for all heads"))
+}
+
 /// Everything that can go wrong, and what to change about it.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -281,6 +285,71 @@ pub enum Error {
         expected: usize,
         /// How many codes.
         got: usize,
+    },
+    /// Groups of dims that share a scale do not divide a head.
+    #[error(
+        "{tensor}: groups of {group_dims} dims do not divide heads of {head_dim}: name a divisor, as in \
+         StoredCodes::groups_of(128)"
+    )]
+    CodeGroups {
+        /// The tensor.
+        tensor: TensorName,
+        /// Dims of a head.
+        head_dim: usize,
+        /// Dims that are to share a scale.
+        group_dims: usize,
+    },
+    /// Scales that are no powers of two cannot be stored as their exponents.
+    #[error(
+        "{tensor}: scales as E8M0 are powers of two: say how they are rounded to one, with \
+         StoredCodes::rounded"
+    )]
+    ScalesNotPowers {
+        /// The tensor.
+        tensor: TensorName,
+    },
+    /// What stages need, and what a call brings, differ; or stages that do not fit.
+    #[error("{tensor}: {what}")]
+    Stages {
+        /// The tensor.
+        tensor: TensorName,
+        /// What is wrong, and what to do.
+        what: &'static str,
+    },
+    /// A bias, weights or scales are not as many as a stage needs.
+    #[error("{tensor}'s {what}: {got} values given where {expected} are needed{}", or_one(*or))]
+    StageLength {
+        /// The tensor.
+        tensor: TensorName,
+        /// What is too short or too long.
+        what: &'static str,
+        /// How many it must have.
+        expected: usize,
+        /// Or how many, for all heads to share them.
+        or: Option<usize>,
+        /// How many it has.
+        got: usize,
+    },
+    /// A buffer holds something else than was planned.
+    #[error(
+        "{what} holds values of another type: give what was planned, of {expected} bytes each, or a buffer \
+         of bytes"
+    )]
+    BufferType {
+        /// Which buffer.
+        what: &'static str,
+        /// Bytes of what it is to hold.
+        expected: usize,
+    },
+    /// A buffer does not begin where elements may.
+    #[error(
+        "{what} begins at an address that is not a multiple of {align} bytes: align the buffer"
+    )]
+    BufferUnaligned {
+        /// Which buffer.
+        what: &'static str,
+        /// What its address must be a multiple of.
+        align: usize,
     },
     /// The offsets of a ragged batch are no offsets.
     #[error("cu_seqlens: {what}")]

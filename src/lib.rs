@@ -69,6 +69,7 @@
 mod angle;
 mod cache;
 pub mod call;
+mod codes;
 pub mod config;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -86,9 +87,12 @@ mod plan;
 mod positions;
 pub mod quantize;
 mod rope;
+mod stages;
+mod step;
 
 pub use angle::{Angles, CosSinTable, Frequencies, FrequencyRows, OutOfRange};
 pub use cache::{CacheLayout, KvCacheLayout, Slots, SlotsIn, Stored};
+pub use codes::{ScaleLayout, StoredCodes};
 #[cfg(feature = "cuda")]
 pub use cudarc;
 pub use device::{
@@ -98,13 +102,16 @@ pub use element::{Dtype, Element};
 pub use error::{Error, TensorName};
 pub use half;
 pub use host::{
-    Host, HostAppended, HostDestination, HostInOut, HostKvCache, HostRotator, Isa, Threads,
+    Host, HostAppended, HostBytes, HostDestination, HostInOut, HostKvCache, HostRotator, HostStep,
+    HostWeights, Isa, Threads,
 };
 pub use ids::{Id, IdType, Ids};
 pub use layout::Layout;
 pub use plan::{Appended, InOut, Plan, Problem};
 pub use positions::{FrequencyRowKind, PositionKind, Positions, PositionsIn};
 pub use rope::{Direction, Pairing, Rope};
+pub use stages::Stages;
+pub use step::{HostMemory, Memory, StageWeights, Step};
 
 /// The README's examples are compiled and run with the documentation's.
 #[cfg(all(doctest, feature = "cuda"))]

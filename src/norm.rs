@@ -37,7 +37,7 @@
 use crate::{Element, Error};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     Rms,
     Layer,
 }
@@ -45,11 +45,12 @@ enum Kind {
 /// A norm of heads.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HeadNorm {
-    kind: Kind,
-    eps: f32,
-    weight_offset: f32,
-    round_before_weight: bool,
-    across_heads: bool,
+    pub(crate) kind: Kind,
+    pub(crate) eps: f32,
+    pub(crate) weight_offset: f32,
+    pub(crate) round_before_weight: bool,
+    pub(crate) round_after: bool,
+    pub(crate) across_heads: bool,
 }
 
 impl HeadNorm {
@@ -59,6 +60,7 @@ impl HeadNorm {
             eps,
             weight_offset: 0.0,
             round_before_weight: false,
+            round_after: false,
             across_heads: false,
         }
     }
@@ -83,6 +85,14 @@ impl HeadNorm {
     /// models. Otherwise results are rounded once (its Gemma and OLMo models, vLLM).
     pub const fn round_before_weight(mut self) -> Self {
         self.round_before_weight = true;
+        self
+    }
+
+    /// Rounds to the element type before what follows in a call, as systems do that norm and rotate in
+    /// steps of their own. Otherwise values stay f32 up to the last stage. ([`apply`](Self::apply) has no
+    /// other stage, and rounds in any case.)
+    pub const fn round_after(mut self) -> Self {
+        self.round_after = true;
         self
     }
 

@@ -1,10 +1,12 @@
 //! A plan: everything about a call that can be checked before there is memory to work on.
 
 use crate::cache::{CacheLayout, KvCacheLayout};
-use crate::call::{self, PhasorCall};
+use crate::call::{self, PhasorCall, PhasorFusion};
+use crate::codes::StoredCodes;
 use crate::element::Dtype;
 use crate::error::TensorName;
 use crate::layout::{Layout, Overlap, Region};
+use crate::stages::Stages;
 use crate::{Angles, Error, OutOfRange, Rope};
 
 /// One tensor of a call: written where it is read, or somewhere else.
@@ -81,7 +83,7 @@ pub enum Appended<S, D = S, O = D> {
 ///     .k(Layout::tokens(256, 8, 128));
 /// # let _ = problem;
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Problem {
     dtype: Dtype,
     q: Option<InOut<Layout>>,
@@ -90,7 +92,10 @@ pub struct Problem {
     /// Whether keys and values are but stored in their cache.
     only_cached: [bool; 2],
     cache: Option<KvCacheLayout>,
-    one_buffer: bool,
+    /// Of q, k and v.
+    stages: [Stages; 3],
+    q_codes: Option<StoredCodes>,
+    sources: Sources,
     longer_buffers: bool,
     assume_disjoint: bool,
 }
@@ -105,7 +110,9 @@ impl Problem {
             v: None,
             only_cached: [false; 2],
             cache: None,
-            one_buffer: false,
+            stages: [Stages::new(); 3],
+            q_codes: None,
+            sources: Sources::Apart,
             longer_buffers: false,
             assume_disjoint: false,
         }
@@ -131,10 +138,10 @@ impl Problem {
         self
     }
 
-    /// The values: a pair `(source, destination)`. They do not rotate: they are copied, and stored in their
-    /// cache if they have one.
-    pub fn v(mut self, source: Layout, destination: Layout) -> Self {
-        self.v = Some((source, destination).into());
+    /// The values: a [`Layout`] in place, or a pair `(source, destination)`. They do not rotate: they go
+    /// through their stages, if they have any, are copied, and stored in their cache if they have one.
+    pub fn v(mut self, layout: impl Into<InOut<Layout>>) -> Self {
+        self.v = Some(layout.into());
         self
     }
 
@@ -152,10 +159,42 @@ impl Problem {
         self
     }
 
+    /// What is done to the queries beside their rotation. In place, whole heads are then written.
+    pub const fn q_stages(mut self, stages: Stages) -> Self {
+        self.stages[0] = stages;
+        self
+    }
+
+    /// What is done to the keys beside their rotation.
+    pub const fn k_stages(mut self, stages: Stages) -> Self {
+        self.stages[1] = stages;
+        self
+    }
+
+    /// What is done to the values.
+    pub const fn v_stages(mut self, stages: Stages) -> Self {
+        self.stages[2] = stages;
+        self
+    }
+
+    /// Writes the queries as codes, by scales that each call brings. Their destination is a buffer of
+    /// bytes, and its layout counts these.
+    pub const fn q_codes(mut self, codes: StoredCodes) -> Self {
+        self.q_codes = Some(codes);
+        self
+    }
+
     /// All layouts are windows of one buffer, such as packed qkv. Overlap is then checked across
     /// tensors too. Otherwise every source and destination is a buffer of its own.
     pub const fn one_buffer(mut self) -> Self {
-        self.one_buffer = true;
+        self.sources = Sources::OneBuffer;
+        self
+    }
+
+    /// All sources are windows of one buffer, such as packed qkv, and what is written elsewhere than in
+    /// place has buffers of its own.
+    pub const fn packed(mut self) -> Self {
+        self.sources = Sources::Packed;
         self
     }
 
@@ -179,6 +218,17 @@ impl Problem {
     }
 }
 
+/// Which layouts share a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sources {
+    /// None.
+    Apart,
+    /// All of them.
+    OneBuffer,
+    /// All that are read.
+    Packed,
+}
+
 /// A tensor of a plan, its layouts checked.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PlannedTensor {
@@ -188,6 +238,10 @@ pub(crate) struct PlannedTensor {
     pub(crate) in_place: bool,
     /// Written to a cache only.
     pub(crate) nowhere: bool,
+    /// Stored in a cache.
+    cached: bool,
+    /// In place, all dims of a head are written; else those that rotate.
+    whole_heads: bool,
     /// Of the source and of the destination.
     reach: [Reach; 2],
 }
@@ -279,7 +333,11 @@ impl PlannedTensor {
     fn written(&self, rotary_dim: usize) -> Region {
         if self.nowhere {
             self.source.region(0, 0)
-        } else if self.in_place {
+        } else if self.in_place && !self.whole_heads {
+            let rotary_dim = match self.name {
+                TensorName::V => 0,
+                _ => rotary_dim,
+            };
             self.destination
                 .region(self.destination.rotary_offset, rotary_dim)
         } else {
@@ -287,8 +345,10 @@ impl PlannedTensor {
         }
     }
 
+    /// The elements that are read: of a tensor in place that is not stored in a cache too, those that are
+    /// written.
     fn read(&self, rotary_dim: usize) -> Region {
-        if self.in_place && !self.nowhere {
+        if self.in_place && !self.nowhere && !self.cached {
             self.written(rotary_dim)
         } else {
             self.source.region(0, self.source.head_dim)
@@ -325,12 +385,16 @@ pub struct Plan {
     pub(crate) k: Option<PlannedTensor>,
     pub(crate) v: Option<PlannedTensor>,
     pub(crate) cache: Option<KvCacheLayout>,
-    one_buffer: bool,
+    pub(crate) stages: [Stages; 3],
+    pub(crate) q_codes: Option<StoredCodes>,
+    sources: Sources,
     longer_buffers: bool,
     pub(crate) batch: usize,
     pub(crate) tokens: usize,
     /// What is known of its calls.
     pub(crate) template: PhasorCall,
+    /// What is known of their stages, if they have any.
+    pub(crate) fusion: Option<PhasorFusion>,
 }
 
 /// Kernels count heads and dims in 32 bits, with room to step past the end.
@@ -356,16 +420,12 @@ impl Plan {
                 .transpose()
         };
         let q = checked(TensorName::Q, &problem.q)?;
-        let mut k = checked(TensorName::K, &problem.k)?;
-        let mut v = checked(TensorName::V, &problem.v)?;
+        let k = checked(TensorName::K, &problem.k)?;
+        let v = checked(TensorName::V, &problem.v)?;
         let Some(first) = q.or(k) else {
             return Err(Error::NothingToRotate);
         };
-        for (tensor, nowhere) in [&mut k, &mut v].into_iter().zip(problem.only_cached) {
-            if let Some(tensor) = tensor {
-                tensor.nowhere = nowhere;
-            }
-        }
+        check_stages(rope, problem, [&q, &k, &v])?;
         let tensors = [&q, &k, &v].map(Option::as_ref);
         for (at, a) in tensors.into_iter().enumerate() {
             for b in &tensors[at + 1..] {
@@ -386,7 +446,9 @@ impl Plan {
             k,
             v,
             cache: problem.cache,
-            one_buffer: problem.one_buffer,
+            stages: problem.stages,
+            q_codes: problem.q_codes,
+            sources: problem.sources,
             longer_buffers: problem.longer_buffers,
             batch,
             tokens,
@@ -395,7 +457,15 @@ impl Plan {
                 problem.dtype,
                 [&q, &k, &v],
                 problem.cache.as_ref(),
+                problem.q_codes.is_some(),
                 [batch, tokens],
+            ),
+            fusion: call::fusion(
+                problem.dtype,
+                [&q, &k, &v],
+                &problem.stages,
+                problem.cache.as_ref(),
+                problem.q_codes.as_ref(),
             ),
         })
     }
@@ -451,6 +521,7 @@ impl Plan {
             part.dtype,
             [&part.q, &part.k, &part.v],
             part.cache.as_ref(),
+            part.q_codes.is_some(),
             [batch, tokens],
         );
         Ok(part)
@@ -498,10 +569,10 @@ impl Plan {
         self.tensors()
             .map(|tensor| {
                 let [batch, tokens, heads, head_dim] = tensor.source.shape();
-                let dims = if tensor.in_place && !tensor.nowhere {
-                    self.rope.rotary_dim()
-                } else {
-                    head_dim
+                let dims = match tensor.name {
+                    _ if !tensor.in_place || tensor.nowhere || tensor.whole_heads => head_dim,
+                    TensorName::V => 0,
+                    _ => self.rope.rotary_dim(),
                 };
                 2 * (batch * tokens * heads * dims * self.dtype.size()) as u64
             })
@@ -514,24 +585,28 @@ impl Plan {
 
     /// The plan has neither values nor a cache.
     pub(crate) fn check_rotates_only(&self) -> Result<(), Error> {
-        if self.v.is_some() || self.cache.is_some() {
-            return Err(Error::AppendMismatch {
-                planned: "has values or a cache",
-                remedy: "call append",
-            });
-        }
-        Ok(())
+        let more = if self.v.is_some() || self.cache.is_some() {
+            "has values or a cache"
+        } else if self.fusion.is_some() {
+            "has stages beside the rotation"
+        } else if self.sources == Sources::Packed {
+            "has packed sources"
+        } else {
+            return Ok(());
+        };
+        Err(Error::AppendMismatch {
+            planned: more,
+            remedy: "call step",
+        })
     }
 
     /// The caches reach as far as their layouts do: buffers of keys and of values, or one for both.
     pub(crate) fn check_cache_lengths(&self, lengths: [Option<usize>; 2]) -> Result<(), Error> {
-        let none = KvCacheLayout {
-            k: None,
-            v: None,
-            one_buffer: false,
+        let parts = match &self.cache {
+            Some(cache) => cache.parts(),
+            None => [(TensorName::K, None), (TensorName::V, None)],
         };
-        let cache = self.cache.as_ref().unwrap_or(&none);
-        for ((name, layout), got) in cache.parts().into_iter().zip(lengths) {
+        for ((name, layout), got) in parts.into_iter().zip(lengths) {
             let (Some(layout), Some(got)) = (layout, got) else {
                 if layout.is_some() != got.is_some() {
                     return Err(Error::CacheMissing {
@@ -562,17 +637,114 @@ impl Plan {
         self.cache.is_some_and(|cache| cache.one_buffer)
     }
 
+    pub(crate) fn all_tensors(&self) -> [Option<&PlannedTensor>; 3] {
+        [self.q.as_ref(), self.k.as_ref(), self.v.as_ref()]
+    }
+
+    /// Bytes of an element of the caches of keys and of values, and its type if it has one.
+    pub(crate) fn cache_types(&self) -> [(usize, Option<Dtype>); 2] {
+        match &self.cache {
+            None => [(1, None); 2],
+            Some(cache) => cache.codes.map(|codes| match codes {
+                Some(_) => (1, None),
+                None => (self.dtype.size(), Some(self.dtype)),
+            }),
+        }
+    }
+
+    /// Bytes of a scale that is written: of the keys' codes (1) or of the values' (2).
+    pub(crate) fn scale_size(&self, at: usize) -> usize {
+        let codes = self.cache.as_ref().and_then(|cache| cache.codes[at - 1]);
+        let dynamic = codes.and_then(|codes| codes.dynamic);
+        dynamic.map_or(1, |dynamic| dynamic.size())
+    }
+
+    /// Scales are given where they are to be, and have room where they are written.
+    pub(crate) fn check_scales(&self, at: usize, given: bool, room: bool) -> Result<(), Error> {
+        let codes = match at {
+            0 => self.q_codes,
+            _ => self.cache.as_ref().and_then(|cache| cache.codes[at - 1]),
+        };
+        let what = match codes {
+            Some(codes) if codes.dynamic.is_some() && given => {
+                "its scales are not given but written: use Step::k_scales or Step::v_scales"
+            }
+            Some(codes) if codes.dynamic.is_none() && room => {
+                "its scales are not written but given: use StageWeights::scales"
+            }
+            None if given || room => "no codes are planned for these scales",
+            _ => return Ok(()),
+        };
+        Err(Error::Stages {
+            tensor: [TensorName::Q, TensorName::K, TensorName::V][at],
+            what,
+        })
+    }
+
+    /// Why a call's codes of q are not those of the plan.
+    pub(crate) fn q_codes_differ(&self, given: bool) -> Error {
+        Error::Stages {
+            tensor: TensorName::Q,
+            what: match given {
+                true => "no codes are planned for it: plan with Problem::q_codes",
+                false => "codes are planned for it: give room for them with Step::q_codes",
+            },
+        }
+    }
+
+    /// Caches are in one buffer, or apart, as planned.
+    pub(crate) fn check_cache_form(&self, one_buffer: bool) -> Result<(), Error> {
+        if one_buffer != self.caches_are_one_buffer() {
+            return Err(Error::AppendMismatch {
+                planned: match one_buffer {
+                    true => "has caches in buffers of their own",
+                    false => "has both caches in one buffer",
+                },
+                remedy: "give the caches so, or plan them as they are given",
+            });
+        }
+        Ok(())
+    }
+
+    /// The sources are windows of one buffer, and what is written elsewhere has buffers of its own.
+    pub(crate) fn is_packed(&self) -> bool {
+        self.sources == Sources::Packed
+    }
+
+    /// The buffer of packed sources reaches as far as they do.
+    pub(crate) fn check_packed(&self, len: usize) -> Result<(), Error> {
+        if !self.is_packed() {
+            return Err(Error::OneBufferMismatch {
+                planned: "separate buffers",
+                remedy: "give q, k and v, or plan with Problem::packed or Problem::one_buffer",
+            });
+        }
+        self.check_shared(len, |tensor| [tensor.sides()[0]])
+    }
+
     /// The plan is over one buffer, which reaches as far as its layouts do and, unless that is meant, has
     /// no room for another token or sequence.
     pub(crate) fn check_one_buffer(&self, len: usize) -> Result<(), Error> {
-        if !self.one_buffer {
+        if self.sources != Sources::OneBuffer {
             return Err(Error::OneBufferMismatch {
-                planned: "separate buffers",
-                remedy: "call rotate, or plan with Problem::one_buffer",
+                planned: match self.sources {
+                    Sources::Packed => "packed sources",
+                    _ => "separate buffers",
+                },
+                remedy: "call rotate or step, or plan with Problem::one_buffer",
             });
         }
+        self.check_shared(len, PlannedTensor::sides)
+    }
+
+    /// The layouts of one buffer that `sides` has of each tensor.
+    fn check_shared<const N: usize>(
+        &self,
+        len: usize,
+        sides: impl Fn(&PlannedTensor) -> [(&'static str, Reach); N],
+    ) -> Result<(), Error> {
         let mut furthest = None;
-        for side in self.tensors().flat_map(PlannedTensor::sides) {
+        for side in self.tensors().flat_map(sides) {
             let (what, reach) = side;
             reach.check(what, len)?;
             if furthest.is_none_or(|(_, most): (_, Reach)| reach.needed > most.needed) {
@@ -594,13 +766,36 @@ impl Plan {
         source: usize,
         destination: usize,
     ) -> Result<(), Error> {
-        for ((what, reach), len) in tensor.sides().into_iter().zip([source, destination]) {
-            reach.check(what, len)?;
-            if !self.longer_buffers {
-                reach.check_room(what, len)?;
-            }
+        for (side, len) in tensor.sides().into_iter().zip([source, destination]) {
+            self.check_side(side, len)?;
         }
         Ok(())
+    }
+
+    /// The same for what is read, where something else is written.
+    pub(crate) fn check_source_length(
+        &self,
+        tensor: &PlannedTensor,
+        len: usize,
+    ) -> Result<(), Error> {
+        self.check_side(tensor.sides()[0], len)
+    }
+
+    /// The same for what is written, where something else is read.
+    pub(crate) fn check_destination_length(
+        &self,
+        tensor: &PlannedTensor,
+        len: usize,
+    ) -> Result<(), Error> {
+        self.check_side(tensor.sides()[1], len)
+    }
+
+    fn check_side(&self, (what, reach): (&'static str, Reach), len: usize) -> Result<(), Error> {
+        reach.check(what, len)?;
+        match self.longer_buffers {
+            true => Ok(()),
+            false => reach.check_room(what, len),
+        }
     }
 
     /// Checks the forms of the operands of a call against the plan's: of the keys, if they are given.
@@ -609,12 +804,7 @@ impl Plan {
         q: &Option<InOut<S, D, O>>,
         k: Option<&Option<InOut<S, D, O>>>,
     ) -> Result<(), Error> {
-        if self.one_buffer {
-            return Err(Error::OneBufferMismatch {
-                planned: "one buffer",
-                remedy: "call rotate_one_buffer or append_one_buffer",
-            });
-        }
+        self.check_apart()?;
         let form = |operand: &Option<InOut<S, D, O>>| match operand {
             None => "absent",
             Some(InOut::InPlace(_)) => "in place",
@@ -627,6 +817,19 @@ impl Plan {
         }
     }
 
+    fn check_apart(&self) -> Result<(), Error> {
+        if self.sources != Sources::Apart {
+            return Err(Error::OneBufferMismatch {
+                planned: match self.sources {
+                    Sources::Packed => "packed sources",
+                    _ => "one buffer",
+                },
+                remedy: "call rotate_one_buffer or append_one_buffer, or step with Step::buffer",
+            });
+        }
+        Ok(())
+    }
+
     /// The same for a call that appends.
     pub(crate) fn check_append_operands<S, D, O>(
         &self,
@@ -634,6 +837,27 @@ impl Plan {
         kv: [&Option<Appended<S, D, O>>; 2],
     ) -> Result<(), Error> {
         self.check_operands(q, None)?;
+        self.check_kv_forms(kv)
+    }
+
+    /// The same where q is written as codes.
+    pub(crate) fn check_coded_operands<S, D, O>(
+        &self,
+        q: &Option<InOut<S, D, O>>,
+        has_source: bool,
+        kv: [&Option<Appended<S, D, O>>; 2],
+    ) -> Result<(), Error> {
+        self.check_apart()?;
+        if q.is_some() || !has_source {
+            return Err(Error::Stages {
+                tensor: TensorName::Q,
+                what: "codes are planned for it: give what is read with Step::q_source",
+            });
+        }
+        self.check_kv_forms(kv)
+    }
+
+    fn check_kv_forms<S, D, O>(&self, kv: [&Option<Appended<S, D, O>>; 2]) -> Result<(), Error> {
         let forms = kv.map(|operand| match operand {
             None => "absent",
             Some(Appended::ToCache(_)) => "to the cache",
@@ -686,12 +910,19 @@ fn check_tensor(
             destination,
         } => (source, destination, false),
     };
+    let (index, cache) = match name {
+        TensorName::Q => (0, None),
+        TensorName::K => (1, problem.cache.and_then(|cache| cache.k)),
+        TensorName::V => (2, problem.cache.and_then(|cache| cache.v)),
+    };
     let tensor = PlannedTensor {
         name,
         source,
         destination,
         in_place,
-        nowhere: false,
+        nowhere: index > 0 && problem.only_cached[index - 1],
+        cached: cache.is_some(),
+        whole_heads: problem.stages[index].is_present(name != TensorName::V),
         reach: [Reach::of(&source), Reach::of(&destination)],
     };
     if source.shape() != destination.shape() {
@@ -743,7 +974,7 @@ fn check_tensor(
         }
         _ => {}
     }
-    if problem.one_buffer && !in_place {
+    if problem.sources == Sources::OneBuffer && !in_place {
         refuse_overlap(
             (written, &tensor.written(rotary_dim)),
             (read, &tensor.read(rotary_dim)),
@@ -772,9 +1003,63 @@ fn check_pair(
             right,
         });
     }
-    if problem.one_buffer {
-        check_apart(a, b, rotary_dim, problem.assume_disjoint)?;
-        check_apart(b, a, rotary_dim, problem.assume_disjoint)?;
+    match problem.sources {
+        Sources::Apart => return Ok(()),
+        // Only what is written in place is in the buffer.
+        Sources::Packed if !(a.in_place || b.in_place) => return Ok(()),
+        _ => {}
+    }
+    check_apart(a, b, rotary_dim, problem)?;
+    check_apart(b, a, rotary_dim, problem)
+}
+
+/// Stages fit the streams that they are for.
+fn check_stages(
+    rope: &Rope,
+    problem: &Problem,
+    tensors: [&Option<PlannedTensor>; 3],
+) -> Result<(), Error> {
+    for (tensor, stages) in tensors.into_iter().zip(&problem.stages) {
+        let Some(tensor) = tensor else { continue };
+        let [.., head_dim] = tensor.source.shape();
+        let wrong = |what| {
+            Err(Error::Stages {
+                tensor: tensor.name,
+                what,
+            })
+        };
+        if stages.norm.is_some() && !head_dim.is_multiple_of(2) {
+            return wrong("a norm needs an even head_dim");
+        }
+        if stages.norm.is_some_and(|norm| norm.round_after) && stages.norm_after_rotation {
+            // Nothing but a scale follows, and that one is not rounded to.
+            return wrong(
+                "round_after is for a norm before the rotation: one after it is the last to write",
+            );
+        }
+        if !stages.rotates
+            && tensor.name != TensorName::V
+            && rope.pairing() != rope.output_pairing()
+        {
+            return wrong("without a rotation there is no output pairing: plan a plain Rope");
+        }
+    }
+    if let (Some(codes), Some(q)) = (&problem.q_codes, tensors[0]) {
+        let wrong = |what| {
+            Err(Error::Stages {
+                tensor: TensorName::Q,
+                what,
+            })
+        };
+        if q.in_place {
+            return wrong("codes are written elsewhere than in place: plan (source, destination)");
+        }
+        if codes.dynamic.is_some() {
+            return wrong("scales of codes that no cache holds are given: use StoredCodes::given");
+        }
+        if problem.sources == Sources::OneBuffer {
+            return wrong("codes have a buffer of their own: plan with Problem::packed");
+        }
     }
     Ok(())
 }
@@ -814,12 +1099,52 @@ fn check_cache(problem: &Problem, [k, v]: [&Option<PlannedTensor>; 2]) -> Result
             k.page_size,
             v.page_size,
         )?;
-        if cache.is_some_and(|cache| cache.one_buffer) && !k.is_empty() && !v.is_empty() {
-            refuse_overlap(
-                ("k's cache", &k.region()),
-                ("v's cache", &v.region()),
-                problem.assume_disjoint,
-            )?;
+    }
+    match cache {
+        Some(cache) => check_apart_in_cache(cache, problem),
+        None => Ok(()),
+    }
+}
+
+/// What is written of one buffer of caches is written once: codes, scales between them, and the other cache.
+fn check_apart_in_cache(cache: &KvCacheLayout, problem: &Problem) -> Result<(), Error> {
+    let sizes = cache.element_sizes(problem.dtype);
+    let labels = [("k's cache", "k's scales"), ("v's cache", "v's scales")];
+    let mut written: Vec<(usize, &'static str, Region)> = Vec::new();
+    for (at, (_, layout)) in cache.parts().into_iter().enumerate() {
+        let Some(layout) = layout.filter(|layout| !layout.is_empty()) else {
+            continue;
+        };
+        let buffer = match cache.one_buffer {
+            true => 0,
+            false => at,
+        };
+        written.push((buffer, labels[at].0, layout.region(sizes[at])));
+        let Some(codes) = &cache.codes[at] else {
+            continue;
+        };
+        if let Some(scales) = codes.written_scales(layout) {
+            match scales.self_overlap() {
+                Overlap::Overlapping => {
+                    return Err(Error::SelfOverlap {
+                        tensor: [TensorName::K, TensorName::V][at],
+                    });
+                }
+                Overlap::Unknown if !problem.assume_disjoint => {
+                    return Err(Error::OverlapUnknown { what: labels[at].1 });
+                }
+                _ => {}
+            }
+            if !codes.has_scale_buffer() {
+                written.push((buffer, labels[at].1, scales));
+            }
+        }
+    }
+    for (at, (buffer, first, a)) in written.iter().enumerate() {
+        for (other, second, b) in &written[at + 1..] {
+            if buffer == other {
+                refuse_overlap((first, a), (second, b), problem.assume_disjoint)?;
+            }
         }
     }
     Ok(())
@@ -848,11 +1173,17 @@ fn check_cache_of(
             });
         }
     }
-    layout.check(tensor.name, problem.dtype.size())?;
+    let at = usize::from(tensor.name == TensorName::V);
+    let cache = problem.cache.as_ref();
+    let size = cache.map_or(1, |cache| cache.element_sizes(problem.dtype)[at]);
+    layout.check(tensor.name, size)?;
+    if let Some(codes) = cache.and_then(|cache| cache.codes[at]) {
+        codes.check(tensor.name, layout)?;
+    }
     if layout.is_empty() {
         return Ok(());
     }
-    match layout.region().self_overlap() {
+    match layout.region(1).self_overlap() {
         Overlap::Overlapping => Err(Error::SelfOverlap {
             tensor: tensor.name,
         }),
@@ -889,19 +1220,27 @@ fn check_apart(
     written: &PlannedTensor,
     other: &PlannedTensor,
     rotary_dim: usize,
-    assume_disjoint: bool,
+    problem: &Problem,
 ) -> Result<(), Error> {
+    let assume_disjoint = problem.assume_disjoint;
     if written.source.is_empty() || other.source.is_empty() {
+        return Ok(());
+    }
+    let in_buffer =
+        |tensor: &PlannedTensor| problem.sources == Sources::OneBuffer || tensor.in_place;
+    if !in_buffer(written) {
         return Ok(());
     }
     let region = written.written(rotary_dim);
     let (label, _) = written.labels();
     let (other_written, other_read) = other.labels();
-    refuse_overlap(
-        (label, &region),
-        (other_written, &other.written(rotary_dim)),
-        assume_disjoint,
-    )?;
+    if in_buffer(other) {
+        refuse_overlap(
+            (label, &region),
+            (other_written, &other.written(rotary_dim)),
+            assume_disjoint,
+        )?;
+    }
     refuse_overlap(
         (label, &region),
         (other_read, &other.read(rotary_dim)),

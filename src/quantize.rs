@@ -126,14 +126,14 @@ pub enum Codes {
 
 impl Codes {
     /// The largest value.
-    const fn most(self) -> f32 {
+    pub(crate) const fn most(self) -> f32 {
         match self {
             Codes::E4m3 => E4M3_MOST,
             Codes::Int8 | Codes::Int8Full => 127.0,
         }
     }
 
-    fn of(self, x: f32) -> u8 {
+    pub(crate) fn of(self, x: f32) -> u8 {
         let integer = |least: f32| match x.is_nan() {
             true => 0,
             false => x.round_ties_even().clamp(least, 127.0) as i8 as u8,
@@ -307,18 +307,31 @@ impl Quantization {
         let magnitudes = values.iter().map(|value| value.widen().abs());
         let amax = (magnitudes.filter(|x| x.is_finite())).fold(0.0, f32::max);
         let most = self.codes.most();
-        // Neither NaN nor an infinity is a floor.
-        let floor = match floor.is_nan() {
-            true => 0.0,
-            false => floor.clamp(0.0, f32::MAX),
-        };
-        match rounding {
-            ScaleRounding::None => (amax / most).max(floor).max(f32::MIN_POSITIVE),
-            ScaleRounding::PowerOfTwoUp => power_of_two_up((amax / most).max(floor)),
-            ScaleRounding::PowerOfTwoDown => {
-                let of_codes = power_of_two_down(most);
-                power_of_two_down(amax / of_codes).max(power_of_two_down(floor))
-            }
+        scale_of(amax, most, least_scale(floor, rounding), rounding)
+    }
+}
+
+/// The least scale that a floor stands for.
+pub(crate) fn least_scale(floor: f32, rounding: ScaleRounding) -> f32 {
+    // Neither NaN nor an infinity is a floor.
+    let floor = match floor.is_nan() {
+        true => 0.0,
+        false => floor.clamp(0.0, f32::MAX),
+    };
+    match rounding {
+        ScaleRounding::None => floor.max(f32::MIN_POSITIVE),
+        ScaleRounding::PowerOfTwoUp => power_of_two_up(floor),
+        ScaleRounding::PowerOfTwoDown => power_of_two_down(floor),
+    }
+}
+
+/// The scale of a group, of which `amax` is the largest magnitude.
+pub(crate) fn scale_of(amax: f32, most: f32, least: f32, rounding: ScaleRounding) -> f32 {
+    match rounding {
+        ScaleRounding::None => (amax / most).max(least),
+        ScaleRounding::PowerOfTwoUp => power_of_two_up(amax / most).max(least),
+        ScaleRounding::PowerOfTwoDown => {
+            power_of_two_down(amax / power_of_two_down(most)).max(least)
         }
     }
 }

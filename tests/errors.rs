@@ -775,6 +775,7 @@ fn positions_outside_a_table() {
             positions,
             v: TensorAddresses::default(),
             cache: None,
+            stages: Default::default(),
         };
         Plan::new(rope, &problem).unwrap().call(&addresses)
     };
@@ -854,6 +855,7 @@ fn addresses_that_do_not_fit_the_plan() {
         positions: RawPositions::start(0),
         v: TensorAddresses::default(),
         cache: None,
+        stages: Default::default(),
     };
     assert!(plan.call(&exact).unwrap().is_some());
     let table = Addresses {
@@ -1049,7 +1051,7 @@ proptest! {
             let (bytes, at) = (plan.bytes(), TensorAddresses::default());
             prop_assert_eq!(plan.is_empty(), bytes == 0);
             let angles = AngleAddresses::Steps { steps: 16, factors: 16 };
-            let addresses = |positions| Addresses { q: at, k: at, angles, positions, v: TensorAddresses::default(), cache: None, };
+            let addresses = |positions| Addresses { q: at, k: at, angles, positions, v: TensorAddresses::default(), cache: None, stages: Default::default() };
             // Ids of any number are refused, or are as many as there are tokens.
             if let Ok(call) = plan.call(&addresses(positions)) {
                 prop_assert_eq!(call.is_none(), bytes == 0);

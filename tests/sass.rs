@@ -553,6 +553,7 @@ fn launch(kernel: Kernel, tokens: usize, target: &Target) -> Launch {
         positions: RawPositions::start(0),
         v: TensorAddresses::default(),
         cache: None,
+        stages: Default::default(),
     };
     let plan = Plan::new(&rope, &problem).unwrap();
     let call = plan.call(&addresses).unwrap().unwrap();

@@ -18,6 +18,16 @@ pub const PHASOR_SLOT_IDS: u32 = 1;
 pub const PHASOR_SLOT_PAGE_TABLE: u32 = 2;
 pub const PHASOR_SLOT_PAGE_INDICES: u32 = 3;
 pub const PHASOR_SLOT_SEQUENCE: u32 = 4;
+pub const PHASOR_NORM_NONE: u32 = 0;
+pub const PHASOR_NORM_RMS: u32 = 1;
+pub const PHASOR_NORM_LAYER: u32 = 2;
+pub const PHASOR_CODES_NONE: u32 = 0;
+pub const PHASOR_CODES_E4M3: u32 = 1;
+pub const PHASOR_CODES_INT8: u32 = 2;
+pub const PHASOR_CODES_INT8_FULL: u32 = 3;
+pub const PHASOR_SCALE_ANY: u32 = 0;
+pub const PHASOR_SCALE_POWER_OF_TWO_UP: u32 = 1;
+pub const PHASOR_SCALE_POWER_OF_TWO_DOWN: u32 = 2;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct PhasorView {
@@ -333,4 +343,145 @@ const _: () = {
     ["Offset of field: PhasorCall::slots"][::std::mem::offset_of!(PhasorCall, slots) - 560usize];
     ["Offset of field: PhasorCall::sequences"]
         [::std::mem::offset_of!(PhasorCall, sequences) - 680usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct PhasorNorm {
+    pub weight: u64,
+    pub bias: u64,
+    pub weight_head: i64,
+    pub bias_head: i64,
+    pub kind: u32,
+    pub eps: f32,
+    pub weight_offset: f32,
+    pub after_rotation: u32,
+    pub round_before_weight: u32,
+    pub round_after: u32,
+    pub across_heads: u32,
+    pub reserved: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PhasorNorm"][::std::mem::size_of::<PhasorNorm>() - 64usize];
+    ["Alignment of PhasorNorm"][::std::mem::align_of::<PhasorNorm>() - 8usize];
+    ["Offset of field: PhasorNorm::weight"][::std::mem::offset_of!(PhasorNorm, weight) - 0usize];
+    ["Offset of field: PhasorNorm::bias"][::std::mem::offset_of!(PhasorNorm, bias) - 8usize];
+    ["Offset of field: PhasorNorm::weight_head"]
+        [::std::mem::offset_of!(PhasorNorm, weight_head) - 16usize];
+    ["Offset of field: PhasorNorm::bias_head"]
+        [::std::mem::offset_of!(PhasorNorm, bias_head) - 24usize];
+    ["Offset of field: PhasorNorm::kind"][::std::mem::offset_of!(PhasorNorm, kind) - 32usize];
+    ["Offset of field: PhasorNorm::eps"][::std::mem::offset_of!(PhasorNorm, eps) - 36usize];
+    ["Offset of field: PhasorNorm::weight_offset"]
+        [::std::mem::offset_of!(PhasorNorm, weight_offset) - 40usize];
+    ["Offset of field: PhasorNorm::after_rotation"]
+        [::std::mem::offset_of!(PhasorNorm, after_rotation) - 44usize];
+    ["Offset of field: PhasorNorm::round_before_weight"]
+        [::std::mem::offset_of!(PhasorNorm, round_before_weight) - 48usize];
+    ["Offset of field: PhasorNorm::round_after"]
+        [::std::mem::offset_of!(PhasorNorm, round_after) - 52usize];
+    ["Offset of field: PhasorNorm::across_heads"]
+        [::std::mem::offset_of!(PhasorNorm, across_heads) - 56usize];
+    ["Offset of field: PhasorNorm::reserved"]
+        [::std::mem::offset_of!(PhasorNorm, reserved) - 60usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct PhasorScale {
+    pub factor: f32,
+    pub slope: f32,
+    pub interval: u32,
+    pub reserved: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PhasorScale"][::std::mem::size_of::<PhasorScale>() - 16usize];
+    ["Alignment of PhasorScale"][::std::mem::align_of::<PhasorScale>() - 4usize];
+    ["Offset of field: PhasorScale::factor"][::std::mem::offset_of!(PhasorScale, factor) - 0usize];
+    ["Offset of field: PhasorScale::slope"][::std::mem::offset_of!(PhasorScale, slope) - 4usize];
+    ["Offset of field: PhasorScale::interval"]
+        [::std::mem::offset_of!(PhasorScale, interval) - 8usize];
+    ["Offset of field: PhasorScale::reserved"]
+        [::std::mem::offset_of!(PhasorScale, reserved) - 12usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct PhasorCodes {
+    pub scales: u64,
+    pub page: i64,
+    pub slot: i64,
+    pub head: i64,
+    pub group: i64,
+    pub type_: u32,
+    pub dynamic: u32,
+    pub multiply: u32,
+    pub scale_rounding: u32,
+    pub group_dims: u32,
+    pub e8m0: u32,
+    pub round_first: u32,
+    pub floor: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PhasorCodes"][::std::mem::size_of::<PhasorCodes>() - 72usize];
+    ["Alignment of PhasorCodes"][::std::mem::align_of::<PhasorCodes>() - 8usize];
+    ["Offset of field: PhasorCodes::scales"][::std::mem::offset_of!(PhasorCodes, scales) - 0usize];
+    ["Offset of field: PhasorCodes::page"][::std::mem::offset_of!(PhasorCodes, page) - 8usize];
+    ["Offset of field: PhasorCodes::slot"][::std::mem::offset_of!(PhasorCodes, slot) - 16usize];
+    ["Offset of field: PhasorCodes::head"][::std::mem::offset_of!(PhasorCodes, head) - 24usize];
+    ["Offset of field: PhasorCodes::group"][::std::mem::offset_of!(PhasorCodes, group) - 32usize];
+    ["Offset of field: PhasorCodes::type_"][::std::mem::offset_of!(PhasorCodes, type_) - 40usize];
+    ["Offset of field: PhasorCodes::dynamic"]
+        [::std::mem::offset_of!(PhasorCodes, dynamic) - 44usize];
+    ["Offset of field: PhasorCodes::multiply"]
+        [::std::mem::offset_of!(PhasorCodes, multiply) - 48usize];
+    ["Offset of field: PhasorCodes::scale_rounding"]
+        [::std::mem::offset_of!(PhasorCodes, scale_rounding) - 52usize];
+    ["Offset of field: PhasorCodes::group_dims"]
+        [::std::mem::offset_of!(PhasorCodes, group_dims) - 56usize];
+    ["Offset of field: PhasorCodes::e8m0"][::std::mem::offset_of!(PhasorCodes, e8m0) - 60usize];
+    ["Offset of field: PhasorCodes::round_first"]
+        [::std::mem::offset_of!(PhasorCodes, round_first) - 64usize];
+    ["Offset of field: PhasorCodes::floor"][::std::mem::offset_of!(PhasorCodes, floor) - 68usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct PhasorStages {
+    pub bias: u64,
+    pub bias_head: i64,
+    pub norm: PhasorNorm,
+    pub scale: PhasorScale,
+    pub codes: PhasorCodes,
+    pub rotates: u32,
+    pub present: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PhasorStages"][::std::mem::size_of::<PhasorStages>() - 176usize];
+    ["Alignment of PhasorStages"][::std::mem::align_of::<PhasorStages>() - 8usize];
+    ["Offset of field: PhasorStages::bias"][::std::mem::offset_of!(PhasorStages, bias) - 0usize];
+    ["Offset of field: PhasorStages::bias_head"]
+        [::std::mem::offset_of!(PhasorStages, bias_head) - 8usize];
+    ["Offset of field: PhasorStages::norm"][::std::mem::offset_of!(PhasorStages, norm) - 16usize];
+    ["Offset of field: PhasorStages::scale"][::std::mem::offset_of!(PhasorStages, scale) - 80usize];
+    ["Offset of field: PhasorStages::codes"][::std::mem::offset_of!(PhasorStages, codes) - 96usize];
+    ["Offset of field: PhasorStages::rotates"]
+        [::std::mem::offset_of!(PhasorStages, rotates) - 168usize];
+    ["Offset of field: PhasorStages::present"]
+        [::std::mem::offset_of!(PhasorStages, present) - 172usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct PhasorFusion {
+    pub q: PhasorStages,
+    pub k: PhasorStages,
+    pub v: PhasorStages,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PhasorFusion"][::std::mem::size_of::<PhasorFusion>() - 528usize];
+    ["Alignment of PhasorFusion"][::std::mem::align_of::<PhasorFusion>() - 8usize];
+    ["Offset of field: PhasorFusion::q"][::std::mem::offset_of!(PhasorFusion, q) - 0usize];
+    ["Offset of field: PhasorFusion::k"][::std::mem::offset_of!(PhasorFusion, k) - 176usize];
+    ["Offset of field: PhasorFusion::v"][::std::mem::offset_of!(PhasorFusion, v) - 352usize];
 };

@@ -18,6 +18,7 @@ fn call(problem: &Problem, pairs: usize) -> (Plan, PhasorCall) {
         },
         positions: RawPositions::start(3),
         cache: None,
+        stages: Default::default(),
     };
     let params = plan.call(&addresses).unwrap().unwrap().params;
     (plan, params)

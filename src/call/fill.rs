@@ -40,6 +40,11 @@ impl Plan {
         if !self.fill(addresses, &mut call.params)? {
             return Ok(None);
         }
+        if self.fusion.is_some() {
+            return Err(Error::HostOnly {
+                what: "a bias, norm, scale or codes",
+            });
+        }
         match call.params.host_only() {
             Some(what) => Err(Error::HostOnly { what }),
             None => Ok(Some(call)),
@@ -51,6 +56,7 @@ impl Plan {
         Call {
             dtype: self.dtype,
             params: self.template,
+            fusion: None,
         }
     }
 
@@ -61,9 +67,12 @@ impl Plan {
     pub(crate) unsafe fn fill_on_host(
         &self,
         addresses: &Addresses,
-        params: &mut PhasorCall,
+        call: &mut Call,
     ) -> Result<bool, Error> {
+        let params = &mut call.params;
         let something = self.fill(addresses, params)?;
+        let caches = addresses.cache.map_or([0; 2], |cache| [cache.k, cache.v]);
+        call.fusion = self.fill_fusion(&addresses.stages, caches)?;
         let positions = &addresses.positions;
         // SAFETY: the caller's.
         let values = |ids: &Ids<u64>| {
@@ -506,20 +515,26 @@ pub(crate) fn template(
     dtype: Dtype,
     tensors: [&Option<PlannedTensor>; 3],
     cache: Option<&KvCacheLayout>,
+    q_is_codes: bool,
     [batch, tokens]: [usize; 2],
 ) -> PhasorCall {
-    let [(q, q_output), (k, k_output), (v, v_output)] = tensors.map(|planned| {
-        planned
-            .as_ref()
-            .map_or(ABSENT, |planned| stream_params(planned, dtype))
-    });
+    let size = dtype.size();
+    let stream = |planned: &Option<PlannedTensor>, written: usize| {
+        let planned = planned.as_ref();
+        planned.map_or(ABSENT, |planned| stream_params(planned, [size, written]))
+    };
+    let [q, k, v] = tensors;
+    let (q, q_output) = stream(q, if q_is_codes { 1 } else { size });
+    let (k, k_output) = stream(k, size);
+    let (v, v_output) = stream(v, size);
+    let sizes = cache.map_or([0; 2], |cache| cache.element_sizes(dtype));
     let [k_cache, v_cache] = [
-        (&k, cache.and_then(|cache| cache.k)),
-        (&v, cache.and_then(|cache| cache.v)),
+        (&k, cache.and_then(|cache| cache.k), sizes[0]),
+        (&v, cache.and_then(|cache| cache.v), sizes[1]),
     ]
-    .map(|(stream, layout)| match layout {
+    .map(|(stream, layout, size)| match layout {
         // Nothing is stored in a cache of no tokens or no slots.
-        Some(layout) if stream.heads > 0 => cache_params(&layout, dtype),
+        Some(layout) if stream.heads > 0 => cache_params(&layout, size),
         _ => PhasorCache::default(),
     });
     // A plan counts no further.
@@ -546,8 +561,8 @@ pub(crate) fn template(
     }
 }
 
-fn cache_params(layout: &CacheLayout, dtype: Dtype) -> PhasorCache {
-    let bytes = |elements: usize| (elements * dtype.size()) as i64;
+fn cache_params(layout: &CacheLayout, size: usize) -> PhasorCache {
+    let bytes = |elements: usize| (elements * size) as i64;
     // The stride of a dimension of size 1 is never used; as 0 it cannot spoil alignment or overflow.
     let stride = |count: usize, stride: usize| match count {
         0 | 1 => 0,
@@ -634,7 +649,8 @@ const NOWHERE: PhasorView = PhasorView {
     batch: 0,
 };
 
-fn stream_params(planned: &PlannedTensor, dtype: Dtype) -> (PhasorStream, PhasorOutput) {
+/// `sizes`: bytes of an element that is read, and of one that is written.
+fn stream_params(planned: &PlannedTensor, sizes: [usize; 2]) -> (PhasorStream, PhasorOutput) {
     let [.., heads, head_dim] = planned.source.shape();
     if planned.source.is_empty() {
         return ABSENT;
@@ -642,10 +658,10 @@ fn stream_params(planned: &PlannedTensor, dtype: Dtype) -> (PhasorStream, Phasor
     let stream = PhasorStream {
         heads: heads as u32,
         rotary_offset: planned.source.rotary_offset() as u32,
-        source: view_params(&planned.source, dtype),
+        source: view_params(&planned.source, sizes[0]),
     };
     let output = PhasorOutput {
-        destination: view_params(&planned.destination, dtype),
+        destination: view_params(&planned.destination, sizes[1]),
         head_dim: head_dim as u32,
         in_place: u32::from(planned.in_place && !planned.nowhere),
         nowhere: u32::from(planned.nowhere),
@@ -654,11 +670,11 @@ fn stream_params(planned: &PlannedTensor, dtype: Dtype) -> (PhasorStream, Phasor
     (stream, output)
 }
 
-fn view_params(layout: &Layout, dtype: Dtype) -> PhasorView {
+fn view_params(layout: &Layout, size: usize) -> PhasorView {
     // The stride of a dimension of size 1 is never used; as 0 it cannot spoil alignment or overflow.
     let stride = |count: usize, stride: usize| match count {
         0 | 1 => 0,
-        _ => (stride * dtype.size()) as i64,
+        _ => (stride * size) as i64,
     };
     let [batch, tokens, heads, _] = layout.shape();
     let [batch_stride, token_stride, head_stride] = layout.strides();
@@ -667,7 +683,7 @@ fn view_params(layout: &Layout, dtype: Dtype) -> PhasorView {
         _ => (stride(batch, batch_stride), stride(tokens, token_stride)),
     };
     PhasorView {
-        address: (layout.offset() * dtype.size()) as u64,
+        address: (layout.offset() * size) as u64,
         batch: batch_stride,
         token: token_stride,
         head: stride(heads, head_stride),

@@ -15,10 +15,12 @@ mod bindings {
 #[cfg(test)]
 mod checks;
 mod fill;
+mod fusion;
 mod read;
 
 pub use bindings::*;
 pub(crate) use fill::template;
+pub(crate) use fusion::fusion;
 pub(crate) use read::{Slot, Token};
 
 use crate::cache::SlotsIn;
@@ -34,8 +36,10 @@ use crate::{Angles, Plan};
 pub struct Call {
     /// The element type of q and k.
     pub dtype: Dtype,
-    /// Everything else.
+    /// Everything else, but for stages.
     pub params: PhasorCall,
+    /// The stages, if there are any.
+    pub fusion: Option<PhasorFusion>,
 }
 
 /// One of q, k and v: what is read, and where it is written.
@@ -45,6 +49,23 @@ pub(crate) struct Stream<'a> {
     pub(crate) output: &'a PhasorOutput,
     pub(crate) cache: Option<&'a PhasorCache>,
     pub(crate) rotates: bool,
+}
+
+impl Call {
+    /// q, k and v, with their stages if they have any.
+    pub(crate) fn streams_and_stages(&self) -> [(Stream<'_>, Option<&PhasorStages>); 3] {
+        let [q, k, v] = self.params.streams();
+        let stages = self
+            .fusion
+            .as_ref()
+            .map(|fusion| [&fusion.q, &fusion.k, &fusion.v]);
+        let of = |at: usize| {
+            stages
+                .map(|stages| stages[at])
+                .filter(|stages| stages.present == 1)
+        };
+        [(q, of(0)), (k, of(1)), (v, of(2))]
+    }
 }
 
 impl PhasorCall {
@@ -100,6 +121,7 @@ impl PhasorCall {
         let heads = |stream: Stream| {
             let dims = match stream.output.in_place {
                 0 => stream.output.head_dim,
+                _ if !stream.rotates => 0,
                 _ => 2 * self.angles.pairs,
             };
             u64::from(stream.read.heads) * u64::from(dims)
@@ -152,6 +174,29 @@ impl Ids<u64> {
     }
 }
 
+/// A vector of dims or scales.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VectorAddress {
+    /// Of the first value.
+    pub address: u64,
+    /// How many values it has.
+    pub len: usize,
+}
+
+/// What the stages of one tensor need.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StageAddresses {
+    /// The bias, `[heads, head_dim]`.
+    pub bias: Option<VectorAddress>,
+    /// The norm's weight, `[head_dim]` or `[heads, head_dim]`.
+    pub norm_weight: Option<VectorAddress>,
+    /// The norm's bias, alike.
+    pub norm_bias: Option<VectorAddress>,
+    /// The scales that are given, one or one for each head; or the start of the buffer that has those that
+    /// are written, to which the layout's offset is added. None where they lie in the cache.
+    pub scales: Option<VectorAddress>,
+}
+
 /// All addresses of one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Addresses {
@@ -167,6 +212,8 @@ pub struct Addresses {
     pub positions: RawPositions,
     /// The caches, where the plan has any.
     pub cache: Option<CacheAddresses>,
+    /// What the stages of q, k and v need.
+    pub stages: [StageAddresses; 3],
 }
 
 /// The caches of a call, and the slots in them.

@@ -519,6 +519,7 @@ impl CudaRotator {
             angles: self.inner.addresses,
             positions,
             cache: None,
+            stages: Default::default(),
         };
         let Some(call) = plan.call(&addresses)? else {
             return Ok(());

@@ -14,22 +14,27 @@ mod guard_pages;
 mod neon;
 mod run;
 mod scalar;
+mod stages;
+mod step;
 #[cfg(feature = "rayon")]
 mod threads;
 mod variants;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod vector;
 
+pub use step::{HostBytes, HostStep, HostWeights};
+
 use crate::cache::{Slots, Stored};
 use crate::call::{
-    Addresses, AngleAddresses, CacheAddresses, RawPositions, RawSlots, TensorAddresses,
+    Addresses, AngleAddresses, CacheAddresses, RawPositions, RawSlots, StageAddresses,
+    TensorAddresses,
 };
 use crate::element::Element;
 use crate::plan::{Appended, InOut, Plan, PlannedTensor, Problem};
 use crate::positions::Positions;
+use crate::step::Caches;
 use crate::{Angles, Error, Rope};
 use std::mem::MaybeUninit;
-use std::sync::atomic::AtomicU32;
 
 /// A variant of the host backend. All give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -318,6 +323,18 @@ pub enum HostKvCache<'a, T> {
     OneBuffer(&'a mut [T]),
 }
 
+impl<'a, T: Element> From<HostKvCache<'a, T>> for Caches<HostBytes<'a>> {
+    fn from(cache: HostKvCache<'a, T>) -> Self {
+        match cache {
+            HostKvCache::Separate { k: None, v: None } => Caches::None,
+            HostKvCache::Separate { k, v } => {
+                Caches::Separate([k, v].map(|part| part.map(HostBytes::from)))
+            }
+            HostKvCache::OneBuffer(both) => Caches::OneBuffer(both.into()),
+        }
+    }
+}
+
 /// One [`Rope`] on the host backend.
 ///
 /// Decoding with packed qkv, each sequence at its own position:
@@ -499,13 +516,10 @@ impl HostRotator {
         positions: Positions<'_>,
         slots: Slots<'_>,
     ) -> Result<Stored, Error> {
-        self.check(plan, T::DTYPE)?;
-        plan.check_append_operands(&q, [&k, &v])?;
-        let q = checked_addresses(plan, plan.q.as_ref(), q)?;
-        let k = checked_appended(plan, plan.k.as_ref(), k)?;
-        let v = checked_appended(plan, plan.v.as_ref(), v)?;
-        // SAFETY: as in `rotate`, for the caches too.
-        unsafe { self.append_at(plan, [q, k, v], cache, &positions, &slots) }
+        let mut step = HostStep::new(positions);
+        (step.q, step.kv, step.cache) = (q, [k, v], cache.into());
+        step.slots = plan.cache.is_some().then_some(slots);
+        self.step(plan, step)
     }
 
     /// The same for a plan made with [`Problem::one_buffer`], such as packed qkv: q is rotated in place, k
@@ -521,78 +535,34 @@ impl HostRotator {
         positions: Positions<'_>,
         slots: Slots<'_>,
     ) -> Result<Stored, Error> {
-        self.check(plan, T::DTYPE)?;
-        plan.check_one_buffer(buffer.len())?;
-        let all = in_place(buffer);
-        // SAFETY: as in `rotate_one_buffer`, for the caches too.
-        unsafe { self.append_at(plan, [all; 3], cache, &positions, &slots) }
+        let mut step = HostStep::new(positions).buffer(buffer);
+        step.cache = cache.into();
+        step.slots = plan.cache.is_some().then_some(slots);
+        self.step(plan, step)
     }
 
-    /// Appends at addresses, for engines with an allocator of their own. `cache.report` is the address of a
+    /// Performs at addresses all that was planned, for engines with an allocator of their own. `stages` is
+    /// what those of q, k and v need. `cache.report` is the address of a
     /// `u32` that is set to 1 where a slot is outside of the caches, and else not touched: clear it before
     /// the calls that it is to tell of.
     ///
     /// # Errors
-    /// [`Error::PlanMismatch`] and those of [`append`](Self::append) about positions and slots.
+    /// [`Error::PlanMismatch`] and those of [`step`](Self::step) about positions, slots and stages.
     ///
     /// # Safety
-    /// Those of [`rotate_raw`](Self::rotate_raw), for v, the caches, the slots and the report too.
-    pub unsafe fn append_raw(
+    /// Those of [`rotate_raw`](Self::rotate_raw), for v, the caches, the slots, the report and what stages
+    /// need too.
+    pub unsafe fn step_raw(
         &self,
         plan: &Plan,
-        [q, k, v]: [TensorAddresses; 3],
+        tensors: [TensorAddresses; 3],
         cache: Option<CacheAddresses>,
+        stages: [StageAddresses; 3],
         positions: RawPositions,
     ) -> Result<(), Error> {
         self.check(plan, plan.dtype())?;
         // SAFETY: the caller's.
-        unsafe { self.perform(plan, [q, k, v], positions, cache) }
-    }
-
-    /// # Safety
-    /// That of [`append_raw`](Self::append_raw), but for the caches, positions and slots.
-    unsafe fn append_at<T: Element>(
-        &self,
-        plan: &Plan,
-        tensors: [TensorAddresses; 3],
-        cache: HostKvCache<'_, T>,
-        positions: &Positions<'_>,
-        slots: &Slots<'_>,
-    ) -> Result<Stored, Error> {
-        let lengths = match &cache {
-            HostKvCache::Separate { k, v } => [k, v].map(|part| part.as_ref().map(|x| x.len())),
-            HostKvCache::OneBuffer(both) => [Some(both.len()); 2],
-        };
-        let one_buffer = matches!(cache, HostKvCache::OneBuffer(_));
-        if one_buffer != plan.caches_are_one_buffer() {
-            return Err(Error::AppendMismatch {
-                planned: match one_buffer {
-                    true => "has caches in buffers of their own",
-                    false => "has both caches in one buffer",
-                },
-                remedy: "give the caches so, or plan them as they are given",
-            });
-        }
-        plan.check_cache_lengths(lengths)?;
-        let address = |part: &mut [T]| part.as_mut_ptr().expose_provenance() as u64;
-        let [k, v] = match cache {
-            HostKvCache::Separate { k, v } => [k, v].map(|part| part.map_or(0, address)),
-            HostKvCache::OneBuffer(both) => [address(both); 2],
-        };
-        let report = AtomicU32::new(0);
-        let addresses = CacheAddresses {
-            k,
-            v,
-            slots: slots_by_address(slots),
-            report: expose(&raw const report),
-        };
-        let addresses = plan.cache.is_some().then_some(addresses);
-        // SAFETY: the caller's; the caches are borrowed, and reach as far as their layouts.
-        unsafe { self.perform(plan, tensors, by_address(positions), addresses)? };
-        Ok(match report.into_inner() {
-            0 => Stored::All,
-            _ => Stored::NotAll,
-        })
+        unsafe { self.perform(plan, tensors, positions, cache, stages) }
     }
 
     fn check(&self, plan: &Plan, given: crate::Dtype) -> Result<(), Error> {
@@ -612,17 +582,18 @@ impl HostRotator {
     ) -> Result<(), Error> {
         let v = TensorAddresses::default();
         // SAFETY: the caller's.
-        unsafe { self.perform(plan, [q, k, v], positions, None) }
+        unsafe { self.perform(plan, [q, k, v], positions, None, Default::default()) }
     }
 
     /// # Safety
-    /// That of [`append_raw`](Self::append_raw).
+    /// That of [`step_raw`](Self::step_raw).
     unsafe fn perform(
         &self,
         plan: &Plan,
         [q, k, v]: [TensorAddresses; 3],
         positions: RawPositions,
         cache: Option<CacheAddresses>,
+        stages: [StageAddresses; 3],
     ) -> Result<(), Error> {
         let (angles, table_is_ordinary) = match self.rope.angles() {
             Angles::Exact(frequencies) => (of_steps(frequencies.steps(), &[]), false),
@@ -640,11 +611,12 @@ impl HostRotator {
             angles,
             positions,
             cache,
+            stages,
         };
         let mut call = plan.unfilled();
         // SAFETY: the caller's; the rotation, which this rotator holds, has the angles.
         unsafe {
-            if plan.fill_on_host(&addresses, &mut call.params)? {
+            if plan.fill_on_host(&addresses, &mut call)? {
                 run::execute(self.host, &call, table_is_ordinary);
             }
         }

@@ -1,5 +1,6 @@
 //! Walks the tokens of a call, on one thread or many, and hands each to the variant in use.
 
+use super::stages::{self, CacheSlot, HeadsAt, Room, TokenWork, Turns};
 use super::variants::{self, VectorElement};
 use super::{Host, Isa, cache};
 #[cfg(feature = "rayon")]
@@ -7,10 +8,11 @@ use super::{Threads, threads};
 use crate::Dtype;
 use crate::angle::phase::Scale;
 use crate::call::{
-    Call, PHASOR_OUT_OF_RANGE_PASS_THROUGH, PHASOR_ROW_ONLY, PHASOR_SLOT_NONE, PhasorCache,
-    PhasorCall, PhasorView, Slot, Stream, Token,
+    Call, PHASOR_CODES_NONE, PHASOR_OUT_OF_RANGE_PASS_THROUGH, PHASOR_ROW_ONLY, PHASOR_SLOT_NONE,
+    PhasorCache, PhasorCall, PhasorStages, PhasorView, Slot, Stream, Token,
 };
 use crate::rope::{Pairing, Pairings};
+use crate::stages::temperature;
 use half::{bf16, f16};
 use std::mem::MaybeUninit;
 use std::ops::{Range, RangeInclusive};
@@ -116,6 +118,7 @@ pub(super) unsafe fn execute(host: Host, call: &Call, table_is_ordinary: bool) {
     let bytes = call.params.bytes(call.dtype);
     let work = Work {
         isa: host.isa,
+        whole: call,
         call: &call.params,
         stream: bytes >= cache::last_level() as u64 / 2,
         table_is_ordinary,
@@ -133,9 +136,18 @@ pub(super) unsafe fn execute(host: Host, call: &Call, table_is_ordinary: bool) {
         PHASOR_SLOT_NONE => parts.min(tokens).max(1),
         _ => 1,
     };
+    // A norm across heads takes all heads of a token.
+    let across_heads = (call.streams_and_stages().iter())
+        .any(|(_, stages)| stages.is_some_and(|stages| stages.norm.across_heads == 1));
     let work_at = |part: usize, parts: usize| {
         let token_parts = token_parts(parts);
-        let head_parts = parts / token_parts;
+        let head_parts = match across_heads {
+            true => 1,
+            false => parts / token_parts,
+        };
+        if part >= token_parts * head_parts {
+            return;
+        }
         let part = Share {
             tokens: split(tokens, token_parts, part / head_parts),
             head_part: part % head_parts,
@@ -157,6 +169,7 @@ pub(super) unsafe fn execute(host: Host, call: &Call, table_is_ordinary: bool) {
 /// What all threads of a call share.
 struct Work<'a> {
     isa: Isa,
+    whole: &'a Call,
     call: &'a PhasorCall,
     /// Whether to write past the caches.
     stream: bool,
@@ -188,11 +201,21 @@ impl<'a> Work<'a> {
             source: pairing(call.pairing.source_step),
             destination: pairing(call.pairing.destination_step),
         };
-        let streams = call.streams().map(|stream| {
+        let heads_of = |stream: &Stream| {
             let heads = stream.read.heads as usize;
-            (stream, split(heads, share.head_parts, share.head_part))
+            split(heads, share.head_parts, share.head_part)
+        };
+        let all = self.whole.streams_and_stages();
+        let streams = all.map(|(stream, stages)| match stages {
+            None => (stream, heads_of(&stream)),
+            // What has stages is served apart.
+            Some(_) => (stream, 0..0),
         });
         let streams = || streams.iter().filter(|(_, heads)| !heads.is_empty());
+        let mut staged = self.whole.fusion.is_some().then(|| {
+            let staged = all.map(|(stream, stages)| Some((stream, stages?, heads_of(&stream))));
+            Staged::<T>::new(staged, pairs, pairings)
+        });
         // Where rotated keys are on their way to a cache that does not hold heads in one piece.
         let mut scratch = Vec::<MaybeUninit<T>>::new();
         let room = streams().map(|(stream, heads)| stream.needs_room() * heads.len());
@@ -261,6 +284,11 @@ impl<'a> Work<'a> {
                     // SAFETY: the heads are the stream's, and the slot is in its cache.
                     unsafe { store_heads::<T>(&heads, cached) };
                 }
+            }
+            if let Some(staged) = &mut staged {
+                // SAFETY: the token is one of the call's, and so is its slot.
+                unsafe { staged.token(self, &token, row.as_ref(), slot, &mut angles) };
+                formed = None;
             }
         }
         if self.stream {
@@ -331,6 +359,123 @@ impl<'a> Work<'a> {
             scale: Scale::new(factor, inverse),
             ordinary: is_ordinary(magnitudes),
         })
+    }
+}
+
+/// The streams that have stages, and what their heads need.
+struct Staged<'a, T> {
+    streams: [Option<(Stream<'a>, &'a PhasorStages, Range<usize>)>; 3],
+    pairings: Pairings,
+    pairs: usize,
+    /// cos and sin of all pairs of a token: of the usual number, or of more.
+    usual: [[f32; stages::USUAL_DIMS / 2]; 2],
+    more: [Vec<f32>; 2],
+    room: Room<T>,
+}
+
+impl<'a, T: VectorElement> Staged<'a, T> {
+    fn new(
+        streams: [Option<(Stream<'a>, &'a PhasorStages, Range<usize>)>; 3],
+        pairs: usize,
+        pairings: Pairings,
+    ) -> Self {
+        let some = || streams.iter().flatten();
+        let dims = some().map(|(stream, ..)| stream.output.head_dim as usize);
+        let across = some().filter(|(_, stages, _)| stages.norm.across_heads == 1);
+        let heads = across.map(|(.., heads)| heads.len());
+        let room = Room::new(dims.max().unwrap_or(0), heads.max().unwrap_or(0));
+        let more = || match pairs > stages::USUAL_DIMS / 2 {
+            true => vec![0.0; pairs],
+            false => Vec::new(),
+        };
+        Self {
+            pairings,
+            pairs,
+            usual: [[0.0; stages::USUAL_DIMS / 2]; 2],
+            more: [more(), more()],
+            room,
+            streams,
+        }
+    }
+
+    /// Serves one token.
+    ///
+    /// # Safety
+    /// The token is one of the call's, the row is its, and the slot is in the caches.
+    unsafe fn token(
+        &mut self,
+        work: &Work<'_>,
+        token: &Token,
+        row: Option<&Row>,
+        slot: Option<[u32; 2]>,
+        angles: &mut AngleBlock,
+    ) {
+        let [cos, sin] = match self.more.each_mut() {
+            [cos, sin] if !cos.is_empty() => [&mut cos[..], &mut sin[..]],
+            _ => self
+                .usual
+                .each_mut()
+                .map(|values| &mut values[..self.pairs]),
+        };
+        let turns = self
+            .streams
+            .iter()
+            .flatten()
+            .any(|(_, stages, _)| stages.rotates == 1);
+        let row = row.filter(|_| turns);
+        if let Some(row) = row {
+            for first in (0..self.pairs).step_by(BLOCK) {
+                let block = first..self.pairs.min(first + BLOCK);
+                // SAFETY: the pairs are the call's.
+                unsafe { row.form(work, block.clone(), &mut None, angles) };
+                cos[block.clone()].copy_from_slice(&angles.cos[..block.len()]);
+                sin[block.clone()].copy_from_slice(&angles.sin[..block.len()]);
+            }
+        }
+        for (stream, stages, heads) in self.streams.iter().flatten() {
+            let codes = stages.codes.type_ != PHASOR_CODES_NONE;
+            let cache = stream
+                .cache
+                .zip(slot)
+                .map(|(cache, [page, slot])| CacheSlot { cache, page, slot });
+            let output = stream.output;
+            if heads.is_empty() || output.nowhere == 1 && cache.is_none() {
+                continue;
+            }
+            let at = |view: &PhasorView| HeadsAt {
+                first: (view.address as usize)
+                    .wrapping_add(i64::from(token.b).wrapping_mul(view.batch) as usize)
+                    .wrapping_add(i64::from(token.t).wrapping_mul(view.token) as usize),
+                stride: view.head,
+            };
+            let scale = &stages.scale;
+            let token_work = TokenWork {
+                source: at(&stream.read.source),
+                heads: heads.clone(),
+                head_dim: output.head_dim as usize,
+                stages,
+                turns: row.filter(|_| stages.rotates == 1).map(|_| Turns {
+                    cos,
+                    sin,
+                    pairings: self.pairings,
+                    offset: stream.read.rotary_offset as usize,
+                }),
+                scale: match scale.interval {
+                    0 => scale.factor,
+                    interval => {
+                        // SAFETY: the caller's.
+                        let position = unsafe { work.call.positions.at(0, token) };
+                        scale.factor * temperature(scale.slope, interval, position)
+                    }
+                },
+                destination: (output.nowhere == 0).then(|| at(&output.destination)),
+                // Keys and values have theirs in a cache.
+                destination_is_codes: codes && stream.cache.is_none(),
+                cache,
+            };
+            // SAFETY: the caller's; the variant was checked when it was chosen.
+            unsafe { stages::perform::<T>(work.isa, &token_work, &mut self.room) };
+        }
     }
 }
 

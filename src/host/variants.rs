@@ -1,9 +1,9 @@
 //! Where a call goes to the variant that was chosen.
 
 use super::run::{AngleBlock, HeadRun, Phases};
+use super::stages::Rows;
 use super::{Isa, scalar};
 use crate::angle::phase::Scale;
-use crate::element::Element;
 use crate::rope::Pairings;
 
 #[cfg(target_arch = "x86_64")]
@@ -20,7 +20,7 @@ use super::{
 };
 
 /// An element type that every variant of this target can rotate.
-pub(super) trait VectorElement: Element {
+pub(super) trait VectorElement: Rows {
     /// Rotates all heads of a run by the first `pairs` angles.
     ///
     /// # Safety
@@ -35,7 +35,7 @@ pub(super) trait VectorElement: Element {
 }
 
 #[cfg(target_arch = "x86_64")]
-impl<T: Element + Converts> VectorElement for T
+impl<T: Rows + Converts> VectorElement for T
 where
     Avx2: PairVectors<T>,
     Avx512: PairVectors<T>,
@@ -62,7 +62,7 @@ where
 }
 
 #[cfg(target_arch = "aarch64")]
-impl<T: Element> VectorElement for T
+impl<T: Rows> VectorElement for T
 where
     Neon: PairVectors<T>,
 {
@@ -84,7 +84,7 @@ where
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-impl<T: Element> VectorElement for T {
+impl<T: Rows> VectorElement for T {
     unsafe fn rotate_heads(
         _isa: Isa,
         pairings: Pairings,

@@ -215,6 +215,7 @@ impl Image {
             positions,
             v: TensorAddresses::default(),
             cache: None,
+            stages: Default::default(),
         };
         let Some(call) = plan.call(&addresses).unwrap() else {
             return Ok((None, Stats::default(), true));

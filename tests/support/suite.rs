@@ -727,6 +727,7 @@ fn by_hand(
         positions: placed,
         v: TensorAddresses::default(),
         cache: None,
+        stages: Default::default(),
     };
     let call = plan.call(&addresses).unwrap().expect("something to rotate");
     let mut launch = call.launch(&subject.image.target(case));

@@ -1,0 +1,283 @@
+//! The stages of a call as data.
+
+use super::{
+    PHASOR_CODES_E4M3, PHASOR_CODES_INT8, PHASOR_CODES_INT8_FULL, PHASOR_CODES_NONE,
+    PHASOR_NORM_LAYER, PHASOR_NORM_NONE, PHASOR_NORM_RMS, PHASOR_SCALE_ANY,
+    PHASOR_SCALE_POWER_OF_TWO_DOWN, PHASOR_SCALE_POWER_OF_TWO_UP, PhasorCodes, PhasorFusion,
+    PhasorNorm, PhasorScale, PhasorStages, StageAddresses, VectorAddress,
+};
+use crate::cache::{CacheLayout, KvCacheLayout};
+use crate::codes::StoredCodes;
+use crate::element::Dtype;
+use crate::error::TensorName;
+use crate::norm::{HeadNorm, Kind};
+use crate::plan::PlannedTensor;
+use crate::quantize::{self, Codes, ScaleForm, ScaleRounding};
+use crate::stages::Stages;
+use crate::{Error, Plan};
+
+/// The stages of q, k and v; `None` where there are none. Addresses are offsets.
+pub(crate) fn fusion(
+    dtype: Dtype,
+    tensors: [&Option<PlannedTensor>; 3],
+    stages: &[Stages; 3],
+    cache: Option<&KvCacheLayout>,
+    q_codes: Option<&StoredCodes>,
+) -> Option<PhasorFusion> {
+    let mut some = false;
+    let mut of = |at: usize, codes: Option<(&StoredCodes, Option<&CacheLayout>)>| {
+        let Some(tensor) = tensors[at].as_ref().filter(|t| !t.source.is_empty()) else {
+            return PhasorStages::default();
+        };
+        let params = stages_of(dtype, at, tensor, &stages[at], codes);
+        some |= params.present == 1;
+        params
+    };
+    let cached = |at: usize, layout: Option<&'_ CacheLayout>| {
+        let codes = cache.and_then(|cache| cache.codes[at].as_ref());
+        codes.zip(layout).map(|(codes, layout)| (codes, *layout))
+    };
+    let k = cached(0, cache.and_then(|cache| cache.k.as_ref()));
+    let v = cached(1, cache.and_then(|cache| cache.v.as_ref()));
+    let fusion = PhasorFusion {
+        q: of(0, q_codes.map(|codes| (codes, None))),
+        k: of(1, k.as_ref().map(|(codes, layout)| (*codes, Some(layout)))),
+        v: of(2, v.as_ref().map(|(codes, layout)| (*codes, Some(layout)))),
+    };
+    some.then_some(fusion)
+}
+
+fn stages_of(
+    dtype: Dtype,
+    at: usize,
+    tensor: &PlannedTensor,
+    stages: &Stages,
+    codes: Option<(&StoredCodes, Option<&CacheLayout>)>,
+) -> PhasorStages {
+    let [.., head_dim] = tensor.source.shape();
+    let rotates = at < 2;
+    let (slope, interval) = stages.temperature.unwrap_or((0.0, 0));
+    let norm = stages.norm.as_ref();
+    PhasorStages {
+        bias: 0,
+        // A planned head has no more dims than fit.
+        bias_head: (head_dim * dtype.size()) as i64,
+        norm: norm.map_or_else(PhasorNorm::default, |norm| {
+            norm_params(norm, stages.norm_after_rotation)
+        }),
+        scale: PhasorScale {
+            factor: stages.scale,
+            slope,
+            interval,
+            reserved: 0,
+        },
+        codes: codes.map_or_else(PhasorCodes::default, |(codes, layout)| {
+            code_params(codes, head_dim, layout)
+        }),
+        rotates: u32::from(rotates && stages.rotates),
+        present: u32::from(stages.is_present(rotates) || codes.is_some()),
+    }
+}
+
+fn norm_params(norm: &HeadNorm, after_rotation: bool) -> PhasorNorm {
+    PhasorNorm {
+        kind: match norm.kind {
+            Kind::Rms => PHASOR_NORM_RMS,
+            Kind::Layer => PHASOR_NORM_LAYER,
+        },
+        eps: norm.eps,
+        weight_offset: norm.weight_offset,
+        after_rotation: u32::from(after_rotation),
+        round_before_weight: u32::from(norm.round_before_weight),
+        round_after: u32::from(norm.round_after),
+        across_heads: u32::from(norm.across_heads),
+        ..PhasorNorm::default()
+    }
+}
+
+fn code_params(codes: &StoredCodes, head_dim: usize, layout: Option<&CacheLayout>) -> PhasorCodes {
+    let mut params = PhasorCodes {
+        type_: match codes.codes {
+            Codes::E4m3 => PHASOR_CODES_E4M3,
+            Codes::Int8 => PHASOR_CODES_INT8,
+            Codes::Int8Full => PHASOR_CODES_INT8_FULL,
+        },
+        multiply: u32::from(codes.form == ScaleForm::Multiply),
+        group_dims: codes.group_dims(head_dim) as u32,
+        round_first: u32::from(codes.round_first),
+        ..PhasorCodes::default()
+    };
+    let (Some(dynamic), Some(layout)) = (codes.dynamic, layout) else {
+        return params;
+    };
+    let [pages, page_size, heads, head_dim] = layout.shape();
+    let groups = head_dim / codes.group_dims(head_dim).max(1);
+    let at = dynamic.layout;
+    // The stride of a dimension of size 1 is never used, and may be anything.
+    let stride = |count: usize, stride: usize| match count {
+        0 | 1 => 0,
+        _ => (stride * dynamic.size()) as i64,
+    };
+    params.scales = (at.offset * dynamic.size()) as u64;
+    params.page = stride(pages, at.page);
+    params.slot = stride(page_size, at.slot);
+    params.head = stride(heads, at.head);
+    params.group = stride(groups, at.group);
+    params.dynamic = 1;
+    params.scale_rounding = match dynamic.rounding {
+        ScaleRounding::None => PHASOR_SCALE_ANY,
+        ScaleRounding::PowerOfTwoUp => PHASOR_SCALE_POWER_OF_TWO_UP,
+        ScaleRounding::PowerOfTwoDown => PHASOR_SCALE_POWER_OF_TWO_DOWN,
+    };
+    params.e8m0 = u32::from(dynamic.e8m0);
+    params.floor = quantize::least_scale(dynamic.floor, dynamic.rounding);
+    params
+}
+
+impl Plan {
+    /// Fills in the addresses of a call's stages: of q, k and v.
+    ///
+    /// # Errors
+    /// [`Error::Stages`] where something that a stage needs is missing, or has no stage.
+    pub(crate) fn fill_fusion(
+        &self,
+        given: &[StageAddresses; 3],
+        caches: [u64; 2],
+    ) -> Result<Option<PhasorFusion>, Error> {
+        let Some(mut fusion) = self.fusion else {
+            return match given
+                .iter()
+                .position(|given| *given != StageAddresses::default())
+            {
+                None => Ok(None),
+                Some(at) => Err(Error::Stages {
+                    tensor: [TensorName::Q, TensorName::K, TensorName::V][at],
+                    what: "the call has a bias, weights or scales, and the plan no stage for them",
+                }),
+            };
+        };
+        let streams = [
+            (TensorName::Q, &mut fusion.q, &self.q),
+            (TensorName::K, &mut fusion.k, &self.k),
+            (TensorName::V, &mut fusion.v, &self.v),
+        ];
+        for (at, (tensor, params, planned)) in streams.into_iter().enumerate() {
+            let Some(planned) = planned.as_ref().filter(|t| !t.source.is_empty()) else {
+                continue;
+            };
+            let cache = at.checked_sub(1).map(|at| caches[at]);
+            self.fill_stages(tensor, planned, params, at, &given[at], cache)?;
+        }
+        Ok(Some(fusion))
+    }
+
+    /// Scales that the buffer for those of keys (1) or values (2) must have.
+    fn scales_needed(&self, at: usize) -> usize {
+        let needed = || {
+            let cache = self.cache.as_ref()?;
+            let codes = cache.codes[at - 1]?;
+            let layout = [cache.k, cache.v][at - 1]?;
+            Some(codes.scale_bytes(&layout)? / codes.dynamic?.size())
+        };
+        needed().unwrap_or(0)
+    }
+
+    fn fill_stages(
+        &self,
+        tensor: TensorName,
+        planned: &PlannedTensor,
+        params: &mut PhasorStages,
+        at: usize,
+        given: &StageAddresses,
+        cache: Option<u64>,
+    ) -> Result<(), Error> {
+        let wrong = |what| Err(Error::Stages { tensor, what });
+        let [.., heads, head_dim] = planned.source.shape();
+        let head = (head_dim * self.dtype.size()) as i64;
+        // Of one head, or of all.
+        let vector = |what, vector: Option<VectorAddress>, one: usize| match vector {
+            None => Ok((0, false)),
+            Some(vector) if vector.len == heads * one => Ok((vector.address, heads > 1)),
+            Some(vector) if vector.len == one => Ok((vector.address, false)),
+            Some(vector) => Err(Error::StageLength {
+                tensor,
+                what,
+                expected: heads * one,
+                or: Some(one).filter(|_| heads != 1),
+                got: vector.len,
+            }),
+        };
+        match (self.stages[at].bias, given.bias) {
+            (true, None) => {
+                return wrong("a bias is planned: give it with StageWeights::bias");
+            }
+            (false, Some(_)) => {
+                return wrong("no bias is planned: plan with Stages::bias");
+            }
+            (true, Some(bias)) if bias.len != heads * head_dim => {
+                return Err(Error::StageLength {
+                    tensor,
+                    what: "bias",
+                    expected: heads * head_dim,
+                    or: None,
+                    got: bias.len,
+                });
+            }
+            (true, Some(bias)) => params.bias = bias.address,
+            (false, None) => {}
+        }
+        if params.norm.kind == PHASOR_NORM_NONE
+            && (given.norm_weight.is_some() || given.norm_bias.is_some())
+        {
+            return wrong("no norm is planned for these weights: plan with Stages::norm");
+        }
+        let stride = |each| if each { head } else { 0 };
+        let (weight, each) = vector("norm weight", given.norm_weight, head_dim)?;
+        (params.norm.weight, params.norm.weight_head) = (weight, stride(each));
+        let (bias, each) = vector("norm bias", given.norm_bias, head_dim)?;
+        (params.norm.bias, params.norm.bias_head) = (bias, stride(each));
+        let codes = &mut params.codes;
+        if codes.type_ == PHASOR_CODES_NONE {
+            return match given.scales {
+                None => Ok(()),
+                Some(_) => wrong("no codes are planned for these scales"),
+            };
+        }
+        let planned_codes = match at {
+            0 => self.q_codes.as_ref(),
+            _ => self
+                .cache
+                .as_ref()
+                .and_then(|cache| cache.codes[at - 1].as_ref()),
+        };
+        let inline = planned_codes.is_some_and(|codes| !codes.has_scale_buffer());
+        match (codes.dynamic, given.scales) {
+            (_, Some(_)) if inline => wrong("scales lie in the cache: give no buffer for them"),
+            (1, None) if inline => {
+                codes.scales = codes.scales.wrapping_add(cache.unwrap_or(0));
+                Ok(())
+            }
+            (_, None) => wrong("codes are planned: give their scales, or a buffer for them"),
+            (0, Some(_)) => {
+                let (scales, each) = vector("scales", given.scales, 1)?;
+                (codes.scales, codes.head) =
+                    (scales, if each { size_of::<f32>() as i64 } else { 0 });
+                Ok(())
+            }
+            (_, Some(scales)) => {
+                let expected = self.scales_needed(at);
+                if scales.len < expected {
+                    return Err(Error::StageLength {
+                        tensor,
+                        what: "buffer of scales",
+                        expected,
+                        or: None,
+                        got: scales.len,
+                    });
+                }
+                codes.scales = codes.scales.wrapping_add(scales.address);
+                Ok(())
+            }
+        }
+    }
+}

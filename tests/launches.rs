@@ -23,6 +23,7 @@ fn call(rope: &Rope, problem: &Problem, address: u64, positions: RawPositions) -
         positions,
         v: TensorAddresses::default(),
         cache: None,
+        stages: Default::default(),
     };
     let plan = Plan::new(rope, problem).unwrap();
     plan.call(&addresses).unwrap().unwrap()

@@ -4,8 +4,11 @@
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use phasor::half::{bf16, f16};
+use phasor::norm::HeadNorm;
+use phasor::quantize::{Codes, ScaleForm};
 use phasor::{
-    Element, Frequencies, Host, InOut, Isa, Layout, Pairing, Positions, Problem, Rope, Threads,
+    CacheLayout, Element, Frequencies, Host, HostBytes, HostStep, HostWeights, InOut, Isa,
+    KvCacheLayout, Layout, Pairing, Positions, Problem, Rope, Slots, Stages, StoredCodes, Threads,
 };
 use std::hint::black_box;
 
@@ -93,7 +96,98 @@ fn rotations<T: Element>(group: &mut BenchmarkGroup<'_, WallTime>, tokens: usize
     });
 }
 
+/// Packed qkv of one token to rotated q and a cache, with ever more stages, beside the plain rotation.
+fn steps<T: Element>(group: &mut BenchmarkGroup<'_, WallTime>)
+where
+    for<'a> HostBytes<'a>: From<&'a mut Vec<T>>,
+{
+    let dtype = T::DTYPE;
+    let frequencies = Frequencies::from_theta(5e5, HEAD_DIM).expect("a valid theta");
+    let rope = Rope::new(frequencies, Pairing::HalfSplit);
+    let rotator = Host::new().with_threads(Threads::One).rotator(&rope);
+    let heads = Q_HEADS + 2 * K_HEADS;
+    let window = |range| Layout::packed_heads(1, 1, heads, HEAD_DIM, range);
+    let (q, k, v) = (
+        window(0..Q_HEADS),
+        window(Q_HEADS..Q_HEADS + K_HEADS),
+        window(Q_HEADS + K_HEADS..heads),
+    );
+    let mut qkv: Vec<T> = (0..heads * HEAD_DIM)
+        .map(|i| T::narrow((i % 251) as f32 / 251.0))
+        .collect();
+    let positions = || black_box(Positions::start(1000));
+    let plain = rotator
+        .plan(&Problem::new(dtype).q(q).k(k).one_buffer())
+        .expect("a valid problem");
+    group.bench_function(format!("{dtype} rotation"), |bencher| {
+        bencher.iter(|| rotator.rotate_one_buffer(&plain, &mut qkv, positions()));
+    });
+    let cache = CacheLayout::paged_nhd(4, 16, K_HEADS, HEAD_DIM);
+    let caches = KvCacheLayout::separate(cache, cache);
+    let codes = caches.with_codes(StoredCodes::given(Codes::E4m3, ScaleForm::Divide));
+    let append = Problem::new(dtype)
+        .q(q)
+        .k_to_cache(k)
+        .v_to_cache(v)
+        .one_buffer();
+    let norm = Stages::new().norm(HeadNorm::rms(1e-6));
+    let normed = append.q_stages(norm).k_stages(norm);
+    let gamma = vec![T::narrow(1.5); HEAD_DIM];
+    let room = 4 * 16 * K_HEADS * HEAD_DIM;
+    let mut elements = [vec![T::default(); room], vec![T::default(); room]];
+    let mut bytes = [vec![0u8; room], vec![0u8; room]];
+    for (name, problem, has_norm, has_codes) in [
+        ("rotation, append", append.cache(caches), false, false),
+        ("norm, rotation, append", normed.cache(caches), true, false),
+        ("rotation, append e4m3", append.cache(codes), false, true),
+        (
+            "norm, rotation, append e4m3",
+            normed.cache(codes),
+            true,
+            true,
+        ),
+    ] {
+        let plan = rotator.plan(&problem).expect("a valid problem");
+        group.bench_function(format!("{dtype} {name}"), |bencher| {
+            bencher.iter(|| {
+                let weights = |scales: bool| {
+                    let weights = match has_norm {
+                        true => HostWeights::new().norm(&gamma[..]),
+                        false => HostWeights::new(),
+                    };
+                    match scales && has_codes {
+                        true => weights.scales(&[0.5][..]),
+                        false => weights,
+                    }
+                };
+                let v_weights = match has_codes {
+                    true => HostWeights::new().scales(&[0.5][..]),
+                    false => HostWeights::new(),
+                };
+                let step = HostStep::new(positions())
+                    .buffer(&mut qkv[..])
+                    .q_weights(weights(false))
+                    .k_weights(weights(true))
+                    .v_weights(v_weights)
+                    .slots(Slots::mapping(&[37]));
+                let [k_elements, v_elements] = &mut elements;
+                let [k_bytes, v_bytes] = &mut bytes;
+                let step = match has_codes {
+                    true => step.k_cache(k_bytes).v_cache(v_bytes),
+                    false => step.k_cache(k_elements).v_cache(v_elements),
+                };
+                rotator.step(&plan, step).expect("the operands fit")
+            });
+        });
+    }
+}
+
 fn host(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("step of 1 token");
+    steps::<f32>(&mut group);
+    steps::<f16>(&mut group);
+    steps::<bf16>(&mut group);
+    group.finish();
     for (name, tokens, cold) in [
         ("decode 1 token", 1, false),
         ("128 tokens", 128, false),

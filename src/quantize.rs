@@ -44,32 +44,32 @@ const INFINITY: u32 = f32::INFINITY.to_bits();
 
 /// The nearest value of e4m3 (4 bits of exponent, 3 of significand, no infinities; `e4m3fn`): ties go to
 /// even, what lies outside becomes ±448, and every NaN `0x7f`.
+#[inline(always)]
 pub const fn e4m3_from_f32(x: f32) -> u8 {
+    // Without branches, so that loops become vectors.
     let bits = x.to_bits();
     let magnitude = bits & 0x7fff_ffff;
-    if magnitude > INFINITY {
-        return E4M3_NAN;
-    }
     let exponent = magnitude >> 23;
-    let code = if exponent > 120 {
-        // 20 bits of the significand go, and the exponent's bias is 7 in place of 127.
-        let rounded = magnitude + 0x7_ffff + ((magnitude >> 20) & 1);
-        (rounded >> 20) - (120 << 3)
-    } else if exponent > 116 {
-        // Below 2^-6 codes are multiples of 2^-9; below 2^-10, half of one, all is 0.
-        let significand = (magnitude & 0x7f_ffff) | 0x80_0000;
-        let shift = 141 - exponent;
-        let half = (1 << (shift - 1)) - 1;
-        (significand + half + ((significand >> shift) & 1)) >> shift
-    } else {
-        0
+    // 20 bits of the significand go, and the exponent's bias is 7 in place of 127.
+    let rounded = magnitude + 0x7_ffff + ((magnitude >> 20) & 1);
+    let normal = (rounded >> 20).wrapping_sub(120 << 3);
+    // Below 2^-6 codes are multiples of 2^-9; below 2^-10, half of one, all is 0, as it is by any shift
+    // beyond 24.
+    let significand = (magnitude & 0x7f_ffff) | 0x80_0000;
+    let shift = match 141u32.saturating_sub(exponent) {
+        shift @ 1..=31 => shift,
+        _ => 31,
     };
+    let half = (1 << (shift - 1)) - 1;
+    let small = (significand + half + ((significand >> shift) & 1)) >> shift;
+    let code = if exponent > 120 { normal } else { small };
     let code = if code > E4M3_MOST_CODE {
         E4M3_MOST_CODE
     } else {
         code
     };
-    ((bits >> 24) as u8 & 0x80) | code as u8
+    let code = ((bits >> 24) as u8 & 0x80) | code as u8;
+    if magnitude > INFINITY { E4M3_NAN } else { code }
 }
 
 /// The value of an e4m3 code, exactly. NaN is `0x7fffffff`.
@@ -133,6 +133,7 @@ impl Codes {
         }
     }
 
+    #[inline(always)]
     pub(crate) fn of(self, x: f32) -> u8 {
         let integer = |least: f32| match x.is_nan() {
             true => 0,

@@ -94,6 +94,7 @@ fn plans_calls_and_launches_allocate_nothing() {
                 positions: raw,
                 v: TensorAddresses::default(),
                 cache: None,
+                stages: Default::default(),
             };
             let (count, launch) = allocations(|| {
                 let call = plan.call(&addresses).unwrap();

@@ -214,24 +214,43 @@ impl TokenWork<'_> {
         heads: &mut [f32],
     ) -> Statistic {
         let norm = &self.stages.norm;
+        let count = (self.heads.len() * self.head_dim) as f32;
+        let mut mean = 0.0;
+        if norm.kind == PHASOR_NORM_LAYER {
+            // SAFETY: the caller's, here and below.
+            let sum = unsafe { self.sum_across::<T>(Sum::Plain, [x, y, sums], heads) };
+            mean = sum / count;
+        }
+        let sum = unsafe { self.sum_across::<T>(Sum::Squares(mean), [x, y, sums], heads) };
+        Statistic::of(norm, mean, sum, count)
+    }
+
+    /// The sum of all heads.
+    ///
+    /// # Safety
+    /// That of [`perform`](Self::perform).
+    #[inline(always)]
+    unsafe fn sum_across<T: Rows>(
+        &self,
+        sum: Sum,
+        [x, y, sums]: [&mut [f32]; 3],
+        heads: &mut [f32],
+    ) -> f32 {
+        let after_rotation = self.stages.norm.after_rotation == 1;
         let (x, y) = (&mut x[..self.head_dim], &mut y[..self.head_dim]);
         let heads = &mut heads[..self.heads.len().next_power_of_two()];
-        let count = (self.heads.len() * self.head_dim) as f32;
-        statistic_of(norm, count, |sum| {
-            for (head, of_head) in self.heads.clone().zip(&mut *heads) {
-                // SAFETY: the caller's.
-                unsafe { self.load::<T>(head, x, y) };
-                *of_head = match &self.turns {
-                    Some(turns) if norm.after_rotation == 1 => {
-                        turns.rotate(x, y);
-                        sum_of_head(sum, y, sums)
-                    }
-                    _ => sum_of_head(sum, x, sums),
-                };
+        for (head, of_head) in self.heads.clone().zip(&mut *heads) {
+            // SAFETY: the caller's.
+            unsafe { self.load::<T>(head, x, y) };
+            let mut summed = &*x;
+            if after_rotation && let Some(turns) = &self.turns {
+                turns.rotate(x, y);
+                summed = y;
             }
-            heads[self.heads.len()..].fill(0.0);
-            fold(heads)
-        })
+            *of_head = sum_of_head(sum, summed, sums);
+        }
+        heads[self.heads.len()..].fill(0.0);
+        fold(heads)
     }
 
     /// Norms a head, given what the norm found of it.
@@ -305,8 +324,11 @@ impl TokenWork<'_> {
                 (x, y) = (y, x);
             }
             if norm.kind != PHASOR_NORM_NONE && (norm.after_rotation == 1) == rotated {
-                let own = || statistic_of(norm, dims as f32, |sum| sum_of_head(sum, x, sums));
-                let found = across.unwrap_or_else(own);
+                // No closure, which would be compiled without the features of the set.
+                let found = match across {
+                    Some(found) => found,
+                    None => statistic_of(norm, x, sums),
+                };
                 unsafe { self.norm::<T>(head, found, x, y) };
             }
         }
@@ -546,18 +568,26 @@ pub(super) enum Sum {
     Squares(f32),
 }
 
-/// What a norm needs to know of `count` dims, of which `sum` sums.
-#[inline(always)]
-fn statistic_of(norm: &PhasorNorm, count: f32, mut sum: impl FnMut(Sum) -> f32) -> Statistic {
-    let mean = match norm.kind {
-        PHASOR_NORM_LAYER => sum(Sum::Plain) / count,
-        _ => 0.0,
-    };
-    let squares = sum(Sum::Squares(mean));
-    Statistic {
-        mean,
-        r: 1.0 / (squares / count + norm.eps).sqrt(),
+impl Statistic {
+    #[inline(always)]
+    fn of(norm: &PhasorNorm, mean: f32, squares: f32, count: f32) -> Self {
+        Self {
+            mean,
+            r: 1.0 / (squares / count + norm.eps).sqrt(),
+        }
     }
+}
+
+/// What a norm finds of one head.
+#[inline(always)]
+fn statistic_of(norm: &PhasorNorm, x: &[f32], sums: &mut [f32]) -> Statistic {
+    let count = x.len() as f32;
+    let mut mean = 0.0;
+    if norm.kind == PHASOR_NORM_LAYER {
+        mean = sum_of_head(Sum::Plain, x, sums) / count;
+    }
+    let squares = sum_of_head(Sum::Squares(mean), x, sums);
+    Statistic::of(norm, mean, squares, count)
 }
 
 /// The sum of a head, by way of its groups of 4 dims.

@@ -1078,7 +1078,7 @@ fn steps_that_do_not_fit_are_refused() {
         ),
         Ok(())
     );
-    let mut odd = vec![0u8; 36];
+    let mut odd = [0u8; 36];
     let odd = match odd.as_ptr().align_offset(4) {
         0 => &mut odd[1..],
         _ => &mut odd[..],

@@ -4,6 +4,8 @@
 //! bytes. Random cases print their seed; `PHASOR_TEST_SEED` repeats a run. `PHASOR_EXTRA_PTX` names
 //! a folder of further PTX to hold to the same (`rope_f32.ptx`, `rope_f16.ptx`, `rope_bf16.ptx`).
 
+#[path = "support/append_cases.rs"]
+mod append_cases;
 #[path = "support/call_layout.rs"]
 mod call_layout;
 #[path = "support/kernel_cases.rs"]
@@ -14,6 +16,7 @@ mod ptx_backend;
 #[path = "support/suite.rs"]
 mod suite;
 
+use append_cases::{AppendWish, random_append};
 use kernel_cases::{
     Case, Elements, Rng, TensorCase, TestPositions, Wish, random_case, random_elements,
 };
@@ -22,7 +25,7 @@ use phasor::{
     CosSinTable, Dtype, Frequencies, IdType, InOut, Isa, Layout, OutOfRange, Pairing, PositionKind,
     Rope,
 };
-use ptx_backend::{COMPUTE_75, COMPUTE_80, COMPUTE_90, Image, Run};
+use ptx_backend::{COMPUTE_75, COMPUTE_80, COMPUTE_90, Image, Run, modules, texts_of};
 use std::sync::atomic::{AtomicU64, Ordering};
 use suite::{Subject, checks};
 
@@ -83,21 +86,64 @@ fn random_cases_equal_the_host_bit_for_bit() {
     });
 }
 
+#[test]
+fn random_appends_equal_the_host_bit_for_bit() {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    const CASES: u64 = 3000;
+    let first = seed();
+    println!("PHASOR_TEST_SEED={first:#x}");
+    let images = Image::all();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+                    if n >= CASES {
+                        break;
+                    }
+                    let seed = first.wrapping_add(n);
+                    let case = random_append(&mut Rng(seed), AppendWish::default());
+                    let expected = case.on_host(Isa::Scalar).unwrap();
+                    for image in &images {
+                        let run = case.on_image(image, false).unwrap_or_else(|fault| {
+                            panic!("{}, seed {seed:#x}: {fault}\n{case:?}", image.name())
+                        });
+                        assert!(
+                            run.outcome == expected,
+                            "{}, seed {seed:#x}: {case:?}",
+                            image.name()
+                        );
+                        assert!(run.triggers, "{}, seed {seed:#x}", image.name());
+                    }
+                }
+            });
+        }
+    });
+}
+
 /// Every kernel with every kind of position and every form of call, in launch shapes and with
 /// addresses that the plan would not choose, and at angles whose last bit is known to matter.
 #[test]
 fn every_kernel_passes_its_checks() {
-    let mut targets = vec![("compute_75".to_owned(), COMPUTE_75.map(str::to_owned))];
-    targets.push(("compute_80".to_owned(), COMPUTE_80.map(str::to_owned)));
-    targets.push(("compute_90".to_owned(), COMPUTE_90.map(str::to_owned)));
+    let prebuilt = [
+        ("compute_75", COMPUTE_75),
+        ("compute_80", COMPUTE_80),
+        ("compute_90", COMPUTE_90),
+    ];
+    let mut targets: Vec<_> = prebuilt
+        .into_iter()
+        .map(|(name, texts)| {
+            let texts: Vec<_> = texts.concat().into_iter().map(str::to_owned).collect();
+            (name.to_owned(), texts)
+        })
+        .collect();
     if let Ok(folder) = std::env::var("PHASOR_EXTRA_PTX") {
-        let read = |dtype| std::fs::read_to_string(format!("{folder}/rope_{dtype}.ptx")).unwrap();
-        targets.push((folder.clone(), Dtype::ALL.map(read)));
+        targets.push((folder.clone(), texts_of(&folder)));
     }
-    for (n, dtype) in Dtype::ALL.into_iter().enumerate() {
+    for (n, module) in modules().enumerate().take(3) {
         let subjects: Vec<_> = targets
             .iter()
-            .map(|(name, texts)| (name, Subject::new(name, dtype, &texts[n]).unwrap()))
+            .map(|(name, texts)| (name, Subject::new(name, module, &texts[n]).unwrap()))
             .collect();
         let check_all = |kernels: &[Kernel]| {
             for &kernel in kernels {
@@ -115,7 +161,7 @@ fn every_kernel_passes_its_checks() {
                 }
             }
         };
-        let kernels = Kernel::all(dtype);
+        let kernels = Kernel::all(module.0, module.1);
         std::thread::scope(|scope| {
             let (first, second) = kernels.split_at(kernels.len() / 2);
             scope.spawn(|| check_all(second));

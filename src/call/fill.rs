@@ -27,8 +27,7 @@ impl Plan {
     /// chosen where there are none or the other way round, [`Error::FrequencyRowOutOfRange`],
     /// [`Error::PositionOutOfRange`] for a start that a table with [`OutOfRange::Error`] refuses,
     /// [`Error::DevicePositionsUnchecked`] for ids with such a table, as they are not seen here, and
-    /// [`Error::PlanMismatch`] if the angle addresses are not of the plan's angle source, and
-    /// [`Error::HostOnly`] for a ragged batch or a cache, which kernels do not know yet.
+    /// [`Error::PlanMismatch`] if the angle addresses are not of the plan's angle source.
     pub fn call(&self, addresses: &Addresses) -> Result<Option<Call>, Error> {
         let refuses = matches!(self.rope.angles(), Angles::Table(table)
             if table.out_of_range() == OutOfRange::Error);
@@ -40,10 +39,7 @@ impl Plan {
         if !self.fill(addresses, &mut call.params)? {
             return Ok(None);
         }
-        match call.params.host_only() {
-            Some(what) => Err(Error::HostOnly { what }),
-            None => Ok(Some(call)),
-        }
+        Ok(Some(call))
     }
 
     /// What the plan knows of its calls.

@@ -95,41 +95,42 @@ __device__ __forceinline__ void append(const PhasorCall& call) {
     __syncthreads();
     if (g >= groups) return;
 
-    ChunkAngles<kPairs> angles;
-    if (c * kPairs < call.angles.pairs) angles = angle_share.shared.of_lane();
     const uint2 slot = place.slot();
 #pragma unroll 1
     for (;;) {
         const HeadGroup group(call, g);
         const Chunk<Pairing, kPairs> chunk(call, group, c);
-        const GroupOutput output(call, group);
         const bool rotates = chunk.rotates && token_rotates;
-        const bool goes_out = output.takes(rotates) && chunk.has_first;
-        const GroupCache cache(call, group, slot);
-        const bool is_cached = cache.present && chunk.has_first;
-        const auto& q_to = call.q_output.destination;
-        const auto& k_to = call.k_output.destination;
-        const auto& v_to = call.v_output.destination;
-        uint64_t to = group.template at<Element>(q_to, k_to, v_to, token, chunk.to.first);
-        const int64_t to_head = group.of(q_to.head, k_to.head, v_to.head);
-        const uint32_t to_gap = (chunk.to.second - chunk.to.first) * Element::kBytes;
-        uint64_t first = cache.address + cache.template bytes<Element>(chunk.to.first);
-        uint64_t second = cache.address + cache.template bytes<Element>(chunk.to.second);
+        if (rotates) {
+            const ChunkAngles<kPairs> angles = angle_share.shared.of_lane();
 #pragma unroll
-        for (uint32_t u = 0; u < kHeads; ++u) {
-            if (u >= group.heads) break;
-            if (rotates) fragment[u].template rotate<Pairing>(angles);
-            if (goes_out) {
-                Access::store(to, fragment[u].first);
-                if (chunk.has_second) Access::store(to + to_gap, fragment[u].second);
+            for (uint32_t u = 0; u < kHeads; ++u) {
+                if (u >= group.heads) break;
+                fragment[u].template rotate<Pairing>(angles);
             }
-            if (is_cached) {
+        }
+        const auto store = [&](uint64_t first, uint64_t second, int64_t head) {
+#pragma unroll
+            for (uint32_t u = 0; u < kHeads; ++u) {
+                if (u >= group.heads) break;
                 Access::store(first, fragment[u].first);
                 if (chunk.has_second) Access::store(second, fragment[u].second);
+                first += head;
+                second += head;
             }
-            to += to_head;
-            first += cache.head;
-            second += cache.head;
+        };
+        if (chunk.has_first && GroupOutput(call, group).takes(rotates)) {
+            const auto& q = call.q_output.destination;
+            const auto& k = call.k_output.destination;
+            const auto& v = call.v_output.destination;
+            const uint64_t first = group.template at<Element>(q, k, v, token, chunk.to.first);
+            const uint32_t gap = (chunk.to.second - chunk.to.first) * Element::kBytes;
+            store(first, first + gap, group.of(q.head, k.head, v.head));
+        }
+        const GroupCache cache(call, group, slot);
+        if (chunk.has_first && cache.present) {
+            store(cache.address + cache.template bytes<Element>(chunk.to.first),
+                  cache.address + cache.template bytes<Element>(chunk.to.second), cache.head);
         }
         g += group_step;
         if (g >= groups) return;

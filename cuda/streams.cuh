@@ -172,7 +172,7 @@ struct GroupCache {
     // Bytes from dim 0 to another.
     template <class Element>
     __device__ __forceinline__ int64_t bytes(uint32_t dim) const {
-        if (!present || block_dims >= head_dim) return dim * Element::kBytes;
+        if (block_dims >= head_dim) return dim * Element::kBytes;
         return dim / block_dims * block + dim % block_dims * Element::kBytes;
     }
 };

@@ -54,7 +54,6 @@ impl TestSlots {
 
 #[derive(Clone, Debug)]
 pub struct AppendCase {
-    pub dtype: Dtype,
     pub rope: Rope,
     pub problem: Problem,
     pub buffers: Vec<Buffer>,
@@ -125,7 +124,8 @@ impl HostBuffer {
 
 impl AppendCase {
     pub fn plan(&self) -> Plan {
-        Plan::new(&self.rope, &self.problem).unwrap_or_else(|error| panic!("{error}: {:?}", self.problem))
+        Plan::new(&self.rope, &self.problem)
+            .unwrap_or_else(|error| panic!("{error}: {:?}", self.problem))
     }
 
     /// All but the angles, where the buffers are at these addresses.
@@ -305,11 +305,10 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
         true => 8 * (1 + rng.below(4)),
         false => 2 * (1 + rng.below(20)),
     };
-    let mut head_dim_of = |rng: &mut Rng| rotary_dim + unit * rng.pick(&[0, 0, 0, 1, 2, 3, 5]);
+    let head_dim_of = |rng: &mut Rng| rotary_dim + unit * rng.pick(&[0, 0, 0, 1, 2, 3, 5]);
     let (q_dim, k_dim) = (head_dim_of(rng), head_dim_of(rng));
     let v_dim = match rng.chance(60) {
         true => k_dim,
-        // TODO
         false => rotary_dim + unit * rng.below(5),
     };
     let even = unit.max(2);
@@ -435,7 +434,7 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
             _ => v_goes,
         };
         let shape = [batch, tokens, heads, dim];
-        let mut layout = |rng: &mut Rng| {
+        let layout = |rng: &mut Rng| {
             let layout = random_layout(rng, shape, aligned, 4);
             match which {
                 2 => layout,
@@ -529,7 +528,6 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
     }
     let all = buffers.all;
     AppendCase {
-        dtype,
         rope,
         problem,
         buffers: all,

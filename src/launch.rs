@@ -184,6 +184,8 @@ const MOST_LANES: u32 = 64;
 const MOST_GRID_YZ: u32 = 65_535;
 /// A grid has room for all pairs of a head.
 const _: () = assert!(MAX_ROTARY_DIM as u32 / 2 <= MOST_LANES * MOST_GRID_YZ);
+/// Most dims of a head that an append kernel carries.
+pub(crate) const MOST_CARRIED_DIMS: u32 = 2 * MOST_LANES * MOST_GRID_YZ;
 /// The hardware's limit on `blockDim.z`.
 const MOST_BLOCK_Z: u32 = 64;
 
@@ -389,6 +391,7 @@ mod tests {
     fn blocks_respect_the_hardware() {
         const MAX_PAIRS: u32 = MAX_ROTARY_DIM as u32 / 2;
         let mut params = PhasorCall::default();
+        params.k_output.nowhere = 1;
         for (batch, tokens) in [
             (1, 1),
             (3, 2),
@@ -398,17 +401,42 @@ mod tests {
             (40_000, 50_000),
         ] {
             for heads in [1, 5, 40, 1000, (1 << 28) - 1] {
-                for pairs in [4, 8, 36, 256, 260, MAX_PAIRS] {
-                    for pairs_of_lane in [1, 4] {
+                for (pairs, head_dim) in [
+                    (4, 8),
+                    (8, 128),
+                    (36, 72),
+                    (256, 512),
+                    (260, MOST_CARRIED_DIMS),
+                    (MAX_PAIRS, 2 * MAX_PAIRS),
+                ] {
+                    for kernel in Family::ALL
+                        .into_iter()
+                        .flat_map(|family| Kernel::all(family, Dtype::F16))
+                    {
                         for multiprocessors in [1, 132] {
                             (params.batch, params.tokens) = (batch, tokens);
-                            (params.q.heads, params.k.heads) = (heads, heads);
+                            let append = kernel.family == Family::Append;
+                            let v_heads = if append { heads } else { 0 };
+                            (params.q.heads, params.k.heads, params.v.heads) =
+                                (heads, heads, v_heads);
                             params.angles.pairs = pairs;
-                            let shape = Shape::new(&params, pairs_of_lane, multiprocessors);
+                            for output in [
+                                &mut params.q_output,
+                                &mut params.k_output,
+                                &mut params.v_output,
+                            ] {
+                                output.head_dim = head_dim;
+                            }
+                            let pairs_of_lane = kernel.vector() as u32;
+                            let shape = Shape::new(&params, kernel, multiprocessors);
                             let ([gx, gy, gz], [x, y, z]) = (shape.grid, shape.block);
                             assert!(x >= 1 && y >= 1 && z >= 1 && x * y * z <= MOST_THREADS);
-                            assert!(z <= 64 && x * pairs_of_lane <= pairs && z <= tokens);
-                            assert!(x * gz >= pairs / pairs_of_lane);
+                            assert!(z <= 64 && z <= tokens);
+                            let chunks = match append {
+                                true => head_dim.div_ceil(2 * pairs_of_lane),
+                                false => pairs / pairs_of_lane,
+                            };
+                            assert!(x <= chunks && x * gz >= chunks);
                             assert!(gx >= 1 && gy >= 1 && gz >= 1);
                             assert!(gy <= 65_535 && gz <= 65_535 && gx < 1 << 31);
                             // Every token has a place.
@@ -418,9 +446,13 @@ mod tests {
                             // The head loop goes 4 rounds of the grid's heads past the last one, and
                             // looks 3 further.
                             let step = u64::from(gy) * u64::from(y);
-                            assert!(2 * u64::from(heads) + step * 7 < 1 << 32);
-                            assert!(shape.shared_bytes <= 16 << 10);
-                            assert_eq!(shape.shared_bytes, 8 * x * pairs_of_lane * z);
+                            assert!(3 * u64::from(heads) + step * 7 < 1 << 32);
+                            assert!(shape.shared_bytes <= 20 << 10);
+                            let place = if append { PLACE_BYTES } else { 0 };
+                            let token_bytes = 8 * x * pairs_of_lane + place;
+                            assert_eq!(shape.shared_bytes, token_bytes * z);
+                            // So many heads of a thread are in flight at most.
+                            assert!(shape.heads_log2 <= 2);
                         }
                     }
                 }

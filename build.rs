@@ -5,8 +5,16 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Every kernel module: one per element type, and the one that reports struct layouts.
-const MODULES: [&str; 4] = ["rope_f32", "rope_f16", "rope_bf16", "call_layout"];
+/// Every kernel module: one per family and element type, and the one that reports struct layouts.
+const MODULES: [&str; 7] = [
+    "rope_f32",
+    "rope_f16",
+    "rope_bf16",
+    "append_f32",
+    "append_f16",
+    "append_bf16",
+    "call_layout",
+];
 const DEFAULT_ARCHS: &str = "75,80,86,89,90,100,120";
 /// The kernels use `__grid_constant__` and C++17.
 const OLDEST_NVCC: (u32, u32) = (12, 0);

@@ -74,14 +74,15 @@ __device__ __forceinline__ uint64_t token_id(const PhasorIds& ids, uint32_t b, u
     return static_cast<uint64_t>(static_cast<int64_t>(static_cast<int32_t>(word)));
 }
 
-// The positions of token (b, t).
+// The positions of token (b, t), which count by `step`.
 struct TokenPositions {
     uint32_t b, t;
     uint64_t start;
 
-    __device__ __forceinline__ TokenPositions(const PhasorPositions& p, uint32_t b, uint32_t t)
+    __device__ __forceinline__ TokenPositions(const PhasorPositions& p, uint32_t b, uint32_t t,
+                                              uint32_t step)
         : b(b), t(t), start(static_cast<uint64_t>(p.start) +
-                            static_cast<uint64_t>(t) * static_cast<uint64_t>(p.advance)) {}
+                            static_cast<uint64_t>(step) * static_cast<uint64_t>(p.advance)) {}
 
     __device__ __forceinline__ uint64_t on_axis(const PhasorPositions& p, uint32_t axis) const {
         if (p.ids.type == PHASOR_IDS_NONE) return start;

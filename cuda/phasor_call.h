@@ -189,7 +189,7 @@ typedef unsigned long long uint64_t;
     field(PhasorRows, rows) \
     field(PhasorPairing, pairing) \
     field(uint32_t, token_groups) /* blocks of a kernel that share a sequence's tokens */ \
-    field(uint32_t, reserved) \
+    field(uint32_t, heads_log2) /* 2^heads_log2 heads of a stream are visited by a thread at once */ \
     field(PhasorStream, v) \
     field(PhasorOutput, v_output) \
     field(PhasorCache, k_cache) \

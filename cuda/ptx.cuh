@@ -64,6 +64,12 @@ __device__ __forceinline__ void store_4(uint64_t address, uint32_t v) {
     asm volatile("st.global.b32 [%0], %1;" : : "l"(address), "r"(v) : "memory");
 }
 
+// st.relaxed.gpu.global.b32   PTX 6.0, sm_70
+// A word that other threads store the same value in, with nothing to order them.
+__device__ __forceinline__ void store_flag(uint64_t address, uint32_t v) {
+    asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" : : "l"(address), "r"(v) : "memory");
+}
+
 // ld.global.u16, zero-extended into a 32-bit register   PTX 1.0
 __device__ __forceinline__ uint32_t load_2(uint64_t address) {
     uint32_t v;
@@ -118,6 +124,19 @@ __device__ __forceinline__ void load_shared(uint32_t address, float2& v) {
 __device__ __forceinline__ void load_shared(uint32_t address, float2& v, float2& w) {
     asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
                  : "=f"(v.x), "=f"(v.y), "=f"(w.x), "=f"(w.y)
+                 : "r"(address)
+                 : "memory");
+}
+
+// st.shared.v2.b32   PTX 1.0
+__device__ __forceinline__ void store_shared(uint32_t address, uint2 v) {
+    asm volatile("st.shared.v2.b32 [%0], {%1, %2};" : : "r"(address), "r"(v.x), "r"(v.y) : "memory");
+}
+
+// ld.shared.v2.b32   PTX 1.0
+__device__ __forceinline__ void load_shared(uint32_t address, uint2& v) {
+    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
+                 : "=r"(v.x), "=r"(v.y)
                  : "r"(address)
                  : "memory");
 }

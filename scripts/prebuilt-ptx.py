@@ -19,8 +19,19 @@ import pathlib
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SOURCES = ["rope_f32", "rope_f16", "rope_bf16", "call_layout"]
-HEADERS = ["phasor_call.h", "ptx.cuh", "element.cuh", "angle.cuh", "rope.cuh"]
+SOURCES = [f"{family}_{dtype}" for family in ("rope", "append") for dtype in ("f32", "f16", "bf16")]
+SOURCES.append("call_layout")
+HEADERS = [
+    "phasor_call.h",
+    "ptx.cuh",
+    "element.cuh",
+    "angle.cuh",
+    "heads.cuh",
+    "token.cuh",
+    "streams.cuh",
+    "rope.cuh",
+    "append.cuh",
+]
 ARCHITECTURES = ["compute_75", "compute_80", "compute_90"]
 BENCHES = ROOT / "benches" / "cuda"
 BENCH_SOURCES = ["limits"]

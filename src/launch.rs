@@ -3,14 +3,39 @@
 //! This is data. The CUDA backend hands it to the driver; tests execute the same data elsewhere.
 
 use crate::angle::MAX_ROTARY_DIM;
-use crate::call::{Call, PHASOR_IDS_NONE, PhasorCall, PhasorView, Stream};
+use crate::call::{Call, PHASOR_IDS_NONE, PhasorCache, PhasorCall, PhasorView, Stream};
 use crate::element::Dtype;
 use crate::rope::Pairing;
+
+/// What kernels do. Each family has modules of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Family {
+    /// Rotates q and k.
+    Rope,
+    /// Rotates q and k, carries v, stores keys and values in caches, and knows ragged batches.
+    Append,
+}
+
+impl Family {
+    /// All families.
+    pub const ALL: [Family; 2] = [Family::Rope, Family::Append];
+
+    /// Its name in those of modules and kernels.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Family::Rope => "rope",
+            Family::Append => "append",
+        }
+    }
+}
 
 /// One entry point of the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Kernel {
+    /// What it does.
+    pub family: Family,
     /// Element type; each has a module of its own.
     pub dtype: Dtype,
     /// The pairing that it serves, by vectors of [`vector`](Self::vector) elements; `None` for any
@@ -19,18 +44,22 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Kernels of one element type.
-    pub const PER_DTYPE: usize = Self::PAIRINGS.len();
+    /// Kernels of one module: of a family and an element type.
+    pub const PER_MODULE: usize = Self::PAIRINGS.len();
 
     const PAIRINGS: [Option<Pairing>; 3] =
         [Some(Pairing::HalfSplit), Some(Pairing::Interleaved), None];
 
-    /// All kernels of an element type, in the order of [`index`](Self::index).
-    pub fn all(dtype: Dtype) -> [Kernel; Self::PER_DTYPE] {
-        Self::PAIRINGS.map(|pairing| Kernel { dtype, pairing })
+    /// All kernels of a module, in the order of [`index`](Self::index).
+    pub fn all(family: Family, dtype: Dtype) -> [Kernel; Self::PER_MODULE] {
+        Self::PAIRINGS.map(|pairing| Kernel {
+            family,
+            dtype,
+            pairing,
+        })
     }
 
-    /// Its place among the kernels of its element type.
+    /// Its place among the kernels of its module.
     pub fn index(self) -> usize {
         match self.pairing {
             Some(Pairing::HalfSplit) => 0,
@@ -47,11 +76,11 @@ impl Kernel {
         }
     }
 
-    /// The entry's name: `rope_<dtype>_<pairing>`, where the pairing is `half_split`, `interleaved` or
+    /// The entry's name: `<family>_<dtype>_<pairing>`, where the pairing is `half_split`, `interleaved` or
     /// `any`.
     pub fn name(self) -> String {
         let pairing = self.pairing.map_or("any", Pairing::name);
-        format!("rope_{}_{pairing}", self.dtype.name())
+        format!("{}_{}_{pairing}", self.family.name(), self.dtype.name())
     }
 }
 
@@ -91,13 +120,15 @@ pub enum LaunchMode {
     /// Dependent. With positions from a start, angles are formed before the wait; with those in device
     /// memory after it.
     Dependent,
-    /// Dependent, and the caller promises that positions and rows of frequencies in device memory are
-    /// written by no work of the stream that may still be running when this kernel starts. That is not
-    /// just the kernel before: in a chain of dependent launches several are in flight. Ids that were
-    /// uploaded before the chain began, or behind an event or an ordinary launch since, are settled.
-    /// Angles are then formed before the wait.
+    /// Dependent, and the caller promises that positions and rows of frequencies in device memory, and what
+    /// says which sequence and which slot a token has (`cu_seqlens`, slots, page tables and indices, cache
+    /// lengths), are written by no work of the stream that may still be running when this kernel starts.
+    /// That is not just the kernel before: in a chain of dependent launches several are in flight. Ids that
+    /// were uploaded before the chain began, or behind an event or an ordinary launch since, are settled.
+    /// Angles are then formed, and slots looked up, before the wait.
     ///
-    /// A false promise gives angles of other positions, and never an access out of bounds.
+    /// A false promise gives angles of other positions and stores in other slots, and never an access out of
+    /// bounds.
     DependentPositionsSettled,
 }
 
@@ -153,6 +184,8 @@ const MOST_LANES: u32 = 64;
 const MOST_GRID_YZ: u32 = 65_535;
 /// A grid has room for all pairs of a head.
 const _: () = assert!(MAX_ROTARY_DIM as u32 / 2 <= MOST_LANES * MOST_GRID_YZ);
+/// Most dims of a head that an append kernel carries.
+pub(crate) const MOST_CARRIED_DIMS: u32 = 2 * MOST_LANES * MOST_GRID_YZ;
 /// The hardware's limit on `blockDim.z`.
 const MOST_BLOCK_Z: u32 = 64;
 
@@ -192,16 +225,27 @@ impl Call {
     /// The launch that performs this call. Allocates nothing.
     pub fn launch(&self, target: &Target) -> Launch {
         let mut params = self.params;
-        let pairing = self.vector_pairing();
         let kernel = Kernel {
+            family: match params.rotates_only() {
+                true => Family::Rope,
+                false => Family::Append,
+            },
             dtype: self.dtype,
-            pairing,
+            pairing: self.vector_pairing(),
         };
-        let shape = Shape::new(&params, kernel.vector() as u32, target.multiprocessors);
+        let shape = Shape::new(&params, kernel, target.multiprocessors);
         params.token_groups = params.tokens.div_ceil(shape.block[2]);
-        let has_ids = [params.positions.ids, params.rows.ids]
-            .iter()
-            .any(|ids| ids.type_ != PHASOR_IDS_NONE);
+        params.heads_log2 = shape.heads_log2;
+        let slots = &params.slots;
+        let has_ids = [
+            params.positions.ids,
+            params.rows.ids,
+            params.sequences.offsets,
+            slots.ids,
+            slots.lengths,
+        ]
+        .iter()
+        .any(|ids| ids.type_ != PHASOR_IDS_NONE);
         let before_wait = match target.mode {
             LaunchMode::Ordinary => false,
             LaunchMode::Dependent => !has_ids,
@@ -224,13 +268,20 @@ impl Call {
         let params = &self.params;
         let bytes = (VECTOR * self.dtype.size()) as u64;
         let view = |v: &PhasorView| v.address | (v.batch | v.token | v.head) as u64;
+        let vectors = |dims: u32| dims.is_multiple_of(VECTOR as u32);
         let aligned = |stream: Stream| {
             let (read, output) = (stream.read, stream.output);
-            // The addresses of a tensor that is not there are anything.
+            let cache = |c: &PhasorCache| {
+                let begins = c.address | (c.page | c.slot | c.head | c.block) as u64;
+                begins.is_multiple_of(bytes) && vectors(c.block_dims)
+            };
+            // The addresses of a tensor that is not there are anything, and so is what does not count.
             read.heads == 0
-                || (view(&read.source) | view(&output.destination)).is_multiple_of(bytes)
-                    && read.rotary_offset.is_multiple_of(VECTOR as u32)
-                    && (output.in_place == 1 || output.head_dim.is_multiple_of(VECTOR as u32))
+                || view(&read.source).is_multiple_of(bytes)
+                    && (output.nowhere == 1 || view(&output.destination).is_multiple_of(bytes))
+                    && (!stream.rotates || vectors(read.rotary_offset))
+                    && (!stream.copies() || vectors(output.head_dim))
+                    && stream.cache.is_none_or(cache)
         };
         let pairing = &params.pairing;
         let one_pairing = (pairing.source_step, pairing.source_gap)
@@ -251,12 +302,32 @@ struct Shape {
     grid: [u32; 3],
     block: [u32; 3],
     shared_bytes: u32,
+    /// 2 to this are the heads of a stream that a thread of an append kernel visits at once.
+    heads_log2: u32,
 }
 
+/// Bytes of shared memory in which an append kernel keeps the sequence and the slot of a token.
+const PLACE_BYTES: u32 = 16;
+
 impl Shape {
-    fn new(params: &PhasorCall, pairs_of_lane: u32, multiprocessors: u32) -> Self {
-        let heads = params.q.heads + params.k.heads;
-        let chunks = params.angles.pairs / pairs_of_lane;
+    fn new(params: &PhasorCall, kernel: Kernel, multiprocessors: u32) -> Self {
+        let pairs_of_lane = kernel.vector() as u32;
+        let append = kernel.family == Family::Append;
+        // Where what does not rotate is carried too, it takes chunks of its own.
+        let chunks_of = |stream: Stream| {
+            let rotated = if stream.rotates {
+                params.angles.pairs
+            } else {
+                0
+            };
+            let copied = match append && stream.read.heads > 0 && stream.copies() {
+                true => (stream.output.head_dim - 2 * rotated).div_ceil(2 * pairs_of_lane),
+                false => 0,
+            };
+            rotated / pairs_of_lane + copied
+        };
+        let chunks = params.streams().map(chunks_of).into_iter().max();
+        let chunks = chunks.unwrap_or(1);
         // Lanes that divide the chunks evenly among the fewest blocks.
         let lanes = chunks.div_ceil(chunks.div_ceil(MOST_LANES));
         let tokens = u64::from(params.batch) * u64::from(params.tokens);
@@ -264,7 +335,14 @@ impl Shape {
         let applies =
             |rule: &&Rule| tokens < u64::from(rule.tokens_below) * u64::from(multiprocessors);
         let rule = RULES.iter().find(applies).unwrap_or(&RULES[1]);
-        let rows_of_heads = heads.div_ceil(rule.heads_of_thread);
+        let rows_of_heads = match append {
+            // Threads do not go from one stream to the next on their way.
+            true => {
+                let rows = |stream: Stream| stream.read.heads.div_ceil(rule.heads_of_thread);
+                params.streams().map(rows).iter().sum()
+            }
+            false => (params.q.heads + params.k.heads).div_ceil(rule.heads_of_thread),
+        };
         let rows = match rule.all_heads {
             true => rows_of_heads,
             // As many threads as a lane has pairs, at least, so that each forms one angle.
@@ -277,6 +355,9 @@ impl Shape {
             true => 1,
             false => rows_of_heads.div_ceil(rows).min(MOST_GRID_YZ),
         };
+        // A cosine and a sine for each pair of each token.
+        let angle_bytes = 2 * size_of::<f32>() as u32 * lanes * pairs_of_lane;
+        let token_bytes = angle_bytes + if append { PLACE_BYTES } else { 0 };
         Self {
             grid: [
                 // A plan has fewer tokens than a grid has blocks.
@@ -285,8 +366,8 @@ impl Shape {
                 chunks.div_ceil(lanes),
             ],
             block: [lanes, rows, block_tokens],
-            // A cosine and a sine for each pair of each token.
-            shared_bytes: 2 * size_of::<f32>() as u32 * lanes * pairs_of_lane * block_tokens,
+            shared_bytes: token_bytes * block_tokens,
+            heads_log2: rule.heads_of_thread.ilog2(),
         }
     }
 }
@@ -298,8 +379,10 @@ mod tests {
     #[test]
     fn kernels_are_numbered_in_order() {
         for dtype in Dtype::ALL {
-            for (index, kernel) in Kernel::all(dtype).into_iter().enumerate() {
-                assert_eq!(kernel.index(), index, "{}", kernel.name());
+            for family in Family::ALL {
+                for (index, kernel) in Kernel::all(family, dtype).into_iter().enumerate() {
+                    assert_eq!(kernel.index(), index, "{}", kernel.name());
+                }
             }
         }
     }
@@ -308,6 +391,7 @@ mod tests {
     fn blocks_respect_the_hardware() {
         const MAX_PAIRS: u32 = MAX_ROTARY_DIM as u32 / 2;
         let mut params = PhasorCall::default();
+        params.k_output.nowhere = 1;
         for (batch, tokens) in [
             (1, 1),
             (3, 2),
@@ -317,17 +401,42 @@ mod tests {
             (40_000, 50_000),
         ] {
             for heads in [1, 5, 40, 1000, (1 << 28) - 1] {
-                for pairs in [4, 8, 36, 256, 260, MAX_PAIRS] {
-                    for pairs_of_lane in [1, 4] {
+                for (pairs, head_dim) in [
+                    (4, 8),
+                    (8, 128),
+                    (36, 72),
+                    (256, 512),
+                    (260, MOST_CARRIED_DIMS),
+                    (MAX_PAIRS, 2 * MAX_PAIRS),
+                ] {
+                    for kernel in Family::ALL
+                        .into_iter()
+                        .flat_map(|family| Kernel::all(family, Dtype::F16))
+                    {
                         for multiprocessors in [1, 132] {
                             (params.batch, params.tokens) = (batch, tokens);
-                            (params.q.heads, params.k.heads) = (heads, heads);
+                            let append = kernel.family == Family::Append;
+                            let v_heads = if append { heads } else { 0 };
+                            (params.q.heads, params.k.heads, params.v.heads) =
+                                (heads, heads, v_heads);
                             params.angles.pairs = pairs;
-                            let shape = Shape::new(&params, pairs_of_lane, multiprocessors);
+                            for output in [
+                                &mut params.q_output,
+                                &mut params.k_output,
+                                &mut params.v_output,
+                            ] {
+                                output.head_dim = head_dim;
+                            }
+                            let pairs_of_lane = kernel.vector() as u32;
+                            let shape = Shape::new(&params, kernel, multiprocessors);
                             let ([gx, gy, gz], [x, y, z]) = (shape.grid, shape.block);
                             assert!(x >= 1 && y >= 1 && z >= 1 && x * y * z <= MOST_THREADS);
-                            assert!(z <= 64 && x * pairs_of_lane <= pairs && z <= tokens);
-                            assert!(x * gz >= pairs / pairs_of_lane);
+                            assert!(z <= 64 && z <= tokens);
+                            let chunks = match append {
+                                true => head_dim.div_ceil(2 * pairs_of_lane),
+                                false => pairs / pairs_of_lane,
+                            };
+                            assert!(x <= chunks && x * gz >= chunks);
                             assert!(gx >= 1 && gy >= 1 && gz >= 1);
                             assert!(gy <= 65_535 && gz <= 65_535 && gx < 1 << 31);
                             // Every token has a place.
@@ -337,9 +446,13 @@ mod tests {
                             // The head loop goes 4 rounds of the grid's heads past the last one, and
                             // looks 3 further.
                             let step = u64::from(gy) * u64::from(y);
-                            assert!(2 * u64::from(heads) + step * 7 < 1 << 32);
-                            assert!(shape.shared_bytes <= 16 << 10);
-                            assert_eq!(shape.shared_bytes, 8 * x * pairs_of_lane * z);
+                            assert!(3 * u64::from(heads) + step * 7 < 1 << 32);
+                            assert!(shape.shared_bytes <= 20 << 10);
+                            let place = if append { PLACE_BYTES } else { 0 };
+                            let token_bytes = 8 * x * pairs_of_lane + place;
+                            assert_eq!(shape.shared_bytes, token_bytes * z);
+                            // So many heads of a thread are in flight at most.
+                            assert!(shape.heads_log2 <= 2);
                         }
                     }
                 }

@@ -616,6 +616,42 @@ fn hostile_slots_stay_inside() {
     }
 }
 
+#[test]
+fn nothing_is_stored_in_a_cache_without_slots() {
+    let heads = Layout::tokens(2, 1, 8);
+    let rotator = Host::new().rotator(&rope(8, Pairing::HalfSplit));
+    let k = vec![1.0f32; 16];
+    for [pages, page_size] in [[3, 0], [0, 4], [0, 0]] {
+        let problem = Problem::new(Dtype::F32)
+            .k_to_cache(heads)
+            .cache(KvCacheLayout::k(CacheLayout::paged_nhd(
+                pages, page_size, 1, 8,
+            )));
+        let plan = rotator.plan(&problem).unwrap();
+        for (slots, expected) in [
+            (Slots::mapping(&[0i64, -1]), Stored::NotAll),
+            (Slots::mapping(&[-1i64, -1]), Stored::All),
+            (Slots::page_table(&[0i64], &[0i64]), Stored::NotAll),
+            (Slots::sequences(&[0i64]), Stored::NotAll),
+        ] {
+            let operand = HostKvCache::Separate {
+                k: Some(&mut []),
+                v: None,
+            };
+            let stored = rotator.append(
+                &plan,
+                None,
+                Some((&k).into()),
+                None,
+                operand,
+                Positions::start(0),
+                slots,
+            );
+            assert_eq!(stored, Ok(expected), "{pages} {page_size}");
+        }
+    }
+}
+
 /// Frequency rows of ragged sequences, and their starts, are those of each sequence.
 #[test]
 fn what_is_given_per_sequence_follows_the_offsets() {

@@ -336,6 +336,7 @@ fn addresses(positions: RawPositions) -> Addresses {
         positions,
         v: TensorAddresses::default(),
         cache: None,
+        stages: Default::default(),
     }
 }
 

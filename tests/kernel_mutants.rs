@@ -18,7 +18,7 @@ mod suite;
 
 use mutants::{KernelText, Kind, Mutant, mutants};
 use phasor::Dtype;
-use phasor::launch::Kernel;
+use phasor::launch::{Family, Kernel};
 use ptx_backend::{COMPUTE_75, COMPUTE_80, COMPUTE_90};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write;
@@ -62,11 +62,11 @@ struct Target {
 fn targets() -> Vec<Target> {
     let mut targets = Vec::new();
     for (n, dtype) in Dtype::ALL.into_iter().enumerate() {
-        for kernel in Kernel::all(dtype) {
-            let mut newer = KernelText::of(kernel, COMPUTE_90[n]);
+        for kernel in Kernel::all(Family::Rope, dtype) {
+            let mut newer = KernelText::of(kernel, COMPUTE_90[0][n]);
             let mut name = kernel.name();
             for (target, texts) in [("compute_80", COMPUTE_80), ("compute_75", COMPUTE_75)] {
-                let text = KernelText::of(kernel, texts[n]);
+                let text = KernelText::of(kernel, texts[0][n]);
                 if !text.same_code(&newer) {
                     let older = format!("{}, {target}", kernel.name());
                     let name = std::mem::replace(&mut name, older);
@@ -84,7 +84,12 @@ fn targets() -> Vec<Target> {
 fn seed(target: &Target, mutants: Vec<Mutant>) -> Vec<Seeded> {
     let kernel = target.text.kernel;
     let checks = checks(kernel);
-    let whole = Subject::new(&target.name, kernel.dtype, &target.text.text()).unwrap();
+    let whole = Subject::new(
+        &target.name,
+        (kernel.family, kernel.dtype),
+        &target.text.text(),
+    )
+    .unwrap();
     for check in &checks {
         assert_eq!(check.run(&whole), Ok(()), "{} without a fault", target.name);
     }
@@ -93,7 +98,7 @@ fn seed(target: &Target, mutants: Vec<Mutant>) -> Vec<Seeded> {
     let mut excused = HashSet::new();
     let mut fate = |mutant: &Mutant| {
         let text = target.text.apply(mutant);
-        let subject = match Subject::new(&target.name, kernel.dtype, &text) {
+        let subject = match Subject::new(&target.name, (kernel.family, kernel.dtype), &text) {
             Ok(subject) => subject,
             Err(error) => return Fate::Unreadable(error.to_string()),
         };

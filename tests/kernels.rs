@@ -4,6 +4,8 @@
 //! bytes. Random cases print their seed; `PHASOR_TEST_SEED` repeats a run. `PHASOR_EXTRA_PTX` names
 //! a folder of further PTX to hold to the same (`rope_f32.ptx`, `rope_f16.ptx`, `rope_bf16.ptx`).
 
+#[path = "support/append_cases.rs"]
+mod append_cases;
 #[path = "support/call_layout.rs"]
 mod call_layout;
 #[path = "support/kernel_cases.rs"]
@@ -14,15 +16,17 @@ mod ptx_backend;
 #[path = "support/suite.rs"]
 mod suite;
 
+use append_cases::{AppendCase, AppendOutcome, AppendWish, Buffer, TestSlots, random_append};
 use kernel_cases::{
-    Case, Elements, Rng, TensorCase, TestPositions, Wish, random_case, random_elements,
+    Case, Elements, Rng, TensorCase, TestPositions, Values, Wish, bytes, random_case,
+    random_elements,
 };
 use phasor::launch::{Kernel, LaunchMode};
 use phasor::{
-    CosSinTable, Dtype, Frequencies, IdType, InOut, Isa, Layout, OutOfRange, Pairing, PositionKind,
-    Rope,
+    CacheLayout, CosSinTable, Dtype, Frequencies, IdType, InOut, Isa, KvCacheLayout, Layout,
+    OutOfRange, Pairing, PositionKind, Problem, Rope,
 };
-use ptx_backend::{COMPUTE_75, COMPUTE_80, COMPUTE_90, Image, Run};
+use ptx_backend::{COMPUTE_75, COMPUTE_80, COMPUTE_90, Image, Run, modules, texts_of};
 use std::sync::atomic::{AtomicU64, Ordering};
 use suite::{Subject, checks};
 
@@ -83,21 +87,346 @@ fn random_cases_equal_the_host_bit_for_bit() {
     });
 }
 
+#[test]
+fn random_appends_equal_the_host_bit_for_bit() {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    const CASES: u64 = 3000;
+    let first = seed();
+    println!("PHASOR_TEST_SEED={first:#x}");
+    let images = Image::all();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+                    if n >= CASES {
+                        break;
+                    }
+                    let seed = first.wrapping_add(n);
+                    let case = random_append(&mut Rng(seed), AppendWish::default());
+                    let expected = case.on_host(Isa::Scalar).unwrap();
+                    for image in &images {
+                        let run = case.on_image(image, false).unwrap_or_else(|fault| {
+                            panic!("{}, seed {seed:#x}: {fault}\n{case:?}", image.name())
+                        });
+                        assert!(
+                            run.outcome == expected,
+                            "{}, seed {seed:#x}: {case:?}",
+                            image.name()
+                        );
+                        assert!(run.triggers, "{}, seed {seed:#x}", image.name());
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// A call that appends tokens of sequences of these lengths, and padding behind them.
+struct Step {
+    dtype: Dtype,
+    pairing: Pairing,
+    /// Tokens of each sequence, and how many it has before.
+    sequences: Vec<(usize, i64)>,
+    padding: usize,
+    /// Heads and dims of q, k and v, the first rotated dim, and how many rotate.
+    heads: [(usize, usize); 3],
+    window: (usize, usize),
+    cache: [CacheLayout; 2],
+    /// Whether keys are written back too, and values elsewhere.
+    back: bool,
+}
+
+impl Step {
+    fn case(&self, slots: TestSlots) -> AppendCase {
+        let mut rng = Rng(11);
+        let tokens = self.sequences.iter().map(|(n, _)| n).sum::<usize>() + self.padding;
+        let mut ends = vec![0];
+        for (n, _) in &self.sequences {
+            ends.push(ends[ends.len() - 1] + *n as i64);
+        }
+        let before: Vec<_> = self.sequences.iter().map(|&(_, before)| before).collect();
+        let layouts = self
+            .heads
+            .map(|(heads, dim)| Layout::tokens(tokens, heads, dim));
+        let [q, k] = [0, 1].map(|n| layouts[n].with_rotary_offset(self.window.0));
+        let v = layouts[2];
+        let [k_cache, v_cache] = self.cache;
+        let problem = Problem::new(self.dtype)
+            .q(q)
+            .cache(KvCacheLayout::separate(k_cache, v_cache));
+        let problem = match self.back {
+            true => problem.k(k).v((v, v)),
+            false => problem.k_to_cache(k).v_to_cache(v),
+        };
+        let mut buffer = |name, len: usize, written| Buffer {
+            name,
+            bytes: bytes(self.dtype, &random_elements(&mut rng, self.dtype, len)),
+            misalign: 0,
+            written,
+        };
+        let len = |layout: Layout| layout.required_len().unwrap();
+        AppendCase {
+            rope: theta(self.window.1, self.pairing),
+            problem,
+            buffers: vec![
+                buffer("q", len(q), true),
+                buffer("k", len(k), self.back),
+                buffer("v", len(v), false),
+                buffer("k_cache", k_cache.required_len().unwrap(), true),
+                buffer("v_cache", v_cache.required_len().unwrap(), true),
+                buffer("v_out", len(v), true),
+            ],
+            tensors: [[0, 0], [1, 1], [2, 5]],
+            caches: Some([3, 4]),
+            positions: TestPositions::of(PositionKind::StartPerSequence, IdType::I64, &before),
+            cu_seqlens: Some(Values::new(IdType::I32, &ends)),
+            slots: Some(slots),
+            multiprocessors: 1,
+            mode: LaunchMode::DependentPositionsSettled,
+        }
+    }
+}
+
+/// Three sequences, in pages of 4.
+fn step(dtype: Dtype, pairing: Pairing) -> Step {
+    let (k, v) = ((2, 32), (2, 24));
+    let cache = |(heads, dim)| CacheLayout::paged_nhd(9, 4, heads, dim);
+    Step {
+        dtype,
+        pairing,
+        sequences: vec![(5, 3), (1, 9), (2, 0)],
+        padding: 2,
+        heads: [(6, 32), k, v],
+        window: (8, 16),
+        cache: [cache(k), cache(v)],
+        back: false,
+    }
+}
+
+fn page_table() -> TestSlots {
+    // The columns of each sequence; those that are written are of its own.
+    let table = [0, 1, 7, 5, 5, 2, 8, 7, 7];
+    TestSlots::PageTable(
+        Values::new(IdType::I32, &table),
+        Values::new(IdType::I32, &[3, 9, 0]),
+    )
+}
+
+/// Each byte that a token has is read once, and written once where it goes; slots, steps and sequences are
+/// looked up once for all heads of a token.
+#[test]
+fn appends_move_every_byte_once() {
+    for image in Image::all() {
+        for dtype in Dtype::ALL {
+            for (pairing, back, blocks) in [
+                (Pairing::HalfSplit, false, false),
+                (Pairing::Interleaved, true, false),
+                (Pairing::HalfSplit, true, true),
+            ] {
+                let mut step = step(dtype, pairing);
+                step.back = back;
+                if blocks {
+                    step.cache = [
+                        CacheLayout::paged_packed(9, 4, 2, 32, 4),
+                        CacheLayout::paged_packed(9, 4, 2, 24, 8),
+                    ];
+                }
+                let case = step.case(page_table());
+                let run = case.on_image(&image, false).unwrap();
+                assert_eq!(run.outcome, case.on_host(Isa::Scalar).unwrap());
+                assert!(!run.outcome.reported && run.triggers);
+                let size = dtype.size();
+                let (real, all) = (8, 10);
+                let counts =
+                    |name: &str, wanted: &dyn Fn(usize, usize) -> (u32, u32), row: usize| {
+                        for (at, &count) in run.counts[name].iter().enumerate() {
+                            let element = at / size;
+                            let expected = wanted(element / row, element % row);
+                            assert_eq!(count, expected, "{name} byte {at}, {dtype}");
+                        }
+                    };
+                let in_window = |dim: usize| (8..24).contains(&(dim % 32));
+                // What is read of padding was on its way before that was known, where angles are formed last.
+                let early = u32::from(run.stats.loads_before_wait > 0);
+                let read = |token: usize| u32::from(token < real) | (1 - early);
+                counts(
+                    "q",
+                    &|token, dim| match in_window(dim) {
+                        true => (read(token), u32::from(token < real)),
+                        false => (0, 0),
+                    },
+                    6 * 32,
+                );
+                counts(
+                    "k",
+                    &|token, dim| {
+                        let written = back && token < real && in_window(dim);
+                        (read(token), u32::from(written))
+                    },
+                    2 * 32,
+                );
+                counts("v", &|token, _| (read(token), 0), 2 * 24);
+                let written = |token| (0, u32::from(back && token < real));
+                counts("v_out", &|token, _| written(token), 2 * 24);
+                for (name, dims) in [("k_cache", 64), ("v_cache", 48)] {
+                    let of_cache = &run.counts[name];
+                    assert!(
+                        of_cache
+                            .iter()
+                            .all(|&(reads, writes)| reads == 0 && writes <= 1)
+                    );
+                    let written = of_cache.iter().filter(|&&(_, writes)| writes == 1).count();
+                    assert_eq!(written, real * dims * size, "{name}");
+                    // A vector at a time.
+                    let traffic = run.stats.buffer(name).unwrap();
+                    assert_eq!(
+                        traffic.stores_of(4 * size) * 4 * size as u64,
+                        traffic.stored_bytes()
+                    );
+                }
+                // One block for each token, or one thread of it for each.
+                let loads = |name: &str| run.stats.buffer(name).unwrap().loads.iter().sum::<u64>();
+                assert_eq!(loads("steps"), real as u64 * 8);
+                assert_eq!(loads("pages"), real as u64);
+                assert_eq!(loads("lengths"), real as u64);
+                // Two or three steps of the search, and the beginning.
+                assert!(loads("cu_seqlens") <= all as u64 * 3);
+            }
+        }
+    }
+}
+
+/// Ids that point anywhere store nothing outside of the caches, and read nothing outside of their tables: the
+/// interpreter would stop. What the host accepts gives the same bits and the same report.
+#[test]
+fn no_slot_page_or_offset_leads_outside() {
+    let hostile = [
+        i64::MIN,
+        i64::MIN + 1,
+        -1,
+        0,
+        3,
+        35,
+        36,
+        1 << 31,
+        (1 << 32) - 1,
+        1 << 32,
+        (1 << 32) + 1,
+        i64::MAX - 1,
+        i64::MAX,
+    ];
+    let values = |ids: &[i64]| Values::new(IdType::I64, ids);
+    let mut rng = Rng(5);
+    for image in Image::all() {
+        for mode in [LaunchMode::Ordinary, LaunchMode::DependentPositionsSettled] {
+            for _ in 0..400 {
+                let mut some = |n: usize| {
+                    let ids: Vec<_> = (0..n).map(|_| rng.pick(&hostile)).collect();
+                    values(&ids)
+                };
+                let slots = [
+                    TestSlots::Mapping(some(10)),
+                    TestSlots::PageTable(some(9), some(3)),
+                    TestSlots::PageTable(some(9), values(&[3, 9, 0])),
+                    TestSlots::PageIndices(some(4), some(5), some(3)),
+                    TestSlots::PageIndices(values(&[0, 2, 5, 9]), some(9), values(&[3, 9, 0])),
+                    TestSlots::PageIndices(some(4), some(9), values(&[3, 9, 0])),
+                    TestSlots::Sequences(some(3)),
+                ];
+                let (offsets, sane) = (some(4), rng.chance(50));
+                let slots = slots[rng.below(slots.len())].clone();
+                let step = step(rng.pick(&Dtype::ALL), Pairing::HalfSplit);
+                let mut case = step.case(slots);
+                case.mode = mode;
+                if !sane {
+                    case.cu_seqlens = Some(offsets);
+                }
+                let run = case.on_image(&image, true).unwrap_or_else(|fault| {
+                    panic!(
+                        "{}: {fault}\n{:?} {:?}",
+                        image.name(),
+                        case.slots,
+                        case.cu_seqlens
+                    )
+                });
+                assert!(run.triggers);
+                match case.on_host(Isa::Scalar) {
+                    Ok(expected) => {
+                        assert_eq!(run.outcome.reported, expected.reported, "{:?}", case.slots);
+                        // Where two tokens have one slot, one of them is stored.
+                        for n in [0, 1, 2, 5] {
+                            assert_eq!(run.outcome.buffers[n], expected.buffers[n]);
+                        }
+                    }
+                    Err(error) => assert!(!sane, "{error}"),
+                }
+            }
+        }
+    }
+}
+
+/// Where several tokens have one slot, what is stored there is of them.
+#[test]
+fn tokens_of_one_slot_do_not_mix_with_others() {
+    for image in Image::all() {
+        let step = step(Dtype::F32, Pairing::HalfSplit);
+        let slots = |slots: &[i64]| TestSlots::Mapping(Values::new(IdType::I32, slots));
+        let all = step.case(slots(&[3, 9, 3, 3, 9, 20, 3, 9, -1, -1]));
+        let got = all.on_image(&image, true).unwrap().outcome;
+        let alone: Vec<_> = (0..8)
+            .map(|token| {
+                let mut only = [-1; 10];
+                only[token] = [3, 9, 3, 3, 9, 20, 3, 9][token];
+                step.case(slots(&only)).on_host(Isa::Scalar).unwrap()
+            })
+            .collect();
+        let before = step.case(slots(&[-1; 10])).on_host(Isa::Scalar).unwrap();
+        for cache in [3, 4] {
+            let words = |outcome: &AppendOutcome| -> Vec<[u8; 4]> {
+                let words = outcome.buffers[cache].chunks_exact(4);
+                words.map(|word| word.try_into().unwrap()).collect()
+            };
+            let (got, before) = (words(&got), words(&before));
+            let alone: Vec<_> = alone.iter().map(words).collect();
+            for (n, word) in got.iter().enumerate() {
+                let stored: Vec<_> = alone
+                    .iter()
+                    .map(|of| of[n])
+                    .filter(|of| *of != before[n])
+                    .collect();
+                match stored.is_empty() {
+                    true => assert_eq!(*word, before[n]),
+                    false => assert!(stored.contains(word), "word {n} of cache {cache}"),
+                }
+            }
+        }
+    }
+}
+
 /// Every kernel with every kind of position and every form of call, in launch shapes and with
 /// addresses that the plan would not choose, and at angles whose last bit is known to matter.
 #[test]
 fn every_kernel_passes_its_checks() {
-    let mut targets = vec![("compute_75".to_owned(), COMPUTE_75.map(str::to_owned))];
-    targets.push(("compute_80".to_owned(), COMPUTE_80.map(str::to_owned)));
-    targets.push(("compute_90".to_owned(), COMPUTE_90.map(str::to_owned)));
+    let prebuilt = [
+        ("compute_75", COMPUTE_75),
+        ("compute_80", COMPUTE_80),
+        ("compute_90", COMPUTE_90),
+    ];
+    let mut targets: Vec<_> = prebuilt
+        .into_iter()
+        .map(|(name, texts)| {
+            let texts: Vec<_> = texts.concat().into_iter().map(str::to_owned).collect();
+            (name.to_owned(), texts)
+        })
+        .collect();
     if let Ok(folder) = std::env::var("PHASOR_EXTRA_PTX") {
-        let read = |dtype| std::fs::read_to_string(format!("{folder}/rope_{dtype}.ptx")).unwrap();
-        targets.push((folder.clone(), Dtype::ALL.map(read)));
+        targets.push((folder.clone(), texts_of(&folder)));
     }
-    for (n, dtype) in Dtype::ALL.into_iter().enumerate() {
+    for (n, module) in modules().enumerate().take(3) {
         let subjects: Vec<_> = targets
             .iter()
-            .map(|(name, texts)| (name, Subject::new(name, dtype, &texts[n]).unwrap()))
+            .map(|(name, texts)| (name, Subject::new(name, module, &texts[n]).unwrap()))
             .collect();
         let check_all = |kernels: &[Kernel]| {
             for &kernel in kernels {
@@ -115,7 +444,7 @@ fn every_kernel_passes_its_checks() {
                 }
             }
         };
-        let kernels = Kernel::all(dtype);
+        let kernels = Kernel::all(module.0, module.1);
         std::thread::scope(|scope| {
             let (first, second) = kernels.split_at(kernels.len() / 2);
             scope.spawn(|| check_all(second));

@@ -1,7 +1,7 @@
 //! Which kernel a call is launched with, and how the launch stands to earlier work.
 
 use phasor::call::{Addresses, AngleAddresses, Call, RawPositions, TensorAddresses};
-use phasor::launch::{Kernel, LaunchMode, Target};
+use phasor::launch::{Family, Kernel, LaunchMode, Target};
 use phasor::{
     Dtype, Frequencies, FrequencyRows, IdType, Ids, InOut, Layout, Pairing, Plan, Problem, Rope,
 };
@@ -163,22 +163,25 @@ fn angles_are_formed_before_the_wait_where_nothing_is_read_for_them() {
 #[test]
 fn kernels_have_names_and_vectors_of_their_own() {
     let mut names = HashSet::new();
-    for dtype in Dtype::ALL {
-        let kernels = Kernel::all(dtype);
-        assert_eq!(kernels.len(), Kernel::PER_DTYPE);
-        for (index, kernel) in kernels.into_iter().enumerate() {
-            assert_eq!((kernel.index(), kernel.dtype), (index, dtype));
-            let vector = if kernel.pairing.is_some() { 4 } else { 1 };
-            assert_eq!(kernel.vector(), vector);
-            let pairing = match kernel.pairing {
-                Some(Pairing::HalfSplit) => "half_split",
-                Some(Pairing::Interleaved) => "interleaved",
-                None => "any",
-            };
-            let name = kernel.name();
-            assert_eq!(name, format!("rope_{dtype}_{pairing}"));
-            names.insert(name);
+    for (family, family_name) in Family::ALL.into_iter().zip(["rope", "append"]) {
+        for dtype in Dtype::ALL {
+            let kernels = Kernel::all(family, dtype);
+            assert_eq!(kernels.len(), Kernel::PER_MODULE);
+            for (index, kernel) in kernels.into_iter().enumerate() {
+                assert_eq!((kernel.index(), kernel.dtype), (index, dtype));
+                assert_eq!(kernel.family, family);
+                let vector = if kernel.pairing.is_some() { 4 } else { 1 };
+                assert_eq!(kernel.vector(), vector);
+                let pairing = match kernel.pairing {
+                    Some(Pairing::HalfSplit) => "half_split",
+                    Some(Pairing::Interleaved) => "interleaved",
+                    None => "any",
+                };
+                let name = kernel.name();
+                assert_eq!(name, format!("{family_name}_{dtype}_{pairing}"));
+                names.insert(name);
+            }
         }
     }
-    assert_eq!(names.len(), 9);
+    assert_eq!(names.len(), 18);
 }

@@ -11,7 +11,7 @@
 mod sass;
 
 use phasor::call::{Addresses, AngleAddresses, PhasorCall, RawPositions, TensorAddresses};
-use phasor::launch::{Kernel, Launch, LaunchMode, Target};
+use phasor::launch::{Family, Kernel, Launch, LaunchMode, Target};
 use phasor::{Dtype, Frequencies, Layout, Pairing, Plan, Problem, Rope};
 use sass::{Accesses, Bank, Code, Effect, End};
 use std::collections::HashMap;
@@ -133,9 +133,9 @@ fn disassemble(cubin: &Path, dtype: Dtype) -> Vec<(Kernel, String)> {
         .skip(1)
         .filter_map(|part| part.split_once(','))
         .collect();
-    assert_eq!(listings.len(), Kernel::PER_DTYPE, "{}", cubin.display());
+    assert_eq!(listings.len(), Kernel::PER_MODULE, "{}", cubin.display());
     let listing = |kernel: Kernel| (kernel, listings[kernel.name().as_str()].to_string());
-    Kernel::all(dtype).map(listing).to_vec()
+    Kernel::all(Family::Rope, dtype).map(listing).to_vec()
 }
 
 fn code(kernel: Kernel, listing: &str) -> Code {
@@ -244,13 +244,13 @@ fn prebuilt_ptx_assembles_without_spills() {
             let lines = |what| report.lines().filter(move |line| line.contains(what));
             assert_eq!(
                 lines("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads").count(),
-                Kernel::PER_DTYPE,
+                Kernel::PER_MODULE,
                 "{dtype} {architecture}: {report}"
             );
             // A barrier, and no shared memory but what the launch brings.
             assert_eq!(
                 lines("used 1 barriers").count(),
-                Kernel::PER_DTYPE,
+                Kernel::PER_MODULE,
                 "{report}"
             );
             assert_eq!(lines(" smem").count(), 0, "{report}");
@@ -291,7 +291,7 @@ fn fatbins_hold_code_without_local_memory() {
         let usage = run(Command::new("cuobjdump").arg("-res-usage").arg(&fatbin));
         let lines: Vec<_> = usage.lines().filter(|line| line.contains("REG:")).collect();
         assert!(
-            !lines.is_empty() && lines.len().is_multiple_of(Kernel::PER_DTYPE),
+            !lines.is_empty() && lines.len().is_multiple_of(Kernel::PER_MODULE),
             "{usage}"
         );
         for line in lines {
@@ -609,7 +609,7 @@ fn bytes_of_heads(kernel: Kernel, heads: usize) -> usize {
 }
 
 fn kernel(dtype: Dtype, pairing: Pairing) -> Kernel {
-    let mut all = Kernel::all(dtype).into_iter();
+    let mut all = Kernel::all(Family::Rope, dtype).into_iter();
     all.find(|kernel| kernel.pairing == Some(pairing)).unwrap()
 }
 
@@ -771,7 +771,10 @@ fn table(measured: &HashMap<(&'static str, Kernel), Figures>) -> String {
             "| kernel | registers | threads | shared | heads | warps | code | first load | barrier | angle | round | bytes | round / 16 B | all / 16 B | one token | after the wait |\n\
              | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
         );
-        for kernel in Dtype::ALL.into_iter().flat_map(Kernel::all) {
+        for kernel in Dtype::ALL
+            .into_iter()
+            .flat_map(|dtype| Kernel::all(Family::Rope, dtype))
+        {
             let figures = &measured[&(architecture, kernel)];
             let work = Work::of(&launch(kernel, 8192, &Target::new(100)));
             let (round, bytes) = (figures.round(), bytes_of_heads(kernel, HEADS_IN_FLIGHT));

@@ -298,7 +298,7 @@ pub struct PhasorCall {
     pub rows: PhasorRows,
     pub pairing: PhasorPairing,
     pub token_groups: u32,
-    pub reserved: u32,
+    pub heads_log2: u32,
     pub v: PhasorStream,
     pub v_output: PhasorOutput,
     pub k_cache: PhasorCache,
@@ -331,8 +331,8 @@ const _: () = {
         [::std::mem::offset_of!(PhasorCall, pairing) - 352usize];
     ["Offset of field: PhasorCall::token_groups"]
         [::std::mem::offset_of!(PhasorCall, token_groups) - 368usize];
-    ["Offset of field: PhasorCall::reserved"]
-        [::std::mem::offset_of!(PhasorCall, reserved) - 372usize];
+    ["Offset of field: PhasorCall::heads_log2"]
+        [::std::mem::offset_of!(PhasorCall, heads_log2) - 372usize];
     ["Offset of field: PhasorCall::v"][::std::mem::offset_of!(PhasorCall, v) - 376usize];
     ["Offset of field: PhasorCall::v_output"]
         [::std::mem::offset_of!(PhasorCall, v_output) - 416usize];

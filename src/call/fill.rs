@@ -7,11 +7,13 @@ use super::{
     PHASOR_ROW_ONLY, PHASOR_SLOT_IDS, PHASOR_SLOT_PAGE_INDICES, PHASOR_SLOT_PAGE_TABLE,
     PHASOR_SLOT_SEQUENCE, PhasorAngles, PhasorCache, PhasorCall, PhasorIds, PhasorOutput,
     PhasorPairing, PhasorPositions, PhasorRows, PhasorSequences, PhasorStream, PhasorTable,
-    PhasorView, RawPositions,
+    PhasorView, RawPositions, Stream,
 };
 use crate::cache::{CacheLayout, KvCacheLayout, SlotChoice};
 use crate::element::Dtype;
+use crate::error::TensorName;
 use crate::ids::{IdType, Ids};
+use crate::launch::MOST_CARRIED_DIMS;
 use crate::layout::Layout;
 use crate::plan::{Plan, PlannedTensor};
 use crate::positions::{FrequencyRowKind, PositionKind};
@@ -27,8 +29,8 @@ impl Plan {
     /// chosen where there are none or the other way round, [`Error::FrequencyRowOutOfRange`],
     /// [`Error::PositionOutOfRange`] for a start that a table with [`OutOfRange::Error`] refuses,
     /// [`Error::DevicePositionsUnchecked`] for ids with such a table, as they are not seen here, and
-    /// [`Error::PlanMismatch`] if the angle addresses are not of the plan's angle source, and
-    /// [`Error::HostOnly`] for a ragged batch or a cache, which kernels do not know yet.
+    /// [`Error::PlanMismatch`] if the angle addresses are not of the plan's angle source; for a call that
+    /// appends, [`Error::LayoutTooLarge`] for heads of more than 8 million dims.
     pub fn call(&self, addresses: &Addresses) -> Result<Option<Call>, Error> {
         let refuses = matches!(self.rope.angles(), Angles::Table(table)
             if table.out_of_range() == OutOfRange::Error);
@@ -45,10 +47,15 @@ impl Plan {
                 what: "a bias, norm, scale or codes",
             });
         }
-        match call.params.host_only() {
-            Some(what) => Err(Error::HostOnly { what }),
-            None => Ok(Some(call)),
+        if !call.params.rotates_only() {
+            let streams = call.params.streams();
+            let too_wide = |stream: &Stream| stream.output.head_dim > MOST_CARRIED_DIMS;
+            if let Some(n) = streams.iter().position(too_wide) {
+                let tensor = [TensorName::Q, TensorName::K, TensorName::V][n];
+                return Err(Error::LayoutTooLarge { tensor });
+            }
         }
+        Ok(Some(call))
     }
 
     /// What the plan knows of its calls.
@@ -397,8 +404,11 @@ impl Plan {
             Ok(ids_at(lengths, 1, 0))
         };
         let slots = &mut params.slots;
-        // A plan's cache has as many pages and slots as fit.
-        let [pages, page_size] = layout.counts().map(|n| n as u32);
+        // A plan's cache has as many pages and slots as fit. Those without slots are no pages.
+        let [pages, page_size] = match layout.counts() {
+            [_, 0] => [0, 1],
+            counts => counts.map(|n| n as u32),
+        };
         (slots.pages, slots.page_size, slots.report) = (pages, page_size, given.report);
         match &given.slots.choice {
             SlotChoice::Mapping(ids) => {

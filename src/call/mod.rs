@@ -68,6 +68,13 @@ impl Call {
     }
 }
 
+impl Stream<'_> {
+    /// Whether dims that do not rotate are written somewhere.
+    pub(crate) fn copies(&self) -> bool {
+        self.output.in_place == 0 || self.cache.is_some()
+    }
+}
+
 impl PhasorCall {
     /// The bytes that a kernel takes by value.
     pub fn as_bytes(&self) -> &[u8] {
@@ -100,15 +107,11 @@ impl PhasorCall {
         ]
     }
 
-    /// What of the call kernels do not do, if there is anything.
-    pub(crate) fn host_only(&self) -> Option<&'static str> {
-        if self.v.heads > 0 || self.k_cache.present == 1 || self.v_cache.present == 1 {
-            Some("storing in a cache")
-        } else if self.sequences.offsets.type_ != PHASOR_IDS_NONE {
-            Some("a ragged batch (cu_seqlens)")
-        } else {
-            None
-        }
+    /// Whether q and k are rotated, in sequences of as many tokens, and that is all.
+    pub(crate) fn rotates_only(&self) -> bool {
+        self.v.heads == 0
+            && self.k_cache.present == 0
+            && self.sequences.offsets.type_ == PHASOR_IDS_NONE
     }
 
     /// Whether angles come from a table.

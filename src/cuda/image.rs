@@ -1,13 +1,13 @@
 //! The kernel images that are embedded, and loading the right one.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use cudarc::driver::{CudaContext, CudaFunction, CudaModule};
+use cudarc::driver::{CudaContext, CudaFunction};
 use cudarc::nvrtc::Ptx;
 
 use super::driver::{During, code};
 use crate::element::Dtype;
-use crate::launch::Kernel;
+use crate::launch::{Family, Kernel};
 use crate::{Error, cuda::device_name};
 
 /// Which embedded image the kernels came from.
@@ -45,51 +45,49 @@ impl std::fmt::Display for KernelImage {
     }
 }
 
-/// An embedded image; `None` if this build has none of that kind.
-fn embedded(dtype: Dtype, image: KernelImage) -> Option<Ptx> {
-    macro_rules! prebuilt {
-        ($architecture:literal) => {
-            match dtype {
-                Dtype::F32 => include_str!(concat!(
-                    "../../cuda/prebuilt/rope_f32.",
-                    $architecture,
-                    ".ptx"
-                )),
-                Dtype::F16 => include_str!(concat!(
-                    "../../cuda/prebuilt/rope_f16.",
-                    $architecture,
-                    ".ptx"
-                )),
-                Dtype::Bf16 => include_str!(concat!(
-                    "../../cuda/prebuilt/rope_bf16.",
-                    $architecture,
-                    ".ptx"
-                )),
+/// What is included for a module: `$include` of the path that its name completes.
+macro_rules! of_module {
+    ($include:ident, $family:expr, $dtype:expr, [$($before:expr),*], $after:literal) => {
+        match ($family, $dtype) {
+            (Family::Rope, Dtype::F32) => $include!(concat!($($before,)* "/rope_f32", $after)),
+            (Family::Rope, Dtype::F16) => $include!(concat!($($before,)* "/rope_f16", $after)),
+            (Family::Rope, Dtype::Bf16) => $include!(concat!($($before,)* "/rope_bf16", $after)),
+            (Family::Append, Dtype::F32) => $include!(concat!($($before,)* "/append_f32", $after)),
+            (Family::Append, Dtype::F16) => $include!(concat!($($before,)* "/append_f16", $after)),
+            (Family::Append, Dtype::Bf16) => {
+                $include!(concat!($($before,)* "/append_bf16", $after))
             }
+        }
+    };
+}
+
+/// An embedded image of a module; `None` if this build has none of that kind.
+fn embedded(family: Family, dtype: Dtype, image: KernelImage) -> Option<Ptx> {
+    macro_rules! prebuilt {
+        ($after:literal) => {
+            of_module!(include_str, family, dtype, ["../../cuda/prebuilt"], $after)
         };
     }
     Some(Ptx::from_src(match image {
-        KernelImage::Fatbin => return fatbin(dtype),
-        KernelImage::PtxCompute75 => prebuilt!("compute_75"),
-        KernelImage::PtxCompute80 => prebuilt!("compute_80"),
-        KernelImage::PtxCompute90 => prebuilt!("compute_90"),
+        KernelImage::Fatbin => return fatbin(family, dtype),
+        KernelImage::PtxCompute75 => prebuilt!(".compute_75.ptx"),
+        KernelImage::PtxCompute80 => prebuilt!(".compute_80.ptx"),
+        KernelImage::PtxCompute90 => prebuilt!(".compute_90.ptx"),
     }))
 }
 
 #[cfg(phasor_fatbin)]
-fn fatbin(dtype: Dtype) -> Option<Ptx> {
-    let bytes: &[u8] = match dtype {
-        Dtype::F32 => include_bytes!(concat!(env!("OUT_DIR"), "/rope_f32.fatbin")),
-        Dtype::F16 => include_bytes!(concat!(env!("OUT_DIR"), "/rope_f16.fatbin")),
-        Dtype::Bf16 => include_bytes!(concat!(env!("OUT_DIR"), "/rope_bf16.fatbin")),
-    };
+fn fatbin(family: Family, dtype: Dtype) -> Option<Ptx> {
+    let bytes: &[u8] = of_module!(include_bytes, family, dtype, [env!("OUT_DIR")], ".fatbin");
     Some(Ptx::from_binary(bytes.to_vec()))
 }
 
 #[cfg(not(phasor_fatbin))]
-fn fatbin(_dtype: Dtype) -> Option<Ptx> {
+fn fatbin(_family: Family, _dtype: Dtype) -> Option<Ptx> {
     None
 }
+
+type Functions = [CudaFunction; Kernel::PER_MODULE];
 
 /// The kernels of one element type on one device.
 #[derive(Debug)]
@@ -97,7 +95,11 @@ pub(super) struct Kernels {
     pub(super) image: KernelImage,
     /// Whether they wait for earlier work by themselves: compiled for 9.0 or later.
     pub(super) can_depend: bool,
-    functions: [CudaFunction; Kernel::PER_DTYPE],
+    context: Arc<CudaContext>,
+    dtype: Dtype,
+    rope: Functions,
+    /// Loaded when they are first asked for.
+    append: OnceLock<Functions>,
 }
 
 impl Kernels {
@@ -121,25 +123,23 @@ impl Kernels {
 
         let mut reasons = Vec::new();
         for &image in images {
-            let Some(code_or_text) = embedded(dtype, image) else {
-                reasons.push(format!("{image}: not in this build"));
-                continue;
-            };
-            match context.load_module(code_or_text) {
-                Ok(module) => {
-                    let functions = functions(&module, dtype)?;
+            match functions(context, Family::Rope, dtype, image)? {
+                Ok(rope) => {
                     // A fatbin may hold code for older architectures only, from which the driver has
                     // compiled; only the function tells.
-                    let compiled_for = functions[0]
+                    let compiled_for = rope[0]
                         .ptx_version()
                         .during("asking what a kernel was compiled for")?;
                     return Ok(Self {
                         image,
                         can_depend: compiled_for >= 90,
-                        functions,
+                        context: context.clone(),
+                        dtype,
+                        rope,
+                        append: OnceLock::new(),
                     });
                 }
-                Err(error) => reasons.push(format!("{image}: {}", code(&error))),
+                Err(reason) => reasons.push(reason),
             }
         }
         Err(Error::KernelImage {
@@ -150,16 +150,53 @@ impl Kernels {
         })
     }
 
-    pub(super) fn function(&self, kernel: Kernel) -> &CudaFunction {
-        &self.functions[kernel.index()]
+    /// A kernel, whose module is loaded if it is not yet: from the same image as the others.
+    pub(super) fn function(&self, kernel: Kernel) -> Result<&CudaFunction, Error> {
+        Ok(&self.functions(kernel.family)?[kernel.index()])
+    }
+
+    /// The kernels of a family.
+    pub(super) fn functions(&self, family: Family) -> Result<&Functions, Error> {
+        match family {
+            Family::Rope => return Ok(&self.rope),
+            Family::Append => {}
+        }
+        if let Some(append) = self.append.get() {
+            return Ok(append);
+        }
+        match functions(&self.context, family, self.dtype, self.image)? {
+            Ok(append) => Ok(self.append.get_or_init(|| append)),
+            Err(reason) => {
+                let (major, minor) = self
+                    .context
+                    .compute_capability()
+                    .during("reading the compute capability")?;
+                Err(Error::KernelImage {
+                    device: device_name(&self.context),
+                    major,
+                    minor,
+                    reason,
+                })
+            }
+        }
     }
 }
 
+/// The kernels of a module; or why the device does not take this image of it.
 fn functions(
-    module: &Arc<CudaModule>,
+    context: &Arc<CudaContext>,
+    family: Family,
     dtype: Dtype,
-) -> Result<[CudaFunction; Kernel::PER_DTYPE], Error> {
-    let loaded = Kernel::all(dtype)
+    image: KernelImage,
+) -> Result<Result<Functions, String>, Error> {
+    let Some(code_or_text) = embedded(family, dtype, image) else {
+        return Ok(Err(format!("{image}: not in this build")));
+    };
+    let module = match context.load_module(code_or_text) {
+        Ok(module) => module,
+        Err(error) => return Ok(Err(format!("{image}: {}", code(&error)))),
+    };
+    let loaded = Kernel::all(family, dtype)
         .iter()
         .map(|kernel| {
             module
@@ -168,7 +205,7 @@ fn functions(
         })
         .collect::<Result<Vec<_>, _>>()?;
     match loaded.try_into() {
-        Ok(functions) => Ok(functions),
+        Ok(functions) => Ok(Ok(functions)),
         Err(_) => unreachable!("one function was looked up per kernel"),
     }
 }

@@ -532,7 +532,7 @@ impl CudaRotator {
         // SAFETY: the stream is the caller's promise.
         let mode = unsafe { cuda.driver.mode_on(stream, self.mode, kernels.can_depend)? };
         let launch = call.launch(&Target::new(cuda.multiprocessors).with_mode(mode));
-        let function = kernels.function(launch.kernel).cu_function();
+        let function = kernels.function(launch.kernel)?.cu_function();
         // SAFETY: the kernel takes this one struct by value, laid out by the same header, and waits
         // for earlier work if the launch is dependent; the memory it addresses is the caller's promise.
         unsafe { cuda.driver.enqueue(function, &launch, stream) }

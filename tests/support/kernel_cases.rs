@@ -466,7 +466,8 @@ pub fn random_case(rng: &mut Rng, wish: Wish) -> Case {
             PositionKind::PerSequence,
         ])
     });
-    let positions = random_positions(rng, kind, [batch, sequence], rope.angles());
+    let counts = [batch, sequence, batch * sequence];
+    let positions = random_positions(rng, kind, counts, rope.angles());
 
     // The rotated dims of k may lie elsewhere than those of q.
     let unit = if aligned { vector } else { 2 };
@@ -536,7 +537,7 @@ pub fn random_case(rng: &mut Rng, wish: Wish) -> Case {
     case
 }
 
-fn random_rope(rng: &mut Rng, angles: AngleKind, pairing: Pairing, rotary_dim: usize) -> Rope {
+pub fn random_rope(rng: &mut Rng, angles: AngleKind, pairing: Pairing, rotary_dim: usize) -> Rope {
     let pairs = rotary_dim / 2;
     let rope = match angles {
         AngleKind::Exact => Rope::new(random_frequencies(rng, rotary_dim), pairing),
@@ -622,22 +623,25 @@ fn random_position(rng: &mut Rng, angles: &Angles) -> i64 {
     }
 }
 
-fn random_positions(
+pub const ID_TYPES: [IdType; 3] = [IdType::I32, IdType::U32, IdType::I64];
+
+/// `counts`: of sequences, of tokens where all sequences have the same positions, and of all tokens.
+pub fn random_positions(
     rng: &mut Rng,
     kind: PositionKind,
-    [batch, sequence]: [usize; 2],
+    counts: [usize; 3],
     angles: &Angles,
 ) -> TestPositions {
-    const TYPES: [IdType; 3] = [IdType::I32, IdType::U32, IdType::I64];
+    let [sequences, shared, all] = counts;
     let count = match kind {
         PositionKind::Start => 0,
-        PositionKind::StartPerSequence | PositionKind::PerSequence => batch,
-        PositionKind::PerTokenShared => sequence,
-        PositionKind::PerAxis => angles.axes() * batch * sequence,
-        _ => batch * sequence,
+        PositionKind::StartPerSequence | PositionKind::PerSequence => sequences,
+        PositionKind::PerTokenShared => shared,
+        PositionKind::PerAxis => angles.axes() * all,
+        _ => all,
     };
     let ids: Vec<i64> = (0..count).map(|_| random_position(rng, angles)).collect();
-    let mut positions = TestPositions::of(kind, rng.pick(&TYPES), &ids);
+    let mut positions = TestPositions::of(kind, rng.pick(&ID_TYPES), &ids);
     if kind == PositionKind::Start {
         positions.start = random_position(rng, angles);
     }
@@ -649,18 +653,18 @@ fn random_positions(
     }
     let (kind, count) = rng.pick(&[
         (FrequencyRowKind::Call, 1),
-        (FrequencyRowKind::PerSequence, batch),
-        (FrequencyRowKind::PerToken, batch * sequence),
+        (FrequencyRowKind::PerSequence, sequences),
+        (FrequencyRowKind::PerToken, all),
     ]);
     if kind == FrequencyRowKind::Call {
         return positions.with_row(rng.below(rows.rows()) as u32);
     }
     let ids: Vec<i64> = (0..count).map(|_| rng.below(rows.rows()) as i64).collect();
-    positions.with_rows(kind, Values::new(rng.pick(&TYPES), &ids))
+    positions.with_rows(kind, Values::new(rng.pick(&ID_TYPES), &ids))
 }
 
 /// Strides of a random order of dims, with gaps.
-fn random_layout(rng: &mut Rng, shape: [usize; 4], aligned: bool, vector: usize) -> Layout {
+pub fn random_layout(rng: &mut Rng, shape: [usize; 4], aligned: bool, vector: usize) -> Layout {
     let [batch, sequence, heads, head_dim] = shape;
     let unit = if aligned { vector } else { 1 };
     let mut order = [0, 1, 2];

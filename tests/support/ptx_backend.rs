@@ -2,17 +2,17 @@
 
 use crate::kernel_cases::{Case, Elements, Outcome, TensorCase, bytes, from_bytes};
 use phasor::call::{Addresses, AngleAddresses, TensorAddresses};
-use phasor::launch::{Launch as PlannedLaunch, LaunchMode, Target};
+use phasor::launch::{Family, Kernel, Launch as PlannedLaunch, LaunchMode, Target};
 use phasor::{Angles, Dtype, Ids, InOut, Layout, Plan, Problem};
 use ptx_interpreter::{Fault, Launch, Memory, Module, Stats, run};
 use std::collections::HashMap;
 
-/// The three kernel modules of one target.
+/// The kernel modules of one target.
 pub struct Image {
     name: String,
     /// Whether its kernels can be launched dependently.
     dependent: bool,
-    modules: [Module; 3],
+    modules: HashMap<(Family, Dtype), Module>,
 }
 
 /// A finished case.
@@ -27,49 +27,78 @@ pub struct Run {
     pub triggers: bool,
 }
 
-/// PTX texts in the order of [`Dtype::ALL`].
-pub const COMPUTE_75: [&str; 3] = [
-    include_str!("../../cuda/prebuilt/rope_f32.compute_75.ptx"),
-    include_str!("../../cuda/prebuilt/rope_f16.compute_75.ptx"),
-    include_str!("../../cuda/prebuilt/rope_bf16.compute_75.ptx"),
-];
-pub const COMPUTE_80: [&str; 3] = [
-    include_str!("../../cuda/prebuilt/rope_f32.compute_80.ptx"),
-    include_str!("../../cuda/prebuilt/rope_f16.compute_80.ptx"),
-    include_str!("../../cuda/prebuilt/rope_bf16.compute_80.ptx"),
-];
-pub const COMPUTE_90: [&str; 3] = [
-    include_str!("../../cuda/prebuilt/rope_f32.compute_90.ptx"),
-    include_str!("../../cuda/prebuilt/rope_f16.compute_90.ptx"),
-    include_str!("../../cuda/prebuilt/rope_bf16.compute_90.ptx"),
-];
+/// PTX texts of a target: of each family in the order of [`Family::ALL`], in that of [`Dtype::ALL`].
+pub type Texts = [[&'static str; 3]; 2];
+
+macro_rules! texts {
+    ($target:literal) => {
+        [
+            [
+                include_str!(concat!("../../cuda/prebuilt/rope_f32.", $target, ".ptx")),
+                include_str!(concat!("../../cuda/prebuilt/rope_f16.", $target, ".ptx")),
+                include_str!(concat!("../../cuda/prebuilt/rope_bf16.", $target, ".ptx")),
+            ],
+            [
+                include_str!(concat!("../../cuda/prebuilt/append_f32.", $target, ".ptx")),
+                include_str!(concat!("../../cuda/prebuilt/append_f16.", $target, ".ptx")),
+                include_str!(concat!("../../cuda/prebuilt/append_bf16.", $target, ".ptx")),
+            ],
+        ]
+    };
+}
+
+pub const COMPUTE_75: Texts = texts!("compute_75");
+pub const COMPUTE_80: Texts = texts!("compute_80");
+pub const COMPUTE_90: Texts = texts!("compute_90");
+
+/// All modules, in the order of [`Texts`].
+pub fn modules() -> impl Iterator<Item = (Family, Dtype)> {
+    let of_family = |family| Dtype::ALL.map(|dtype| (family, dtype));
+    Family::ALL.into_iter().flat_map(of_family)
+}
+
+/// The text of each module of a folder.
+pub fn texts_of(folder: &str) -> Vec<String> {
+    let read = |(family, dtype): (Family, Dtype)| {
+        let path = format!("{folder}/{}_{dtype}.ptx", family.name());
+        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+    };
+    modules().map(read).collect()
+}
 
 impl Image {
     /// The prebuilt images, and what `PHASOR_EXTRA_PTX` names.
     pub fn all() -> Vec<Image> {
+        let of = |name, texts: Texts| Image::parse(name, modules().zip(texts.concat()));
         let mut images = vec![
-            Image::parse("compute_75", COMPUTE_75),
-            Image::parse("compute_80", COMPUTE_80),
-            Image::parse("compute_90", COMPUTE_90),
+            of("compute_75", COMPUTE_75),
+            of("compute_80", COMPUTE_80),
+            of("compute_90", COMPUTE_90),
         ];
         if let Ok(folder) = std::env::var("PHASOR_EXTRA_PTX") {
-            let texts = Dtype::ALL.map(|dtype| {
-                let path = format!("{folder}/rope_{dtype}.ptx");
-                std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
-            });
-            images.push(Image::parse(&folder, texts.each_ref().map(String::as_str)));
+            let texts = texts_of(&folder);
+            let texts = texts.iter().map(String::as_str);
+            images.push(Image::parse(&folder, modules().zip(texts)));
         }
         images
     }
 
-    pub fn parse(name: &str, texts: [&str; 3]) -> Image {
+    /// From the texts of some modules.
+    pub fn parse<'a>(
+        name: &str,
+        texts: impl IntoIterator<Item = ((Family, Dtype), &'a str)>,
+    ) -> Image {
+        let mut dependent = false;
+        let mut modules = HashMap::new();
+        for (module, text) in texts {
+            dependent |= text.contains("griddepcontrol.wait");
+            let parsed = Module::parse(text).unwrap_or_else(|error| panic!("{name}: {error}"));
+            modules.insert(module, parsed);
+        }
         Image {
             name: name.into(),
-            dependent: texts
-                .iter()
-                .any(|text| text.contains("griddepcontrol.wait")),
-            modules: texts
-                .map(|text| Module::parse(text).unwrap_or_else(|error| panic!("{name}: {error}"))),
+            dependent,
+            modules,
         }
     }
 
@@ -81,9 +110,8 @@ impl Image {
         self.dependent
     }
 
-    fn module(&self, dtype: Dtype) -> &Module {
-        let index = Dtype::ALL.iter().position(|&d| d == dtype).unwrap();
-        &self.modules[index]
+    pub fn module(&self, kernel: Kernel) -> &Module {
+        &self.modules[&(kernel.family, kernel.dtype)]
     }
 
     /// Runs a case as the CUDA backend would.
@@ -220,20 +248,20 @@ impl Image {
         let Some(call) = plan.call(&addresses).unwrap() else {
             return Ok((None, Stats::default(), true));
         };
-        let launch = call.launch(&self.target(case));
+        let launch = call.launch(&self.target(case.multiprocessors, case.mode));
         let name = launch.kernel.name();
-        let stats = run_launch(self.module(case.dtype), memory, &launch, self.dependent)?;
+        let stats = run_launch(self.module(launch.kernel), memory, &launch, self.dependent)?;
         let triggers = triggers(&launch, &stats, self.dependent);
         Ok((Some(name), stats, triggers))
     }
 
     /// As the CUDA backend has it for this image.
-    pub fn target(&self, case: &Case) -> Target {
+    pub fn target(&self, multiprocessors: u32, mode: LaunchMode) -> Target {
         let mode = match self.dependent {
-            true => case.mode,
+            true => mode,
             false => LaunchMode::Ordinary,
         };
-        Target::new(case.multiprocessors).with_mode(mode)
+        Target::new(multiprocessors).with_mode(mode)
     }
 }
 

@@ -7,10 +7,10 @@ use crate::kernel_cases::{
     random_elements, sharp_case, ties_case,
 };
 use crate::ptx_backend::{
-    COMPUTE_80, Image, Run, constant, constant_angles, run_launch, settle_ids, triggers,
+    COMPUTE_80, Image, Run, constant, constant_angles, modules, run_launch, settle_ids, triggers,
 };
 use phasor::call::{Addresses, AngleAddresses, TensorAddresses};
-use phasor::launch::{Kernel, LaunchMode};
+use phasor::launch::{Family, Kernel, LaunchMode};
 use phasor::{
     Angles, CosSinTable, Dtype, Frequencies, FrequencyRowKind, FrequencyRows, IdType, Ids, InOut,
     Isa, Layout, OutOfRange, Pairing, Plan, PositionKind, Problem, Rope,
@@ -25,9 +25,9 @@ pub struct Subject {
 }
 
 impl Subject {
-    pub fn new(name: &str, dtype: Dtype, text: &str) -> Result<Subject, Error> {
+    pub fn new(name: &str, (family, dtype): (Family, Dtype), text: &str) -> Result<Subject, Error> {
         let module = Module::parse(text)?;
-        let image = Image::parse(name, Dtype::ALL.map(|d| if d == dtype { text } else { "" }));
+        let image = Image::parse(name, [((family, dtype), text)]);
         Ok(Subject { image, module })
     }
 }
@@ -203,7 +203,7 @@ fn in_mode(case: Case, n: usize) -> Case {
 /// Every angle source with every kind of position and every form of call, some of each.
 fn random_checks(kernel: Kernel) -> Vec<Check> {
     const EACH: usize = 3;
-    let image = Image::parse("compute_80", COMPUTE_80);
+    let image = Image::parse("compute_80", modules().zip(COMPUTE_80.concat()));
     let mut rng = Rng(kernel.index() as u64);
     let mut checks = Vec::new();
     for angles in AngleKind::ALL {
@@ -730,7 +730,7 @@ fn by_hand(
         stages: Default::default(),
     };
     let call = plan.call(&addresses).unwrap().expect("something to rotate");
-    let mut launch = call.launch(&subject.image.target(case));
+    let mut launch = call.launch(&subject.image.target(case.multiprocessors, case.mode));
     assert_eq!(launch.kernel, check.kernel);
     if spread {
         let params = &mut launch.params;

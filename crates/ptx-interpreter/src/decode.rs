@@ -846,16 +846,20 @@ impl<'a, 'm> Body<'a, 'm> {
     }
 
     fn store(&mut self, st: &Statement<'a>, m: &mut Mods) -> Parsed<Inst> {
-        m.flag("weak");
+        let relaxed = !m.flag("weak") && m.flag("relaxed");
+        if relaxed {
+            m.one_of(&["cta", "gpu", "sys"])?;
+        }
         let space = m
             .take(&["global", "shared", "local"])
             .map_or(Space::Generic, space);
-        if matches!(space, Space::Global | Space::Generic) {
+        if matches!(space, Space::Global | Space::Generic) && !relaxed {
             m.take(&["wb", "cg", "cs", "wt"]);
             m.take(L1_HINTS);
             m.take(L2_HINTS);
         }
-        let (access, list, address) = self.access(st, m, space, false)?;
+        let (mut access, list, address) = self.access(st, m, space, false)?;
+        access.relaxed = relaxed;
         let mut inst = Inst::new(Op::St(access));
         inst.src_count = access.elements + 1;
         inst.src[0] = address;
@@ -906,6 +910,7 @@ impl<'a, 'm> Body<'a, 'm> {
             elements: elements as u8,
             offset,
             non_coherent: false,
+            relaxed: false,
             register: ty.bits() as u8,
         };
         Ok((access, list, slot))

@@ -251,6 +251,8 @@ pub struct Access {
     pub offset: i64,
     /// `ld.global.nc`: promises that nobody writes the bytes during the launch.
     pub non_coherent: bool,
+    /// `st.relaxed`: races with no other one.
+    pub relaxed: bool,
     /// Width of the destination register; a narrower loaded value is extended to it.
     pub register: u8,
 }

@@ -4,7 +4,7 @@ use crate::alu;
 use crate::inst::*;
 use crate::memory::{AccessError, Earlier, Memory, Traffic, Who};
 use crate::parse::Module;
-use crate::warp::{LANES, Raised, Warp, lanes, raise};
+use crate::warp::{Group, LANES, Raised, Warp, lanes, raise};
 use std::collections::HashMap;
 use std::fmt;
 
@@ -506,6 +506,8 @@ impl<'a> Machine<'a> {
                 }
             }
         }
+        // The others have exited instead.
+        warp.cross();
         Ok(())
     }
 
@@ -549,18 +551,23 @@ impl<'a> Machine<'a> {
                 return Ok(Flow::Queued);
             }
             Op::Barrier(id) => {
-                if mask != warp.live {
-                    return raise(
-                        mask,
-                        FaultKind::DivergentBarrier {
-                            arrived: mask,
-                            live: warp.live,
-                        },
-                    );
+                // Compilers put code behind a barrier that leads to it: lanes there come later.
+                let arrived = match warp.arrived.take() {
+                    Some((group, _)) if group.pc == pc => group.mask | mask,
+                    Some((group, _)) => group.mask,
+                    None => mask,
+                };
+                let parted = arrived & mask != mask || mask != lanes;
+                if parted || arrived != warp.live && warp.groups.is_empty() {
+                    let live = warp.live;
+                    return raise(mask, FaultKind::DivergentBarrier { arrived, live });
                 }
-                warp.push(pc + 1, mask);
-                warp.waiting = Some(id);
-                return Ok(Flow::Wait);
+                let group = Group { pc, mask: arrived };
+                warp.arrived = Some((group, id));
+                return Ok(match warp.cross() {
+                    true => Flow::Wait,
+                    false => Flow::Queued,
+                });
             }
             Op::Ld(access) => self.load(warp, index, inst, access, mask)?,
             Op::St(access) => self.store(warp, index, inst, access, mask)?,
@@ -641,12 +648,13 @@ impl<'a> Machine<'a> {
             let stored = match space {
                 Space::Param => Err(AccessError::ReadOnly),
                 Space::Local => match self.local.get_mut(thread as usize) {
-                    Some(local) => local.store(at, width, None, bits, PRIVATE, &mut 0),
+                    Some(local) => local.store(at, width, None, bits, PRIVATE, a.relaxed, &mut 0),
                     None => Err(AccessError::OutOfBounds),
                 },
                 Space::Shared => {
                     let who = self.who(thread, warp.waited >> lane & 1 == 1);
-                    self.shared.store(at, width, None, bits, who, &mut 0)
+                    self.shared
+                        .store(at, width, None, bits, who, a.relaxed, &mut 0)
                 }
                 Space::Global | Space::Const | Space::Generic => {
                     let who = self.who(thread, warp.waited >> lane & 1 == 1);
@@ -656,7 +664,7 @@ impl<'a> Machine<'a> {
                         Some(space)
                     };
                     self.memory
-                        .store(at, width, only, bits, who, &mut self.hint)
+                        .store(at, width, only, bits, who, a.relaxed, &mut self.hint)
                 }
             };
             stored.map_err(|error| self.access_fault(error, a, address, lane, thread, true))?;

@@ -163,6 +163,8 @@ const MANY_READERS: u8 = 1;
 /// A block before that of `reader` read the byte too.
 const FOREIGN_READER: u8 = 2;
 const READ_NON_COHERENT: u8 = 4;
+/// All that was written was so by stores that may meet.
+const WRITES_MAY_MEET: u8 = 8;
 
 /// What one launch did to one byte. Epoch 0 is never.
 #[derive(Clone, Copy, Default)]
@@ -215,8 +217,16 @@ impl Record {
         Ok(())
     }
 
-    fn write(&mut self, who: Who) -> Result<(), AccessError> {
+    /// `may_meet`: with other stores that may.
+    fn write(&mut self, who: Who, may_meet: bool) -> Result<(), AccessError> {
+        if self.write_epoch == 0 {
+            self.flags |= WRITES_MAY_MEET;
+        }
+        if !may_meet {
+            self.flags &= !WRITES_MAY_MEET;
+        }
         if self.write_epoch != 0
+            && self.flags & WRITES_MAY_MEET == 0
             && (self.write_epoch < who.block_epoch
                 || (self.write_epoch == who.epoch && self.writer != who.thread))
         {
@@ -320,10 +330,11 @@ impl Chunk {
         width: usize,
         generation: u32,
         who: Who,
+        may_meet: bool,
         value: u128,
     ) -> Result<(), (usize, AccessError)> {
         for (i, record) in self.records(at, width, generation).iter_mut().enumerate() {
-            record.write(who).map_err(|e| (i, e))?;
+            record.write(who, may_meet).map_err(|e| (i, e))?;
         }
         self.data[at..at + width].copy_from_slice(&value.to_le_bytes()[..width]);
         self.written[at / 64] |= ((1 << width) - 1) << (at % 64);
@@ -346,6 +357,7 @@ pub(crate) struct Buffer {
     /// then have the alignment of addresses.
     lead: u64,
     read_only: bool,
+    contended: bool,
     standing: Standing,
     store: Store,
 }
@@ -514,6 +526,7 @@ impl Memory {
             length,
             lead,
             read_only: false,
+            contended: false,
             standing: Standing::Writes,
             store,
         };
@@ -539,6 +552,13 @@ impl Memory {
     /// launches without the promise.
     pub fn set_promised(&mut self, address: u64) {
         self.set_standing(address, Standing::Promised);
+    }
+
+    /// Several threads may write a byte of the buffer that starts at `address`: whichever store the
+    /// interpreter executes last stays, as any may on a GPU.
+    pub fn set_contended(&mut self, address: u64) {
+        let index = self.index_of(address);
+        self.buffers[index].contended = true;
     }
 
     fn set_standing(&mut self, address: u64, standing: Standing) {
@@ -713,6 +733,7 @@ impl Memory {
         space: Option<Space>,
         value: u128,
         who: Who,
+        relaxed: bool,
         hint: &mut usize,
     ) -> Result<(), AccessError> {
         let index = self.prepare(address, width, space, hint)?;
@@ -725,11 +746,12 @@ impl Memory {
             return Err(AccessError::BeforeWait);
         }
         buffer.traffic.stores[width.trailing_zeros() as usize] += 1;
+        let may_meet = relaxed || buffer.contended;
         let (chunk, at) = buffer
             .chunk(address, true)
             .ok_or(AccessError::OutOfBounds)?;
         chunk
-            .store(at, width, generation, who, value)
+            .store(at, width, generation, who, may_meet, value)
             .map_err(|(i, e)| e.at(address + i as u64))
     }
 

@@ -41,6 +41,8 @@ pub struct Warp {
     pub live: u32,
     /// Lanes that have executed `griddepcontrol.wait`.
     pub waited: u32,
+    /// Lanes that are at a barrier while others of the warp are still on their way to it.
+    pub arrived: Option<(Group, u32)>,
     /// The barrier the warp waits at.
     pub waiting: Option<u32>,
     pub executed: u64,
@@ -58,6 +60,7 @@ impl Warp {
             groups: Vec::new(),
             live: 0,
             waited: 0,
+            arrived: None,
             waiting: None,
             executed: 0,
         }
@@ -79,6 +82,7 @@ impl Warp {
             mask: self.live,
         });
         self.waited = 0;
+        self.arrived = None;
         self.waiting = None;
         self.executed = 0;
     }
@@ -105,6 +109,18 @@ impl Warp {
             }
         }
         self.defined[slot as usize] |= mask;
+    }
+
+    /// Waits with the other warps of the block, if all lanes that have not exited are at a barrier.
+    pub fn cross(&mut self) -> bool {
+        let Some((Group { pc, mask }, id)) = self.arrived.filter(|(g, _)| g.mask == self.live)
+        else {
+            return false;
+        };
+        self.arrived = None;
+        self.push(pc + 1, mask);
+        self.waiting = Some(id);
+        true
     }
 
     /// Queues lanes to run from a pc on.

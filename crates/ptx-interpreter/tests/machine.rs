@@ -248,6 +248,59 @@ fn race(body: &str, grid: u32, block: u32) -> Option<(Option<u32>, bool)> {
 }
 
 #[test]
+fn stores_that_may_meet_are_no_race() {
+    // Every thread of two blocks stores the same word.
+    let relaxed = "st.relaxed.gpu.global.u32 [%a], 1;";
+    for (body, races) in [
+        ("st.global.u32 [%a], 1;", true),
+        (relaxed, false),
+        (
+            "@%p0 st.global.u32 [%a], 1; @!%p0 st.relaxed.gpu.global.u32 [%a], 1;",
+            true,
+        ),
+        (
+            "@%p0 st.relaxed.gpu.global.u32 [%a], 1; @!%p0 st.global.u32 [%a], 1;",
+            true,
+        ),
+    ] {
+        let body = format!("setp.eq.u32 %p0, %g, 0; {body}");
+        for (grid, block) in [(1, 40), (2, 1)] {
+            let result = on_64(&body, grid, block);
+            match races {
+                true => assert!(matches!(access_error(result), AccessError::Race { .. })),
+                false => assert_eq!(
+                    {
+                        let (_, memory, a, _) = result.unwrap();
+                        memory.bytes(a)[..4].to_vec()
+                    },
+                    [1, 0, 0, 0]
+                ),
+            }
+        }
+    }
+    // What reads it meanwhile races all the same.
+    let body = format!("{relaxed} ld.global.u32 %r0, [%a];");
+    assert!(matches!(
+        access_error(on_64(&body, 1, 2)),
+        AccessError::Race { .. }
+    ));
+
+    // A buffer whose bytes several threads may write.
+    let module = kernel("", "st.global.u32 [%a], %g;");
+    let mut memory = Memory::new();
+    let a = memory.add_uninit("a", 4, 0);
+    memory.set_contended(a);
+    let params = pointers(a, 0);
+    run(
+        &module,
+        &mut memory,
+        &Launch::new("k", [3, 1, 1], [40, 1, 1], &params),
+    )
+    .unwrap();
+    assert_eq!(memory.bytes(a), 119u32.to_le_bytes());
+}
+
+#[test]
 fn races_in_global_memory() {
     // Two threads write one byte, in a warp, in a block, in a grid.
     let write = "st.global.u32 [%b], %t;";
@@ -757,6 +810,22 @@ fn barriers() {
         words("", parted, 2).expect_err("parted").kind,
         FaultKind::DivergentBarrier { .. }
     ));
+    // Code may lead back to a barrier that lies before it.
+    let around = "setp.eq.u32 %p0, %t, 0; @%p0 bra L; M: bar.sync 0; st.global.u32 [%at], %t; ret; L: bra M;";
+    assert_eq!(words("", around, 40).unwrap(), (0..40).collect::<Vec<_>>());
+    let exits = "setp.eq.u32 %p0, %t, 0; @%p0 bra L; bar.sync 0; L: st.global.u32 [%at], %t;";
+    assert_eq!(words("", exits, 40).unwrap(), (0..40).collect::<Vec<_>>());
+    for (body, lanes) in [
+        ("@!%p0 bar.sync 0; st.global.u32 [%at], %t;", 4),
+        ("@%p0 bra L; bar.sync 0; ret; L: bar.sync 0;", 4),
+    ] {
+        let body = format!("setp.eq.u32 %p0, %t, 0; {body}");
+        let kind = words("", &body, lanes).expect_err("parted").kind;
+        assert!(
+            matches!(kind, FaultKind::DivergentBarrier { .. }),
+            "{kind:?}"
+        );
+    }
     let crossed = "setp.lt.u32 %p0, %t, 32; @%p0 bra L; bar.sync 0; ret; L: bar.sync 1;";
     assert_eq!(
         words("", crossed, 64).expect_err("crossed").kind,

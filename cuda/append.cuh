@@ -1,0 +1,153 @@
+// The kernel that rotates q and k, carries v, and stores keys and values in caches, in one launch. It does
+// all that the rotation kernel does, and finds out what a token is where sequences are ragged.
+//
+// The block is the rotation kernel's, and so are its angles. One thread of each token finds its sequence
+// and its slot, for all of its heads. A lane owns a chunk of every head that it visits, of the rotated dims or
+// of the others, and every byte is read once and written once where it goes.
+#pragma once
+
+#include "streams.cuh"
+
+namespace phasor {
+
+template <class Element, class Pairing>
+__device__ __forceinline__ void append(const PhasorCall& call) {
+    using Access = typename Pairing::template Access<Element>;
+    constexpr uint32_t kPairs = Access::kPairs;
+    // Heads whose loads are in flight together, at most.
+    constexpr uint32_t kHeads = 4;
+
+    ptx::launch_dependents();
+    // Every thread waits once, whatever it has to do: before it reads or writes heads and caches, before
+    // it reads ids unless they are promised, and before it ends.
+    const bool early = ptx::kCanWait && call.angles_before_wait != 0;
+    if (!early) ptx::wait_for_earlier_work();
+
+    uint32_t b = 0, token_group = blockIdx.x;
+    if (call.batch > 1) {
+        b = token_group / call.token_groups;
+        token_group -= b * call.token_groups;
+    }
+    // Threads of tokens past the last one have nothing to do but to wait with the others.
+    const uint32_t own_t = token_group * blockDim.z + threadIdx.z;
+    const bool has_token = own_t < call.tokens;
+    Token token(call, b, has_token ? own_t : 0);
+    const bool ragged = call.sequences.offsets.type != PHASOR_IDS_NONE;
+    TokenPositions positions(call.positions, token.id_batch, token.t, token.step);
+    uint64_t position = 0;
+    if (!ragged) position = positions.on_axis(call.positions, 0);
+
+    const uint32_t first_chunk = blockIdx.z * blockDim.x;
+    const uint32_t c = first_chunk + threadIdx.x;
+    const uint32_t group_step = gridDim.y * blockDim.y;
+    uint32_t groups = has_token ? HeadGroup::count(call) : 0;
+    uint32_t g = blockIdx.y * blockDim.y + threadIdx.y;
+
+    Fragment<Access> fragment[kHeads];
+    const auto load = [&]() {
+        if (g >= groups) return;
+        const HeadGroup group(call, g);
+        const Chunk<Pairing, kPairs> chunk(call, group, c);
+        const bool goes_out = GroupOutput(call, group).takes(chunk.rotates);
+        const bool is_cached = GroupCache::is_present(call, group);
+        if (!chunk.has_first || !(goes_out || is_cached)) return;
+        uint64_t source = group.template at<Element>(call.q.source, call.k.source, call.v.source,
+                                                     token, chunk.from.first);
+        const uint32_t gap = (chunk.from.second - chunk.from.first) * Element::kBytes;
+        const int64_t head =
+            group.of(call.q.source.head, call.k.source.head, call.v.source.head);
+#pragma unroll
+        for (uint32_t u = 0; u < kHeads; ++u, source += head) {
+            if (u >= group.heads) break;
+            Access::load(source, fragment[u].first);
+            if (chunk.has_second) Access::load(source + gap, fragment[u].second);
+        }
+    };
+    if (!early) load();
+
+    const SharedPlace place(SharedAngles<kPairs>::end());
+    const bool finds = has_token && SharedPlace::is_found_here();
+    if (ragged) {
+        if (finds) place.put_sequence(find_sequence(call.sequences, token.t));
+        __syncthreads();
+        if (has_token) {
+            token.set_sequence(place.sequence());
+            if (token.sequence == kNone) groups = 0;
+        }
+        if (groups > 0) {
+            positions = TokenPositions(call.positions, token.id_batch, token.t, token.step);
+            position = positions.on_axis(call.positions, 0);
+        }
+    }
+    AngleShare<Pairing, kPairs> angle_share(call, first_chunk, groups > 0 ? call.angles.pairs : 0);
+    bool outside = false;
+    if (finds) {
+        const Slot slot = Slot::of(call, token);
+        place.put_slot(slot.page, slot.slot);
+        outside = slot.outside && blockIdx.y == 0 && blockIdx.z == 0;
+    }
+    const bool token_rotates = groups > 0 && angle_share.form(call, positions, position);
+    if (early) {
+        ptx::wait_for_earlier_work();
+        load();
+    }
+    if (outside) ptx::store_flag(call.slots.report, 1);
+    __syncthreads();
+    if (g >= groups) return;
+
+    const uint2 slot = place.slot();
+#pragma unroll 1
+    for (;;) {
+        const HeadGroup group(call, g);
+        const Chunk<Pairing, kPairs> chunk(call, group, c);
+        const bool rotates = chunk.rotates && token_rotates;
+        if (rotates) {
+            const ChunkAngles<kPairs> angles = angle_share.shared.of_lane();
+#pragma unroll
+            for (uint32_t u = 0; u < kHeads; ++u) {
+                if (u >= group.heads) break;
+                fragment[u].template rotate<Pairing>(angles);
+            }
+        }
+        const auto store = [&](uint64_t first, uint64_t second, int64_t head) {
+#pragma unroll
+            for (uint32_t u = 0; u < kHeads; ++u) {
+                if (u >= group.heads) break;
+                Access::store(first, fragment[u].first);
+                if (chunk.has_second) Access::store(second, fragment[u].second);
+                first += head;
+                second += head;
+            }
+        };
+        if (chunk.has_first && GroupOutput(call, group).takes(rotates)) {
+            const auto& q = call.q_output.destination;
+            const auto& k = call.k_output.destination;
+            const auto& v = call.v_output.destination;
+            const uint64_t first = group.template at<Element>(q, k, v, token, chunk.to.first);
+            const uint32_t gap = (chunk.to.second - chunk.to.first) * Element::kBytes;
+            store(first, first + gap, group.of(q.head, k.head, v.head));
+        }
+        const GroupCache cache(call, group, slot);
+        if (chunk.has_first && cache.present) {
+            store(cache.address + cache.template bytes<Element>(chunk.to.first),
+                  cache.address + cache.template bytes<Element>(chunk.to.second), cache.head);
+        }
+        g += group_step;
+        if (g >= groups) return;
+        load();
+    }
+}
+
+} // namespace phasor
+
+// The entry points of one element type: append_<dtype>_<pairing>.
+#define PHASOR_APPEND_KERNEL(name, element, pairing)                            \
+    extern "C" __global__ void __launch_bounds__(256, phasor::kMinBlocks<phasor::element>) \
+        name(const __grid_constant__ PhasorCall call) {                         \
+        phasor::append<phasor::element, phasor::pairing>(call);                 \
+    }
+
+#define PHASOR_APPEND_KERNELS(dtype, element)                                   \
+    PHASOR_APPEND_KERNEL(append_##dtype##_half_split, element, HalfSplit)       \
+    PHASOR_APPEND_KERNEL(append_##dtype##_interleaved, element, Interleaved)    \
+    PHASOR_APPEND_KERNEL(append_##dtype##_any, element, AnyPairing)

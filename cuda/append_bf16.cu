@@ -1,0 +1,3 @@
+#include "append.cuh"
+
+PHASOR_APPEND_KERNELS(bf16, Bf16)

@@ -1,0 +1,3 @@
+#include "append.cuh"
+
+PHASOR_APPEND_KERNELS(f16, F16)

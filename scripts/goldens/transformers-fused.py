@@ -56,6 +56,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+import copy
 import importlib
 import sys
 import warnings
@@ -297,7 +298,8 @@ class Golden:
             self.tensors[f"{stream}_norm.weight"] = array(whole)
 
     def compute(self, chosen):
-        values = dict(chosen["config"])
+        # A copy: the classes change what they are given.
+        values = copy.deepcopy(chosen["config"])
         config = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
         config = getattr(config, chosen["sub"]) if chosen["sub"] else config
         ALL_ATTENTION_FUNCTIONS.register("record", self.attend)

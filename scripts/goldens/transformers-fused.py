@@ -14,6 +14,7 @@ rotation are the module's own, with drawn weights.
     k_cache, v_cache  [tokens, heads, head_dim]: as the cache gets them
     q_bias, k_bias, v_bias          [heads, head_dim]
     q_norm.weight, k_norm.weight    [head_dim] or [heads, head_dim]
+    q_norm.bias, k_norm.bias        [head_dim]
 
 Where nothing is done to v, it is left out.
 
@@ -83,6 +84,7 @@ NORMS = {
     "Olmo2RMSNorm": {},
     "CohereLayerNorm": {"kind": "layer"},
     "StableLmLayerNormPerHead": {"kind": "layer"},
+    "LayerNorm": {"kind": "layer"},
     "Llama4TextL2Norm": {"after_rotation": True},
     "Glm4MoeRMSNorm": {"round_before_weight": True},
     "HunYuanDenseV1RMSNorm": {"round_before_weight": True, "after_rotation": True},
@@ -175,6 +177,13 @@ CASES = {
     "stablelm_bias": case("stablelm", "StableLm", STABLELM | {
         "hidden_size": 240, "num_attention_heads": 3, "num_key_value_heads": 1,
         "use_qkv_bias": True,
+    }),
+    # The class can; the published models have no norm.
+    "phi": case("phi", "Phi", {
+        "hidden_size": 128, "layer_norm_eps": 1e-05, "max_position_embeddings": 2048,
+        "model_type": "phi", "num_attention_heads": 2, "num_hidden_layers": 2,
+        "num_key_value_heads": 2, "partial_rotary_factor": 0.5, "qk_layernorm": True,
+        "rope_scaling": None, "rope_theta": 10000.0,
     }),
     "llama4": case("llama4", "Llama4Text", LLAMA4, sub="text_config", dtypes=ALL),
     # Tokens before and after the first step of the temperature, and far beyond.
@@ -280,11 +289,15 @@ class Golden:
         if norm is None:
             return
         known = NORMS[type(norm).__name__]
-        weights = [weight for name, weight in norm.named_parameters() if "weight" in name]
-        assert all("weight" in name for name, _ in norm.named_parameters())
-        for weight in weights:
-            drawn = 0.3 * self.draw(*weight.shape)
-            weight.data = (drawn if known.get("weight_offset") else torch.exp(drawn)).to(self.dtype)
+        weights = []
+        for name, parameter in norm.named_parameters():
+            drawn = 0.3 * self.draw(*parameter.shape)
+            if name == "bias":
+                self.tensors[f"{stream}_norm.bias"] = array(drawn.to(self.dtype))
+            else:
+                weights.append(parameter)
+                drawn = drawn if known.get("weight_offset") else torch.exp(drawn)
+            parameter.data = drawn.to(self.dtype)
         inner = norm.norms[0] if hasattr(norm, "norms") else norm
         eps = inner.eps if hasattr(inner, "eps") else inner.variance_epsilon
         across = bool(weights) and weights[0].ndim == 1 and weights[0].numel() > head_dim

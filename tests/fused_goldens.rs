@@ -1,14 +1,16 @@
-//! What lies between projection and attention, against what other implementations computed:
-//! `tests/goldens/torch-append` and `transformers-fused`.
+//! Steps between projection and attention, against what other implementations computed:
+//! `tests/goldens/torch-append`, `transformers-fused` and `max-append`. The scripts that made these say
+//! what is in the files.
 
 use std::path::{Path, PathBuf};
 
 use phasor::config::{ModelConfig, RopeConfig};
 use phasor::half::{bf16, f16};
 use phasor::norm::HeadNorm;
+use phasor::quantize::{Codes, ScaleForm, ScaleRounding};
 use phasor::{
-    CacheLayout, Dtype, Element, Frequencies, Host, HostKvCache, KvCacheLayout, Layout, Pairing,
-    Positions, Problem, Rope, Slots, Stored,
+    CacheLayout, Dtype, Element, Frequencies, Host, HostStep, HostWeights, KvCacheLayout, Layout,
+    Pairing, Positions, Problem, Rope, ScaleLayout, Slots, Stages, Stored, StoredCodes,
 };
 use safetensors::{Dtype as FileDtype, SafeTensors};
 use serde_json::Value;
@@ -64,6 +66,26 @@ impl Golden {
 
     fn tensor<T: Stock>(&self, name: &str) -> Vec<T> {
         self.find(name).unwrap_or_else(|| panic!("{name}"))
+    }
+
+    /// The bytes of a tensor of any type.
+    fn data(&self, name: &str) -> Option<Vec<u8>> {
+        let file = SafeTensors::deserialize(&self.bytes).unwrap();
+        Some(file.tensor(name).ok()?.data().to_vec())
+    }
+
+    /// Bytes like those of a tensor, where nothing was stored.
+    fn untouched(&self, name: &str) -> Vec<u8> {
+        let file = SafeTensors::deserialize(&self.bytes).unwrap();
+        let tensor = file.tensor(name).unwrap();
+        let value = || self.case["untouched"].as_f64().unwrap() as f32;
+        let element = match tensor.dtype() {
+            FileDtype::F32 => value().to_le_bytes().to_vec(),
+            FileDtype::BF16 => bf16::from_f32(value()).to_le_bytes().to_vec(),
+            FileDtype::U8 => vec![self.number("untouched_byte") as u8],
+            other => panic!("{other:?}"),
+        };
+        element.repeat(tensor.data().len() / element.len())
     }
 
     fn has(&self, name: &str) -> bool {
@@ -154,14 +176,18 @@ impl Batch {
         })
     }
 
-    fn cache(&self, layout: &str) -> KvCacheLayout {
+    fn cache(&self, case: &Value) -> KvCacheLayout {
         let [p, s, h, d] = [self.pages, self.page_size, self.kv_heads, self.head_dim];
         let nhd = CacheLayout::paged_nhd(p, s, h, d);
         let hnd = CacheLayout::paged_hnd(p, s, h, d);
+        let both = |cache| KvCacheLayout::separate(cache, cache);
         let sequences = self.cache_lengths.len();
-        match layout {
-            "nhd" => KvCacheLayout::separate(nhd, nhd),
-            "hnd" => KvCacheLayout::separate(hnd, hnd),
+        let inline = case["inline"].as_bool() == Some(true);
+        let cache = match case["layout"].as_str().unwrap() {
+            // A scale behind the codes of each head.
+            "nhd" if inline => both(nhd.with_strides(s * h * (d + 4), h * (d + 4), d + 4)),
+            "nhd" => both(nhd),
+            "hnd" => both(hnd),
             "nhd_in_turn" => KvCacheLayout::one_buffer(nhd.in_turn()),
             "hnd_in_pairs" => KvCacheLayout::one_buffer(hnd.in_pairs_of_pages()),
             "nhd_layer_1_of_2_in_pairs" => {
@@ -172,52 +198,82 @@ impl Batch {
                 CacheLayout::paged_transposed(p, s, h, d),
             ),
             "hnd_side_by_side" => KvCacheLayout::one_buffer(hnd.side_by_side()),
-            "bshd" => {
-                let cache = CacheLayout::bshd(sequences, s, h, d);
-                KvCacheLayout::separate(cache, cache)
-            }
-            "bhsd" => {
-                let cache = CacheLayout::bhsd(sequences, s, h, d);
-                KvCacheLayout::separate(cache, cache)
-            }
+            "flat" => both(CacheLayout::flat(p * s, h, d)),
+            "bshd" => both(CacheLayout::bshd(sequences, s, h, d)),
+            "bhsd" => both(CacheLayout::bhsd(sequences, s, h, d)),
             other => panic!("{other}"),
+        };
+        let group = case["group"].as_u64().map_or(d, |dims| dims as usize);
+        let scales = match inline {
+            true => {
+                let head = d / 4 + 1;
+                ScaleLayout::strided(s * h * head, h * head, head, 1)
+                    .with_offset(d / 4)
+                    .inline()
+            }
+            false => ScaleLayout::tokens_heads(s, h, d / group),
+        };
+        match codes(case, scales) {
+            Some(codes) => cache.with_codes(codes),
+            None => cache,
         }
     }
 }
 
-/// Performs a step from packed qkv, and compares q and the caches, every bit of them.
-fn check_caches(batch: &Batch, name: &str, cache: KvCacheLayout, parts: &[&Golden]) {
-    let case = &parts[0].case;
-    let slots = case["slots"].as_str().unwrap();
-    let dense = slots == "sequences";
-    let [q, k, v] = batch.layouts(if dense { batch.cache_lengths.len() } else { 1 });
-    let rotator = Host::new().rotator(&batch.rope);
-    let plan = rotator
-        .plan(
-            &Problem::new(Dtype::Bf16)
-                .q(q)
-                .k_to_cache(k)
-                .v_to_cache(v)
-                .cache(cache)
-                .one_buffer(),
-        )
-        .unwrap();
-    let expected: Vec<Vec<bf16>> = ["k", "v", "kv"]
-        .iter()
-        .filter_map(|tensor| parts.iter().find_map(|golden| golden.find(tensor)))
-        .collect();
-    let untouched = bf16::from_f64(case["untouched"].as_f64().unwrap());
-    let mut caches: Vec<Vec<bf16>> = (expected.iter())
-        .map(|cache| vec![untouched; cache.len()])
-        .collect();
-    let operand = match &mut caches[..] {
-        [k, v] => HostKvCache::Separate {
-            k: Some(k),
-            v: Some(v),
-        },
-        [kv] => HostKvCache::OneBuffer(kv),
-        _ => panic!("{name}"),
+fn codes(case: &Value, scales: ScaleLayout) -> Option<StoredCodes> {
+    let codes = match case["codes"].as_str()? {
+        "e4m3" => Codes::E4m3,
+        "int8" => Codes::Int8,
+        other => panic!("{other}"),
     };
+    let form = match case["form"].as_str().unwrap() {
+        "divide" => ScaleForm::Divide,
+        "multiply" => ScaleForm::Multiply,
+        other => panic!("{other}"),
+    };
+    let Some(floor) = case["floor"].as_f64() else {
+        return Some(StoredCodes::given(codes, form));
+    };
+    let mut stored = StoredCodes::dynamic(codes, floor as f32, scales);
+    if form == ScaleForm::Multiply {
+        stored = stored.by_inverse();
+    }
+    if let Some(dims) = case["group"].as_u64() {
+        stored = stored.groups_of(dims as usize);
+    }
+    let rounding = match case["scale_rounding"].as_str() {
+        None => return Some(stored),
+        Some("up") => ScaleRounding::PowerOfTwoUp,
+        Some("down") => ScaleRounding::PowerOfTwoDown,
+        Some(other) => panic!("{other}"),
+    };
+    Some(stored.rounded(rounding).e8m0())
+}
+
+/// Performs a step from packed qkv, and compares q, the caches and their scales, every bit of them. Parts of
+/// a golden may be in several files.
+fn check_caches(batch: &Batch, name: &str, case: &Value, parts: &[&Golden]) {
+    let slots = case["slots"].as_str().unwrap();
+    let find = |tensor: &str| parts.iter().find(|golden| golden.has(tensor));
+    let q_codes = find("q_codes").map(|_| codes(case, ScaleLayout::tokens_heads(0, 0, 0)).unwrap());
+    let sequences = match slots {
+        "sequences" => batch.cache_lengths.len(),
+        _ => 1,
+    };
+    let [q, k, v] = batch.layouts(sequences);
+    let mut problem = Problem::new(Dtype::Bf16)
+        .q(q)
+        .k_to_cache(k)
+        .v_to_cache(v)
+        .cache(batch.cache(case))
+        .packed();
+    if let Some(codes) = q_codes {
+        let elsewhere = Layout::tokens(batch.tokens(), batch.heads, batch.head_dim);
+        problem = problem.q((q, elsewhere)).q_codes(codes);
+    }
+    let rotator = Host::new().rotator(&batch.rope);
+    let plan = rotator.plan(&problem).unwrap();
+
     let skips = parts[0].find::<i64>("slot_mapping");
     let per_token = Positions::per_token(&batch.position_ids);
     let ragged = Positions::per_token(&batch.position_ids).cu_seqlens(&batch.cu_seqlens);
@@ -238,18 +294,69 @@ fn check_caches(batch: &Batch, name: &str, cache: KvCacheLayout, parts: &[&Golde
         Some(_) => *batch.cu_seqlens.last().unwrap() as usize,
         None => batch.tokens(),
     };
+
+    // What is written, and what it is to be.
+    let written = ["k", "v", "kv", "k_scales", "v_scales", "q_codes"];
+    let given = case["codes"].is_string() && case["floor"].is_null();
+    let mut expected = Vec::new();
+    let [
+        mut k,
+        mut v,
+        mut kv,
+        mut k_scales,
+        mut v_scales,
+        mut q_codes,
+    ] = written.map(|tensor| {
+        let golden = find(tensor).filter(|_| !(given && tensor.ends_with("_scales")))?;
+        expected.push((tensor, golden.data(tensor).unwrap()));
+        Some(golden.untouched(tensor))
+    });
+    let weights = ["q_scale", "k_scales", "v_scales"].map(|tensor| {
+        let golden = find(tensor).filter(|_| given)?;
+        Some(golden.tensor::<f32>(tensor))
+    });
+    let [q_weights, k_weights, v_weights] = weights.each_ref().map(|scales| match scales {
+        Some(scales) => HostWeights::new().scales(&scales[..]),
+        None => HostWeights::new(),
+    });
     let mut buffer = batch.qkv.clone();
-    let stored = rotator
-        .append_one_buffer(&plan, &mut buffer, operand, positions, slots)
-        .unwrap();
-    assert_eq!(stored, Stored::All, "{name}");
-    for (got, expected) in caches.iter().zip(&expected) {
-        assert_bits(got, expected, name);
+    let mut step = HostStep::new(positions)
+        .buffer(&mut buffer[..])
+        .slots(slots)
+        .q_weights(q_weights)
+        .k_weights(k_weights)
+        .v_weights(v_weights);
+    if let Some(cache) = &mut k {
+        step = step.k_cache(cache);
+    }
+    if let Some(cache) = &mut v {
+        step = step.v_cache(cache);
+    }
+    if let Some(cache) = &mut kv {
+        step = step.kv_cache(cache);
+    }
+    if let Some(scales) = &mut k_scales {
+        step = step.k_scales(scales);
+    }
+    if let Some(scales) = &mut v_scales {
+        step = step.v_scales(scales);
+    }
+    if let Some(codes) = &mut q_codes {
+        step = step.q_codes(codes);
+    }
+    assert_eq!(rotator.step(&plan, step), Ok(Stored::All), "{name}");
+
+    let coded = q_codes.is_some();
+    let got = [k, v, kv, k_scales, v_scales, q_codes]
+        .into_iter()
+        .flatten();
+    for (got, (tensor, expected)) in got.zip(expected) {
+        assert_bytes(&got, &expected, &format!("{name}, {tensor}"));
     }
     let mut expected = batch.qkv.clone();
     let row = batch.qkv.len() / batch.tokens();
     let width = batch.heads * batch.head_dim;
-    for token in 0..rotated_tokens {
+    for token in 0..if coded { 0 } else { rotated_tokens } {
         let q = &batch.q_rotated[token * width..][..width];
         expected[token * row..][..width].copy_from_slice(q);
     }
@@ -257,109 +364,120 @@ fn check_caches(batch: &Batch, name: &str, cache: KvCacheLayout, parts: &[&Golde
 }
 
 #[track_caller]
-fn assert_bits(got: &[bf16], expected: &[bf16], name: &str) {
+fn assert_bytes(got: &[u8], expected: &[u8], name: &str) {
     assert_eq!(got.len(), expected.len(), "{name}");
-    let differ = |(_, (got, expected)): &(_, (&bf16, &bf16))| got.to_bits() != expected.to_bits();
+    let differ = |(_, (got, expected)): &(_, (&u8, &u8))| got != expected;
     if let Some((at, (got, expected))) = got.iter().zip(expected).enumerate().find(differ) {
-        panic!("{name}: element {at} is {got}, not {expected}");
+        panic!("{name}: byte {at} is {got:#x}, not {expected:#x}");
     }
+}
+
+#[track_caller]
+fn assert_bits(got: &[bf16], expected: &[bf16], name: &str) {
+    let bytes = |x: &[bf16]| -> Vec<u8> { x.iter().flat_map(|x| x.to_le_bytes()).collect() };
+    assert_bytes(&bytes(got), &bytes(expected), name);
 }
 
 #[test]
 fn caches_are_those_of_engines() {
     let serving = Batch::read("serving");
     let [k, v] = ["k", "v"].map(|n| Golden::read("torch-append", &format!("serving_nhd_{n}")));
-    check_caches(&serving, "serving", serving.cache("nhd"), &[&k, &v]);
+    check_caches(&serving, "serving", &k.case, &[&k, &v]);
 
-    for (batch, names) in [
-        (
-            "ragged",
-            &[
-                "nhd",
-                "hnd",
-                "nhd_in_turn",
-                "hnd_in_pairs",
-                "nhd_layer_1_of_2_in_pairs",
-                "packed_and_transposed",
-                "hnd_side_by_side",
-                "skips",
-            ][..],
-        ),
-        ("dense", &["bshd", "bhsd"]),
+    let ragged = Batch::read("ragged");
+    for name in [
+        "nhd",
+        "hnd",
+        "nhd_in_turn",
+        "hnd_in_pairs",
+        "nhd_layer_1_of_2_in_pairs",
+        "packed_and_transposed",
+        "hnd_side_by_side",
+        "skips",
     ] {
-        let read = Batch::read(batch);
-        for name in names {
-            let golden = Golden::read("torch-append", &format!("{batch}_{name}"));
-            let cache = read.cache(golden.text("layout"));
-            check_caches(&read, name, cache, &[&golden]);
+        let golden = Golden::read("torch-append", &format!("ragged_{name}"));
+        check_caches(&ragged, name, &golden.case, &[&golden]);
+        // SGLang's pool is the memory of the same slots in pages.
+        if name == "skips" {
+            let mut case = golden.case.clone();
+            case["layout"] = "flat".into();
+            check_caches(&ragged, "flat", &case, &[&golden]);
         }
+    }
+    let dense = Batch::read("dense");
+    for name in ["bshd", "bhsd"] {
+        let golden = Golden::read("torch-append", &format!("dense_{name}"));
+        check_caches(&dense, name, &golden.case, &[&golden]);
     }
 }
 
-/// SGLang's pool, `[slots, heads, head_dim]`, is the memory of the same slots in pages.
 #[test]
-fn a_pool_of_slots_is_one_page() {
-    let batch = Batch::read("ragged");
-    let golden = Golden::read("torch-append", "ragged_skips");
-    let pool = CacheLayout::flat(
-        batch.pages * batch.page_size,
-        batch.kv_heads,
-        batch.head_dim,
-    );
-    check_caches(
-        &batch,
-        "flat",
-        KvCacheLayout::separate(pool, pool),
-        &[&golden],
-    );
+fn caches_of_codes_are_those_of_engines() {
+    let ragged = Batch::read("ragged");
+    for name in [
+        "e4m3_tensor",
+        "e4m3_heads",
+        "e4m3_inverse",
+        "e4m3_token_head",
+        "e4m3_token_head_inline",
+        "int8_token_head",
+        "e4m3_groups_f32",
+        "e4m3_groups_e8m0_up",
+        "e4m3_groups_e8m0_down",
+    ] {
+        let golden = Golden::read("torch-append", &format!("ragged_{name}"));
+        check_caches(&ragged, name, &golden.case, &[&golden]);
+    }
 }
 
 #[test]
-fn a_latent_cache_is_deepseeks() {
+fn latent_caches_are_those_of_deepseek() {
     let input = Golden::read("torch-append", "latent_input");
-    let golden = Golden::read("torch-append", "latent");
-    let tokens = input.tensor::<i64>("position_ids").len();
-    let cache = CacheLayout::paged_nhd(
-        input.number("pages"),
-        input.number("page_size"),
-        1,
-        512 + 64,
-    );
+    let [pages, page_size] = ["pages", "page_size"].map(|key| input.number(key));
+    let [k_pe, latent] = ["k_pe", "latent"].map(|name| input.tensor::<bf16>(name));
+    let [position_ids, slots] =
+        ["position_ids", "slot_mapping"].map(|name| input.tensor::<i64>(name));
+    let tokens = position_ids.len();
+    let q_rotated = Golden::read("torch-append", "latent").tensor("q_rotated");
     let rotator = Host::new().rotator(&quarter_turns(32, input.text("pairing")));
-    let plan = rotator
-        .plan(
-            &Problem::new(Dtype::Bf16)
-                .q(Layout::tokens(tokens, 2, 192).with_rotary_offset(128))
-                .k_to_cache(Layout::tokens(tokens, 1, 64))
-                .v_to_cache(Layout::tokens(tokens, 1, 512))
-                .cache(KvCacheLayout::one_buffer((
-                    cache.dims(512..576),
-                    cache.dims(0..512),
-                ))),
-        )
-        .unwrap();
-    let [mut q, k_pe, latent] = ["q", "k_pe", "latent"].map(|name| input.tensor::<bf16>(name));
-    let expected = golden.tensor::<bf16>("kv");
-    let untouched = bf16::from_f64(golden.case["untouched"].as_f64().unwrap());
-    let mut kv = vec![untouched; expected.len()];
-    let (positions, slots) = (
-        input.tensor::<i64>("position_ids"),
-        input.tensor::<i64>("slot_mapping"),
-    );
-    let stored = rotator
-        .append(
-            &plan,
-            Some((&mut q).into()),
-            Some((&k_pe).into()),
-            Some((&latent).into()),
-            HostKvCache::OneBuffer(&mut kv),
-            Positions::per_token(&positions),
-            Slots::mapping(&slots),
-        )
-        .unwrap();
-    assert_eq!(stored, Stored::All);
-    assert_bits(&kv, &expected, "the cache");
-    assert_bits(&q, &golden.tensor("q_rotated"), "q");
+    for name in ["latent", "latent_e4m3", "latent_656"] {
+        let golden = Golden::read("torch-append", name);
+        let plain = KvCacheLayout::latent(pages, page_size, 512, 64);
+        let given = golden.find::<f32>("k_scales");
+        let cache = match name {
+            "latent_656" => {
+                let floor = golden.case["floor"].as_f64().unwrap() as f32;
+                KvCacheLayout::latent_e4m3(pages, page_size, floor)
+            }
+            _ => match codes(&golden.case, ScaleLayout::tokens_heads(0, 0, 0)) {
+                Some(codes) => plain.with_codes(codes),
+                None => plain,
+            },
+        };
+        let problem = Problem::new(Dtype::Bf16)
+            .q(Layout::tokens(tokens, 2, 192).with_rotary_offset(128))
+            .k_to_cache(Layout::tokens(tokens, 1, 64))
+            .v_to_cache(Layout::tokens(tokens, 1, 512))
+            .cache(cache);
+        let plan = rotator.plan(&problem).unwrap();
+        let mut q = input.tensor::<bf16>("q");
+        let mut kv = golden.untouched("kv");
+        let weights = || match &given {
+            Some(scales) => HostWeights::new().scales(&scales[..]),
+            None => HostWeights::new(),
+        };
+        let step = HostStep::new(Positions::per_token(&position_ids))
+            .q(&mut q)
+            .k(&k_pe)
+            .v(&latent)
+            .kv_cache(&mut kv)
+            .slots(Slots::mapping(&slots))
+            .k_weights(weights())
+            .v_weights(weights());
+        assert_eq!(rotator.step(&plan, step), Ok(Stored::All), "{name}");
+        assert_bytes(&kv, &golden.data("kv").unwrap(), name);
+        assert_bits(&q, &q_rotated, name);
+    }
 }
 
 /// A norm of heads as a golden describes it.
@@ -390,7 +508,8 @@ impl Norm {
         })
     }
 
-    fn phasor(&self) -> HeadNorm {
+    /// Each of the peer's steps rounds to the type.
+    fn stages(&self) -> Stages {
         let mut norm = match self.layer {
             true => HeadNorm::layer(self.eps as f32),
             false => HeadNorm::rms(self.eps as f32),
@@ -402,7 +521,10 @@ impl Norm {
         if self.round_before_weight {
             norm = norm.round_before_weight();
         }
-        norm
+        match self.after_rotation {
+            true => Stages::new().norm_after_rotation(norm),
+            false => Stages::new().norm(norm.round_after()),
+        }
     }
 }
 
@@ -424,53 +546,29 @@ struct Stream<'a, T> {
 }
 
 impl<T: Element + Stock> Stream<'_, T> {
-    /// What the stages make of it, one after the other.
-    fn stages(&self) -> Vec<T> {
-        let row = self.heads * self.head_dim;
-        let mut x = self.x.clone();
-        for (at, x) in x.iter_mut().enumerate() {
-            if let Some(bias) = &self.bias {
-                *x = T::narrow(x.widen() + bias[at % row].widen());
-            }
+    fn stages(&self) -> Stages {
+        let mut stages = self.norm.map_or(Stages::new(), |norm| norm.stages());
+        if self.bias.is_some() {
+            stages = stages.bias();
         }
-        let norm = |x: &mut [T], after: bool| {
-            let Some(norm) = self.norm.filter(|norm| norm.after_rotation == after) else {
-                return;
-            };
-            for token in x.chunks_exact_mut(row) {
-                (norm.phasor())
-                    .apply(
-                        token,
-                        self.head_dim,
-                        self.weight.as_deref(),
-                        self.beta.as_deref(),
-                    )
-                    .unwrap();
-            }
-        };
-        norm(&mut x, false);
-        if let Some((config, first)) = self.rotates {
-            let layout = Layout::tokens(self.position_ids.len(), self.heads, self.head_dim);
-            let rotator = Host::new().rotator(&config.rope().unwrap());
-            let plan = rotator
-                .plan(&Problem::new(<T as Element>::DTYPE).q(layout.with_rotary_offset(first)))
-                .unwrap();
-            let positions = Positions::per_token(self.position_ids);
-            rotator
-                .rotate(&plan, Some((&mut x[..]).into()), None, positions)
-                .unwrap();
-        }
-        norm(&mut x, true);
         if let Some((slope, interval)) = self.temperature {
-            for (token, &position) in x.chunks_exact_mut(row).zip(self.position_ids) {
-                let n = ((position + 1) as f64 / interval).floor();
-                let factor = (1.0 + slope * n.ln_1p()) as f32;
-                token
-                    .iter_mut()
-                    .for_each(|x| *x = T::narrow(x.widen() * factor));
-            }
+            stages = stages.temperature(slope as f32, interval as u32);
         }
-        x
+        stages
+    }
+
+    fn weights(&self) -> HostWeights<'_, T> {
+        let mut weights = HostWeights::new();
+        if let Some(bias) = &self.bias {
+            weights = weights.bias(&bias[..]);
+        }
+        if let Some(weight) = &self.weight {
+            weights = weights.norm(&weight[..]);
+        }
+        if let Some(beta) = &self.beta {
+            weights = weights.norm_bias(&beta[..]);
+        }
+        weights
     }
 
     /// What each element's error is a part of, in two: of the peer's roundings, and of its angles
@@ -549,13 +647,12 @@ impl<T: Element + Stock> Stream<'_, T> {
 
     /// The largest difference, beside that of the peer's angles, in roundings to the type; and how many
     /// values are equal, of how many.
-    fn difference(&self) -> (f64, [usize; 2]) {
+    fn difference(&self, got: &[T]) -> (f64, [usize; 2]) {
         let rounding = match <T as Element>::DTYPE {
             Dtype::F32 => 2f64.powi(-24),
             Dtype::F16 => 2f64.powi(-11),
             _ => 2f64.powi(-8),
         };
-        let got = self.stages();
         assert_eq!(got.len(), self.expected.len(), "{}", self.name);
         let sizes = self.sizes();
         let dims = self.peers_dims();
@@ -582,7 +679,8 @@ impl<T: Element + Stock> Stream<'_, T> {
     }
 }
 
-/// The largest difference of each stream of a golden.
+/// Performs the step of a golden in one call: q in place, the others to caches. Returns the difference of
+/// each stream.
 fn differences<T: Element + Stock>(golden: &Golden) -> Vec<(String, (f64, [usize; 2]))> {
     let case = &golden.case;
     let model = ModelConfig::from_hf_config(&case["config"].to_string()).unwrap();
@@ -590,32 +688,26 @@ fn differences<T: Element + Stock>(golden: &Golden) -> Vec<(String, (f64, [usize
     assert_eq!(rope.is_some(), case["rotates"].as_bool().unwrap());
     let position_ids = golden.tensor::<i64>("position_ids");
     let tokens = position_ids.len();
-    let temperature = (case["temperature"].as_object()).map(|t| {
-        (
-            t["attn_scale"].as_f64().unwrap(),
-            t["floor_scale"].as_f64().unwrap(),
-        )
-    });
-    let v_from_k = case["v_from_k"].as_bool().unwrap();
+    let latent = golden.has("latent");
+    let head_dim = *golden.shape("q").last().unwrap();
 
+    // Dims of the heads of a tensor, and how they look in its layout.
     let stream = |name: &str, given: &str, expected: &str, dims: std::ops::Range<usize>| {
-        // Parts of heads of one stream.
-        let part = |x: Vec<T>, whole: usize| -> Vec<T> {
-            let heads = x.chunks_exact(whole);
-            heads
-                .flat_map(|head| &head[dims.clone()])
-                .copied()
-                .collect()
-        };
         let shape = golden.shape(given);
         let whole = *shape.last().unwrap();
-        let x = part(golden.tensor(given), whole);
-        Stream {
+        let x: Vec<T> = (golden.tensor(given).chunks_exact(whole))
+            .flat_map(|head| head[dims.clone()].to_vec())
+            .collect();
+        let heads = x.len() / tokens / dims.len();
+        let layout = Layout::tokens(tokens, heads, dims.len())
+            .with_strides(0, heads * whole, whole)
+            .with_offset(dims.start);
+        let stream = Stream {
             name: format!("{} {name}", golden.text("name")),
-            heads: x.len() / tokens / dims.len(),
+            heads,
             head_dim: dims.len(),
             x,
-            expected: golden.tensor(expected),
+            expected: golden.find(expected).unwrap_or_default(),
             bias: golden.find(&format!("{name}_bias")),
             norm: Norm::read(&case[format!("{name}_norm")]),
             weight: golden.find(&format!("{name}_norm.weight")),
@@ -623,33 +715,77 @@ fn differences<T: Element + Stock>(golden: &Golden) -> Vec<(String, (f64, [usize
             rotates: None,
             temperature: None,
             position_ids: &position_ids,
+        };
+        (stream, layout)
+    };
+    let (mut q, q_layout) = stream("q", "q", "q_attention", 0..head_dim);
+    let [(mut k, k_layout), (v, v_layout)] = match latent {
+        false => {
+            let from = if golden.has("v") { "v" } else { "k" };
+            assert!(golden.has("v") || !golden.has("v_cache") || case["v_from_k"] == true);
+            [
+                stream("k", "k", "k_cache", 0..head_dim),
+                stream("v", from, "v_cache", 0..head_dim),
+            ]
+        }
+        true => {
+            let rank = *golden.shape("latent_cache").last().unwrap();
+            let whole = *golden.shape("latent").last().unwrap();
+            [
+                stream("k_pe", "latent", "k_pe_cache", rank..whole),
+                stream("latent", "latent", "latent_cache", 0..rank),
+            ]
         }
     };
-    let head_dim = *golden.shape("q").last().unwrap();
-    let mut streams = vec![stream("q", "q", "q_attention", 0..head_dim)];
-    // The rotated part of q's heads in latent attention is the last.
-    let rotary_dim = rope.map_or(0, RopeConfig::rotary_dim);
-    let latent = golden.has("latent");
-    let first = if latent { head_dim - rotary_dim } else { 0 };
-    streams[0].rotates = rope.map(|rope| (rope, first));
-    streams[0].temperature = temperature;
-    if latent {
-        let rank = *golden.shape("latent_cache").last().unwrap();
-        streams.push(stream("latent", "latent", "latent_cache", 0..rank));
-        let mut k_pe = stream("k_pe", "latent", "k_pe_cache", rank..rank + rotary_dim);
-        k_pe.rotates = rope.map(|rope| (rope, 0));
-        streams.push(k_pe);
-    } else {
-        let mut k = stream("k", "k", "k_cache", 0..head_dim);
-        k.rotates = rope.map(|rope| (rope, first));
-        streams.push(k);
-        if golden.has("v_cache") {
-            let from = if v_from_k { "k" } else { "v" };
-            streams.push(stream("v", from, "v_cache", 0..head_dim));
-        }
-    }
-    (streams.iter())
-        .map(|stream| (stream.name.clone(), stream.difference()))
+    // In latent attention the last of q's dims rotate.
+    let first = rope.map_or(0, |rope| match latent {
+        true => head_dim - rope.rotary_dim(),
+        false => 0,
+    });
+    q.rotates = rope.map(|rope| (rope, first));
+    k.rotates = rope.map(|rope| (rope, 0));
+    q.temperature = (case["temperature"].as_object())
+        .map(|t| ["attn_scale", "floor_scale"].map(|key| t[key].as_f64().unwrap()))
+        .map(|[slope, interval]| (slope, interval));
+    let stages = |stream: &Stream<T>| match rope {
+        Some(_) => stream.stages(),
+        None => stream.stages().without_rotation(),
+    };
+
+    let cache = |stream: &Stream<T>| CacheLayout::flat(tokens, stream.heads, stream.head_dim);
+    let problem = Problem::new(<T as Element>::DTYPE)
+        .q(q_layout.with_rotary_offset(first))
+        .k_to_cache(k_layout)
+        .v_to_cache(v_layout)
+        .q_stages(stages(&q))
+        .k_stages(stages(&k))
+        .v_stages(v.stages())
+        .cache(KvCacheLayout::separate(cache(&k), cache(&v)))
+        .longer_buffers();
+    // A layer that does not rotate is in a model that does.
+    let rope = rope.or(model.rope().ok()).unwrap();
+    let rotator = Host::new().rotator(&rope.rope().unwrap());
+    let plan = rotator.plan(&problem).unwrap();
+    let mut q_now = golden.tensor::<T>("q");
+    let k_source = golden.tensor::<T>(if latent { "latent" } else { "k" });
+    let v_source = golden.find::<T>("v").unwrap_or(k_source.clone());
+    let [mut k_cache, mut v_cache] = [&k, &v].map(|stream| vec![T::default(); stream.x.len()]);
+    let slots: Vec<i64> = (0..tokens as i64).collect();
+    let step = HostStep::new(Positions::per_token(&position_ids))
+        .q(&mut q_now)
+        .k(&k_source)
+        .v(&v_source)
+        .k_cache(&mut k_cache[..])
+        .v_cache(&mut v_cache[..])
+        .slots(Slots::mapping(&slots))
+        .q_weights(q.weights())
+        .k_weights(k.weights())
+        .v_weights(v.weights());
+    assert_eq!(rotator.step(&plan, step), Ok(Stored::All));
+    [(q, q_now), (k, k_cache), (v, v_cache)]
+        .into_iter()
+        .filter(|(stream, _)| !stream.expected.is_empty())
+        .map(|(stream, got)| (stream.name.clone(), stream.difference(&got)))
         .collect()
 }
 
@@ -667,6 +803,10 @@ fn heads_are_those_of_transformers() {
             other => panic!("{other}"),
         };
         for (stream, (worst, equal)) in differences {
+            println!(
+                "{name} {stream}: {worst:.2} {:.3}",
+                equal[0] as f64 / equal[1] as f64
+            );
             // In f32: the order of sums, and 4 operations of the rotation and 2 of the norm that round.
             // In 16 bits each of these rounds in the peer, if it has the type; here the stages do.
             let most = if name.ends_with("_f32") { 6.0 } else { 4.0 };
@@ -675,8 +815,6 @@ fn heads_are_those_of_transformers() {
             let once = [
                 "olmo2 q",
                 "olmo2 k",
-                "llama4 q",
-                "llama4 k",
                 "llama4_temperature q",
                 "llama4_temperature_far q",
                 "deepseek_v3 latent",
@@ -704,6 +842,7 @@ fn a_paged_cache_of_all_layers_is_that_of_max() {
         "store_interleaved_bf16_quarters",
         "store_interleaved_bf16_theta",
         "store_position_ids_bf16_quarters",
+        "cached_keys_bf16_quarters",
     ] {
         let golden = Golden::read("max-append", file);
         match golden.text("dtype") {
@@ -715,8 +854,7 @@ fn a_paged_cache_of_all_layers_is_that_of_max() {
 }
 
 fn check_max<T: Element + Stock>(golden: &Golden, name: &str) {
-    let [heads, kv_heads, head_dim] =
-        ["heads", "kv_heads", "head_dim"].map(|key| golden.number(key));
+    let [kv_heads, head_dim] = ["kv_heads", "head_dim"].map(|key| golden.number(key));
     let pairing = match golden.case["interleaved"].as_bool().unwrap() {
         true => "interleaved",
         false => "half_split",
@@ -734,22 +872,9 @@ fn check_max<T: Element + Stock>(golden: &Golden, name: &str) {
     let cache = CacheLayout::paged_nhd(pages, page_size, kv_heads, head_dim)
         .of_layer(layers, golden.number("layer"))
         .in_pairs_of_pages();
-    let [tokens, ..] = golden.shape("qkv")[..] else {
+    let [tokens, heads, _] = golden.shape("q")[..] else {
         panic!("{name}");
     };
-    let total = heads + 2 * kv_heads;
-    let k = heads + kv_heads;
-    let [q, k, v] = [0..heads, heads..k, k..total]
-        .map(|range| Layout::packed_heads(1, tokens, total, head_dim, range));
-    let problem = Problem::new(<T as Element>::DTYPE)
-        .q(q)
-        .k_to_cache(k)
-        .v_to_cache(v)
-        .cache(KvCacheLayout::one_buffer(cache))
-        .one_buffer();
-    let rotator = Host::new().rotator(&rope);
-    let plan = rotator.plan(&problem).unwrap();
-
     let [lengths, row_offsets, table] =
         ["cache_lengths", "input_row_offsets", "lookup_table"].map(|n| golden.tensor::<i32>(n));
     let position_ids = golden.find::<i32>("position_ids");
@@ -758,22 +883,59 @@ fn check_max<T: Element + Stock>(golden: &Golden, name: &str) {
         None => Positions::start_per_sequence(&lengths),
     };
     let expected = golden.tensor::<T>("kv_blocks");
-    let untouched = T::narrow(golden.case["untouched"].as_f64().unwrap() as f32);
-    let mut got = vec![untouched; expected.len()];
-    let mut buffer = golden.tensor::<T>("qkv");
-    let stored = rotator
-        .append_one_buffer(
-            &plan,
-            &mut buffer,
-            HostKvCache::OneBuffer(&mut got),
-            positions.cu_seqlens(&row_offsets),
-            Slots::page_table(&table, &lengths),
-        )
-        .unwrap();
-    assert_eq!(stored, Stored::All, "{name}");
-    for row in buffer.chunks_exact(total * head_dim) {
-        got.extend_from_slice(&row[..heads * head_dim]);
+    let elsewhere = Layout::tokens(tokens, heads, head_dim);
+    let problem = Problem::new(<T as Element>::DTYPE);
+    let rotator = Host::new().rotator(&rope);
+    let qkv = golden.tensor::<T>("qkv");
+    let mut q = vec![T::default(); tokens * heads * head_dim];
+    let step = HostStep::new(positions.cu_seqlens(&row_offsets))
+        .slots(Slots::page_table(&table, &lengths));
+    let mut got;
+    if let Some(before) = golden.find::<T>("kv_blocks_before") {
+        // Keys that are in the cache already.
+        let mut keys = Vec::new();
+        for (sequence, ends) in row_offsets.windows(2).enumerate() {
+            for place in 0..(ends[1] - ends[0]) as usize {
+                let place = lengths[sequence] as usize + place;
+                let columns = table.len() / lengths.len();
+                let page = table[sequence * columns + place / page_size] as usize;
+                let [page_stride, slot_stride, _] = cache.0.strides();
+                let at = cache.0.offset() + page * page_stride + place % page_size * slot_stride;
+                keys.extend_from_slice(&before[at..][..kv_heads * head_dim]);
+            }
+        }
+        let problem = problem
+            .q((elsewhere, elsewhere))
+            .k_to_cache(Layout::tokens(tokens, kv_heads, head_dim))
+            .cache(KvCacheLayout::k(cache.0))
+            .longer_buffers();
+        let plan = rotator.plan(&problem).unwrap();
+        got = before;
+        let step = step.q((&qkv[..], &mut q)).k(&keys).k_cache(&mut got[..]);
+        assert_eq!(rotator.step(&plan, step), Ok(Stored::All), "{name}");
+    } else {
+        let total = heads + 2 * kv_heads;
+        let k = heads + kv_heads;
+        let [q_window, k, v] = [0..heads, heads..k, k..total]
+            .map(|range| Layout::packed_heads(1, tokens, total, head_dim, range));
+        let problem = problem
+            .q((q_window, elsewhere))
+            .k_to_cache(k)
+            .v_to_cache(v)
+            .cache(KvCacheLayout::one_buffer(cache))
+            .packed();
+        let plan = rotator.plan(&problem).unwrap();
+        let untouched = T::narrow(golden.case["untouched"].as_f64().unwrap() as f32);
+        got = vec![untouched; expected.len()];
+        let mut buffer = qkv.clone();
+        let step = step
+            .buffer(&mut buffer[..])
+            .q_to(&mut q)
+            .kv_cache(&mut got[..]);
+        assert_eq!(rotator.step(&plan, step), Ok(Stored::All), "{name}");
+        assert!(buffer == qkv, "{name}");
     }
+    got.extend_from_slice(&q);
     let expected = [expected, golden.tensor::<T>("q")].concat();
     assert_eq!(got.len(), expected.len());
     // MAX's tables have the type, and each operation rounds to it.

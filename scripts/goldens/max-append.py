@@ -25,8 +25,9 @@ turns i + 1 quarters per position. The latter are exact in every type, and met b
 What does not run on a CPU in this version
 ------------------------------------------
 - rope_split_store_ragged with q_norm_weight: no kernel is registered for its op.
-- rope_split_store_ragged and fused_qk_ragged_rope with mrope_section, fused_qk_ragged_rms_norm and
-  fused_qk_rms_norm_rope_ragged do not compile.
+- fused_qk_ragged_rms_norm and fused_qk_rms_norm_rope_ragged: their kernels are launched on GPUs
+  only, and do not compile for a CPU.
+- rope_split_store_ragged and fused_qk_ragged_rope with mrope_section do not compile.
 - rope_split_store_ragged reads a table that is narrower than the head as if it were as wide, and so
   takes other rows.
 

@@ -39,8 +39,9 @@ the file has -1 for some tokens more) in its "case". Where nothing was stored, e
     q_codes, q_scale    the rotated queries as codes
 
 and "codes", "form" (divide or multiply), "floor", "group", "scale_rounding" say how codes are
-made. Latent caches have "latent_input" in place of a batch: q [tokens, heads, 192] whose last
-64 rotate, latent [tokens, 512], k_pe [tokens, 64].
+made; "inline" that scales lie behind the codes of each head. Latent caches have "latent_input" in
+place of a batch: q [tokens, heads, 192] whose last 64 rotate, latent [tokens, 512], k_pe
+[tokens, 64]; the first of them has q_rotated.
 
 How to run
 ----------
@@ -219,7 +220,10 @@ def quantized(batch):
     page, slot = batch.slot_mapping[keep] // batch.page_size, batch.slot_mapping[keep] % batch.page_size
     k, v = batch.k[keep], batch.v[keep]
     nb, bs, heads, dim = batch.pages, batch.page_size, batch.kv_heads, batch.head_dim
-    case = {"batch": batch.name, "slots": "mapping", "untouched_byte": UNTOUCHED_BYTE}
+    case = {
+        "batch": batch.name, "slots": "mapping", "untouched": UNTOUCHED,
+        "untouched_byte": UNTOUCHED_BYTE,
+    }
 
     def stored(codes, layout="nhd"):
         if layout == "hnd":

@@ -2,7 +2,7 @@
 //!
 //! The launch is the one that the driver would get: same kernel name, grid, block and parameter
 //! bytes. Random cases print their seed; `PHASOR_TEST_SEED` repeats a run. `PHASOR_EXTRA_PTX` names
-//! a folder of further PTX to hold to the same (`rope_f32.ptx`, `rope_f16.ptx`, `rope_bf16.ptx`).
+//! a folder of further PTX to hold to the same (`rope_f32.ptx` and so on, one file for each module).
 
 #[path = "support/append_cases.rs"]
 mod append_cases;

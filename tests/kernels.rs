@@ -2,7 +2,7 @@
 //!
 //! The launch is the one that the driver would get: same kernel name, grid, block and parameter
 //! bytes. Random cases print their seed; `PHASOR_TEST_SEED` repeats a run. `PHASOR_EXTRA_PTX` names
-//! a folder of further PTX to hold to the same (`rope_f32.ptx`, `rope_f16.ptx`, `rope_bf16.ptx`).
+//! a folder of further PTX to hold to the same (`rope_f32.ptx` and so on, one file for each module).
 
 #[path = "support/append_cases.rs"]
 mod append_cases;
@@ -21,12 +21,14 @@ use kernel_cases::{
     Case, Elements, Rng, TensorCase, TestPositions, Values, Wish, bytes, random_case,
     random_elements,
 };
-use phasor::launch::{Kernel, LaunchMode};
+use phasor::launch::{Family, Kernel, LaunchMode};
 use phasor::{
     CacheLayout, CosSinTable, Dtype, Frequencies, IdType, InOut, Isa, KvCacheLayout, Layout,
     OutOfRange, Pairing, PositionKind, Problem, Rope,
 };
 use ptx_backend::{COMPUTE_75, COMPUTE_80, COMPUTE_90, Image, Run, modules, texts_of};
+use std::collections::HashSet;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use suite::{Subject, checks};
 
@@ -94,6 +96,7 @@ fn random_appends_equal_the_host_bit_for_bit() {
     let first = seed();
     println!("PHASOR_TEST_SEED={first:#x}");
     let images = Image::all();
+    let seen = Mutex::new(HashSet::new());
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
@@ -115,11 +118,19 @@ fn random_appends_equal_the_host_bit_for_bit() {
                             image.name()
                         );
                         assert!(run.triggers, "{}, seed {seed:#x}", image.name());
+                        seen.lock().unwrap().extend(run.kernel);
                     }
                 }
             });
         }
     });
+    let seen = seen.into_inner().unwrap();
+    for kernel in Dtype::ALL
+        .map(|dtype| Kernel::all(Family::Append, dtype))
+        .concat()
+    {
+        assert!(seen.contains(&kernel), "no case has {}", kernel.name());
+    }
 }
 
 /// A call that appends tokens of sequences of these lengths, and padding behind them.

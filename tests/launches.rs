@@ -1,9 +1,12 @@
 //! Which kernel a call is launched with, and how the launch stands to earlier work.
 
-use phasor::call::{Addresses, AngleAddresses, Call, RawPositions, TensorAddresses};
+use phasor::call::{
+    Addresses, AngleAddresses, CacheAddresses, Call, RawPositions, RawSlots, TensorAddresses,
+};
 use phasor::launch::{Family, Kernel, LaunchMode, Target};
 use phasor::{
-    Dtype, Frequencies, FrequencyRows, IdType, Ids, InOut, Layout, Pairing, Plan, Problem, Rope,
+    CacheLayout, Dtype, Error, Frequencies, FrequencyRows, IdType, Ids, InOut, KvCacheLayout,
+    Layout, Pairing, Plan, Problem, Rope,
 };
 use std::collections::HashSet;
 
@@ -157,6 +160,180 @@ fn angles_are_formed_before_the_wait_where_nothing_is_read_for_them() {
             assert_eq!(before, u32::from(before_wait), "{mode:?} {positions:?}");
         }
         assert!(!call.launch(&Target::new(132)).dependent);
+    }
+}
+
+/// A call that appends at these addresses of k's cache, from start 0 unless told.
+fn appends(problem: &Problem, cache: u64, positions: RawPositions, slots: RawSlots) -> Call {
+    let tensor = TensorAddresses {
+        source: 4096,
+        destination: 1 << 20,
+    };
+    let addresses = Addresses {
+        q: tensor,
+        k: tensor,
+        v: tensor,
+        angles: AngleAddresses::Steps {
+            steps: 4096,
+            factors: 8192,
+        },
+        positions,
+        cache: Some(CacheAddresses {
+            k: cache,
+            v: 1 << 30,
+            slots,
+            report: 1 << 12,
+        }),
+    };
+    let plan = Plan::new(&rope(32, Pairing::HalfSplit), problem).unwrap();
+    plan.call(&addresses).unwrap().unwrap()
+}
+
+fn mapping() -> RawSlots {
+    RawSlots::mapping(Ids::at(1 << 16, IdType::I64, 5))
+}
+
+#[test]
+fn what_more_than_rotates_is_launched_as_append() {
+    let whole = rope(32, Pairing::HalfSplit);
+    let heads = Layout::tokens(5, 2, 64);
+    let offsets = RawPositions::start(0).cu_seqlens(Ids::at(1 << 16, IdType::I32, 3));
+    let plain = Problem::new(Dtype::F16).q(heads).k(heads);
+    let family = |problem: &Problem, positions| {
+        let call = call(&whole, problem, 4096, positions);
+        call.launch(&Target::new(132)).kernel.family
+    };
+    assert_eq!(family(&plain, RawPositions::start(0)), Family::Rope);
+    assert_eq!(family(&plain, offsets), Family::Append);
+    let with_v = plain.v(heads, heads);
+    assert_eq!(family(&with_v, RawPositions::start(0)), Family::Append);
+    let cache = CacheLayout::paged_nhd(3, 4, 2, 64);
+    for problem in [
+        plain.cache(KvCacheLayout::k(cache)),
+        Problem::new(Dtype::F16)
+            .q(heads)
+            .v_to_cache(heads)
+            .cache(KvCacheLayout::v(cache)),
+    ] {
+        let call = appends(&problem, 4096, RawPositions::start(0), mapping());
+        assert_eq!(call.launch(&Target::new(132)).kernel.family, Family::Append);
+    }
+}
+
+#[test]
+fn vectors_serve_caches_that_hold_them_whole() {
+    let heads = Layout::tokens(5, 2, 64);
+    let dense = CacheLayout::paged_nhd(3, 4, 2, 64);
+    let packed = |x| CacheLayout::paged_packed(3, 4, 2, 64, x);
+    let some = Some(Pairing::HalfSplit);
+    for dtype in Dtype::ALL {
+        let size = dtype.size() as u64;
+        for (layout, at, expected) in [
+            (dense, 0, some),
+            (dense, 4, some),
+            (dense, 1, None),
+            (dense, 2, None),
+            (dense.with_offset(2), 2, some),
+            (dense.with_offset(2), 0, None),
+            (CacheLayout::paged_hnd(3, 4, 2, 64), 0, some),
+            (dense.with_strides(514, 128, 64), 0, None),
+            (dense.with_strides(516 * 2, 130, 64), 0, None),
+            (dense.with_strides(516 * 2, 132, 66), 0, None),
+            (packed(16), 0, some),
+            (packed(4), 0, some),
+            (packed(2), 0, None),
+            (CacheLayout::paged_transposed(3, 4, 2, 64), 0, None),
+            (
+                packed(4).with_blocks(4, 18).with_strides(8000, 4, 2000),
+                0,
+                None,
+            ),
+        ] {
+            // SAFETY: nothing is written at the addresses.
+            let problem = unsafe { Problem::new(dtype).q(heads).assume_disjoint() };
+            let problem = problem.k_to_cache(heads).cache(KvCacheLayout::k(layout));
+            let call = appends(
+                &problem,
+                4096 + at * size,
+                RawPositions::start(0),
+                mapping(),
+            );
+            let kernel = call.launch(&Target::new(132)).kernel;
+            assert_eq!(kernel.pairing, expected, "{layout:?} {at}");
+        }
+    }
+    // A head is carried in whole vectors.
+    let odd = Layout::tokens(5, 2, 66).with_strides(0, 160, 80);
+    let cache = CacheLayout::paged_nhd(3, 4, 2, 66).with_strides(640, 160, 80);
+    let problem = Problem::new(Dtype::F16).k(odd);
+    let call = appends(
+        &problem.cache(KvCacheLayout::k(cache)),
+        4096,
+        RawPositions::start(0),
+        mapping(),
+    );
+    assert_eq!(call.launch(&Target::new(132)).kernel.pairing, None);
+}
+
+#[test]
+fn slots_are_looked_up_before_the_wait_where_they_are_promised() {
+    let heads = Layout::tokens(5, 2, 64);
+    let cache = KvCacheLayout::k(CacheLayout::paged_nhd(3, 4, 2, 64));
+    let problem = Problem::new(Dtype::F16).k_to_cache(heads).cache(cache);
+    let ids = |len| Ids::at(1 << 16, IdType::I64, len);
+    let start = RawPositions::start(9);
+    for (positions, slots) in [
+        (start, mapping()),
+        (start, RawSlots::sequences(ids(1))),
+        (start, RawSlots::page_table(ids(4), ids(1))),
+        (
+            start.cu_seqlens(ids(2)),
+            RawSlots::page_indices(ids(2), ids(7), ids(1)),
+        ),
+    ] {
+        let call = appends(&problem, 4096, positions, slots);
+        for (mode, before_wait) in [
+            (LaunchMode::Ordinary, 0),
+            (LaunchMode::Dependent, 0),
+            (LaunchMode::DependentPositionsSettled, 1),
+        ] {
+            let launch = call.launch(&Target::new(132).with_mode(mode));
+            assert_eq!(launch.params.angles_before_wait, before_wait, "{mode:?}");
+        }
+    }
+}
+
+#[test]
+fn heads_too_wide_for_a_grid_are_refused() {
+    for (dims, fits) in [(2 * 64 * 65_535, true), (2 * 64 * 65_535 + 2, false)] {
+        let heads = Layout::tokens(5, 1, dims);
+        let problem = Problem::new(Dtype::F16).q(heads);
+        let plan = Plan::new(&rope(32, Pairing::HalfSplit), &problem).unwrap();
+        let addresses = Addresses {
+            q: TensorAddresses {
+                source: 4096,
+                destination: 4096,
+            },
+            k: TensorAddresses::default(),
+            v: TensorAddresses::default(),
+            angles: AngleAddresses::Steps {
+                steps: 4096,
+                factors: 8192,
+            },
+            positions: RawPositions::start(0).cu_seqlens(Ids::at(1 << 16, IdType::I32, 2)),
+            cache: None,
+        };
+        match plan.call(&addresses) {
+            Ok(call) => {
+                assert!(fits);
+                let grid = call.unwrap().launch(&Target::new(132)).grid;
+                assert!(grid[2] <= 65_535);
+            }
+            Err(error) => {
+                assert!(!fits);
+                assert!(matches!(error, Error::LayoutTooLarge { .. }), "{error}");
+            }
+        }
     }
 }
 

@@ -29,10 +29,10 @@ use cudarc::driver::{
 pub use crate::launch::LaunchMode;
 pub use image::KernelImage;
 
-use crate::call::{Addresses, AngleAddresses, RawPositions, TensorAddresses};
+use crate::call::{Addresses, AngleAddresses, CacheAddresses, RawPositions, TensorAddresses};
 use crate::element::{Dtype, Element};
 use crate::ids::{Id, Ids};
-use crate::launch::Target;
+use crate::launch::{Family, Target};
 use crate::plan::{InOut, Plan, PlannedTensor, Problem};
 use crate::positions::PositionsIn;
 use crate::{Angles, Error, Rope};
@@ -149,6 +149,23 @@ impl Cuda {
             && self
                 .kernels(dtype)
                 .is_some_and(|kernels| kernels.can_depend)
+    }
+
+    /// Loads the kernels that append, of element types that this was opened for. They are else loaded when
+    /// the first plan with values or a cache is made, or by the first call with `cu_seqlens`: load them
+    /// before such a call is captured in a graph.
+    ///
+    /// # Errors
+    /// [`Error::DtypeNotLoaded`], [`Error::KernelImage`], [`Error::Driver`].
+    pub fn load_append(&self, dtypes: &[Dtype]) -> Result<(), Error> {
+        for &dtype in dtypes {
+            let kernels = self.kernels(dtype).ok_or(Error::DtypeNotLoaded { dtype })?;
+            self.context()
+                .bind_to_thread()
+                .during("binding the context")?;
+            kernels.functions(Family::Append)?;
+        }
+        Ok(())
     }
 
     /// Copies the angles of a rotation to the device and waits for that.
@@ -318,10 +335,14 @@ impl CudaRotator {
     /// Checks a problem; the plan serves any number of calls.
     ///
     /// # Errors
-    /// Those of [`Plan::new`]; [`Error::DtypeNotLoaded`].
+    /// Those of [`Plan::new`]; [`Error::DtypeNotLoaded`]; with values or a cache, those of
+    /// [`Cuda::load_append`].
     pub fn plan(&self, problem: &Problem) -> Result<Plan, Error> {
         let plan = Plan::new(&self.inner.rope, problem)?;
         self.loaded(plan.dtype())?;
+        if !plan.template.rotates_only() {
+            self.cuda().load_append(&[plan.dtype()])?;
+        }
         Ok(plan)
     }
 
@@ -421,8 +442,37 @@ impl CudaRotator {
             return Err(Error::PlanMismatch);
         }
         plan.check_rotates_only()?;
+        let v = TensorAddresses::default();
         // SAFETY: the caller's.
-        unsafe { self.enqueue(stream, plan, [q, k], positions) }
+        unsafe { self.enqueue(stream, plan, [q, k, v], positions, None) }
+    }
+
+    /// Enqueues a call that appends: as [`HostRotator::append_raw`](crate::HostRotator::append_raw), on a
+    /// raw stream and raw addresses of the device.
+    ///
+    /// Where several tokens of a call have one slot, what it holds is of those tokens, but which dim is of
+    /// which one is not specified.
+    ///
+    /// # Errors
+    /// [`Error::PlanMismatch`], [`Error::DtypeNotLoaded`], [`Error::KernelImage`], [`Error::Driver`], and
+    /// those of [`Plan::call`].
+    ///
+    /// # Safety
+    /// Those of [`rotate_raw`](Self::rotate_raw), for v, the caches, the slots and the report too, which is
+    /// aligned to its size. Slots, pages, lengths and `cu_seqlens` may hold any values.
+    pub unsafe fn append_raw(
+        &self,
+        stream: CUstream,
+        plan: &Plan,
+        tensors: [TensorAddresses; 3],
+        cache: Option<CacheAddresses>,
+        positions: RawPositions,
+    ) -> Result<(), Error> {
+        if !plan.rope.is_same(self.rope()) {
+            return Err(Error::PlanMismatch);
+        }
+        // SAFETY: the caller's.
+        unsafe { self.enqueue(stream, plan, tensors, positions, cache) }
     }
 
     fn loaded(&self, dtype: Dtype) -> Result<&Kernels, Error> {
@@ -446,6 +496,7 @@ impl CudaRotator {
         for (what, ids) in [
             ("positions", positions.ids()),
             ("frequency rows", positions.frequency_row_ids()),
+            ("cu_seqlens", positions.as_cu_seqlens()),
         ] {
             if let Some(ids) = ids {
                 self.cuda()
@@ -489,8 +540,8 @@ impl CudaRotator {
         k: TensorAddresses,
         positions: &CudaPositions<'_>,
     ) -> Result<(), Error> {
-        // Positions and rows; they are dropped after the launch.
-        let mut guards = [None, None];
+        // Positions, rows and offsets; they are dropped after the launch.
+        let mut guards = [None, None, None];
         let mut free = guards.iter_mut();
         let positions = positions.try_map(|ids| {
             let (address, guard) = ids.device_ptr(stream);
@@ -499,8 +550,9 @@ impl CudaRotator {
             }
             Ok(address)
         })?;
+        let tensors = [q, k, TensorAddresses::default()];
         // SAFETY: the caller's.
-        unsafe { self.enqueue(stream.cu_stream(), plan, [q, k], positions) }
+        unsafe { self.enqueue(stream.cu_stream(), plan, tensors, positions, None) }
     }
 
     /// # Safety
@@ -509,16 +561,17 @@ impl CudaRotator {
         &self,
         stream: CUstream,
         plan: &Plan,
-        [q, k]: [TensorAddresses; 2],
+        [q, k, v]: [TensorAddresses; 3],
         positions: RawPositions,
+        cache: Option<CacheAddresses>,
     ) -> Result<(), Error> {
         let addresses = Addresses {
             q,
             k,
-            v: TensorAddresses::default(),
+            v,
             angles: self.inner.addresses,
             positions,
-            cache: None,
+            cache,
             stages: Default::default(),
         };
         let Some(call) = plan.call(&addresses)? else {

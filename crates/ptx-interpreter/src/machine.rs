@@ -2,7 +2,7 @@
 
 use crate::alu;
 use crate::inst::*;
-use crate::memory::{AccessError, Earlier, Memory, Traffic, Who};
+use crate::memory::{AccessError, Earlier, Memory, Stored, Traffic, Who};
 use crate::parse::Module;
 use crate::warp::{Group, LANES, Raised, Warp, lanes, raise};
 use std::collections::HashMap;
@@ -636,25 +636,28 @@ impl<'a> Machine<'a> {
     ) -> Result<(), Raised> {
         let element = a.ty.bytes();
         let width = element * usize::from(a.elements);
-        let (address_slot, data) = (inst.src[0], &inst.sources()[1..]);
+        let (address_slot, sources) = (inst.src[0], &inst.sources()[1..]);
         for lane in lanes(mask) {
             let address = warp.get(address_slot)[lane].wrapping_add(a.offset as u64);
             let thread = index * LANES as u32 + lane as u32;
             let mut bits = 0u128;
-            for (n, &slot) in data.iter().enumerate() {
+            for (n, &slot) in sources.iter().enumerate() {
                 bits |= u128::from(warp.get(slot)[lane] & a.ty.mask()) << (8 * element * n);
             }
+            let data = Stored {
+                value: bits,
+                relaxed: a.relaxed,
+            };
             let (space, at) = resolve(a.space, address);
             let stored = match space {
                 Space::Param => Err(AccessError::ReadOnly),
                 Space::Local => match self.local.get_mut(thread as usize) {
-                    Some(local) => local.store(at, width, None, bits, PRIVATE, a.relaxed, &mut 0),
+                    Some(local) => local.store(at, width, None, data, PRIVATE, &mut 0),
                     None => Err(AccessError::OutOfBounds),
                 },
                 Space::Shared => {
                     let who = self.who(thread, warp.waited >> lane & 1 == 1);
-                    self.shared
-                        .store(at, width, None, bits, who, a.relaxed, &mut 0)
+                    self.shared.store(at, width, None, data, who, &mut 0)
                 }
                 Space::Global | Space::Const | Space::Generic => {
                     let who = self.who(thread, warp.waited >> lane & 1 == 1);
@@ -664,7 +667,7 @@ impl<'a> Machine<'a> {
                         Some(space)
                     };
                     self.memory
-                        .store(at, width, only, bits, who, a.relaxed, &mut self.hint)
+                        .store(at, width, only, data, who, &mut self.hint)
                 }
             };
             stored.map_err(|error| self.access_fault(error, a, address, lane, thread, true))?;

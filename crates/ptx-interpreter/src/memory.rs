@@ -148,6 +148,14 @@ pub enum Earlier {
     Waited,
 }
 
+/// What a store writes.
+#[derive(Clone, Copy)]
+pub struct Stored {
+    pub value: u128,
+    /// It may meet others that are.
+    pub relaxed: bool,
+}
+
 /// What earlier work that may still run can do to a buffer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Standing {
@@ -731,9 +739,8 @@ impl Memory {
         address: u64,
         width: usize,
         space: Option<Space>,
-        value: u128,
+        data: Stored,
         who: Who,
-        relaxed: bool,
         hint: &mut usize,
     ) -> Result<(), AccessError> {
         let index = self.prepare(address, width, space, hint)?;
@@ -746,12 +753,12 @@ impl Memory {
             return Err(AccessError::BeforeWait);
         }
         buffer.traffic.stores[width.trailing_zeros() as usize] += 1;
-        let may_meet = relaxed || buffer.contended;
+        let may_meet = data.relaxed || buffer.contended;
         let (chunk, at) = buffer
             .chunk(address, true)
             .ok_or(AccessError::OutOfBounds)?;
         chunk
-            .store(at, width, generation, who, may_meet, value)
+            .store(at, width, generation, who, may_meet, data.value)
             .map_err(|(i, e)| e.at(address + i as u64))
     }
 

@@ -417,12 +417,35 @@ impl CudaRotator {
         k: TensorAddresses,
         positions: RawPositions,
     ) -> Result<(), Error> {
+        // SAFETY: the caller's.
+        unsafe { self.rotate_raw_by(stream, plan, self.inner.addresses, q, k, positions) }
+    }
+
+    /// The same by a table that each call brings along: [`AngleAddresses::TableOfCall`], for a rotation
+    /// whose own table does no more than say how many pairs there are, and what becomes of positions
+    /// outside.
+    ///
+    /// # Errors
+    /// Those of [`rotate_raw`](Self::rotate_raw); [`Error::PlanMismatch`] also for angles of another kind
+    /// than the rotation's.
+    ///
+    /// # Safety
+    /// That of [`rotate_raw`](Self::rotate_raw), for the angles too.
+    pub unsafe fn rotate_raw_by(
+        &self,
+        stream: CUstream,
+        plan: &Plan,
+        angles: AngleAddresses,
+        q: TensorAddresses,
+        k: TensorAddresses,
+        positions: RawPositions,
+    ) -> Result<(), Error> {
         if !plan.rope.is_same(self.rope()) {
             return Err(Error::PlanMismatch);
         }
         plan.check_rotates_only()?;
         // SAFETY: the caller's.
-        unsafe { self.enqueue(stream, plan, [q, k], positions) }
+        unsafe { self.enqueue(stream, plan, angles, [q, k], positions) }
     }
 
     fn loaded(&self, dtype: Dtype) -> Result<&Kernels, Error> {
@@ -500,7 +523,15 @@ impl CudaRotator {
             Ok(address)
         })?;
         // SAFETY: the caller's.
-        unsafe { self.enqueue(stream.cu_stream(), plan, [q, k], positions) }
+        unsafe {
+            self.enqueue(
+                stream.cu_stream(),
+                plan,
+                self.inner.addresses,
+                [q, k],
+                positions,
+            )
+        }
     }
 
     /// # Safety
@@ -509,6 +540,7 @@ impl CudaRotator {
         &self,
         stream: CUstream,
         plan: &Plan,
+        angles: AngleAddresses,
         [q, k]: [TensorAddresses; 2],
         positions: RawPositions,
     ) -> Result<(), Error> {
@@ -516,7 +548,7 @@ impl CudaRotator {
             q,
             k,
             v: TensorAddresses::default(),
-            angles: self.inner.addresses,
+            angles,
             positions,
             cache: None,
         };

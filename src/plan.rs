@@ -7,7 +7,7 @@ use crate::element::Dtype;
 use crate::error::TensorName;
 use crate::layout::{Layout, Overlap, Region};
 use crate::stages::Stages;
-use crate::{Angles, Error, OutOfRange, Rope};
+use crate::{Angles, Direction, Error, OutOfRange, Rope};
 
 /// One tensor of a call: written where it is read, or somewhere else.
 ///
@@ -1037,6 +1037,13 @@ fn check_stages(
                 "round_after is for a norm before the rotation: one after it is the last to write",
             );
         }
+        let more = stages.bias || stages.norm.is_some();
+        if rope.direction() == Direction::Inverse && more && tensor.name != TensorName::V {
+            return wrong(
+                "the way back is that of the rotation alone: gradients of a bias or a norm are not \
+                 formed, so plan it without",
+            );
+        }
         if !stages.rotates
             && tensor.name != TensorName::V
             && rope.pairing() != rope.output_pairing()
@@ -1202,7 +1209,8 @@ fn check_output_pairing(
     angles: &Angles,
     tensors: [&Option<PlannedTensor>; 2],
 ) -> Result<(), Error> {
-    if let Some(tensor) = tensors.into_iter().flatten().find(|tensor| tensor.in_place) {
+    let in_place = |tensor: &&PlannedTensor| tensor.in_place && !tensor.nowhere;
+    if let Some(tensor) = tensors.into_iter().flatten().find(in_place) {
         return Err(Error::OutputPairingInPlace {
             tensor: tensor.name,
         });

@@ -2,7 +2,7 @@
 
 mod support;
 
-use phasor::call::{RawPositions, TensorAddresses};
+use phasor::call::{AngleAddresses, RawPositions, TensorAddresses};
 use phasor::{
     CosSinTable, Device, Dtype, Error, Frequencies, FrequencyRows, Host, HostDestination,
     HostInOut, HostRotator, IdType, Ids, Isa, Layout, OutOfRange, Pairing, Plan, PositionKind,
@@ -10,6 +10,7 @@ use phasor::{
 };
 use proptest::prelude::*;
 use std::mem::MaybeUninit;
+use std::num::NonZeroU32;
 use support::cases::{Case, TestElement, Values, cases, config, host, same_bits};
 
 fn theta(rotary_dim: usize) -> Frequencies {
@@ -487,4 +488,54 @@ fn windows_by_address() {
     unsafe { rotator.rotate_raw(&plan, both, both, RawPositions::start(11)) }.unwrap();
     assert_eq!(by_address, by_slice);
     assert_ne!(by_slice, values());
+}
+
+/// A table of each call turns as a rotation that has it does, and only as far as it reaches.
+#[test]
+fn a_table_of_the_call() {
+    let table = |theta: f64, first: i64, rows: i64| {
+        let frequencies = Frequencies::from_theta(theta, 8).unwrap();
+        let table = frequencies.table(first..first + rows).unwrap();
+        table.with_out_of_range(OutOfRange::PassThrough)
+    };
+    let given = rotator(table(7.0, 0, 1));
+    let layout = Layout::tokens(4, 1, 8);
+    let plan = given.plan(&f32s(layout)).unwrap();
+    let none = TensorAddresses::default();
+    for rows in [6, 3] {
+        let of_call = table(1e4, 11, rows);
+        let angles = AngleAddresses::TableOfCall {
+            cos: expose(of_call.cos()),
+            sin: expose(of_call.sin()),
+            rows: NonZeroU32::new(rows as u32).unwrap(),
+        };
+        let mut x = vec![1.0f32; 32];
+        let q = TensorAddresses {
+            source: 0,
+            destination: expose_mut(&mut x),
+        };
+        let start = RawPositions::start(1);
+        // SAFETY: x is as long as its layout, and the table is as long as it says.
+        unsafe { given.rotate_raw_by(&plan, angles, q, none, start) }.unwrap();
+        let expected = rotated(&rotator(of_call), &f32s(layout), Positions::start(1)).unwrap();
+        assert_eq!(x, expected);
+        // Four tokens from the second row on are more than three rows have.
+        assert_eq!(x[24..] == [1.0; 8], rows == 3);
+    }
+    // Positions that the table does not serve cannot be refused here, and steps are no table.
+    let strict = rotator(table(7.0, 0, 4).with_out_of_range(OutOfRange::Error));
+    let plain = rotator(theta(8));
+    let values = [0.0f32; 32];
+    let angles = AngleAddresses::TableOfCall {
+        cos: expose(&values),
+        sin: expose(&values),
+        rows: NonZeroU32::MIN,
+    };
+    for rotator in [strict, plain] {
+        let plan = rotator.plan(&f32s(layout)).unwrap();
+        let start = RawPositions::start(0);
+        // SAFETY: nothing is rotated.
+        let result = unsafe { rotator.rotate_raw_by(&plan, angles, none, none, start) };
+        assert_eq!(result, Err(Error::PlanMismatch));
+    }
 }

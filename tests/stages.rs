@@ -900,6 +900,13 @@ fn steps_that_do_not_fit_are_refused() {
         TensorName::Q,
         plan(&problem.q_stages(Stages::new().norm_after_rotation(norm.round_after()))),
     );
+    let back = Host::new().rotator(&rope.backward());
+    let gradient = problem.q_stages(Stages::new().norm(norm));
+    stages(TensorName::Q, back.plan(&gradient).map(|_| ()));
+    assert!(
+        back.plan(&problem.q_stages(Stages::new().scale(0.5)))
+            .is_ok()
+    );
     let given = StoredCodes::given(Codes::E4m3, ScaleForm::Divide);
     stages(TensorName::Q, plan(&problem.q_codes(given)));
     let apart = Problem::new(Dtype::F32).q((layout, layout));

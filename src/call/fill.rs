@@ -189,6 +189,12 @@ impl Plan {
             (Angles::Table(_), AngleAddresses::Table { cos, sin }) => {
                 params.table = PhasorTable { cos, sin };
             }
+            (Angles::Table(table), AngleAddresses::TableOfCall { cos, sin, rows })
+                if table.out_of_range() != OutOfRange::Error =>
+            {
+                params.table = PhasorTable { cos, sin };
+                params.rows.count = rows.get();
+            }
             _ => return Err(Error::PlanMismatch),
         }
         // Without a sequence, all tokens are padding.

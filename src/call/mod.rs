@@ -29,6 +29,7 @@ use crate::ids::{IdType, Ids};
 use crate::positions::PositionsIn;
 #[cfg(doc)]
 use crate::{Angles, Plan};
+use std::num::NonZeroU32;
 
 /// A call: the element type of its streams, and all else as the kernels take it.
 #[derive(Clone, Copy, Debug)]
@@ -161,6 +162,17 @@ pub enum AngleAddresses {
         cos: u64,
         /// `f32[rows, pairs]`.
         sin: u64,
+    },
+    /// For [`Angles::Table`]: another table than the rotation's, which serves this call only and has as
+    /// many pairs. What the rotation's says of positions outside of it holds for this one;
+    /// [`OutOfRange::Error`](crate::OutOfRange::Error) is refused.
+    TableOfCall {
+        /// `f32[rows, pairs]`.
+        cos: u64,
+        /// `f32[rows, pairs]`.
+        sin: u64,
+        /// Rows of the two.
+        rows: NonZeroU32,
     },
 }
 

@@ -29,7 +29,9 @@ use cudarc::driver::{
 pub use crate::launch::LaunchMode;
 pub use image::KernelImage;
 
-use crate::call::{Addresses, AngleAddresses, CacheAddresses, RawPositions, TensorAddresses};
+use crate::call::{
+    Addresses, AngleAddresses, CacheAddresses, RawPositions, StageAddresses, TensorAddresses,
+};
 use crate::element::{Dtype, Element};
 use crate::ids::{Id, Ids};
 use crate::launch::{Family, Target};
@@ -438,16 +440,42 @@ impl CudaRotator {
         k: TensorAddresses,
         positions: RawPositions,
     ) -> Result<(), Error> {
+        // SAFETY: the caller's.
+        unsafe { self.rotate_raw_by(stream, plan, self.inner.addresses, q, k, positions) }
+    }
+
+    /// The same by a table that each call brings along: [`AngleAddresses::TableOfCall`], for a rotation
+    /// whose own table does no more than say how many pairs there are, and what becomes of positions
+    /// outside.
+    ///
+    /// # Errors
+    /// Those of [`rotate_raw`](Self::rotate_raw); [`Error::PlanMismatch`] also for angles of another kind
+    /// than the rotation's.
+    ///
+    /// # Safety
+    /// That of [`rotate_raw`](Self::rotate_raw), for the angles too.
+    pub unsafe fn rotate_raw_by(
+        &self,
+        stream: CUstream,
+        plan: &Plan,
+        angles: AngleAddresses,
+        q: TensorAddresses,
+        k: TensorAddresses,
+        positions: RawPositions,
+    ) -> Result<(), Error> {
         if !plan.rope.is_same(self.rope()) {
             return Err(Error::PlanMismatch);
         }
         plan.check_rotates_only()?;
-        let v = TensorAddresses::default();
+        let addresses = Addresses {
+            angles,
+            ..self.rotation(q, k, positions)
+        };
         // SAFETY: the caller's.
-        unsafe { self.enqueue(stream, plan, [q, k, v], positions, None) }
+        unsafe { self.enqueue(stream, plan, &addresses) }
     }
 
-    /// Enqueues a call that appends: as [`HostRotator::append_raw`](crate::HostRotator::append_raw), on a
+    /// Enqueues all that was planned: as [`HostRotator::step_raw`](crate::HostRotator::step_raw), on a
     /// raw stream and raw addresses of the device.
     ///
     /// Where several tokens of a call have one slot, what it holds is of those tokens, but which dim is of
@@ -460,19 +488,44 @@ impl CudaRotator {
     /// # Safety
     /// Those of [`rotate_raw`](Self::rotate_raw), for v, the caches, the slots and the report too, which is
     /// aligned to its size. Slots, pages, lengths and `cu_seqlens` may hold any values.
-    pub unsafe fn append_raw(
+    pub unsafe fn step_raw(
         &self,
         stream: CUstream,
         plan: &Plan,
-        tensors: [TensorAddresses; 3],
+        [q, k, v]: [TensorAddresses; 3],
         cache: Option<CacheAddresses>,
+        stages: [StageAddresses; 3],
         positions: RawPositions,
     ) -> Result<(), Error> {
         if !plan.rope.is_same(self.rope()) {
             return Err(Error::PlanMismatch);
         }
         // SAFETY: the caller's.
-        unsafe { self.enqueue(stream, plan, tensors, positions, cache) }
+        let addresses = Addresses {
+            v,
+            cache,
+            stages,
+            ..self.rotation(q, k, positions)
+        };
+        unsafe { self.enqueue(stream, plan, &addresses) }
+    }
+
+    /// The addresses of a rotation of q and k.
+    fn rotation(
+        &self,
+        q: TensorAddresses,
+        k: TensorAddresses,
+        positions: RawPositions,
+    ) -> Addresses {
+        Addresses {
+            q,
+            k,
+            v: TensorAddresses::default(),
+            angles: self.inner.addresses,
+            positions,
+            cache: None,
+            stages: Default::default(),
+        }
     }
 
     fn loaded(&self, dtype: Dtype) -> Result<&Kernels, Error> {
@@ -550,9 +603,8 @@ impl CudaRotator {
             }
             Ok(address)
         })?;
-        let tensors = [q, k, TensorAddresses::default()];
         // SAFETY: the caller's.
-        unsafe { self.enqueue(stream.cu_stream(), plan, tensors, positions, None) }
+        unsafe { self.enqueue(stream.cu_stream(), plan, &self.rotation(q, k, positions)) }
     }
 
     /// # Safety
@@ -561,20 +613,9 @@ impl CudaRotator {
         &self,
         stream: CUstream,
         plan: &Plan,
-        [q, k, v]: [TensorAddresses; 3],
-        positions: RawPositions,
-        cache: Option<CacheAddresses>,
+        addresses: &Addresses,
     ) -> Result<(), Error> {
-        let addresses = Addresses {
-            q,
-            k,
-            v,
-            angles: self.inner.addresses,
-            positions,
-            cache,
-            stages: Default::default(),
-        };
-        let Some(call) = plan.call(&addresses)? else {
+        let Some(call) = plan.call(addresses)? else {
             return Ok(());
         };
         let cuda = &self.cuda().inner;

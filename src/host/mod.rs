@@ -455,6 +455,40 @@ impl HostRotator {
         unsafe { self.execute(plan, [q, k], positions) }
     }
 
+    /// Rotates at addresses as [`rotate_raw`](Self::rotate_raw) does, by a table that each call brings
+    /// along: [`AngleAddresses::TableOfCall`], for a rotation whose own table does no more than say how
+    /// many pairs there are, and what becomes of positions outside.
+    ///
+    /// # Errors
+    /// Those of [`rotate_raw`](Self::rotate_raw); [`Error::PlanMismatch`] also for angles of another kind
+    /// than the rotation's.
+    ///
+    /// # Safety
+    /// That of [`rotate_raw`](Self::rotate_raw), for the angles too.
+    pub unsafe fn rotate_raw_by(
+        &self,
+        plan: &Plan,
+        angles: AngleAddresses,
+        q: TensorAddresses,
+        k: TensorAddresses,
+        positions: RawPositions,
+    ) -> Result<(), Error> {
+        self.check(plan, plan.dtype())?;
+        plan.check_rotates_only()?;
+        let v = TensorAddresses::default();
+        let addresses = Addresses {
+            q,
+            k,
+            v,
+            angles,
+            positions,
+            cache: None,
+            stages: Default::default(),
+        };
+        // SAFETY: the caller's. Of a table that is not known beforehand nothing is assumed.
+        unsafe { self.run(plan, &addresses, false) }
+    }
+
     /// Rotates q and k, and stores k and v in their caches: what lies between the projection and the
     /// attention of a layer. Each of q, k and v is a buffer of its own. Nothing is written if an error is
     /// returned.
@@ -613,10 +647,22 @@ impl HostRotator {
             cache,
             stages,
         };
-        let mut call = plan.unfilled();
         // SAFETY: the caller's; the rotation, which this rotator holds, has the angles.
+        unsafe { self.run(plan, &addresses, table_is_ordinary) }
+    }
+
+    /// # Safety
+    /// That of [`append_raw`](Self::append_raw), for the angles too.
+    unsafe fn run(
+        &self,
+        plan: &Plan,
+        addresses: &Addresses,
+        table_is_ordinary: bool,
+    ) -> Result<(), Error> {
+        let mut call = plan.unfilled();
+        // SAFETY: the caller's.
         unsafe {
-            if plan.fill_on_host(&addresses, &mut call)? {
+            if plan.fill_on_host(addresses, &mut call)? {
                 run::execute(self.host, &call, table_is_ordinary);
             }
         }

@@ -184,6 +184,7 @@ fn appends(problem: &Problem, cache: u64, positions: RawPositions, slots: RawSlo
             slots,
             report: 1 << 12,
         }),
+        stages: Default::default(),
     };
     let plan = Plan::new(&rope(32, Pairing::HalfSplit), problem).unwrap();
     plan.call(&addresses).unwrap().unwrap()
@@ -205,7 +206,7 @@ fn what_more_than_rotates_is_launched_as_append() {
     };
     assert_eq!(family(&plain, RawPositions::start(0)), Family::Rope);
     assert_eq!(family(&plain, offsets), Family::Append);
-    let with_v = plain.v(heads, heads);
+    let with_v = plain.v((heads, heads));
     assert_eq!(family(&with_v, RawPositions::start(0)), Family::Append);
     let cache = CacheLayout::paged_nhd(3, 4, 2, 64);
     for problem in [
@@ -322,6 +323,7 @@ fn heads_too_wide_for_a_grid_are_refused() {
             },
             positions: RawPositions::start(0).cu_seqlens(Ids::at(1 << 16, IdType::I32, 2)),
             cache: None,
+            stages: Default::default(),
         };
         match plan.call(&addresses) {
             Ok(call) => {

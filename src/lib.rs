@@ -111,6 +111,8 @@ pub use plan::{Appended, InOut, Plan, Problem};
 pub use positions::{FrequencyRowKind, PositionKind, Positions, PositionsIn};
 pub use rope::{Direction, Pairing, Rope};
 pub use stages::Stages;
+#[cfg(feature = "cuda")]
+pub use step::CudaMemory;
 pub use step::{HostMemory, Memory, StageWeights, Step};
 
 /// The README's examples are compiled and run with the documentation's.

@@ -681,17 +681,6 @@ impl Plan {
         })
     }
 
-    /// Why a call's codes of q are not those of the plan.
-    pub(crate) fn q_codes_differ(&self, given: bool) -> Error {
-        Error::Stages {
-            tensor: TensorName::Q,
-            what: match given {
-                true => "no codes are planned for it: plan with Problem::q_codes",
-                false => "codes are planned for it: give room for them with Step::q_codes",
-            },
-        }
-    }
-
     /// Caches are in one buffer, or apart, as planned.
     pub(crate) fn check_cache_form(&self, one_buffer: bool) -> Result<(), Error> {
         if one_buffer != self.caches_are_one_buffer() {
@@ -840,20 +829,29 @@ impl Plan {
         self.check_kv_forms(kv)
     }
 
-    /// The same where q is written as codes.
-    pub(crate) fn check_coded_operands<S, D, O>(
+    /// The same for a step, where q may be written as codes.
+    pub(crate) fn check_step_operands<S, D, O>(
         &self,
         q: &Option<InOut<S, D, O>>,
         has_source: bool,
         kv: [&Option<Appended<S, D, O>>; 2],
     ) -> Result<(), Error> {
-        self.check_apart()?;
-        if q.is_some() || !has_source {
-            return Err(Error::Stages {
-                tensor: TensorName::Q,
-                what: "codes are planned for it: give what is read with Step::q_source",
-            });
+        match (&self.q_codes, has_source) {
+            (None, false) => return self.check_append_operands(q, kv),
+            (Some(_), true) if q.is_none() => {}
+            (planned, _) => {
+                return Err(Error::Stages {
+                    tensor: TensorName::Q,
+                    what: match planned {
+                        Some(_) => {
+                            "codes are planned for it: give what is read with Step::q_source"
+                        }
+                        None => "no codes are planned for it: give it with Step::q",
+                    },
+                });
+            }
         }
+        self.check_apart()?;
         self.check_kv_forms(kv)
     }
 

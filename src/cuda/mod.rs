@@ -15,6 +15,7 @@
 mod driver;
 mod enqueue;
 mod image;
+mod step;
 
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use cudarc::driver::{
 
 pub use crate::launch::LaunchMode;
 pub use image::KernelImage;
+pub use step::{CudaBytes, CudaReport, CudaStep, CudaWeights};
 
 use crate::call::{
     Addresses, AngleAddresses, CacheAddresses, RawPositions, StageAddresses, TensorAddresses,

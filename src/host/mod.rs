@@ -26,8 +26,7 @@ pub use step::{HostBytes, HostStep, HostWeights};
 
 use crate::cache::{Slots, Stored};
 use crate::call::{
-    Addresses, AngleAddresses, CacheAddresses, RawPositions, RawSlots, StageAddresses,
-    TensorAddresses,
+    Addresses, AngleAddresses, CacheAddresses, RawPositions, StageAddresses, TensorAddresses,
 };
 use crate::element::Element;
 use crate::plan::{Appended, InOut, Plan, PlannedTensor, Problem};
@@ -686,32 +685,6 @@ fn by_address(positions: &Positions<'_>) -> RawPositions {
     match positions.try_map(address) {
         Ok(positions) => positions,
         Err(never) => match never {},
-    }
-}
-
-fn slots_by_address(slots: &Slots<'_>) -> RawSlots {
-    let address = |ids: &&[u8]| Ok::<_, std::convert::Infallible>(expose(ids.as_ptr()));
-    match slots.try_map(address) {
-        Ok(slots) => slots,
-        Err(never) => match never {},
-    }
-}
-
-fn checked_appended<T>(
-    plan: &Plan,
-    planned: Option<&PlannedTensor>,
-    operand: Option<HostAppended<'_, T>>,
-) -> Result<TensorAddresses, Error> {
-    match (planned, operand) {
-        (Some(planned), Some(Appended::ToCache(source))) => {
-            plan.check_lengths(planned, source.len(), source.len())?;
-            Ok(TensorAddresses {
-                source: expose(source.as_ptr()),
-                destination: 0,
-            })
-        }
-        (_, Some(Appended::InOut(operand))) => checked_addresses(plan, planned, Some(operand)),
-        _ => Ok(TensorAddresses::default()),
     }
 }
 

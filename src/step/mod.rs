@@ -6,9 +6,15 @@ use crate::positions::PositionsIn;
 #[cfg(doc)]
 use crate::{HostRotator, Problem, Stages, StoredCodes};
 
+mod resolve;
+
+pub(crate) use resolve::{ByteSpan, Resolve, Resolved, Span, resolve};
+
 mod sealed {
     pub trait Sealed {}
     impl Sealed for super::HostMemory {}
+    #[cfg(feature = "cuda")]
+    impl Sealed for super::CudaMemory {}
 }
 
 /// Where the operands of a step are.
@@ -28,6 +34,11 @@ pub trait Memory: sealed::Sealed {
 /// Operands in host memory.
 #[derive(Clone, Copy, Debug)]
 pub enum HostMemory {}
+
+/// Operands in device memory, as cudarc's views.
+#[cfg(feature = "cuda")]
+#[derive(Clone, Copy, Debug)]
+pub enum CudaMemory {}
 
 /// What the stages of a tensor need: `[heads, head_dim]` or, but for a bias, `[head_dim]` for all heads.
 pub struct StageWeights<'a, T: 'a, M: Memory> {

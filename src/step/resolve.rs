@@ -1,6 +1,6 @@
 //! The operands of a step, checked against its plan and turned into addresses, whatever memory they are in.
 
-use super::{Caches, Memory, StageWeights, Step};
+use super::{Caches, Memory, StageWeights, Step, Stored, Tensor};
 use crate::Error;
 use crate::call::{CacheAddresses, RawPositions, StageAddresses, TensorAddresses, VectorAddress};
 use crate::element::Dtype;
@@ -252,7 +252,7 @@ fn destination(
 fn tensor<'g, T, M: Memory>(
     plan: &Plan,
     planned: Option<&PlannedTensor>,
-    operand: Option<&'g mut InOut<M::Read<'_, T>, M::Write<'_, T>, M::Fill<'_, T>>>,
+    operand: Option<&'g mut Tensor<'_, T, M>>,
     memory: &mut impl Resolve<'g, T, M>,
 ) -> Result<TensorAddresses, Error> {
     let (Some(planned), Some(operand)) = (planned, operand) else {
@@ -281,7 +281,7 @@ fn tensor<'g, T, M: Memory>(
 fn appended<'g, T, M: Memory>(
     plan: &Plan,
     planned: Option<&PlannedTensor>,
-    operand: Option<&'g mut Appended<M::Read<'_, T>, M::Write<'_, T>, M::Fill<'_, T>>>,
+    operand: Option<&'g mut Stored<'_, T, M>>,
     memory: &mut impl Resolve<'g, T, M>,
 ) -> Result<TensorAddresses, Error> {
     match (planned, operand) {

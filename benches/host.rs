@@ -132,7 +132,7 @@ where
         .one_buffer();
     let norm = Stages::new().norm(HeadNorm::rms(1e-6));
     let normed = append.q_stages(norm).k_stages(norm);
-    let gamma = vec![T::narrow(1.5); HEAD_DIM];
+    let gamma = [T::narrow(1.5); HEAD_DIM];
     let room = 4 * 16 * K_HEADS * HEAD_DIM;
     let mut elements = [vec![T::default(); room], vec![T::default(); room]];
     let mut bytes = [vec![0u8; room], vec![0u8; room]];

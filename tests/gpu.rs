@@ -15,14 +15,15 @@ use kernel_cases::{
 };
 use phasor::call::{RawPositions, TensorAddresses};
 use phasor::cuda::{
-    Cuda, CudaIds, CudaInOut, CudaPositions, CudaRotator, KernelImage, LaunchMode, device_count,
+    Cuda, CudaIds, CudaInOut, CudaPositions, CudaRotator, CudaStep, KernelImage, LaunchMode,
+    device_count,
 };
 use phasor::cudarc::driver::sys::{self, CUgraphInstantiate_flags, CUstreamCaptureMode};
 use phasor::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use phasor::half::{bf16, f16};
 use phasor::{
-    DeviceElement, Dtype, Frequencies, Host, IdType, Ids, InOut, Isa, Layout, Pairing, Positions,
-    Problem, Rope,
+    CacheLayout, DeviceElement, Dtype, Frequencies, Host, HostRotator, HostStep, IdType, Ids,
+    InOut, Isa, KvCacheLayout, Layout, Pairing, Positions, Problem, Rope, Slots, SlotsIn, Stored,
 };
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -496,6 +497,124 @@ fn dependent_launches_see_what_earlier_ones_wrote() {
             graph.launch().unwrap();
             let got = download(&stream, &buffers);
             assert!(got == expected, "graph: {image}, {tokens} tokens, {mode:?}");
+        }
+    }
+}
+
+/// A step of five sequences from packed qkv, with prompts and single tokens, padding, and one page that the
+/// cache does not have.
+struct ServingStep {
+    cu_seqlens: [i32; 6],
+    lengths: [i32; 5],
+    pages: Vec<i32>,
+    qkv: Vec<bf16>,
+}
+
+impl ServingStep {
+    const TOKENS: usize = 160;
+    const HEADS: usize = 8;
+    const PAGES: usize = 48;
+    const CACHE: usize = Self::PAGES * 16 * 2 * 128;
+
+    /// 4 query, 2 key and 2 value heads of 128.
+    fn problem() -> Problem {
+        let window = |range| Layout::packed_heads(1, Self::TOKENS, Self::HEADS, 128, range);
+        let cache = CacheLayout::paged_hnd(Self::PAGES, 16, 2, 128);
+        Problem::new(Dtype::Bf16)
+            .q(window(0..4))
+            .k_to_cache(window(4..6))
+            .v_to_cache(window(6..8))
+            .one_buffer()
+            .cache(KvCacheLayout::separate(cache, cache))
+    }
+
+    fn new(seed: u64) -> Self {
+        let elements = Self::TOKENS * Self::HEADS * 128;
+        let qkv = random_elements(&mut Rng(seed), Dtype::Bf16, elements);
+        let lengths = [0, 0, 3, 40, 100];
+        let mut pages: Vec<i32> = (0..5 * 9).map(|i| (i * 29) % Self::PAGES as i32).collect();
+        // Of the third sequence's token.
+        pages[18] = Self::PAGES as i32;
+        Self {
+            cu_seqlens: [0, 7, 137, 138, 139, 140],
+            lengths,
+            pages,
+            qkv: typed(&qkv),
+        }
+    }
+
+    fn on_host(&self, rotator: &HostRotator) -> [Vec<bf16>; 3] {
+        let plan = rotator.plan(&Self::problem()).unwrap();
+        let mut qkv = self.qkv.clone();
+        let [mut k, mut v] = [0; 2].map(|_| vec![bf16::ZERO; Self::CACHE]);
+        let positions = Positions::start_per_sequence(&self.lengths).cu_seqlens(&self.cu_seqlens);
+        let step = HostStep::new(positions)
+            .buffer(&mut qkv[..])
+            .k_cache(&mut k)
+            .v_cache(&mut v)
+            .slots(Slots::page_table(&self.pages, &self.lengths));
+        assert_eq!(rotator.step(&plan, step), Ok(Stored::NotAll));
+        [qkv, k, v]
+    }
+}
+
+#[test]
+fn a_serving_step_equals_the_host_and_replays_with_new_pages() {
+    let Some(context) = context() else { return };
+    // SAFETY: all work of this context is ordered by one stream here, which capture needs.
+    unsafe { context.disable_event_tracking() };
+    let rope = Rope::new(
+        Frequencies::from_theta(500_000.0, 128).unwrap(),
+        Pairing::HalfSplit,
+    );
+    let host = Host::new().rotator(&rope);
+    for (image, cuda) in images(&context) {
+        let stream = context.new_stream().unwrap();
+        let rotator = cuda.rotator(&rope).unwrap();
+        let plan = rotator.plan(&ServingStep::problem()).unwrap();
+        let mut report = cuda.report().unwrap();
+        let first = ServingStep::new(1);
+        let mut qkv = upload(&stream, &first.qkv);
+        let mut k = stream.alloc_zeros::<bf16>(ServingStep::CACHE).unwrap();
+        let mut v = stream.alloc_zeros::<bf16>(ServingStep::CACHE).unwrap();
+        let cu_seqlens = upload(&stream, &first.cu_seqlens);
+        let mut lengths = upload(&stream, &first.lengths);
+        let mut pages = upload(&stream, &first.pages);
+        stream
+            .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED)
+            .unwrap();
+        let positions = CudaPositions::start_per_sequence(&lengths).cu_seqlens(&cu_seqlens);
+        let step = CudaStep::new(positions)
+            .buffer(qkv.as_view_mut())
+            .k_cache(&mut k)
+            .v_cache(&mut v)
+            .slots(SlotsIn::page_table(&pages, &lengths));
+        rotator.step(&stream, &plan, step, Some(&report)).unwrap();
+        let graph = stream
+            .end_capture(CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH)
+            .unwrap()
+            .unwrap();
+        for seed in 1..4 {
+            let mut given = ServingStep::new(seed);
+            given.lengths[3] += seed as i32;
+            given.pages.rotate_left(9 * (seed as usize - 1));
+            // Wherever the page is that the cache does not have, a token needs it.
+            given.pages[18] = -1;
+            stream.memcpy_htod(&given.qkv, &mut qkv).unwrap();
+            stream.memcpy_htod(&given.lengths, &mut lengths).unwrap();
+            stream.memcpy_htod(&given.pages, &mut pages).unwrap();
+            stream.memset_zeros(&mut k).unwrap();
+            stream.memset_zeros(&mut v).unwrap();
+            report.clear(&stream).unwrap();
+            assert_eq!(report.stored(&stream), Ok(Stored::All));
+            graph.launch().unwrap();
+            assert_eq!(report.stored(&stream), Ok(Stored::NotAll), "{image}");
+            let expected = given.on_host(&host);
+            for (got, expected) in [&qkv, &k, &v].into_iter().zip(&expected) {
+                let got: Vec<bf16> = stream.clone_dtoh(got).unwrap();
+                let bits = |x: &[bf16]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                assert!(bits(&got) == bits(expected), "{image}, seed {seed}");
+            }
         }
     }
 }

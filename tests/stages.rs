@@ -1105,3 +1105,69 @@ fn steps_that_do_not_fit_are_refused() {
         ));
     }
 }
+
+/// Positions on three axes, a norm and a paged cache in one call, of a ragged batch with padding: the same
+/// as a norm, a rotation and an append one after the other.
+#[test]
+fn axes_norms_and_appends_of_a_ragged_batch() {
+    let (heads, head_dim, tokens) = (2, 64, 9);
+    let axis_of_pair: Vec<usize> = (0..head_dim / 2).map(|pair| pair % 3).collect();
+    let frequencies = Frequencies::from_theta(10_000.0, head_dim)
+        .unwrap()
+        .with_axes(3, &axis_of_pair)
+        .unwrap();
+    let rope = Rope::new(frequencies, Pairing::HalfSplit);
+    let rotator = Host::new().rotator(&rope);
+    let ids: Vec<i64> = (0..3 * tokens as i64).map(|i| i * i % 97 - 5).collect();
+    let (cu_seqlens, lengths) = ([0, 4, 4, 5, 7], [3, 0, 11, 6]);
+    // Two padding tokens; the last sequence shares a page with the first, at other slots.
+    let pages = [4, 2, 0, 0, 1, 3, 2, 5];
+    let slots = || Slots::page_table(&pages, &lengths);
+    let positions = || Positions::per_axis(&ids).cu_seqlens(&cu_seqlens);
+    let layout = Layout::tokens(tokens, heads, head_dim);
+    let cache = KvCacheLayout::separate(
+        CacheLayout::paged_nhd(6, 8, heads, head_dim),
+        CacheLayout::paged_nhd(6, 8, heads, head_dim),
+    );
+    let append = Problem::new(Dtype::F32)
+        .q(layout)
+        .k_to_cache(layout)
+        .v_to_cache(layout)
+        .cache(cache);
+    let norm = HeadNorm::rms(1e-6);
+    let normed = append
+        .q_stages(Stages::new().norm(norm))
+        .k_stages(Stages::new().norm(norm));
+    let [q, k, v] = [20, 21, 22].map(|seed| values(tokens * heads * head_dim, seed));
+    let gamma = values(head_dim, 23);
+    let run = |problem: &Problem, q: &mut Vec<f32>, k: &[f32]| {
+        let plan = rotator.plan(problem).unwrap();
+        let mut caches = [vec![0f32; 6 * 8 * 128], vec![0f32; 6 * 8 * 128]];
+        let [k_cache, v_cache] = &mut caches;
+        let mut step = HostStep::new(positions())
+            .q(q)
+            .k(k)
+            .v(&v)
+            .k_cache(k_cache)
+            .v_cache(v_cache)
+            .slots(slots());
+        if problem == &normed {
+            step = step
+                .q_weights(HostWeights::new().norm(&gamma[..]))
+                .k_weights(HostWeights::new().norm(&gamma[..]));
+        }
+        assert_eq!(rotator.step(&plan, step), Ok(Stored::All));
+        caches
+    };
+    let mut at_once = q.clone();
+    let caches = run(&normed, &mut at_once, &k);
+    let (mut one_by_one, mut k) = (q.clone(), k);
+    // Padding keeps what it is.
+    for x in [&mut one_by_one, &mut k] {
+        norm.apply(&mut x[..7 * heads * head_dim], head_dim, Some(&gamma), None)
+            .unwrap();
+    }
+    assert_eq!(caches, run(&append, &mut one_by_one, &k));
+    assert_eq!(at_once, one_by_one);
+    assert_eq!(at_once[7 * heads * head_dim..], q[7 * heads * head_dim..]);
+}

@@ -1,10 +1,11 @@
 use crate::number::by_dtype;
+use crate::plans::Work;
 use crate::positions::{Ids, same_device};
 use crate::storages::{Held, Lent, OF_POSITIONS, Request, Slot, shared};
 use crate::view::{Rank, View, dtype_of};
 use crate::{Error, Positions, Result, RotaryEmbedding, host};
 use candle_core::{Device, Tensor};
-use phasor::{CacheLayout, HostKvCache, KvCacheLayout, Problem, SlotsIn, Stored};
+use phasor::{CacheLayout, HostKvCache, SlotsIn, Stored};
 
 /// The order of the dims of a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -141,6 +142,9 @@ impl<'a> Slots<'a> {
     }
 
     fn on(self, device: &Device) -> Result<Self> {
+        if device.is_cpu() && !self.ids().into_iter().flatten().any(Ids::is_tensor) {
+            return Ok(self);
+        }
         let on = |ids: Ids<'a>, what| ids.on(device, what);
         Ok(Self(match self.0 {
             Choice::Mapping(slots) => Choice::Mapping(on(slots, "slots")?),
@@ -156,15 +160,19 @@ impl<'a> Slots<'a> {
         }))
     }
 
-    fn request<'t, const N: usize>(&'t self, request: &mut Request<'t, N>) -> [Option<Slot>; 3] {
-        let mut ask = |ids: &'t Ids<'a>| ids.request(request);
+    fn ids(&self) -> [Option<&Ids<'a>>; 3] {
         match &self.0 {
-            Choice::Mapping(ids) | Choice::Sequences(ids) => [ask(ids), None, None],
-            Choice::PageTable(pages, lengths) => [ask(pages), ask(lengths), None],
+            Choice::Mapping(ids) | Choice::Sequences(ids) => [Some(ids), None, None],
+            Choice::PageTable(pages, lengths) => [Some(pages), Some(lengths), None],
             Choice::PageIndices(indptr, indices, lengths) => {
-                [ask(indptr), ask(indices), ask(lengths)]
+                [Some(indptr), Some(indices), Some(lengths)]
             }
         }
+    }
+
+    fn request<'t, const N: usize>(&'t self, request: &mut Request<'t, N>) -> [Option<Slot>; 3] {
+        self.ids()
+            .map(|ids| ids.and_then(|ids| ids.request(request)))
     }
 
     fn on_host<'s, const N: usize>(
@@ -270,29 +278,26 @@ impl RotaryEmbedding {
 
         let starts = [cache.k, cache.v].map(|tensor| tensor.layout().start_offset());
         let cache_base = starts[0].min(starts[1]);
-        let [k_layout, v_layout] = cache.layouts()?;
-        let layout = match to_k == to_v {
-            true => KvCacheLayout::one_buffer((
-                k_layout.with_offset(starts[0] - cache_base),
-                v_layout.with_offset(starts[1] - cache_base),
-            )),
-            false => KvCacheLayout::separate(k_layout, v_layout),
-        };
+        let one_cache = to_k == to_v;
+        let mut caches = cache.layouts()?;
+        if one_cache {
+            let places = caches.iter_mut().zip(starts);
+            places.for_each(|(cache, start)| *cache = cache.with_offset(start - cache_base));
+        }
         let base = q.0.start.min(k.0.start).min(v.0.start);
         let at = |view: &View<'_>| match packed {
             true => view.from(base),
             false => view.layout,
         };
-        let mut problem = Problem::new(q.0.dtype)
-            .q(at(&q.0))
-            .k_to_cache(at(&k.0))
-            .v_to_cache(at(&v.0))
-            .cache(layout)
-            .longer_buffers();
-        if packed {
-            problem = problem.one_buffer();
-        }
-        let plan = self.shared.plan(&problem)?;
+        let work = Work::Append {
+            q: at(&q.0),
+            k: at(&k.0),
+            v: at(&v.0),
+            one_buffer: packed,
+            caches,
+            one_cache,
+        };
+        let plan = self.shared.plan(q.0.dtype, work)?;
         if plan.is_empty() {
             return Ok(Stored::All);
         }

@@ -16,7 +16,7 @@ use phasor::cudarc::driver::{
     CudaSlice, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, ValidAsZeroBits,
 };
 use phasor::half::{bf16, f16};
-use phasor::{Dtype, IdType, Ids, InOut, Pairing, Problem, Rope};
+use phasor::{Dtype, IdType, Ids, InOut, Pairing, Rope};
 use std::sync::{Mutex, PoisonError};
 
 /// The kernels and angles of one rotation on the devices where it was used.
@@ -255,10 +255,7 @@ pub(crate) fn rotated_by_tables(
     let (cos, sin) = (cos?, sin?);
     let [.., dim] = view.layout.shape();
     let rotary = crate::rotary_emb::rotation(dim / 2, pairing)?;
-    let problem = Problem::new(view.dtype)
-        .q((view.layout, view.contiguous(order)))
-        .longer_buffers();
-    let plan = rotary.shared.plan(&problem)?;
+    let plan = rotary.shared.plan(view.dtype, view.anew(order))?;
     let starts = match starts {
         [] => None,
         _ => Some(Tensor::from_slice(

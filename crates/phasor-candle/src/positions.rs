@@ -89,7 +89,7 @@ impl<'a> Positions<'a> {
 
     /// With tensors contiguous and on `device`, and slices too where that is not the host.
     pub(crate) fn on(self, device: &Device) -> Result<Self> {
-        if self.ids().iter().all(Option::is_none) {
+        if device.is_cpu() && !self.ids().into_iter().flatten().any(Ids::is_tensor) {
             return Ok(self);
         }
         let place = |ids: Ids<'a>, what| ids.on(device, what);
@@ -292,6 +292,10 @@ impl<'a> Ids<'a> {
         request: &mut Request<'t, N>,
     ) -> Option<Slot> {
         self.as_tensor().map(|tensor| request.read(tensor))
+    }
+
+    pub(crate) fn is_tensor(&self) -> bool {
+        matches!(self.0, Memory::Tensor(_))
     }
 
     pub(crate) fn as_tensor(&self) -> Option<&Tensor> {

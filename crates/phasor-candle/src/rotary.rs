@@ -1,7 +1,7 @@
 #[cfg(doc)]
 use crate::Error;
 use crate::number::by_dtype;
-use crate::plans::{Planned, Plans};
+use crate::plans::{Planned, Plans, Work};
 use crate::positions::Asked;
 use crate::storages::{Held, OF_POSITIONS, Request, Slot};
 use crate::view::{DimOrder, Rank, View};
@@ -10,7 +10,7 @@ use candle_core::op::BackpropOp;
 use candle_core::quantized::gguf_file;
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Shape, Storage, Tensor};
 use phasor::config::{ModelConfig, RopeConfig};
-use phasor::{Host, HostRotator, Problem, Rope};
+use phasor::{Dtype, Host, HostRotator, Rope};
 use std::borrow::Cow;
 use std::io::{Read, Seek};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -63,8 +63,8 @@ impl Shared {
         })
     }
 
-    pub(crate) fn plan(&self, problem: &Problem) -> Result<Arc<Planned>> {
-        Ok(self.plans.get(&self.rope, problem)?)
+    pub(crate) fn plan(&self, dtype: Dtype, work: Work) -> Result<Arc<Planned>> {
+        Ok(self.plans.get(&self.rope, dtype, work)?)
     }
 }
 
@@ -256,10 +256,7 @@ impl RotaryEmbedding {
 
     /// A new storage with `view` rotated.
     fn rotated(&self, view: &View<'_>, positions: &Positions<'_>) -> Result<Storage> {
-        let problem = Problem::new(view.dtype)
-            .q((view.layout, view.contiguous(self.order)))
-            .longer_buffers();
-        let plan = self.shared.plan(&problem)?;
+        let plan = self.shared.plan(view.dtype, view.anew(self.order))?;
         let len = view.tensor.elem_count();
         let mut request = Request::<{ 1 + OF_POSITIONS }>::new();
         let source = request.read(view.tensor);
@@ -328,17 +325,27 @@ impl RotaryEmbedding {
         let slot = request.write(q.tensor);
         let k = k.map(|k| (k, request.write(k.tensor)));
         let asked = positions.request(&mut request);
-        let problem = Problem::new(q.dtype).longer_buffers();
         match k {
-            None => self.rotate_in_place(&request, &problem.q(q.layout), &[(q, slot)], &asked),
+            None => {
+                let work = Work::InPlace(q.layout);
+                self.rotate_in_place(&request, work, &[(q, slot)], &asked)
+            }
             Some((k, other)) if slot != other => {
-                let problem = problem.q(q.layout).k(k.layout);
-                self.rotate_in_place(&request, &problem, &[(q, slot), (k, other)], &asked)
+                let work = Work::Both {
+                    q: q.layout,
+                    k: k.layout,
+                    one_buffer: false,
+                };
+                self.rotate_in_place(&request, work, &[(q, slot), (k, other)], &asked)
             }
             Some((k, _)) => {
                 let base = q.start.min(k.start);
-                let problem = problem.q(q.from(base)).k(k.from(base)).one_buffer();
-                self.rotate_windows(&request, &problem, (q, slot, base), &asked)
+                let work = Work::Both {
+                    q: q.from(base),
+                    k: k.from(base),
+                    one_buffer: true,
+                };
+                self.rotate_windows(&request, work, (q, slot, base), &asked)
             }
         }
     }
@@ -347,11 +354,11 @@ impl RotaryEmbedding {
     fn rotate_in_place(
         &self,
         request: &Request<'_, { 2 + OF_POSITIONS }>,
-        problem: &Problem,
+        work: Work,
         tensors: &[(View<'_>, Slot)],
         asked: &Asked<'_>,
     ) -> Result<()> {
-        let plan = self.shared.plan(problem)?;
+        let plan = self.shared.plan(tensors[0].0.dtype, work)?;
         if plan.is_empty() {
             return Ok(());
         }
@@ -382,11 +389,11 @@ impl RotaryEmbedding {
     fn rotate_windows(
         &self,
         request: &Request<'_, { 2 + OF_POSITIONS }>,
-        problem: &Problem,
+        work: Work,
         (view, slot, base): (View<'_>, Slot, usize),
         asked: &Asked<'_>,
     ) -> Result<()> {
-        let plan = self.shared.plan(problem)?;
+        let plan = self.shared.plan(view.dtype, work)?;
         if plan.is_empty() {
             return Ok(());
         }
@@ -445,16 +452,21 @@ impl RotaryEmbedding {
             request.read(source.tensor),
         );
         let asked = positions.request(&mut request);
-        let problem = Problem::new(source.dtype).longer_buffers();
         if to == from {
             let base = source.start.min(destination.start);
-            let windows = (source.from(base), destination.from(base));
-            let problem = problem.q(windows).one_buffer();
-            return self.rotate_windows(&request, &problem, (destination, to, base), &asked);
+            let work = Work::Into {
+                from: source.from(base),
+                to: destination.from(base),
+                one_buffer: true,
+            };
+            return self.rotate_windows(&request, work, (destination, to, base), &asked);
         }
-        let plan = self
-            .shared
-            .plan(&problem.q((source.layout, destination.layout)))?;
+        let work = Work::Into {
+            from: source.layout,
+            to: destination.layout,
+            one_buffer: false,
+        };
+        let plan = self.shared.plan(source.dtype, work)?;
         if plan.is_empty() {
             return Ok(());
         }

@@ -18,7 +18,7 @@ use crate::{Error, Positions, Result, RotaryEmbedding, host};
 use candle_core::op::BackpropOp;
 use candle_core::{DType, Storage, Tensor};
 use phasor::call::{AngleAddresses, RawPositions, TensorAddresses};
-use phasor::{CosSinTable, IdType, Ids, OutOfRange, Pairing, Problem, Rope};
+use phasor::{CosSinTable, IdType, Ids, OutOfRange, Pairing, Rope};
 use std::borrow::Cow;
 use std::num::NonZeroU32;
 use std::sync::{Mutex, PoisonError};
@@ -211,10 +211,7 @@ fn by_tables(
         return crate::cuda::rotated_by_tables(&view, order, pairing, [&cos, &sin], &starts);
     }
     let rotary = rotation(dim / 2, pairing)?;
-    let problem = Problem::new(view.dtype)
-        .q((view.layout, view.contiguous(order)))
-        .longer_buffers();
-    let plan = rotary.shared.plan(&problem)?;
+    let plan = rotary.shared.plan(view.dtype, view.anew(order))?;
     let mut request = Request::<3>::new();
     let slot = request.read(&xs);
     let (of_cos, of_sin) = (request.read(&cos), request.read(&sin));

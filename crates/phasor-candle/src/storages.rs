@@ -17,6 +17,8 @@ pub(crate) type Slot = usize;
 /// Storages that a call needs, of up to `N` tensors.
 pub(crate) struct Request<'t, const N: usize> {
     wanted: [Option<Wanted<'t>>; N],
+    /// Slots by their storages' addresses.
+    order: [Slot; N],
     len: usize,
 }
 
@@ -31,6 +33,7 @@ impl<'t, const N: usize> Request<'t, N> {
     pub(crate) fn new() -> Self {
         Self {
             wanted: [None; N],
+            order: [0; N],
             len: 0,
         }
     }
@@ -63,18 +66,23 @@ impl<'t, const N: usize> Request<'t, N> {
             storage,
             written,
         });
+        let mut at = self.len;
+        while at > 0 && self.storage(self.order[at - 1]) > storage {
+            self.order[at] = self.order[at - 1];
+            at -= 1;
+        }
+        self.order[at] = self.len;
         self.len += 1;
         self.len - 1
     }
 
+    fn storage(&self, slot: Slot) -> usize {
+        self.wanted[slot].map_or(0, |wanted| wanted.storage)
+    }
+
     /// Locks them all and calls `f`.
     pub(crate) fn run<R>(&self, f: impl FnOnce(Held<'_, N>) -> Result<R>) -> Result<R> {
-        let mut order = [0; N];
-        for (n, slot) in order.iter_mut().enumerate() {
-            *slot = n;
-        }
-        let order = &mut order[..self.len];
-        order.sort_unstable_by_key(|&slot| self.wanted[slot].map(|wanted| wanted.storage));
+        let order = &self.order[..self.len];
         self.enter(order, Held(std::array::from_fn(|_| None)), f)
     }
 

@@ -1,5 +1,6 @@
 //! Candle's layouts as phasor's.
 
+use crate::plans::Work;
 use crate::positions::same_device;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -93,14 +94,12 @@ impl<'t> View<'t> {
         [batch, tokens]
     }
 
-    /// The layout of a contiguous tensor of the same dims.
-    pub(crate) fn contiguous(&self, order: DimOrder) -> Layout {
-        let [batch, tokens, heads, dim] = self.layout.shape();
-        let layout = match (order, self.tensor.rank()) {
-            (DimOrder::Bhtd, 4) => Layout::bhsd(batch, tokens, heads, dim),
-            _ => Layout::bshd(batch, tokens, heads, dim),
-        };
-        layout.with_rotary_offset(self.layout.rotary_offset())
+    /// To a new tensor.
+    pub(crate) fn anew(&self, order: DimOrder) -> Work {
+        Work::New {
+            from: self.layout,
+            heads_first: order == DimOrder::Bhtd && self.tensor.rank() == 4,
+        }
     }
 
     /// The layout in a buffer that begins at `base` of the storage.

@@ -1,0 +1,290 @@
+//! A model of the llama architecture out of a GGUF file. Where it rotates is in [`Rotation`]; the rest is
+//! what every such model has.
+
+use candle_core::quantized::{QMatMul, gguf_file};
+use candle_core::{D, DType, Device, Module, Result, Tensor};
+use candle_nn::RmsNorm;
+use candle_nn::ops::{silu, softmax_last_dim};
+use phasor_candle::{CacheOrder, DimOrder, KvCache, RotaryEmbedding, Slots, Stored};
+use std::io::{Read, Seek};
+
+/// Whose rotation a model uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rope {
+    /// Exact angles.
+    Phasor,
+    /// candle-nn's `rope_i` by tables, whose angles are formed in f32 as in candle's models.
+    Candle,
+}
+
+/// How a model is loaded.
+pub struct Settings {
+    pub rope: Rope,
+    /// The position of the first token.
+    pub start: i64,
+    /// Tokens that the cache has room for.
+    pub capacity: usize,
+    /// Whether weights are widened to f32. Candle's product with quantised weights rounds the activations
+    /// to 8 bits, by which two rotations that differ in a last bit may end in other words.
+    pub dequantise: bool,
+    pub device: Device,
+}
+
+enum Rotation {
+    Phasor(RotaryEmbedding),
+    Candle {
+        theta: f32,
+        cos: Tensor,
+        sin: Tensor,
+    },
+}
+
+struct Layer {
+    attention_norm: RmsNorm,
+    q: QMatMul,
+    k: QMatMul,
+    v: QMatMul,
+    output: QMatMul,
+    feed_forward_norm: RmsNorm,
+    gate: QMatMul,
+    up: QMatMul,
+    down: QMatMul,
+    /// `[1, kv_heads, capacity, head_dim]`.
+    k_cache: Tensor,
+    v_cache: Tensor,
+}
+
+pub struct Model {
+    embedding: Tensor,
+    layers: Vec<Layer>,
+    norm: RmsNorm,
+    output: QMatMul,
+    rotation: Rotation,
+    settings: Settings,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    /// Tokens in the cache.
+    length: usize,
+}
+
+impl Model {
+    /// Reads a file; `progress` is told what part has been read.
+    pub fn load<R: Read + Seek>(
+        content: &gguf_file::Content,
+        reader: &mut R,
+        settings: Settings,
+        mut progress: impl FnMut(f64),
+    ) -> Result<Self> {
+        let value = |key: &str| match content.metadata.get(key) {
+            Some(value) => Ok(value),
+            None => candle_core::bail!("the model has no {key}"),
+        };
+        let count = |key: &str| Ok::<_, candle_core::Error>(value(key)?.to_u32()? as usize);
+        let architecture = value("general.architecture")?.to_string()?;
+        if architecture != "llama" {
+            candle_core::bail!(
+                "the model is of the architecture {architecture}, and not of llama's"
+            );
+        }
+        let heads = count("llama.attention.head_count")?;
+        let kv_heads = count("llama.attention.head_count_kv")?;
+        let head_dim = count("llama.embedding_length")? / heads;
+        let epsilon = value("llama.attention.layer_norm_rms_epsilon")?
+            .to_f32()?
+            .into();
+
+        let rotary = RotaryEmbedding::from_gguf(content, reader)?;
+        let rotation = match settings.rope {
+            Rope::Phasor => Rotation::Phasor(rotary.with_dim_order(DimOrder::Bthd)),
+            Rope::Candle => {
+                let theta = value("llama.rope.freq_base")?.to_f32()?;
+                tables(&settings, theta, head_dim)?
+            }
+        };
+
+        let device = settings.device.clone();
+        let (mut read, all) = (0, content.tensor_infos.len());
+        let mut tensor = |name: &str| {
+            read += 1;
+            progress(read as f64 / all as f64);
+            content.tensor(reader, name, &device)
+        };
+        let embedding = tensor("token_embd.weight")?;
+        let tied = !content.tensor_infos.contains_key("output.weight");
+        let dequantise = settings.dequantise;
+        let matrix = |weight: candle_core::quantized::QTensor| match dequantise {
+            true => Ok(QMatMul::Tensor(weight.dequantize(&weight.device())?)),
+            false => QMatMul::from_qtensor(weight),
+        };
+        let wide = embedding.dequantize(&device)?;
+        let output = match (tied, dequantise) {
+            (true, true) => QMatMul::Tensor(wide.clone()),
+            (true, false) => matrix(embedding)?,
+            (false, _) => matrix(tensor("output.weight")?)?,
+        };
+        let cache = || {
+            Tensor::zeros(
+                (1, kv_heads, settings.capacity, head_dim),
+                DType::F32,
+                &device,
+            )
+        };
+        let mut layers = Vec::new();
+        for layer in 0..count("llama.block_count")? {
+            let mut of = |name: &str| tensor(&format!("blk.{layer}.{name}.weight"));
+            layers.push(Layer {
+                attention_norm: RmsNorm::new(of("attn_norm")?.dequantize(&device)?, epsilon),
+                q: matrix(of("attn_q")?)?,
+                k: matrix(of("attn_k")?)?,
+                v: matrix(of("attn_v")?)?,
+                output: matrix(of("attn_output")?)?,
+                feed_forward_norm: RmsNorm::new(of("ffn_norm")?.dequantize(&device)?, epsilon),
+                gate: matrix(of("ffn_gate")?)?,
+                up: matrix(of("ffn_up")?)?,
+                down: matrix(of("ffn_down")?)?,
+                k_cache: cache()?,
+                v_cache: cache()?,
+            });
+        }
+        let norm = RmsNorm::new(tensor("output_norm.weight")?.dequantize(&device)?, epsilon);
+        Ok(Self {
+            embedding: wide,
+            layers,
+            norm,
+            output,
+            rotation,
+            settings,
+            heads,
+            kv_heads,
+            head_dim,
+            length: 0,
+        })
+    }
+
+    /// The logits of what follows these tokens, which follow those of earlier calls.
+    pub fn forward(&mut self, tokens: &[u32]) -> Result<Tensor> {
+        let (count, room) = (tokens.len(), self.settings.capacity - self.length);
+        if count > room {
+            candle_core::bail!("{count} tokens for a cache that has room for {room}");
+        }
+        let ids = Tensor::new(tokens, &self.settings.device)?;
+        let mut x = self.embedding.index_select(&ids, 0)?.unsqueeze(0)?;
+        let mask = self.mask(count)?;
+        for layer in &self.layers {
+            let attended = self.attend(layer, &layer.attention_norm.forward(&x)?, &mask)?;
+            x = (x + attended)?;
+            let normed = layer.feed_forward_norm.forward(&x)?;
+            let gated = (silu(&layer.gate.forward(&normed)?)? * layer.up.forward(&normed)?)?;
+            x = (x + layer.down.forward(&gated)?)?;
+        }
+        self.length += count;
+        let last = x.narrow(1, count - 1, 1)?.contiguous()?;
+        self.output
+            .forward(&self.norm.forward(&last)?)?
+            .flatten_all()
+    }
+
+    /// Rotates, stores keys and values, and attends to all that is stored. `x` is `[1, tokens, width]`.
+    fn attend(&self, layer: &Layer, x: &Tensor, mask: &Option<Tensor>) -> Result<Tensor> {
+        let (_, tokens, _) = x.dims3()?;
+        let split = |x: Tensor, heads| x.reshape((1, tokens, heads, self.head_dim));
+        let q = split(layer.q.forward(x)?, self.heads)?;
+        let k = split(layer.k.forward(x)?, self.kv_heads)?;
+        let v = split(layer.v.forward(x)?, self.kv_heads)?;
+        let q = self.rotate_and_store(layer, q, &k, &v)?;
+
+        let stored = self.length + tokens;
+        let of_cache = |cache: &Tensor| cache.squeeze(0)?.narrow(1, 0, stored);
+        let (keys, values) = (of_cache(&layer.k_cache)?, of_cache(&layer.v_cache)?);
+        // Query heads that share a key head, as rows of one product.
+        let groups = self.heads / self.kv_heads;
+        let rows = (self.kv_heads, groups * tokens, self.head_dim);
+        let scores = q.contiguous()?.reshape(rows)?.matmul(&keys.t()?)?;
+        let mut scores = (scores * (self.head_dim as f64).powf(-0.5))?;
+        if let Some(mask) = mask {
+            let apart = scores.reshape((self.kv_heads, groups, tokens, stored))?;
+            scores = apart.broadcast_add(mask)?.reshape(scores.shape())?;
+        }
+        let attended = softmax_last_dim(&scores)?.matmul(&values.contiguous()?)?;
+        let attended = attended.reshape((self.heads, tokens, self.head_dim))?;
+        let attended = attended.transpose(0, 1)?.reshape((1, tokens, ()))?;
+        layer.output.forward(&attended)
+    }
+
+    /// Queries `[1, heads, tokens, head_dim]` that are rotated; keys, rotated too, and values are in their
+    /// caches then.
+    fn rotate_and_store(&self, layer: &Layer, q: Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        let heads_first = |x: &Tensor| x.transpose(1, 2)?.contiguous();
+        let (k_cache, v_cache) = (&layer.k_cache, &layer.v_cache);
+        match &self.rotation {
+            Rotation::Phasor(rotary) => {
+                let start = self.settings.start.wrapping_add(self.length as i64);
+                if self.settings.device.is_cpu() {
+                    let cache = KvCache::new(k_cache, v_cache, CacheOrder::Hnd);
+                    let slots = [self.length as i64];
+                    match rotary.append(&q, k, v, cache, start, Slots::sequences(&slots))? {
+                        Stored::All => {}
+                        Stored::NotAll => candle_core::bail!("the cache is full"),
+                    }
+                } else {
+                    rotary.apply_qk_inplace(&q, k, start)?;
+                    k_cache.slice_set(&heads_first(k)?, 2, self.length)?;
+                    v_cache.slice_set(&heads_first(v)?, 2, self.length)?;
+                }
+                q.transpose(1, 2)
+            }
+            Rotation::Candle { cos, sin, .. } => {
+                let tokens = q.dim(1)?;
+                let rows = |table: &Tensor| table.narrow(0, self.length, tokens);
+                let (cos, sin) = (rows(cos)?, rows(sin)?);
+                let k = candle_nn::rotary_emb::rope_i(&heads_first(k)?, &cos, &sin)?;
+                k_cache.slice_set(&k, 2, self.length)?;
+                v_cache.slice_set(&heads_first(v)?, 2, self.length)?;
+                candle_nn::rotary_emb::rope_i(&heads_first(&q)?, &cos, &sin)
+            }
+        }
+    }
+
+    /// What hides later tokens from earlier ones, `[tokens, stored]`; one token sees all.
+    fn mask(&self, tokens: usize) -> Result<Option<Tensor>> {
+        if tokens == 1 {
+            return Ok(None);
+        }
+        let stored = self.length + tokens;
+        let hidden = |row: usize, column: usize| match column > self.length + row {
+            true => f32::NEG_INFINITY,
+            false => 0.0,
+        };
+        let values = (0..tokens).flat_map(|row| (0..stored).map(move |column| hidden(row, column)));
+        let values: Vec<f32> = values.collect();
+        Tensor::from_vec(values, (tokens, stored), &self.settings.device).map(Some)
+    }
+
+    /// Forgets all tokens, and puts the next one at another position.
+    pub fn begin_at(&mut self, start: i64) -> Result<()> {
+        self.length = 0;
+        self.settings.start = start;
+        if let Rotation::Candle { theta, .. } = self.rotation {
+            self.rotation = tables(&self.settings, theta, self.head_dim)?;
+        }
+        Ok(())
+    }
+}
+
+/// As candle's models make them: `inv_freq` in f32, positions in f32, and their product too.
+fn tables(settings: &Settings, theta: f32, head_dim: usize) -> Result<Rotation> {
+    let pairs = (0..head_dim).step_by(2);
+    let inv_freq: Vec<_> = pairs
+        .map(|dim| 1f32 / theta.powf(dim as f32 / head_dim as f32))
+        .collect();
+    let inv_freq = Tensor::from_vec(inv_freq, (1, head_dim / 2), &settings.device)?;
+    let positions = (0..settings.capacity as i64).map(|t| settings.start.wrapping_add(t) as f32);
+    let positions = Tensor::from_iter(positions, &settings.device)?.unsqueeze(D::Minus1)?;
+    let angles = positions.matmul(&inv_freq)?;
+    Ok(Rotation::Candle {
+        theta,
+        cos: angles.cos()?,
+        sin: angles.sin()?,
+    })
+}

@@ -1,0 +1,339 @@
+use crate::number::by_dtype;
+use crate::plans::Work;
+use crate::positions::{Ids, same_device};
+use crate::storages::{Held, Lent, OF_POSITIONS, Request, Slot, shared};
+use crate::view::{Rank, View, dtype_of};
+use crate::{Error, Positions, Result, RotaryEmbedding, host};
+use candle_core::{Device, Tensor};
+use phasor::{CacheLayout, HostKvCache, SlotsIn, Stored};
+
+/// The order of the dims of a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CacheOrder {
+    /// `[pages, page_size, heads, head_dim]` (NHD), of any strides; contiguous caches `[batch, tokens,
+    /// heads, head_dim]` too, where each sequence is a page.
+    Nhd,
+    /// `[pages, heads, page_size, head_dim]` (HND), of any strides; contiguous caches `[batch, heads,
+    /// tokens, head_dim]` too, as candle-nn's `KvCache` has them.
+    Hnd,
+    /// Keys `[pages, heads, head_dim / x, page_size, x]` and values `[pages, heads, head_dim,
+    /// page_size]`, both contiguous (mistral.rs, older vLLM).
+    Packed,
+}
+
+/// Caches of keys and values, which are written.
+#[derive(Clone, Copy, Debug)]
+pub struct KvCache<'a> {
+    k: &'a Tensor,
+    v: &'a Tensor,
+    order: CacheOrder,
+}
+
+impl<'a> KvCache<'a> {
+    /// Two caches: tensors of their own, or windows of one.
+    pub fn new(k: &'a Tensor, v: &'a Tensor, order: CacheOrder) -> Self {
+        Self { k, v, order }
+    }
+
+    fn layouts(&self) -> Result<[CacheLayout; 2]> {
+        match self.order {
+            CacheOrder::Nhd | CacheOrder::Hnd => {
+                let (k, v) = (("k's cache", self.k), ("v's cache", self.v));
+                Ok([strided(k, self.order)?, strided(v, self.order)?])
+            }
+            CacheOrder::Packed => {
+                let &[pages, heads, blocks, page_size, x] = self.k.dims() else {
+                    let expected = "[pages, heads, head_dim / x, page_size, x]";
+                    return Err(shape("k's cache", expected, self.k));
+                };
+                let &[v_pages, v_heads, dim, v_page_size] = self.v.dims() else {
+                    let expected = "[pages, heads, head_dim, page_size]";
+                    return Err(shape("v's cache", expected, self.v));
+                };
+                for (name, tensor) in [("k's cache", self.k), ("v's cache", self.v)] {
+                    if !tensor.is_contiguous() {
+                        return Err(shape(name, "contiguous in this order", tensor));
+                    }
+                }
+                Ok([
+                    CacheLayout::paged_packed(pages, page_size, heads, blocks * x, x),
+                    CacheLayout::paged_transposed(v_pages, v_page_size, v_heads, dim),
+                ])
+            }
+        }
+    }
+}
+
+fn shape(tensor: &'static str, expected: &'static str, got: &Tensor) -> Error {
+    Error::Shape {
+        tensor,
+        expected,
+        got: got.dims().to_vec(),
+    }
+}
+
+fn strided((name, tensor): (&'static str, &Tensor), order: CacheOrder) -> Result<CacheLayout> {
+    let (&[pages, second, third, dim], &[page, a, b, last]) = (tensor.dims(), tensor.stride())
+    else {
+        let expected = match order {
+            CacheOrder::Nhd => "[pages, page_size, heads, head_dim]",
+            _ => "[pages, heads, page_size, head_dim]",
+        };
+        return Err(shape(name, expected, tensor));
+    };
+    if last != 1 && dim > 1 {
+        return Err(Error::Strided {
+            tensor: name,
+            stride: last,
+        });
+    }
+    Ok(match order {
+        CacheOrder::Nhd => {
+            CacheLayout::paged_nhd(pages, second, third, dim).with_strides(page, a, b)
+        }
+        _ => CacheLayout::paged_hnd(pages, third, second, dim).with_strides(page, b, a),
+    })
+}
+
+/// Which slot of the caches each token is stored in. No slot can make a call write outside of the caches:
+/// what lies outside is not stored, and the call says so ([`Stored`]).
+#[derive(Clone, Debug)]
+pub struct Slots<'a>(Choice<'a>);
+
+#[derive(Clone, Debug)]
+enum Choice<'a> {
+    Mapping(Ids<'a>),
+    PageTable(Ids<'a>, Ids<'a>),
+    PageIndices(Ids<'a>, Ids<'a>, Ids<'a>),
+    Sequences(Ids<'a>),
+}
+
+impl<'a> Slots<'a> {
+    /// A slot for each token, `[batch, tokens]` (slot_mapping): slot `n` is slot `n % page_size` of page
+    /// `n / page_size`. A token whose slot is negative is not stored; its q is rotated all the same.
+    pub fn mapping(slots: impl Into<Ids<'a>>) -> Self {
+        Self(Choice::Mapping(slots.into()))
+    }
+
+    /// The pages of each sequence, `[sequences, pages of a sequence]` (block_table), and how many tokens
+    /// its cache holds before this call, `[sequences]`: the new ones follow.
+    pub fn page_table(pages: impl Into<Ids<'a>>, lengths: impl Into<Ids<'a>>) -> Self {
+        Self(Choice::PageTable(pages.into(), lengths.into()))
+    }
+
+    /// The same with the pages of all sequences one after the other: those of sequence `s` are
+    /// `indices[indptr[s]..indptr[s + 1]]`; `indptr` has `sequences + 1` values.
+    pub fn page_indices(
+        indptr: impl Into<Ids<'a>>,
+        indices: impl Into<Ids<'a>>,
+        lengths: impl Into<Ids<'a>>,
+    ) -> Self {
+        Self(Choice::PageIndices(
+            indptr.into(),
+            indices.into(),
+            lengths.into(),
+        ))
+    }
+
+    /// Each sequence has a page of its own, that of its number, and holds so many tokens before this call,
+    /// `[sequences]`: contiguous caches.
+    pub fn sequences(lengths: impl Into<Ids<'a>>) -> Self {
+        Self(Choice::Sequences(lengths.into()))
+    }
+
+    fn on(self, device: &Device) -> Result<Self> {
+        if device.is_cpu() && !self.ids().into_iter().flatten().any(Ids::is_tensor) {
+            return Ok(self);
+        }
+        let on = |ids: Ids<'a>, what| ids.on(device, what);
+        Ok(Self(match self.0 {
+            Choice::Mapping(slots) => Choice::Mapping(on(slots, "slots")?),
+            Choice::PageTable(pages, lengths) => {
+                Choice::PageTable(on(pages, "pages")?, on(lengths, "cache lengths")?)
+            }
+            Choice::PageIndices(indptr, indices, lengths) => Choice::PageIndices(
+                on(indptr, "indptr")?,
+                on(indices, "page indices")?,
+                on(lengths, "cache lengths")?,
+            ),
+            Choice::Sequences(lengths) => Choice::Sequences(on(lengths, "cache lengths")?),
+        }))
+    }
+
+    fn ids(&self) -> [Option<&Ids<'a>>; 3] {
+        match &self.0 {
+            Choice::Mapping(ids) | Choice::Sequences(ids) => [Some(ids), None, None],
+            Choice::PageTable(pages, lengths) => [Some(pages), Some(lengths), None],
+            Choice::PageIndices(indptr, indices, lengths) => {
+                [Some(indptr), Some(indices), Some(lengths)]
+            }
+        }
+    }
+
+    fn request<'t, const N: usize>(&'t self, request: &mut Request<'t, N>) -> [Option<Slot>; 3] {
+        self.ids()
+            .map(|ids| ids.and_then(|ids| ids.request(request)))
+    }
+
+    fn on_host<'s, const N: usize>(
+        &'s self,
+        slots: [Option<Slot>; 3],
+        held: &Held<'s, N>,
+    ) -> Result<phasor::Slots<'s>> {
+        let at = |ids: &'s Ids<'a>, n: usize| ids.on_host(slots[n], held);
+        Ok(match &self.0 {
+            Choice::Mapping(ids) => SlotsIn::mapping(at(ids, 0)?),
+            Choice::PageTable(pages, lengths) => {
+                SlotsIn::page_table(at(pages, 0)?, at(lengths, 1)?)
+            }
+            Choice::PageIndices(indptr, indices, lengths) => {
+                SlotsIn::page_indices(at(indptr, 0)?, at(indices, 1)?, at(lengths, 2)?)
+            }
+            Choice::Sequences(lengths) => SlotsIn::sequences(at(lengths, 0)?),
+        })
+    }
+}
+
+/// A tensor of a call, and its storage.
+type Placed<'t> = (View<'t>, Slot);
+
+impl RotaryEmbedding {
+    /// What lies between the projection and the attention of a layer, at once: rotates `q` where it is, and
+    /// stores rotated `k` and `v` in their caches. `k` and `v` are only read, and have dims in the same
+    /// order as `q`, or all three are `[tokens, heads, head_dim]`. q, k and v are windows of one tensor
+    /// (packed qkv), or q is a tensor of its own. So far on the CPU only.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use phasor_candle::{CacheOrder, KvCache, Slots, Stored};
+    ///
+    /// # fn main() -> Result<(), phasor_candle::Error> {
+    /// # let rope = phasor::Rope::new(
+    /// #     phasor::Frequencies::from_theta(1e4, 64)?, phasor::Pairing::HalfSplit);
+    /// # let rotary = phasor_candle::RotaryEmbedding::new(&rope);
+    /// let ones = |heads| Tensor::ones((1, heads, 7, 64), DType::F32, &Device::Cpu);
+    /// let (q, k, v) = (ones(8)?, ones(2)?, ones(2)?);
+    /// let room = || Tensor::zeros((1, 2, 512, 64), DType::F32, &Device::Cpu);
+    /// let (k_cache, v_cache) = (room()?, room()?);
+    /// let cache = KvCache::new(&k_cache, &v_cache, CacheOrder::Hnd);
+    /// let stored = rotary.append(&q, &k, &v, cache, 100, Slots::sequences(&[100u32]))?;
+    /// assert_eq!(stored, Stored::All); // NotAll: some slot was outside of the caches
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error`]: each names what to change; on a CUDA device
+    /// [`phasor::Error::HostOnly`]. Nothing is written then.
+    pub fn append<'p>(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        cache: KvCache<'_>,
+        positions: impl Into<Positions<'p>>,
+        slots: Slots<'_>,
+    ) -> Result<Stored> {
+        let q = self.view("q", q, Rank::Either)?.untracked()?;
+        let k = self.view("k", k, Rank::Either)?.untracked()?.beside(&q)?;
+        let v = self.view("v", v, Rank::Either)?.untracked()?.beside(&q)?;
+        let device = q.tensor.device();
+        let mut caches = [("k's cache", cache.k), ("v's cache", cache.v)].into_iter();
+        caches.try_for_each(|(name, tensor)| {
+            same_device(q.name, device, name, tensor.device())?;
+            if tensor.track_op() {
+                return Err(Error::Tracked { tensor: name });
+            }
+            let given = dtype_of(name, tensor)?;
+            if given != q.dtype {
+                let planned = q.dtype;
+                return Err(phasor::Error::DtypeMismatch { planned, given }.into());
+            }
+            Ok(())
+        })?;
+        if device.is_cuda() {
+            let what = "storing in a cache";
+            return Err(phasor::Error::HostOnly { what }.into());
+        }
+        let (positions, slots) = (positions.into().on(device)?, slots.on(device)?);
+        let mut request = Request::<{ 5 + OF_POSITIONS + 3 }>::new();
+        let to_k = request.write(cache.k);
+        let to_v = request.write(cache.v);
+        let q = (q, request.write(q.tensor));
+        let k = (k, request.read(k.tensor));
+        let v = (v, request.read(v.tensor));
+        let asked = positions.request(&mut request);
+        let slot_ids = slots.request(&mut request);
+        for (view, slot) in [&q, &k, &v] {
+            if [to_k, to_v].contains(slot) {
+                let remedy = "copy it out of the cache's tensor";
+                return Err(shared(view.name, "a cache", remedy));
+            }
+        }
+        let packed = [k.1, v.1] == [q.1; 2];
+        if !packed && [k.1, v.1].contains(&q.1) {
+            let remedy = "give q, k and v in one tensor, or q in one of its own";
+            return Err(shared("q", "k or v, but not both", remedy));
+        }
+
+        let starts = [cache.k, cache.v].map(|tensor| tensor.layout().start_offset());
+        let cache_base = starts[0].min(starts[1]);
+        let one_cache = to_k == to_v;
+        let mut caches = cache.layouts()?;
+        if one_cache {
+            let places = caches.iter_mut().zip(starts);
+            places.for_each(|(cache, start)| *cache = cache.with_offset(start - cache_base));
+        }
+        let base = q.0.start.min(k.0.start).min(v.0.start);
+        let at = |view: &View<'_>| match packed {
+            true => view.from(base),
+            false => view.layout,
+        };
+        let work = Work::Append {
+            q: at(&q.0),
+            k: at(&k.0),
+            v: at(&v.0),
+            one_buffer: packed,
+            caches,
+            one_cache,
+        };
+        let plan = self.shared.plan(q.0.dtype, work)?;
+        if plan.is_empty() {
+            return Ok(Stored::All);
+        }
+        request.run(|mut held| {
+            let given = asked.on_host(q.0.counts(), &held)?;
+            let slots = slots.on_host(slot_ids, &held)?;
+            by_dtype!(q.0.dtype, T => {
+                let caches = (held.take(to_k), held.take(to_v));
+                let caches = written_caches::<T>(caches, starts, cache_base)?;
+                let rotator = &self.shared.host;
+                if packed {
+                    let buffer = host::written::<T>(held.take(q.1), base)?;
+                    let stored = rotator.append_one_buffer(&plan, buffer, caches, given, slots)?;
+                    return Ok(stored);
+                }
+                let read = |(view, slot): &Placed<'_>| host::read::<T>(held.read(*slot), view.start);
+                let (k, v) = (read(&k)?, read(&v)?);
+                let to = host::written::<T>(held.take(q.1), q.0.start)?;
+                let (to, k, v) = (Some(to.into()), Some(k.into()), Some(v.into()));
+                Ok(rotator.append(&plan, to, k, v, caches, given, slots)?)
+            })
+        })
+    }
+}
+
+/// The caches of a call: two storages, or one which begins at `base`.
+fn written_caches<'s, T: crate::number::Number>(
+    caches: (Option<Lent<'s>>, Option<Lent<'s>>),
+    [k, v]: [usize; 2],
+    base: usize,
+) -> Result<HostKvCache<'s, T>> {
+    Ok(match caches {
+        (both, None) => HostKvCache::OneBuffer(host::written(both, base)?),
+        (of_k, of_v) => HostKvCache::Separate {
+            k: Some(host::written(of_k, k)?),
+            v: Some(host::written(of_v, v)?),
+        },
+    })
+}

@@ -1,0 +1,152 @@
+//! Plans of the shapes that were seen last.
+
+use phasor::{CacheLayout, Dtype, Error, KvCacheLayout, Layout, Plan, Problem, Rope};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// More than the kinds of calls that a model makes of one rotation while it decodes. Prompts of ever other
+/// lengths push out what is oldest.
+const MOST: usize = 32;
+
+/// What a plan is made for, as far as calls here differ. There is less to compare than in a problem, which
+/// is made only where there is no plan yet.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "made at every call, where a box would cost more than it saves"
+)]
+pub(crate) enum Work {
+    /// A tensor to a new, contiguous one: heads before tokens, or after them.
+    New { from: Layout, heads_first: bool },
+    /// A tensor to another.
+    Into {
+        from: Layout,
+        to: Layout,
+        one_buffer: bool,
+    },
+    /// A tensor where it is.
+    InPlace(Layout),
+    /// Queries and keys where they are.
+    Both {
+        q: Layout,
+        k: Layout,
+        one_buffer: bool,
+    },
+    /// Queries where they are, keys and values to their caches.
+    Append {
+        q: Layout,
+        k: Layout,
+        v: Layout,
+        one_buffer: bool,
+        caches: [CacheLayout; 2],
+        one_cache: bool,
+    },
+}
+
+impl Work {
+    fn problem(&self, dtype: Dtype) -> Problem {
+        let problem = Problem::new(dtype).longer_buffers();
+        let (problem, one_buffer) = match *self {
+            Work::New { from, heads_first } => {
+                let [batch, tokens, heads, dim] = from.shape();
+                let to = match heads_first {
+                    true => Layout::bhsd(batch, tokens, heads, dim),
+                    false => Layout::bshd(batch, tokens, heads, dim),
+                };
+                let to = to.with_rotary_offset(from.rotary_offset());
+                (problem.q((from, to)), false)
+            }
+            Work::Into {
+                from,
+                to,
+                one_buffer,
+            } => (problem.q((from, to)), one_buffer),
+            Work::InPlace(x) => (problem.q(x), false),
+            Work::Both { q, k, one_buffer } => (problem.q(q).k(k), one_buffer),
+            Work::Append {
+                q,
+                k,
+                v,
+                one_buffer,
+                caches: [k_cache, v_cache],
+                one_cache,
+            } => {
+                let cache = match one_cache {
+                    true => KvCacheLayout::one_buffer((k_cache, v_cache)),
+                    false => KvCacheLayout::separate(k_cache, v_cache),
+                };
+                let problem = problem.q(q).k_to_cache(k).v_to_cache(v);
+                (problem.cache(cache), one_buffer)
+            }
+        };
+        match one_buffer {
+            true => problem.one_buffer(),
+            false => problem,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Plans(Mutex<Vec<Arc<Planned>>>);
+
+#[derive(Debug)]
+pub(crate) struct Planned {
+    dtype: Dtype,
+    work: Work,
+    plan: Plan,
+}
+
+impl std::ops::Deref for Planned {
+    type Target = Plan;
+
+    fn deref(&self) -> &Plan {
+        &self.plan
+    }
+}
+
+impl Plans {
+    /// The plan of some work, made if there is none yet.
+    pub(crate) fn get(&self, rope: &Rope, dtype: Dtype, work: Work) -> Result<Arc<Planned>, Error> {
+        // What a panic elsewhere left behind are plans all the same.
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_it = |known: &Arc<Planned>| known.work == work && known.dtype == dtype;
+        if let Some(at) = known.iter().position(is_it) {
+            let planned = known[at].clone();
+            known[..=at].rotate_right(1);
+            return Ok(planned);
+        }
+        let planned = Arc::new(Planned {
+            dtype,
+            work,
+            plan: Plan::new(rope, &work.problem(dtype))?,
+        });
+        known.truncate(MOST - 1);
+        known.insert(0, planned.clone());
+        Ok(planned)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use phasor::{Frequencies, Pairing};
+
+    #[test]
+    fn the_latest_are_kept() {
+        let rope = Rope::new(Frequencies::from_theta(1e4, 8).unwrap(), Pairing::HalfSplit);
+        let work = |tokens, dim| Work::InPlace(Layout::tokens(tokens, 1, dim));
+        let plans = Plans::default();
+        let get = |tokens| plans.get(&rope, Dtype::F32, work(tokens, 8)).unwrap();
+        let first = get(0);
+        for tokens in 1..100 {
+            let planned = get(tokens);
+            assert_eq!(planned.tokens(), tokens);
+            assert!(Arc::ptr_eq(&planned, &get(tokens)));
+            // In use, and so kept.
+            assert!(Arc::ptr_eq(&first, &get(0)));
+        }
+        assert_eq!(plans.0.lock().unwrap().len(), MOST);
+        assert!(plans.get(&rope, Dtype::F32, work(1, 4)).is_err());
+        let other = plans.get(&rope, Dtype::F16, work(99, 8)).unwrap();
+        assert!(!Arc::ptr_eq(&other, &get(99)));
+    }
+}

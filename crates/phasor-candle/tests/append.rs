@@ -1,0 +1,371 @@
+//! Rotation and storing in caches, at once.
+
+use candle_core::{DType, Device, Tensor, Var};
+use phasor::{Frequencies, Pairing, Rope};
+use phasor_candle::{
+    CacheOrder, DimOrder, Error, KvCache, Positions, RotaryEmbedding, Slots, Stored,
+};
+
+const CPU: Device = Device::Cpu;
+const DIM: usize = 8;
+
+fn rotary(order: DimOrder) -> RotaryEmbedding {
+    let rope = Rope::new(
+        Frequencies::from_theta(1e4, DIM).unwrap(),
+        Pairing::Interleaved,
+    );
+    RotaryEmbedding::new(&rope).with_dim_order(order)
+}
+
+fn tensor(first: usize, shape: &[usize], dtype: DType) -> Tensor {
+    let len: usize = shape.iter().product();
+    let values = (first..first + len).map(|n| ((n * 37 + n * n) % 101) as f32 / 16.0 - 3.0);
+    let tensor = Tensor::from_iter(values, &CPU).unwrap();
+    tensor.reshape(shape).unwrap().to_dtype(dtype).unwrap()
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    let wide = tensor.to_dtype(DType::F32).unwrap();
+    wide.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn copy(tensor: &Tensor) -> Tensor {
+    tensor.copy().unwrap()
+}
+
+/// Heads `[batch, tokens, heads, dim]` in the order of a rotation.
+fn ordered(tensor: &Tensor, order: DimOrder) -> Tensor {
+    match order {
+        DimOrder::Bhtd => tensor.transpose(1, 2).unwrap(),
+        DimOrder::Bthd => tensor.clone(),
+    }
+}
+
+/// What a cache holds, as `[slots, heads, dim]`.
+fn slots_of(cache: &Tensor, order: CacheOrder, heads: usize) -> Vec<Vec<f32>> {
+    let slots = match (order, cache.rank()) {
+        (CacheOrder::Nhd, _) => cache.clone(),
+        (CacheOrder::Hnd, _) => cache.transpose(1, 2).unwrap(),
+        // [pages, heads, dim / x, page_size, x] and [pages, heads, dim, page_size].
+        (_, 5) => cache.permute((0, 3, 1, 2, 4)).unwrap(),
+        _ => cache.permute((0, 3, 1, 2)).unwrap(),
+    };
+    values(&slots)
+        .chunks(heads * DIM)
+        .map(<[f32]>::to_vec)
+        .collect()
+}
+
+struct Step {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+}
+
+/// `[batch, tokens, heads, dim]`, with 4 query and 2 key and value heads.
+fn step(batch: usize, tokens: usize, dtype: DType) -> Step {
+    let of = |first, heads| tensor(first, &[batch, tokens, heads, DIM], dtype);
+    Step {
+        q: of(0, 4),
+        k: of(1000, 2),
+        v: of(2000, 2),
+    }
+}
+
+/// Appends, and checks q and the caches. `slot` has each token's, counted through, if it has one.
+fn check(
+    case: &str,
+    (order, cache_order): (DimOrder, CacheOrder),
+    [k_cache, v_cache]: [&Tensor; 2],
+    step: &Step,
+    positions: Positions<'_>,
+    slots: Slots<'_>,
+    slot: impl Fn(usize, usize) -> Option<usize>,
+) -> Stored {
+    let rotary = rotary(order);
+    let before = [k_cache, v_cache].map(|cache| slots_of(cache, cache_order, 2));
+    let [q, k, v] = [&step.q, &step.k, &step.v].map(|x| ordered(x, order));
+    let rotated = rotary.apply(&q, positions.clone()).unwrap();
+    let keys = rotary.apply(&k, positions.clone()).unwrap();
+    let (k_before, v_before) = (values(&k), values(&v));
+
+    let cache = KvCache::new(k_cache, v_cache, cache_order);
+    let stored = rotary.append(&q, &k, &v, cache, positions, slots).unwrap();
+
+    assert_eq!(values(&q), values(&rotated), "{case}: q");
+    assert_eq!(
+        (values(&k), values(&v)),
+        (k_before, v_before),
+        "{case}: k and v"
+    );
+    let (batch, tokens) = (step.q.dim(0).unwrap(), step.q.dim(1).unwrap());
+    let after = [k_cache, v_cache].map(|cache| slots_of(cache, cache_order, 2));
+    for (given, before, after) in [(&keys, &before[0], &after[0]), (&v, &before[1], &after[1])] {
+        let mut expected = before.clone();
+        for b in 0..batch {
+            for t in 0..tokens {
+                if let Some(slot) = slot(b, t) {
+                    let token = given.narrow(0, b, 1).unwrap();
+                    let dim = if order == DimOrder::Bhtd { 2 } else { 1 };
+                    expected[slot] = values(&token.narrow(dim, t, 1).unwrap());
+                }
+            }
+        }
+        assert_eq!(*after, expected, "{case}");
+    }
+    stored
+}
+
+#[test]
+fn contiguous_caches() {
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        for order in [DimOrder::Bhtd, DimOrder::Bthd] {
+            for (cache_order, shape) in [
+                (CacheOrder::Hnd, [2, 2, 16, DIM]),
+                (CacheOrder::Nhd, [2, 16, 2, DIM]),
+            ] {
+                let [k_cache, v_cache] = [3000, 4000].map(|first| tensor(first, &shape, dtype));
+                let case = format!("{dtype:?} {order:?} {cache_order:?}");
+                for (tokens, lengths) in [(5, [0u32, 3]), (1, [5, 8]), (1, [6, 9])] {
+                    let starts = lengths.map(i64::from);
+                    let stored = check(
+                        &case,
+                        (order, cache_order),
+                        [&k_cache, &v_cache],
+                        &step(2, tokens, dtype),
+                        Positions::starts(&starts),
+                        Slots::sequences(&lengths),
+                        |b, t| Some(b * 16 + lengths[b] as usize + t),
+                    );
+                    assert_eq!(stored, Stored::All);
+                }
+            }
+        }
+    }
+}
+
+/// Caches of 4 pages of 8 slots, `[k, v]`.
+fn paged(order: CacheOrder) -> [Tensor; 2] {
+    let of = |first, shape: &[usize]| tensor(first, shape, DType::F32);
+    match order {
+        CacheOrder::Nhd => [3000, 4000].map(|first| of(first, &[4, 8, 2, DIM])),
+        CacheOrder::Hnd => [3000, 4000].map(|first| of(first, &[4, 2, 8, DIM])),
+        CacheOrder::Packed => [of(3000, &[4, 2, DIM / 4, 8, 4]), of(4000, &[4, 2, DIM, 8])],
+    }
+}
+
+#[test]
+fn paged_caches_by_every_kind_of_slot() {
+    for order in [CacheOrder::Nhd, CacheOrder::Hnd, CacheOrder::Packed] {
+        let [k_cache, v_cache] = paged(order);
+        let caches = [&k_cache, &v_cache];
+        // Sequences of 6 and 13 tokens, whose pages are 2, and 3 and 0; three more of each.
+        let (lengths, pages) = ([6i64, 13], [2u32, 1, 3, 0]);
+        let slot = |b: usize, t: usize| {
+            let at = lengths[b] as usize + t;
+            Some(pages[2 * b + at / 8] as usize * 8 + at % 8)
+        };
+        let mapping: Vec<i64> = (0..6).map(|n| slot(n / 3, n % 3).unwrap() as i64).collect();
+        let mapped = Tensor::from_slice(&mapping, (2, 3), &CPU).unwrap();
+        let [table, length] = [
+            Tensor::from_slice(&pages, (2, 2), &CPU).unwrap(),
+            Tensor::new(&lengths, &CPU).unwrap(),
+        ];
+        for (kind, slots) in [
+            ("mapping", Slots::mapping(&mapping)),
+            ("mapping in a tensor", Slots::mapping(&mapped)),
+            ("page table", Slots::page_table(&pages, &lengths)),
+            ("page table in a tensor", Slots::page_table(&table, &length)),
+            (
+                "page indices",
+                Slots::page_indices(&[0u32, 2, 4], &pages, &lengths),
+            ),
+        ] {
+            let stored = check(
+                &format!("{order:?} {kind}"),
+                (DimOrder::Bthd, order),
+                caches,
+                &step(2, 3, DType::F32),
+                Positions::starts(&lengths),
+                slots,
+                slot,
+            );
+            assert_eq!(stored, Stored::All);
+        }
+        // A token that is not to be stored, and one whose slot is not in the caches.
+        let stored = check(
+            "none",
+            (DimOrder::Bhtd, order),
+            caches,
+            &step(1, 3, DType::F32),
+            Positions::from(7),
+            Slots::mapping(&[5, -1, 6]),
+            |_, t| [Some(5), None, Some(6)][t],
+        );
+        assert_eq!(stored, Stored::All);
+        let stored = check(
+            "outside",
+            (DimOrder::Bhtd, order),
+            caches,
+            &step(1, 3, DType::F32),
+            Positions::from(7),
+            Slots::mapping(&[32, 1, 2]),
+            |_, t| [None, Some(1), Some(2)][t],
+        );
+        assert_eq!(stored, Stored::NotAll);
+    }
+}
+
+#[test]
+fn packed_qkv_of_a_ragged_batch() {
+    let rotary = rotary(DimOrder::Bthd);
+    let qkv = tensor(0, &[10, 8, DIM], DType::BF16);
+    let heads = |tensor: &Tensor, first, heads| tensor.narrow(1, first, heads).unwrap();
+    let (cu_seqlens, lengths) = ([0u32, 4, 5, 9], [0i64, 3, 8]);
+    let positions = || Positions::starts(&lengths).cu_seqlens(&cu_seqlens);
+    let slots: Vec<i64> = (0..10).map(|n| (n * 7) % 32).collect();
+    let caches = || [5, 6].map(|first| tensor(first, &[4, 8, 2, DIM], DType::BF16));
+
+    // By its parts.
+    let [q, k, v] = [(0, 4), (4, 2), (6, 2)].map(|(first, n)| copy(&heads(&qkv, first, n)));
+    let [k_cache, v_cache] = caches();
+    let cache = KvCache::new(&k_cache, &v_cache, CacheOrder::Nhd);
+    let stored = rotary.append(&q, &k, &v, cache, positions(), Slots::mapping(&slots));
+    assert_eq!(stored.unwrap(), Stored::All);
+    assert_eq!(
+        values(&q.narrow(0, 9, 1).unwrap()),
+        values(&heads(&qkv, 0, 4).narrow(0, 9, 1).unwrap())
+    );
+
+    // As windows, which begin late in their storage.
+    let twice = Tensor::cat(&[&qkv, &qkv], 0).unwrap();
+    let late = twice.narrow(0, 10, 10).unwrap();
+    let windows = [(0, 4), (4, 2), (6, 2)].map(|(first, n)| heads(&late, first, n));
+    let [k_packed, v_packed] = caches();
+    let cache = KvCache::new(&k_packed, &v_packed, CacheOrder::Nhd);
+    let [q_window, k_window, v_window] = &windows;
+    let slots = Slots::mapping(&slots);
+    let stored = rotary.append(q_window, k_window, v_window, cache, positions(), slots);
+    assert_eq!(stored.unwrap(), Stored::All);
+    assert_eq!(values(q_window), values(&q));
+    assert_eq!(values(&heads(&late, 4, 4)), values(&heads(&qkv, 4, 4)));
+    assert_eq!(values(&twice.narrow(0, 0, 10).unwrap()), values(&qkv));
+    assert_eq!(values(&k_packed), values(&k_cache));
+    assert_eq!(values(&v_packed), values(&v_cache));
+}
+
+#[test]
+fn caches_that_are_windows_of_one() {
+    let step = step(1, 3, DType::F32);
+    // [2, pages, page_size, heads, dim], and one layer of it.
+    let both = tensor(9, &[3, 2, 4, 8, 2, DIM], DType::F32);
+    let before = copy(&both);
+    let layer = both.get(1).unwrap();
+    let [k_cache, v_cache] = [0, 1].map(|n| layer.get(n).unwrap());
+    let slots = Slots::mapping(&[9, 30, 2]);
+    let stored = check(
+        "one storage",
+        (DimOrder::Bhtd, CacheOrder::Nhd),
+        [&k_cache, &v_cache],
+        &step,
+        Positions::from(3),
+        slots,
+        |_, t| Some([9, 30, 2][t]),
+    );
+    assert_eq!(stored, Stored::All);
+    for other in [0, 2] {
+        assert_eq!(
+            values(&both.get(other).unwrap()),
+            values(&before.get(other).unwrap())
+        );
+    }
+    // k and v of one storage, which is only read.
+    let kv = tensor(50, &[1, 3, 4, DIM], DType::F32);
+    let [k, v] = [0, 2].map(|first| kv.narrow(2, first, 2).unwrap());
+    let step = Step { q: step.q, k, v };
+    let stored = check(
+        "kv in one",
+        (DimOrder::Bthd, CacheOrder::Nhd),
+        [&k_cache, &v_cache],
+        &step,
+        Positions::from(3),
+        Slots::mapping(&[0, 1, 8]),
+        |_, t| Some([0, 1, 8][t]),
+    );
+    assert_eq!(stored, Stored::All);
+}
+
+#[test]
+fn what_is_refused() {
+    let rotary = rotary(DimOrder::Bthd);
+    let Step { q, k, v } = step(1, 3, DType::F32);
+    let [k_cache, v_cache] = paged(CacheOrder::Nhd);
+    let append = |q: &Tensor, k: &Tensor, v: &Tensor, k_cache: &Tensor, v_cache: &Tensor, order| {
+        let cache = KvCache::new(k_cache, v_cache, order);
+        rotary.append(q, k, v, cache, 3, Slots::mapping(&[0, 1, 2]))
+    };
+    let before = values(&q);
+    let nhd = CacheOrder::Nhd;
+    // The same cache twice.
+    let error = append(&q, &k, &v, &k_cache, &k_cache, nhd).unwrap_err();
+    assert!(
+        matches!(error, Error::Phasor(phasor::Error::Overlap { .. })),
+        "{error}"
+    );
+    // q and k in one tensor, and v in another.
+    let qk = tensor(1, &[1, 3, 6, DIM], DType::F32);
+    let [q_window, k_window] = [(0, 4), (4, 2)].map(|(first, n)| qk.narrow(2, first, n).unwrap());
+    let error = append(&q_window, &k_window, &v, &k_cache, &v_cache, nhd).unwrap_err();
+    assert!(matches!(error, Error::SharedStorage { .. }), "{error}");
+    // Keys out of the cache that they are stored in.
+    let cached = v_cache.narrow(0, 0, 1).unwrap().narrow(1, 0, 3).unwrap();
+    let error = append(&q, &cached, &v, &k_cache, &v_cache, nhd).unwrap_err();
+    assert!(matches!(error, Error::SharedStorage { .. }), "{error}");
+    // Shapes, strides and types.
+    let error = append(&q, &k, &v, &k_cache.get(0).unwrap(), &v_cache, nhd).unwrap_err();
+    assert!(matches!(error, Error::Shape { .. }), "{error}");
+    let columns = k_cache.transpose(2, 3).unwrap();
+    let error = append(&q, &k, &v, &columns, &v_cache, nhd).unwrap_err();
+    assert!(matches!(error, Error::Strided { .. }), "{error}");
+    let error = append(&q, &k, &v, &k_cache, &v_cache, CacheOrder::Hnd).unwrap_err();
+    assert!(
+        matches!(error, Error::Phasor(phasor::Error::CacheMismatch { .. })),
+        "{error}"
+    );
+    let half = k_cache.to_dtype(DType::F16).unwrap();
+    let error = append(&q, &k, &v, &half, &v_cache, nhd).unwrap_err();
+    assert!(
+        matches!(error, Error::Phasor(phasor::Error::DtypeMismatch { .. })),
+        "{error}"
+    );
+    for order in [CacheOrder::Packed, CacheOrder::Hnd] {
+        let [k_cache, v_cache] = paged(CacheOrder::Packed);
+        let k_cache = k_cache.narrow(3, 0, 4).unwrap();
+        let error = append(&q, &k, &v, &k_cache, &v_cache, order).unwrap_err();
+        assert!(matches!(error, Error::Shape { .. }), "{error}");
+    }
+    let variable = Var::from_tensor(&k_cache).unwrap();
+    let error = append(&q, &k, &v, &variable, &v_cache, nhd).unwrap_err();
+    assert!(matches!(error, Error::Tracked { .. }), "{error}");
+    let error = append(&q, &k, &v, &k_cache, &v_cache.narrow(0, 0, 2).unwrap(), nhd);
+    assert!(matches!(
+        error,
+        Err(Error::Phasor(phasor::Error::CacheMismatch { .. }))
+    ));
+    // Slots that are no integers, or too few.
+    let cache = KvCache::new(&k_cache, &v_cache, nhd);
+    let floats = Tensor::zeros((1, 3), DType::F32, &CPU).unwrap();
+    let error = rotary
+        .append(&q, &k, &v, cache, 3, Slots::mapping(&floats))
+        .unwrap_err();
+    assert!(matches!(error, Error::DType { .. }), "{error}");
+    let error = rotary
+        .append(&q, &k, &v, cache, 3, Slots::mapping(&[1, 2]))
+        .unwrap_err();
+    assert!(
+        matches!(error, Error::Phasor(phasor::Error::SlotsLength { .. })),
+        "{error}"
+    );
+    assert_eq!(values(&q), before);
+    assert_eq!(values(&k_cache), values(&paged(nhd)[0]));
+}

@@ -438,6 +438,8 @@ impl TokenWork<'_> {
             let inverse = match (codes.dynamic, codes.multiply) {
                 (0, 1) => Some(scale),
                 (_, 1) => Some(1.0 / scale),
+                // The same quotients, as the inverse is exact.
+                _ if is_power_of_two(scale) => Some(1.0 / scale),
                 _ => None,
             };
             encode(kind, scale, inverse, x, bytes);
@@ -495,6 +497,12 @@ impl TokenWork<'_> {
         }
         scale
     }
+}
+
+/// Whether a scale and its inverse are powers of two, neither of them subnormal.
+fn is_power_of_two(scale: f32) -> bool {
+    let bits = scale.to_bits();
+    bits & 0x7f_ffff == 0 && (1..254).contains(&(bits >> 23))
 }
 
 /// Codes of values that share a scale, or are multiplied by its inverse.

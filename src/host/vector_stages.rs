@@ -92,30 +92,62 @@ pub(super) unsafe fn heads<V, T, const FROM_HALVES: bool, const TO_HALVES: bool>
         bias,
         vectors: PhantomData,
     };
-    let mut found = [Statistic::default(); TOGETHER];
-    // SAFETY: the caller's, here and below.
-    unsafe {
-        if normed {
-            walk.prepare(work.heads.start, true);
-            if norm.across_heads == 1 {
-                found = [walk.across(&mut room.heads); TOGETHER];
+    let across = normed && norm.across_heads == 1;
+    let (mut means, mut rs) = ([0.0; TOGETHER], [1.0; TOGETHER]);
+    let mut sums = [0.0; TOGETHER];
+    let all = work.heads.clone();
+    if normed {
+        // SAFETY: the caller's.
+        unsafe { walk.prepare(all.start, true) };
+    }
+    let mut first = all.start;
+    while first < all.end {
+        let together = first..all.end.min(first + TOGETHER);
+        if normed && (!across || first == all.start) {
+            // One place for both, as a sum is a lot of code.
+            let heads = if across {
+                all.clone()
+            } else {
+                together.clone()
+            };
+            for squares in [false, true] {
+                if !squares && norm.kind != PHASOR_NORM_LAYER {
+                    continue;
+                }
+                for (at, head) in heads.clone().enumerate() {
+                    let sum = match squares {
+                        false => Sum::Plain,
+                        true => Sum::Squares(means[at % TOGETHER]),
+                    };
+                    // SAFETY: the caller's.
+                    let sum = unsafe { walk.sum(head, sum) };
+                    match across {
+                        true => room.heads[at] = sum,
+                        false => sums[at] = sum,
+                    }
+                }
+                let mut count = work.head_dim as f32;
+                if across {
+                    count = (heads.len() * work.head_dim) as f32;
+                    let terms = &mut room.heads[..heads.len().next_power_of_two()];
+                    terms[heads.len()..].fill(0.0);
+                    sums = [fold(terms); TOGETHER];
+                }
+                for ((mean, r), sum) in means.iter_mut().zip(&mut rs).zip(&sums) {
+                    match squares {
+                        false => *mean = sum / count,
+                        true => *r = Statistic::of(norm, *mean, *sum, count).r,
+                    }
+                }
             }
         }
-    }
-    let mut first = work.heads.start;
-    while first < work.heads.end {
-        let together = first..work.heads.end.min(first + TOGETHER);
-        unsafe {
-            if normed && norm.across_heads == 0 {
-                walk.find(together.clone(), &mut found);
-            }
-            let mut head = first;
-            while head < together.end {
+        for (head, (mean, r)) in together.clone().zip(means.into_iter().zip(rs)) {
+            // SAFETY: the caller's.
+            unsafe {
                 if normed {
                     walk.prepare(head, false);
                 }
-                walk.head(head, found[head - first]);
-                head += 1;
+                walk.head(head, mean, r);
             }
         }
         first = together.end;
@@ -256,57 +288,6 @@ where
         (with_exposed_provenance(self.work.source.head(head)), bias)
     }
 
-    /// What a norm finds of some heads, each for itself.
-    #[inline(always)]
-    unsafe fn find(&self, heads: Range<usize>, found: &mut [Statistic; TOGETHER]) {
-        let norm = &self.work.stages.norm;
-        let count = self.dims as f32;
-        let (mut sums, mut means) = ([0.0; TOGETHER], [0.0; TOGETHER]);
-        // SAFETY: the caller's, here and below.
-        unsafe {
-            if norm.kind == PHASOR_NORM_LAYER {
-                for (head, sum) in heads.clone().zip(&mut sums) {
-                    *sum = self.sum(head, Sum::Plain);
-                }
-                for (mean, sum) in means.iter_mut().zip(&sums) {
-                    *mean = sum / count;
-                }
-            }
-            for ((head, sum), mean) in heads.zip(&mut sums).zip(&means) {
-                *sum = self.sum(head, Sum::Squares(*mean));
-            }
-        }
-        for ((found, mean), sum) in found.iter_mut().zip(means).zip(sums) {
-            *found = Statistic::of(norm, mean, sum, count);
-        }
-    }
-
-    /// What a norm finds of all heads.
-    #[inline(always)]
-    unsafe fn across(&self, terms: &mut [f32]) -> Statistic {
-        let norm = &self.work.stages.norm;
-        let count = (self.work.heads.len() * self.dims) as f32;
-        let mut mean = 0.0;
-        // SAFETY: the caller's, here and below.
-        if norm.kind == PHASOR_NORM_LAYER {
-            mean = unsafe { self.sum_across(Sum::Plain, terms) } / count;
-        }
-        let squares = unsafe { self.sum_across(Sum::Squares(mean), terms) };
-        Statistic::of(norm, mean, squares, count)
-    }
-
-    #[inline(always)]
-    unsafe fn sum_across(&self, sum: Sum, terms: &mut [f32]) -> f32 {
-        let heads = &self.work.heads;
-        let terms = &mut terms[..heads.len().next_power_of_two()];
-        terms[heads.len()..].fill(0.0);
-        for (head, term) in heads.clone().zip(&mut *terms) {
-            // SAFETY: the caller's.
-            *term = unsafe { self.sum(head, sum) };
-        }
-        fold(terms)
-    }
-
     /// The sum of one head. Members of pairs meet first, then neighbours, then vectors in halves, then the
     /// halves of one: the defined order, but that all of it is vertical up to there.
     #[inline(always)]
@@ -319,32 +300,31 @@ where
                 self.pass::<true>(head, None, 1.0, self.row.cast());
             }
             let count = self.dims / Self::GROUP;
-            // In registers where there are few.
-            match count.next_power_of_two() {
-                1 => self.sum_groups::<1>(count, [from, bias], sum),
-                2 => self.sum_groups::<2>(count, [from, bias], sum),
-                4 => self.sum_groups::<4>(count, [from, bias], sum),
-                8 => self.sum_groups::<8>(count, [from, bias], sum),
-                16 => self.sum_groups::<16>(count, [from, bias], sum),
+            // In registers where that is known and there are few.
+            match count {
+                1 => self.sum_groups::<1>(1, [from, bias], sum),
+                2 => self.sum_groups::<2>(2, [from, bias], sum),
+                4 => self.sum_groups::<4>(4, [from, bias], sum),
+                8 => self.sum_groups::<8>(8, [from, bias], sum),
                 _ => self.sum_groups::<MOST_VECTORS>(count, [from, bias], sum),
             }
         }
     }
 
-    /// The sum of `count` groups; `COUNT` is the power of two that follows.
+    /// The sum of `count` groups, for which there is room.
     #[inline(always)]
-    unsafe fn sum_groups<const COUNT: usize>(
+    unsafe fn sum_groups<const ROOM: usize>(
         &self,
         count: usize,
         [from, bias]: [*const T; 2],
         sum: Sum,
     ) -> f32 {
         let after_rotation = self.work.stages.norm.after_rotation == 1;
-        // SAFETY: the caller's, for all below.
+        let mut groups = [const { MaybeUninit::<V::Vector>::uninit() }; ROOM];
+        // SAFETY: the caller's, for all below; groups have a value when they are read.
         unsafe {
-            let mut groups = [V::Vector::splat(0.0); COUNT];
             let mut i = 0;
-            while i < COUNT && i < count {
+            while i < count {
                 let at = i * Self::GROUP;
                 let (mut a, mut b) = if after_rotation {
                     let (first, second) = self.load_row(at);
@@ -364,25 +344,30 @@ where
                         b.mul_add(b, a.mul(a))
                     }
                 };
-                groups[i] = pairs.add_neighbours();
+                groups[i].write(pairs.add_neighbours());
                 i += 1;
             }
-            let mut left = COUNT / 2;
-            while left > 0 {
+            let mut left = count.next_power_of_two();
+            while i < left {
+                groups[i].write(V::Vector::splat(0.0));
+                i += 1;
+            }
+            while left > 1 {
+                left /= 2;
                 let mut i = 0;
                 while i < left {
-                    groups[i] = groups[i].add(groups[i + left]);
+                    let upper = groups[i + left].assume_init();
+                    groups[i].write(groups[i].assume_init().add(upper));
                     i += 1;
                 }
-                left /= 2;
             }
-            groups[0].fold_to_neighbours()
+            groups[0].assume_init().fold_to_neighbours()
         }
     }
 
     /// All stages of a head.
     #[inline(always)]
-    unsafe fn head(&self, head: usize, found: Statistic) {
+    unsafe fn head(&self, head: usize, mean: f32, r: f32) {
         let work = self.work;
         let coded = work.stages.codes.type_ != PHASOR_CODES_NONE;
         let params = &work.stages.norm;
@@ -396,10 +381,10 @@ where
             if params.kind != PHASOR_NORM_NONE {
                 norm = Some(Norm {
                     mean: match params.kind {
-                        PHASOR_NORM_LAYER => Some(V::Vector::splat(found.mean)),
+                        PHASOR_NORM_LAYER => Some(V::Vector::splat(mean)),
                         _ => None,
                     },
-                    r: V::Vector::splat(found.r),
+                    r: V::Vector::splat(r),
                     weight: row_or_null(self.weight, params.weight),
                     bias: row_or_null(self.bias, params.bias),
                     round_before_weight: params.round_before_weight == 1,
@@ -413,17 +398,20 @@ where
                 Some(place) if !coded => with_exposed_provenance_mut(place),
                 _ => self.elements,
             };
-            if after_rotation {
-                self.pass::<true>(head, None, 1.0, self.row.cast());
-                if coded {
-                    self.pass_row::<true>(norm, work.scale, self.row.cast());
-                } else {
-                    self.pass_row::<false>(norm, work.scale, to.cast());
-                }
-            } else if coded {
-                self.pass::<true>(head, norm, work.scale, self.row.cast());
+            let (now, scale) = match after_rotation {
+                true => (None, 1.0),
+                false => (norm, work.scale),
+            };
+            if coded || after_rotation {
+                self.pass::<true>(head, now, scale, self.row.cast());
             } else {
-                self.pass::<false>(head, norm, work.scale, to.cast());
+                self.pass::<false>(head, now, scale, to.cast());
+            }
+            if after_rotation {
+                match coded {
+                    true => self.pass_row::<true>(norm, work.scale, self.row.cast()),
+                    false => self.pass_row::<false>(norm, work.scale, to.cast()),
+                }
             }
             if !coded {
                 work.store_elements(head, to);

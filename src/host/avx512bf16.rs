@@ -84,7 +84,7 @@ impl Loops for Avx512Bf16 {
     }
 
     #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn stages<V, T, const FROM_HALVES: bool, const TO_HALVES: bool>(
+    unsafe fn stages<V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const LEAN: bool>(
         work: &TokenWork<'_>,
         room: &mut Room<T>,
     ) where
@@ -92,7 +92,14 @@ impl Loops for Avx512Bf16 {
         T: Rows,
     {
         // SAFETY: the caller's.
-        unsafe { vector_stages::heads::<V, T, FROM_HALVES, TO_HALVES>(work, room) }
+        unsafe { vector_stages::heads::<Self, V, T, FROM_HALVES, TO_HALVES, LEAN>(work, room) }
+    }
+
+    #[inline(never)]
+    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn store_codes(work: &TokenWork<'_>, head: usize, x: &[f32], room: *mut u8) {
+        // SAFETY: the caller's.
+        unsafe { work.store_codes(head, x, room) }
     }
 
     #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]

@@ -37,7 +37,7 @@ impl Loops for Neon {
     }
 
     #[target_feature(enable = "neon")]
-    unsafe fn stages<V, T, const FROM_HALVES: bool, const TO_HALVES: bool>(
+    unsafe fn stages<V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const LEAN: bool>(
         work: &TokenWork<'_>,
         room: &mut Room<T>,
     ) where
@@ -45,7 +45,14 @@ impl Loops for Neon {
         T: Rows,
     {
         // SAFETY: the caller's.
-        unsafe { vector_stages::heads::<V, T, FROM_HALVES, TO_HALVES>(work, room) }
+        unsafe { vector_stages::heads::<Self, V, T, FROM_HALVES, TO_HALVES, LEAN>(work, room) }
+    }
+
+    #[inline(never)]
+    #[target_feature(enable = "neon")]
+    unsafe fn store_codes(work: &TokenWork<'_>, head: usize, x: &[f32], room: *mut u8) {
+        // SAFETY: the caller's.
+        unsafe { work.store_codes(head, x, room) }
     }
 
     #[target_feature(enable = "neon")]

@@ -44,6 +44,10 @@ fn bytes_per_nanosecond(isa: Isa, dtype: Dtype) -> u64 {
     }
 }
 
+/// How many times as long as a rotation all stages of a head take, about: a norm alone takes half of it.
+#[cfg(feature = "rayon")]
+const STAGES_TAKE: u64 = 4;
+
 /// The angles of up to [`BLOCK`] pairs of a token.
 #[repr(align(64))]
 pub struct AngleBlock {
@@ -115,7 +119,7 @@ impl<T> HeadRun<T> {
 /// All addresses of the call are of host memory, exposed, and reach as far as the call says; what is
 /// written is not touched by others meanwhile, nor twice, nor by way of another stream.
 pub(super) unsafe fn execute(host: Host, call: &Call, table_is_ordinary: bool) {
-    let bytes = call.params.bytes(call.dtype);
+    let bytes = call.bytes(1);
     let work = Work {
         isa: host.isa,
         whole: call,
@@ -158,7 +162,8 @@ pub(super) unsafe fn execute(host: Host, call: &Call, table_is_ordinary: bool) {
     };
     #[cfg(feature = "rayon")]
     if host.threads == Threads::Pool {
-        let alone = Duration::from_nanos(bytes / bytes_per_nanosecond(host.isa, call.dtype));
+        let slower = call.bytes(STAGES_TAKE);
+        let alone = Duration::from_nanos(slower / bytes_per_nanosecond(host.isa, call.dtype));
         // As many parts of tokens as heads need.
         let whole = |parts: usize| parts.next_multiple_of(token_parts(parts));
         return threads::share(alone, whole, &work_at);

@@ -1,8 +1,9 @@
-//! Heads with more stages than a rotation, one at a time, as f32 from the first stage to the last.
+//! Heads with more stages than a rotation, one at a time, as f32 from the first stage to the last: the
+//! definition, in plain loops over dims that have no order but that of sums, which is defined too
+//! (src/norm.rs). Heads that are not whole vectors are served by it on every instruction set, which
+//! compiles it with its features enabled; others by `vector_stages.rs`, with the same bits.
 //!
-//! This is written once, in plain loops over dims that have no order but that of sums, which is defined
-//! (src/norm.rs); each instruction set compiles it with its features enabled, so that all give the same
-//! bits.
+//! Codes, and where heads are stored, are the same for both.
 
 use crate::call::{
     PHASOR_CODES_E4M3, PHASOR_CODES_INT8, PHASOR_CODES_NONE, PHASOR_NORM_LAYER, PHASOR_NORM_NONE,

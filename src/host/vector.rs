@@ -242,12 +242,15 @@ pub(super) trait Loops {
         T: Element;
 
     /// [`vector_stages::heads`], inlined.
-    unsafe fn stages<V, T, const FROM_HALVES: bool, const TO_HALVES: bool>(
+    unsafe fn stages<V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const LEAN: bool>(
         work: &TokenWork<'_>,
         room: &mut Room<T>,
     ) where
         V: PairVectors<T>,
         T: Rows;
+
+    /// [`TokenWork::store_codes`], inlined here alone: other stages have need of all registers.
+    unsafe fn store_codes(work: &TokenWork<'_>, head: usize, x: &[f32], room: *mut u8);
 
     /// [`TokenWork::perform`], inlined.
     unsafe fn plain_stages<T: Rows>(work: &TokenWork<'_>, room: &mut Room<T>);

@@ -11,7 +11,7 @@
 
 use super::stages::{Room, Rows, Statistic, Sum, TokenWork, Turns, USUAL_DIMS, at_head, fold};
 use super::vector::{self, FEWEST_LANES, Float, Loops, MOST_LANES, PairVectors};
-use crate::call::{PHASOR_CODES_NONE, PHASOR_NORM_LAYER, PHASOR_NORM_NONE};
+use crate::call::{PHASOR_CODES_NONE, PHASOR_NORM_LAYER, PHASOR_NORM_NONE, PHASOR_NORM_RMS};
 use crate::rope::Pairing::{HalfSplit, Interleaved};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
@@ -52,15 +52,33 @@ fn fits<V: PairVectors<T>, T>(work: &TokenWork<'_>) -> bool {
     work.head_dim <= USUAL_DIMS && whole(work.head_dim) && work.turns.as_ref().is_none_or(turns)
 }
 
+/// Whether a head has no stages but those that most models have: an RMS norm with a weight for all heads,
+/// if any, rotation and codes. The loop over its dims then has no branches for others.
+fn is_lean(work: &TokenWork<'_>) -> bool {
+    let stages = work.stages;
+    let norm = &stages.norm;
+    let weighted = norm.kind == PHASOR_NORM_RMS && norm.weight != 0 && norm.weight_head == 0;
+    let other = norm.bias != 0
+        || norm.after_rotation == 1
+        || norm.round_before_weight == 1
+        || norm.round_after == 1;
+    stages.bias == 0 && work.scale == 1.0 && (norm.kind == PHASOR_NORM_NONE || weighted && !other)
+}
+
 /// # Safety
 /// That of [`perform`]; all rows are whole vectors.
 unsafe fn enter<L: Loops, V: PairVectors<T>, T: Rows>(work: &TokenWork<'_>, room: &mut Room<T>) {
-    let pairings = work.turns.as_ref().map(|turns| turns.pairings);
-    let heads = match pairings.map(|pairings| (pairings.source, pairings.destination)) {
-        None | Some((HalfSplit, HalfSplit)) => L::stages::<V, T, true, true>,
-        Some((Interleaved, Interleaved)) => L::stages::<V, T, false, false>,
-        Some((HalfSplit, Interleaved)) => L::stages::<V, T, true, false>,
-        Some((Interleaved, HalfSplit)) => L::stages::<V, T, false, true>,
+    let pairings = match &work.turns {
+        None => (HalfSplit, HalfSplit),
+        Some(turns) => (turns.pairings.source, turns.pairings.destination),
+    };
+    let heads = match (pairings, is_lean(work)) {
+        ((HalfSplit, HalfSplit), true) => L::stages::<V, T, true, true, true>,
+        ((HalfSplit, HalfSplit), false) => L::stages::<V, T, true, true, false>,
+        ((Interleaved, Interleaved), true) => L::stages::<V, T, false, false, true>,
+        ((Interleaved, Interleaved), false) => L::stages::<V, T, false, false, false>,
+        ((HalfSplit, Interleaved), _) => L::stages::<V, T, true, false, false>,
+        ((Interleaved, HalfSplit), _) => L::stages::<V, T, false, true, false>,
     };
     // SAFETY: the caller's.
     unsafe { heads(work, room) }
@@ -69,17 +87,25 @@ unsafe fn enter<L: Loops, V: PairVectors<T>, T: Rows>(work: &TokenWork<'_>, room
 /// # Safety
 /// That of [`enter`].
 #[inline(always)]
-pub(super) unsafe fn heads<V, T, const FROM_HALVES: bool, const TO_HALVES: bool>(
+pub(super) unsafe fn heads<
+    L,
+    V,
+    T,
+    const FROM_HALVES: bool,
+    const TO_HALVES: bool,
+    const LEAN: bool,
+>(
     work: &TokenWork<'_>,
     room: &mut Room<T>,
 ) where
+    L: Loops,
     V: PairVectors<T>,
     T: Rows,
 {
     let norm = &work.stages.norm;
     let normed = norm.kind != PHASOR_NORM_NONE;
     let [row, weight, bias] = room.rows.each_mut().map(|row| row.as_mut_ptr().cast());
-    let walk = Walk::<V, T, FROM_HALVES, TO_HALVES> {
+    let walk = Walk::<L, V, T, FROM_HALVES, TO_HALVES, LEAN> {
         work,
         dims: work.head_dim,
         window: match &work.turns {
@@ -90,7 +116,7 @@ pub(super) unsafe fn heads<V, T, const FROM_HALVES: bool, const TO_HALVES: bool>
         elements: room.elements.as_mut_ptr().cast(),
         weight,
         bias,
-        vectors: PhantomData,
+        set: PhantomData,
     };
     let across = normed && norm.across_heads == 1;
     let (mut means, mut rs) = ([0.0; TOGETHER], [1.0; TOGETHER]);
@@ -111,7 +137,7 @@ pub(super) unsafe fn heads<V, T, const FROM_HALVES: bool, const TO_HALVES: bool>
                 together.clone()
             };
             for squares in [false, true] {
-                if !squares && norm.kind != PHASOR_NORM_LAYER {
+                if !squares && (LEAN || norm.kind != PHASOR_NORM_LAYER) {
                     continue;
                 }
                 for (at, head) in heads.clone().enumerate() {
@@ -144,7 +170,7 @@ pub(super) unsafe fn heads<V, T, const FROM_HALVES: bool, const TO_HALVES: bool>
         for (head, (mean, r)) in together.clone().zip(means.into_iter().zip(rs)) {
             // SAFETY: the caller's.
             unsafe {
-                if normed {
+                if normed && !LEAN {
                     walk.prepare(head, false);
                 }
                 walk.head(head, mean, r);
@@ -155,7 +181,7 @@ pub(super) unsafe fn heads<V, T, const FROM_HALVES: bool, const TO_HALVES: bool>
 }
 
 /// A token's heads, and room for one.
-struct Walk<'a, V, T, const FROM_HALVES: bool, const TO_HALVES: bool> {
+struct Walk<'a, L, V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const LEAN: bool> {
     work: &'a TokenWork<'a>,
     dims: usize,
     /// The dims that rotate.
@@ -165,7 +191,7 @@ struct Walk<'a, V, T, const FROM_HALVES: bool, const TO_HALVES: bool> {
     /// Of the norm, with first members of all pairs before second ones where they meet those.
     weight: *mut f32,
     bias: *mut f32,
-    vectors: PhantomData<V>,
+    set: PhantomData<(L, V)>,
 }
 
 /// Two vectors of a head: as many pairs, or consecutive dims that do not rotate.
@@ -189,8 +215,10 @@ struct Norm<F> {
     round_after: bool,
 }
 
-impl<V, T, const FROM_HALVES: bool, const TO_HALVES: bool> Walk<'_, V, T, FROM_HALVES, TO_HALVES>
+impl<L, V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const LEAN: bool>
+    Walk<'_, L, V, T, FROM_HALVES, TO_HALVES, LEAN>
 where
+    L: Loops,
     V: PairVectors<T>,
     T: Rows,
 {
@@ -206,6 +234,11 @@ where
             to: both,
             prepared: both,
         }
+    }
+
+    #[inline(always)]
+    fn after_rotation(&self) -> bool {
+        !LEAN && self.work.stages.norm.after_rotation == 1
     }
 
     /// The group that begins with dim `at`, if all are counted up to it.
@@ -262,9 +295,9 @@ where
         unsafe {
             let mut at = 0;
             while at < self.dims {
-                let group = match self.work.stages.norm.after_rotation {
-                    1 => Self::straight(at),
-                    _ => self.group(at),
+                let group = match self.after_rotation() {
+                    true => Self::straight(at),
+                    false => self.group(at),
                 };
                 let (mut a, mut b) = self.load(from, &group);
                 if offset != 0.0 {
@@ -282,6 +315,7 @@ where
     #[inline(always)]
     fn source(&self, head: usize) -> (*const T, *const T) {
         let bias = match self.work.stages.bias {
+            _ if LEAN => null(),
             0 => null(),
             bias => with_exposed_provenance(at_head(bias, self.work.stages.bias_head, head)),
         };
@@ -292,7 +326,7 @@ where
     /// halves of one: the defined order, but that all of it is vertical up to there.
     #[inline(always)]
     unsafe fn sum(&self, head: usize, sum: Sum) -> f32 {
-        let after_rotation = self.work.stages.norm.after_rotation == 1;
+        let after_rotation = self.after_rotation();
         let (from, bias) = self.source(head);
         // SAFETY: the caller's, for all below.
         unsafe {
@@ -319,7 +353,7 @@ where
         [from, bias]: [*const T; 2],
         sum: Sum,
     ) -> f32 {
-        let after_rotation = self.work.stages.norm.after_rotation == 1;
+        let after_rotation = self.after_rotation();
         let mut groups = [const { MaybeUninit::<V::Vector>::uninit() }; ROOM];
         // SAFETY: the caller's, for all below; groups have a value when they are read.
         unsafe {
@@ -338,6 +372,7 @@ where
                 }
                 let pairs = match sum {
                     Sum::Plain => a.add(b),
+                    Sum::Squares(_) if LEAN => b.mul_add(b, a.mul(a)),
                     Sum::Squares(mean) => {
                         let mean = V::Vector::splat(mean);
                         let (a, b) = (a.sub(mean), b.sub(mean));
@@ -381,18 +416,21 @@ where
             if params.kind != PHASOR_NORM_NONE {
                 norm = Some(Norm {
                     mean: match params.kind {
-                        PHASOR_NORM_LAYER => Some(V::Vector::splat(mean)),
+                        PHASOR_NORM_LAYER if !LEAN => Some(V::Vector::splat(mean)),
                         _ => None,
                     },
                     r: V::Vector::splat(r),
-                    weight: row_or_null(self.weight, params.weight),
-                    bias: row_or_null(self.bias, params.bias),
-                    round_before_weight: params.round_before_weight == 1,
-                    round_after: params.round_after == 1,
+                    weight: match LEAN {
+                        true => self.weight,
+                        false => row_or_null(self.weight, params.weight),
+                    },
+                    bias: row_or_null(self.bias, if LEAN { 0 } else { params.bias }),
+                    round_before_weight: !LEAN && params.round_before_weight == 1,
+                    round_after: !LEAN && params.round_after == 1,
                 });
             }
             let norm = norm.as_ref();
-            let after_rotation = params.after_rotation == 1;
+            let after_rotation = self.after_rotation();
             let place = work.place(head);
             let to = match place {
                 Some(place) if !coded => with_exposed_provenance_mut(place),
@@ -432,7 +470,7 @@ where
                 }
             }
             let row = std::slice::from_raw_parts(self.row, self.dims);
-            work.store_codes(head, row, self.elements.cast());
+            L::store_codes(work, head, row, self.elements.cast());
         }
     }
 
@@ -457,14 +495,16 @@ where
                     x = (x.0.add(bias.0), x.1.add(bias.1));
                 }
                 if let Some(norm) = norm {
-                    x = norm.apply::<V, T>(x, group.prepared);
+                    x = norm.apply::<V, T, LEAN>(x, group.prepared);
                 }
                 if let (Some(pair), Some(turns)) = (group.pair, &self.work.turns) {
                     let cos = V::Vector::load(turns.cos.as_ptr().add(pair));
                     let sin = V::Vector::load(turns.sin.as_ptr().add(pair));
                     x = vector::rotate(x, cos, sin);
                 }
-                x = scaled(x, scale);
+                if !LEAN {
+                    x = scaled(x, scale);
+                }
                 if group.pair.is_some() {
                     put::<V, T, TO_HALVES, WIDE>(to, group.to, x);
                 } else {
@@ -502,7 +542,7 @@ where
                 let mut x = self.load_row(at);
                 let both = [at, at + V::LANES];
                 if let Some(norm) = norm {
-                    x = norm.apply::<V, T>(x, both);
+                    x = norm.apply::<V, T, false>(x, both);
                 }
                 put::<V, T, true, WIDE>(to, both, scaled(x, scale));
                 at += Self::GROUP;
@@ -513,7 +553,11 @@ where
 
 impl<F: Float> Norm<F> {
     #[inline(always)]
-    unsafe fn apply<V, T>(&self, (mut a, mut b): (F, F), prepared: [usize; 2]) -> (F, F)
+    unsafe fn apply<V, T, const LEAN: bool>(
+        &self,
+        (mut a, mut b): (F, F),
+        prepared: [usize; 2],
+    ) -> (F, F)
     where
         V: PairVectors<T, Vector = F>,
     {
@@ -527,7 +571,8 @@ impl<F: Float> Norm<F> {
                 (a, b) = rounded::<V, T>((a, b));
             }
             let row = |row: *const f32| prepared.map(|at| row.wrapping_add(at));
-            if !self.weight.is_null() {
+            // A lean norm has one.
+            if LEAN || !self.weight.is_null() {
                 let [of_a, of_b] = row(self.weight);
                 (a, b) = (a.mul(F::load(of_a)), b.mul(F::load(of_b)));
             }

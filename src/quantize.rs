@@ -49,20 +49,19 @@ pub const fn e4m3_from_f32(x: f32) -> u8 {
     // Without branches, so that loops become vectors.
     let bits = x.to_bits();
     let magnitude = bits & 0x7fff_ffff;
-    let exponent = magnitude >> 23;
     // 20 bits of the significand go, and the exponent's bias is 7 in place of 127.
     let rounded = magnitude + 0x7_ffff + ((magnitude >> 20) & 1);
     let normal = (rounded >> 20).wrapping_sub(120 << 3);
-    // Below 2^-6 codes are multiples of 2^-9; below 2^-10, half of one, all is 0, as it is by any shift
-    // beyond 24.
-    let significand = (magnitude & 0x7f_ffff) | 0x80_0000;
-    let shift = match 141u32.saturating_sub(exponent) {
-        shift @ 1..=31 => shift,
-        _ => 31,
+    // Below 2^-6 codes are multiples of 2^-9, as all numbers from 2^14 to 2^15 are.
+    const UNITS: f32 = 16384.0;
+    let small = (f32::from_bits(magnitude) + UNITS)
+        .to_bits()
+        .wrapping_sub(UNITS.to_bits());
+    let code = if magnitude >= 121 << 23 {
+        normal
+    } else {
+        small
     };
-    let half = (1 << (shift - 1)) - 1;
-    let small = (significand + half + ((significand >> shift) & 1)) >> shift;
-    let code = if exponent > 120 { normal } else { small };
     let code = if code > E4M3_MOST_CODE {
         E4M3_MOST_CODE
     } else {
@@ -135,9 +134,14 @@ impl Codes {
 
     #[inline(always)]
     pub(crate) fn of(self, x: f32) -> u8 {
-        let integer = |least: f32| match x.is_nan() {
-            true => 0,
-            false => x.round_ties_even().clamp(least, 127.0) as i8 as u8,
+        // From 2^23 to 2^24 all numbers are integers, so a sum is rounded to one, whose last bits it has.
+        // With comparisons that are an instruction each, so that loops become vectors.
+        const INTEGERS: f32 = 12_582_912.0;
+        let integer = |least: f32| {
+            let x = if x.is_nan() { 0.0 } else { x };
+            let x = if x > least { x } else { least };
+            let x = if x < 127.0 { x } else { 127.0 };
+            (x + INTEGERS).to_bits() as u8
         };
         match self {
             Codes::E4m3 => e4m3_from_f32(x),

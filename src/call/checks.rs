@@ -1,10 +1,10 @@
 //! What a call says of itself, held to its plan.
 
-use super::{Addresses, AngleAddresses, PhasorCall, RawPositions, TensorAddresses};
+use super::{Addresses, AngleAddresses, Call, PhasorCall, RawPositions, TensorAddresses};
 use crate::{Dtype, Frequencies, InOut, Layout, Pairing, Plan, Problem, Rope};
 use std::mem::offset_of;
 
-fn call(problem: &Problem, pairs: usize) -> (Plan, PhasorCall) {
+fn call(problem: &Problem, pairs: usize) -> (Plan, Call) {
     let frequencies = Frequencies::from_theta(1e4, 2 * pairs).unwrap();
     let rope = Rope::new(frequencies, Pairing::HalfSplit);
     let plan = Plan::new(&rope, problem).unwrap();
@@ -20,8 +20,8 @@ fn call(problem: &Problem, pairs: usize) -> (Plan, PhasorCall) {
         cache: None,
         stages: Default::default(),
     };
-    let params = plan.call(&addresses).unwrap().unwrap().params;
-    (plan, params)
+    let call = plan.call(&addresses).unwrap().unwrap();
+    (plan, call)
 }
 
 #[test]
@@ -40,16 +40,17 @@ fn bytes_and_places_are_those_of_the_plan() {
             (plain.q(copied(5)).k(in_place(7)), 0),
             (plain.q(copied(5)).k(copied(7)), 0),
         ] {
-            let (plan, params) = call(&problem, 32);
-            assert_eq!(params.bytes(dtype), plan.bytes(), "{problem:?}");
-            assert_eq!(params.in_place, all_in_place, "{problem:?}");
+            let (plan, call) = call(&problem, 32);
+            assert_eq!(call.bytes(4), plan.bytes(), "{problem:?}");
+            assert_eq!(call.params.in_place, all_in_place, "{problem:?}");
         }
     }
 }
 
 #[test]
 fn all_bytes_are_a_kernels() {
-    let (_, params) = call(&Problem::new(Dtype::F32).q(Layout::bshd(2, 3, 5, 64)), 32);
+    let (_, call) = call(&Problem::new(Dtype::F32).q(Layout::bshd(2, 3, 5, 64)), 32);
+    let params = &call.params;
     let bytes = params.as_bytes();
     assert_eq!(bytes.len(), size_of::<PhasorCall>());
     let word = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
@@ -59,7 +60,8 @@ fn all_bytes_are_a_kernels() {
 
 #[test]
 fn rows_of_a_table_end() {
-    let (_, mut params) = call(&Problem::new(Dtype::F32).q(Layout::tokens(1, 1, 64)), 32);
+    let (_, call) = call(&Problem::new(Dtype::F32).q(Layout::tokens(1, 1, 64)), 32);
+    let mut params = call.params;
     params.rows.count = 5;
     for (position, expected) in [
         (0, (0, true)),

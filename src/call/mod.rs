@@ -67,6 +67,25 @@ impl Call {
         };
         [(q, of(0)), (k, of(1)), (v, of(2))]
     }
+
+    /// Bytes of elements that the call reads and writes, where those of a stream with stages count
+    /// `staged` times.
+    pub(crate) fn bytes(&self, staged: u64) -> u64 {
+        let call = &self.params;
+        let heads = |(stream, stages): (Stream<'_>, Option<&PhasorStages>)| {
+            let whole = stages.is_some() || stream.cache.is_some() || stream.output.in_place == 0;
+            let dims = match whole {
+                true => stream.output.head_dim,
+                false if !stream.rotates => 0,
+                false => 2 * call.angles.pairs,
+            };
+            let times = if stages.is_some() { staged } else { 1 };
+            times * u64::from(stream.read.heads) * u64::from(dims)
+        };
+        let token: u64 = self.streams_and_stages().map(heads).iter().sum();
+        let tokens = u64::from(call.batch) * u64::from(call.tokens);
+        2 * tokens * token * self.dtype.size() as u64
+    }
 }
 
 impl Stream<'_> {
@@ -118,21 +137,6 @@ impl PhasorCall {
     /// Whether angles come from a table.
     pub(crate) fn has_table(&self) -> bool {
         self.angles.row_choice == PHASOR_ROW_AT_POSITION
-    }
-
-    /// Bytes of elements that the call reads and writes.
-    pub(crate) fn bytes(&self, dtype: Dtype) -> u64 {
-        let heads = |stream: Stream| {
-            let dims = match stream.output.in_place {
-                0 => stream.output.head_dim,
-                _ if !stream.rotates => 0,
-                _ => 2 * self.angles.pairs,
-            };
-            u64::from(stream.read.heads) * u64::from(dims)
-        };
-        let token: u64 = self.streams().map(heads).iter().sum();
-        let tokens = u64::from(self.batch) * u64::from(self.tokens);
-        2 * tokens * token * dtype.size() as u64
     }
 }
 

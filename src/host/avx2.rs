@@ -8,7 +8,9 @@ use std::marker::PhantomData;
 use half::{bf16, f16};
 
 use super::run::{AngleBlock, HeadRun, Phases};
+use super::stages::{Room, Rows, TokenWork};
 use super::vector::{self, Careful, Float, Loops, PairVectors, PhaseVectors, Straight};
+use super::vector_stages;
 use crate::angle::phase::Scale;
 use crate::element::Element;
 
@@ -44,6 +46,31 @@ impl Loops for Avx2 {
     {
         // SAFETY: the caller's.
         unsafe { vector::heads::<V, T, FROM_HALVES, TO_HALVES, STREAM>(run, angles, pairs) }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn stages<V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const LEAN: bool>(
+        work: &TokenWork<'_>,
+        room: &mut Room<T>,
+    ) where
+        V: PairVectors<T>,
+        T: Rows,
+    {
+        // SAFETY: the caller's.
+        unsafe { vector_stages::heads::<Self, V, T, FROM_HALVES, TO_HALVES, LEAN>(work, room) }
+    }
+
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn store_codes(work: &TokenWork<'_>, head: usize, x: &[f32], room: *mut u8) {
+        // SAFETY: the caller's.
+        unsafe { work.store_codes(head, x, room) }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn plain_stages<T: Rows>(work: &TokenWork<'_>, room: &mut Room<T>) {
+        // SAFETY: the caller's.
+        unsafe { work.perform(room) }
     }
 }
 
@@ -84,6 +111,11 @@ impl Float for __m256 {
     }
     #[inline]
     #[target_feature(enable = "avx")]
+    unsafe fn add(self, plus: Self) -> Self {
+        _mm256_add_ps(self, plus)
+    }
+    #[inline]
+    #[target_feature(enable = "avx")]
     unsafe fn sub(self, minus: Self) -> Self {
         _mm256_sub_ps(self, minus)
     }
@@ -96,6 +128,31 @@ impl Float for __m256 {
     #[target_feature(enable = "fma")]
     unsafe fn mul_sub(self, by: Self, minus: Self) -> Self {
         _mm256_fmsub_ps(self, by, minus)
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn interleave(self, second: Self) -> [Self; 2] {
+        adjacent(self, second).into()
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn deinterleave([first, second]: [Self; 2]) -> (Self, Self) {
+        (
+            in_order(_mm256_shuffle_ps::<0b10_00_10_00>(first, second)),
+            in_order(_mm256_shuffle_ps::<0b11_01_11_01>(first, second)),
+        )
+    }
+    #[inline]
+    #[target_feature(enable = "avx")]
+    unsafe fn add_neighbours(self) -> Self {
+        _mm256_add_ps(self, _mm256_permute_ps::<0b10_11_00_01>(self))
+    }
+    #[inline]
+    #[target_feature(enable = "avx")]
+    unsafe fn fold_to_neighbours(self) -> f32 {
+        let upper = _mm256_extractf128_ps::<1>(self);
+        let x = _mm_add_ps(_mm256_castps256_ps128(self), upper);
+        _mm_cvtss_f32(_mm_add_ps(x, _mm_movehl_ps(x, x)))
     }
 }
 
@@ -305,11 +362,7 @@ impl PairVectors<f32> for Avx2 {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn load_adjacent(from: *const f32) -> (__m256, __m256) {
         // SAFETY: the caller's.
-        let (x, y) = unsafe { (_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))) };
-        (
-            in_order(_mm256_shuffle_ps::<0b10_00_10_00>(x, y)),
-            in_order(_mm256_shuffle_ps::<0b11_01_11_01>(x, y)),
-        )
+        unsafe { Float::deinterleave([Float::load(from), Float::load(from.add(8))]) }
     }
 
     #[inline]

@@ -10,7 +10,9 @@ use half::{bf16, f16};
 
 use super::avx2::{self, Adjacent, Avx2, F16_KEPT, F16_SCALE, Halves, vector_at};
 use super::run::{AngleBlock, HeadRun, Phases};
+use super::stages::{Room, Rows, TokenWork};
 use super::vector::{self, Careful, Float, Loops, PairVectors, PhaseVectors, Straight};
+use super::vector_stages;
 use crate::angle::phase::Scale;
 use crate::element::Element;
 
@@ -29,6 +31,31 @@ impl Loops for Avx512 {
     {
         // SAFETY: the caller's.
         unsafe { vector::heads::<V, T, FROM_HALVES, TO_HALVES, STREAM>(run, angles, pairs) }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn stages<V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const LEAN: bool>(
+        work: &TokenWork<'_>,
+        room: &mut Room<T>,
+    ) where
+        V: PairVectors<T>,
+        T: Rows,
+    {
+        // SAFETY: the caller's.
+        unsafe { vector_stages::heads::<Self, V, T, FROM_HALVES, TO_HALVES, LEAN>(work, room) }
+    }
+
+    #[inline(never)]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn store_codes(work: &TokenWork<'_>, head: usize, x: &[f32], room: *mut u8) {
+        // SAFETY: the caller's.
+        unsafe { work.store_codes(head, x, room) }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn plain_stages<T: Rows>(work: &TokenWork<'_>, room: &mut Room<T>) {
+        // SAFETY: the caller's.
+        unsafe { work.perform(room) }
     }
 }
 
@@ -69,6 +96,11 @@ impl Float for __m512 {
     }
     #[inline]
     #[target_feature(enable = "avx512f")]
+    unsafe fn add(self, plus: Self) -> Self {
+        _mm512_add_ps(self, plus)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
     unsafe fn sub(self, minus: Self) -> Self {
         _mm512_sub_ps(self, minus)
     }
@@ -81,6 +113,32 @@ impl Float for __m512 {
     #[target_feature(enable = "avx512f")]
     unsafe fn mul_sub(self, by: Self, minus: Self) -> Self {
         _mm512_fmsub_ps(self, by, minus)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn interleave(self, second: Self) -> [Self; 2] {
+        adjacent(self, second).into()
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn deinterleave(x: [Self; 2]) -> (Self, Self) {
+        let x = [_mm512_castps_si512(x[0]), _mm512_castps_si512(x[1])];
+        (
+            _mm512_castsi512_ps(lower_words(x)),
+            _mm512_castsi512_ps(upper_words(x)),
+        )
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn add_neighbours(self) -> Self {
+        _mm512_add_ps(self, _mm512_permute_ps::<0b10_11_00_01>(self))
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq,avx2,fma")]
+    unsafe fn fold_to_neighbours(self) -> f32 {
+        let upper = _mm512_extractf32x8_ps::<1>(self);
+        // SAFETY: the caller's.
+        unsafe { _mm256_add_ps(_mm512_castps512_ps256(self), upper).fold_to_neighbours() }
     }
 }
 
@@ -254,16 +312,7 @@ impl PairVectors<f32> for Avx512 {
     #[target_feature(enable = "avx512f")]
     unsafe fn load_adjacent(from: *const f32) -> (__m512, __m512) {
         // SAFETY: the caller's.
-        let x = unsafe {
-            [
-                _mm512_loadu_si512(from.cast()),
-                _mm512_loadu_si512(from.add(16).cast()),
-            ]
-        };
-        (
-            _mm512_castsi512_ps(lower_words(x)),
-            _mm512_castsi512_ps(upper_words(x)),
-        )
+        unsafe { Float::deinterleave([Float::load(from), Float::load(from.add(16))]) }
     }
 
     #[inline]

@@ -9,7 +9,9 @@ use half::{bf16, f16};
 
 use super::avx512::{self, Avx512, NarrowBf16};
 use super::run::{AngleBlock, HeadRun};
+use super::stages::{Room, Rows, TokenWork};
 use super::vector::{self, Float, Loops, PairVectors};
+use super::vector_stages;
 use crate::element::Element;
 use crate::rope::Pairings;
 
@@ -33,6 +35,19 @@ pub trait Converts: Sized {
         // SAFETY: the caller's.
         unsafe { vector::rotate_heads::<Avx512, Avx512, _>(pairings, run, angles, pairs) }
     }
+
+    /// All stages of the heads of a token.
+    ///
+    /// # Safety
+    /// That of [`TokenWork::perform`]; the processor has what this variant needs.
+    unsafe fn stages_converting(work: &TokenWork<'_>, room: &mut Room<Self>)
+    where
+        Self: Rows,
+        Avx512: PairVectors<Self>,
+    {
+        // SAFETY: the caller's.
+        unsafe { vector_stages::perform::<Avx512, Avx512, Self>(work, room) }
+    }
 }
 
 impl Converts for f32 {}
@@ -46,6 +61,11 @@ impl Converts for bf16 {
     ) {
         // SAFETY: the caller's.
         unsafe { vector::rotate_heads::<Avx512Bf16, Avx512Bf16, _>(pairings, run, angles, pairs) }
+    }
+
+    unsafe fn stages_converting(work: &TokenWork<'_>, room: &mut Room<Self>) {
+        // SAFETY: the caller's.
+        unsafe { vector_stages::perform::<Avx512Bf16, Avx512Bf16, Self>(work, room) }
     }
 }
 
@@ -61,6 +81,31 @@ impl Loops for Avx512Bf16 {
     {
         // SAFETY: the caller's.
         unsafe { vector::heads::<V, T, FROM_HALVES, TO_HALVES, STREAM>(run, angles, pairs) }
+    }
+
+    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn stages<V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const LEAN: bool>(
+        work: &TokenWork<'_>,
+        room: &mut Room<T>,
+    ) where
+        V: PairVectors<T>,
+        T: Rows,
+    {
+        // SAFETY: the caller's.
+        unsafe { vector_stages::heads::<Self, V, T, FROM_HALVES, TO_HALVES, LEAN>(work, room) }
+    }
+
+    #[inline(never)]
+    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn store_codes(work: &TokenWork<'_>, head: usize, x: &[f32], room: *mut u8) {
+        // SAFETY: the caller's.
+        unsafe { work.store_codes(head, x, room) }
+    }
+
+    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn plain_stages<T: Rows>(work: &TokenWork<'_>, room: &mut Room<T>) {
+        // SAFETY: the caller's.
+        unsafe { work.perform(room) }
     }
 }
 

@@ -21,6 +21,8 @@ mod threads;
 mod variants;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod vector;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod vector_stages;
 
 pub use step::{HostBytes, HostStep, HostWeights};
 

@@ -10,7 +10,9 @@ use std::arch::asm;
 use half::{bf16, f16};
 
 use super::run::{AngleBlock, HeadRun, Phases};
+use super::stages::{Room, Rows, TokenWork};
 use super::vector::{self, Careful, Float, Loops, PairVectors, PhaseVectors};
+use super::vector_stages;
 use crate::angle::phase::Scale;
 use crate::element::Element;
 
@@ -32,6 +34,31 @@ impl Loops for Neon {
     {
         // SAFETY: the caller's.
         unsafe { vector::heads::<V, T, FROM_HALVES, TO_HALVES, STREAM>(run, angles, pairs) }
+    }
+
+    #[target_feature(enable = "neon")]
+    unsafe fn stages<V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const LEAN: bool>(
+        work: &TokenWork<'_>,
+        room: &mut Room<T>,
+    ) where
+        V: PairVectors<T>,
+        T: Rows,
+    {
+        // SAFETY: the caller's.
+        unsafe { vector_stages::heads::<Self, V, T, FROM_HALVES, TO_HALVES, LEAN>(work, room) }
+    }
+
+    #[inline(never)]
+    #[target_feature(enable = "neon")]
+    unsafe fn store_codes(work: &TokenWork<'_>, head: usize, x: &[f32], room: *mut u8) {
+        // SAFETY: the caller's.
+        unsafe { work.store_codes(head, x, room) }
+    }
+
+    #[target_feature(enable = "neon")]
+    unsafe fn plain_stages<T: Rows>(work: &TokenWork<'_>, room: &mut Room<T>) {
+        // SAFETY: the caller's.
+        unsafe { work.perform(room) }
     }
 }
 
@@ -72,6 +99,11 @@ impl Float for float32x4_t {
     }
     #[inline]
     #[target_feature(enable = "neon")]
+    unsafe fn add(self, plus: Self) -> Self {
+        vaddq_f32(self, plus)
+    }
+    #[inline]
+    #[target_feature(enable = "neon")]
     unsafe fn sub(self, minus: Self) -> Self {
         vsubq_f32(self, minus)
     }
@@ -85,6 +117,26 @@ impl Float for float32x4_t {
     #[target_feature(enable = "neon")]
     unsafe fn mul_sub(self, by: Self, minus: Self) -> Self {
         vfmaq_f32(vnegq_f32(minus), self, by)
+    }
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn interleave(self, second: Self) -> [Self; 2] {
+        [vzip1q_f32(self, second), vzip2q_f32(self, second)]
+    }
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn deinterleave([first, second]: [Self; 2]) -> (Self, Self) {
+        (vuzp1q_f32(first, second), vuzp2q_f32(first, second))
+    }
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn add_neighbours(self) -> Self {
+        vaddq_f32(self, vrev64q_f32(self))
+    }
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn fold_to_neighbours(self) -> f32 {
+        vgetq_lane_f32::<0>(self) + vgetq_lane_f32::<2>(self)
     }
 }
 

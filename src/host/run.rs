@@ -1,6 +1,6 @@
 //! Walks the tokens of a call, on one thread or many, and hands each to the variant in use.
 
-use super::stages::{self, CacheSlot, HeadsAt, Room, TokenWork, Turns};
+use super::stages::{CacheSlot, HeadsAt, Room, TokenWork, Turns};
 use super::variants::{self, VectorElement};
 use super::{Host, Isa, cache};
 #[cfg(feature = "rayon")]
@@ -43,6 +43,10 @@ fn bytes_per_nanosecond(isa: Isa, dtype: Dtype) -> u64 {
         Dtype::Bf16 => bf16,
     }
 }
+
+/// How many times as long as a rotation all stages of a head take, about: a norm alone takes half of it.
+#[cfg(feature = "rayon")]
+const STAGES_TAKE: u64 = 4;
 
 /// The angles of up to [`BLOCK`] pairs of a token.
 #[repr(align(64))]
@@ -115,7 +119,7 @@ impl<T> HeadRun<T> {
 /// All addresses of the call are of host memory, exposed, and reach as far as the call says; what is
 /// written is not touched by others meanwhile, nor twice, nor by way of another stream.
 pub(super) unsafe fn execute(host: Host, call: &Call, table_is_ordinary: bool) {
-    let bytes = call.params.bytes(call.dtype);
+    let bytes = call.bytes(1);
     let work = Work {
         isa: host.isa,
         whole: call,
@@ -158,7 +162,8 @@ pub(super) unsafe fn execute(host: Host, call: &Call, table_is_ordinary: bool) {
     };
     #[cfg(feature = "rayon")]
     if host.threads == Threads::Pool {
-        let alone = Duration::from_nanos(bytes / bytes_per_nanosecond(host.isa, call.dtype));
+        let slower = call.bytes(STAGES_TAKE);
+        let alone = Duration::from_nanos(slower / bytes_per_nanosecond(host.isa, call.dtype));
         // As many parts of tokens as heads need.
         let whole = |parts: usize| parts.next_multiple_of(token_parts(parts));
         return threads::share(alone, whole, &work_at);
@@ -212,10 +217,15 @@ impl<'a> Work<'a> {
             Some(_) => (stream, 0..0),
         });
         let streams = || streams.iter().filter(|(_, heads)| !heads.is_empty());
-        let mut staged = self.whole.fusion.is_some().then(|| {
-            let staged = all.map(|(stream, stages)| Some((stream, stages?, heads_of(&stream))));
-            Staged::<T>::new(staged, pairs, pairings)
-        });
+        let turns_plainly = streams().any(|(stream, _)| stream.rotates);
+        let staged = all.map(|(stream, stages)| Some((stream, stages?, heads_of(&stream))));
+        let (dims, across_heads) = Staged::sizes(&staged);
+        let mut room = Room::<T>::new(dims, across_heads);
+        let mut staged = self
+            .whole
+            .fusion
+            .is_some()
+            .then(|| Staged::new(staged, pairs, pairings, &mut room));
         // Where rotated keys are on their way to a cache that does not hold heads in one piece.
         let mut scratch = Vec::<MaybeUninit<T>>::new();
         let room = streams().map(|(stream, heads)| stream.needs_room() * heads.len());
@@ -250,7 +260,9 @@ impl<'a> Work<'a> {
                 };
             }
             for first in (0..pairs).step_by(BLOCK) {
-                let Some(row) = &row else { break };
+                let Some(row) = row.as_ref().filter(|_| turns_plainly) else {
+                    break;
+                };
                 let block = BLOCK.min(pairs - first);
                 // SAFETY: the pairs are the call's.
                 unsafe { row.form(self, first..first + block, &mut formed, &mut angles) };
@@ -286,9 +298,14 @@ impl<'a> Work<'a> {
                 }
             }
             if let Some(staged) = &mut staged {
+                // What was formed for others, and is still there.
+                let is_formed = turns_plainly && pairs <= BLOCK;
+                if let Some(row) = row.as_ref().filter(|_| staged.turns && !is_formed) {
+                    // SAFETY: the pairs are the call's.
+                    unsafe { staged.form(self, row, &mut formed, &mut angles) };
+                }
                 // SAFETY: the token is one of the call's, and so is its slot.
-                unsafe { staged.token(self, &token, row.as_ref(), slot, &mut angles) };
-                formed = None;
+                unsafe { staged.token(self, &token, row.is_some(), slot, &angles) };
             }
         }
         if self.stream {
@@ -362,76 +379,92 @@ impl<'a> Work<'a> {
     }
 }
 
+/// A stream that has stages, with the heads that a thread serves.
+type StagedStream<'a> = (Stream<'a>, &'a PhasorStages, Range<usize>);
+
 /// The streams that have stages, and what their heads need.
 struct Staged<'a, T> {
-    streams: [Option<(Stream<'a>, &'a PhasorStages, Range<usize>)>; 3],
+    streams: [Option<StagedStream<'a>>; 3],
     pairings: Pairings,
     pairs: usize,
-    /// cos and sin of all pairs of a token: of the usual number, or of more.
-    usual: [[f32; stages::USUAL_DIMS / 2]; 2],
+    /// Whether any of them rotates.
+    turns: bool,
+    /// cos and sin of all pairs of a token, where those are more than a block.
     more: [Vec<f32>; 2],
-    room: Room<T>,
+    room: &'a mut Room<T>,
 }
 
-impl<'a, T: VectorElement> Staged<'a, T> {
-    fn new(
-        streams: [Option<(Stream<'a>, &'a PhasorStages, Range<usize>)>; 3],
-        pairs: usize,
-        pairings: Pairings,
-    ) -> Self {
+impl<'a> Staged<'a, ()> {
+    /// The most dims that a head has, and the most heads that a norm takes together.
+    fn sizes(streams: &[Option<StagedStream<'a>>; 3]) -> (usize, usize) {
         let some = || streams.iter().flatten();
         let dims = some().map(|(stream, ..)| stream.output.head_dim as usize);
         let across = some().filter(|(_, stages, _)| stages.norm.across_heads == 1);
         let heads = across.map(|(.., heads)| heads.len());
-        let room = Room::new(dims.max().unwrap_or(0), heads.max().unwrap_or(0));
-        let more = || match pairs > stages::USUAL_DIMS / 2 {
+        (dims.max().unwrap_or(0), heads.max().unwrap_or(0))
+    }
+}
+
+impl<'a, T: VectorElement> Staged<'a, T> {
+    fn new(
+        streams: [Option<StagedStream<'a>>; 3],
+        pairs: usize,
+        pairings: Pairings,
+        room: &'a mut Room<T>,
+    ) -> Self {
+        let more = || match pairs > BLOCK {
             true => vec![0.0; pairs],
             false => Vec::new(),
         };
         Self {
             pairings,
             pairs,
-            usual: [[0.0; stages::USUAL_DIMS / 2]; 2],
+            turns: (streams.iter().flatten()).any(|(_, stages, _)| stages.rotates == 1),
             more: [more(), more()],
             room,
             streams,
         }
     }
 
-    /// Serves one token.
+    /// Forms cos and sin of a token: in the block, if that has room for all.
     ///
     /// # Safety
-    /// The token is one of the call's, the row is its, and the slot is in the caches.
-    unsafe fn token(
+    /// The row is one of the call's.
+    unsafe fn form(
         &mut self,
         work: &Work<'_>,
-        token: &Token,
-        row: Option<&Row>,
-        slot: Option<[u32; 2]>,
+        row: &Row,
+        formed: &mut Option<(u32, i64)>,
         angles: &mut AngleBlock,
     ) {
-        let [cos, sin] = match self.more.each_mut() {
-            [cos, sin] if !cos.is_empty() => [&mut cos[..], &mut sin[..]],
-            _ => self
-                .usual
-                .each_mut()
-                .map(|values| &mut values[..self.pairs]),
-        };
-        let turns = self
-            .streams
-            .iter()
-            .flatten()
-            .any(|(_, stages, _)| stages.rotates == 1);
-        let row = row.filter(|_| turns);
-        if let Some(row) = row {
-            for first in (0..self.pairs).step_by(BLOCK) {
-                let block = first..self.pairs.min(first + BLOCK);
-                // SAFETY: the pairs are the call's.
-                unsafe { row.form(work, block.clone(), &mut None, angles) };
+        let [cos, sin] = &mut self.more;
+        for first in (0..self.pairs).step_by(BLOCK) {
+            let block = first..self.pairs.min(first + BLOCK);
+            // SAFETY: the pairs are the call's.
+            unsafe { row.form(work, block.clone(), formed, angles) };
+            if self.pairs > BLOCK {
                 cos[block.clone()].copy_from_slice(&angles.cos[..block.len()]);
                 sin[block.clone()].copy_from_slice(&angles.sin[..block.len()]);
             }
         }
+    }
+
+    /// Serves one token, which rotates unless it passes through.
+    ///
+    /// # Safety
+    /// The token is one of the call's, its cos and sin have been formed, and the slot is in the caches.
+    unsafe fn token(
+        &mut self,
+        work: &Work<'_>,
+        token: &Token,
+        rotates: bool,
+        slot: Option<[u32; 2]>,
+        angles: &AngleBlock,
+    ) {
+        let [cos, sin] = match &self.more {
+            _ if self.pairs <= BLOCK => [&angles.cos[..self.pairs], &angles.sin[..self.pairs]],
+            [cos, sin] => [&cos[..], &sin[..]],
+        };
         for (stream, stages, heads) in self.streams.iter().flatten() {
             let codes = stages.codes.type_ != PHASOR_CODES_NONE;
             let cache = stream
@@ -454,7 +487,7 @@ impl<'a, T: VectorElement> Staged<'a, T> {
                 heads: heads.clone(),
                 head_dim: output.head_dim as usize,
                 stages,
-                turns: row.filter(|_| stages.rotates == 1).map(|_| Turns {
+                turns: (rotates && stages.rotates == 1).then_some(Turns {
                     cos,
                     sin,
                     pairings: self.pairings,
@@ -474,7 +507,7 @@ impl<'a, T: VectorElement> Staged<'a, T> {
                 cache,
             };
             // SAFETY: the caller's; the variant was checked when it was chosen.
-            unsafe { stages::perform::<T>(work.isa, &token_work, &mut self.room) };
+            unsafe { T::perform_stages(work.isa, &token_work, self.room) };
         }
     }
 }

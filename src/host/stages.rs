@@ -1,10 +1,10 @@
-//! Heads with more stages than a rotation, one at a time, as f32 from the first stage to the last.
+//! Heads with more stages than a rotation, one at a time, as f32 from the first stage to the last: the
+//! definition, in plain loops over dims that have no order but that of sums, which is defined too
+//! (src/norm.rs). Heads that are not whole vectors are served by it on every instruction set, which
+//! compiles it with its features enabled; others by `vector_stages.rs`, with the same bits.
 //!
-//! This is written once, in plain loops over dims that have no order but that of sums, which is defined
-//! (src/norm.rs); each instruction set compiles it with its features enabled, so that all give the same
-//! bits.
+//! Codes, and where heads are stored, are the same for both.
 
-use super::Isa;
 use crate::call::{
     PHASOR_CODES_E4M3, PHASOR_CODES_INT8, PHASOR_CODES_NONE, PHASOR_NORM_LAYER, PHASOR_NORM_NONE,
     PHASOR_SCALE_POWER_OF_TWO_DOWN, PHASOR_SCALE_POWER_OF_TWO_UP, PhasorCache, PhasorNorm,
@@ -15,6 +15,7 @@ use crate::quantize::{Codes, ScaleRounding, e8m0_from_scale, scale_of};
 use crate::rope::{Pairing, Pairings};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
 
@@ -74,7 +75,8 @@ pub(super) struct HeadsAt {
 }
 
 impl HeadsAt {
-    fn head(&self, head: usize) -> usize {
+    #[inline(always)]
+    pub(super) fn head(&self, head: usize) -> usize {
         at_head(self.first as u64, self.stride, head)
     }
 }
@@ -90,8 +92,8 @@ pub(super) struct CacheSlot<'a> {
 /// What a norm found of the heads that it takes together.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Statistic {
-    mean: f32,
-    r: f32,
+    pub(super) mean: f32,
+    pub(super) r: f32,
 }
 
 /// The heads of one token and stream that a thread serves.
@@ -110,19 +112,22 @@ pub(super) struct TokenWork<'a> {
     pub(super) cache: Option<CacheSlot<'a>>,
 }
 
-/// Memory for one head: what is read, what has been rotated, the groups of a sum; and elements on their way.
+/// Memory for one head: rows of f32, and elements on their way.
+// Without values, which would take a tenth of the time that a token takes.
+#[repr(C, align(64))]
 pub(super) struct Room<T> {
-    usual: [[f32; USUAL_DIMS]; 3],
-    elements: [T; USUAL_DIMS],
+    pub(super) rows: [[MaybeUninit<f32>; USUAL_DIMS]; 3],
+    pub(super) elements: [MaybeUninit<T>; USUAL_DIMS],
     /// Of heads of more dims.
     more: Vec<f32>,
     more_elements: Vec<T>,
     /// Sums of heads, where a norm takes them together.
-    heads: Vec<f32>,
+    pub(super) heads: Vec<f32>,
 }
 
 impl<T: Element> Room<T> {
     /// For heads of up to so many dims, and so many that a norm takes together.
+    #[inline(always)]
     pub(super) fn new(dims: usize, heads: usize) -> Self {
         let (mut more, mut more_elements) = (Vec::new(), Vec::new());
         if dims > USUAL_DIMS {
@@ -130,8 +135,8 @@ impl<T: Element> Room<T> {
             more_elements.resize(dims, T::default());
         }
         Self {
-            usual: [[0.0; USUAL_DIMS]; 3],
-            elements: [T::default(); USUAL_DIMS],
+            rows: [const { [MaybeUninit::uninit(); USUAL_DIMS] }; 3],
+            elements: [MaybeUninit::uninit(); USUAL_DIMS],
             more,
             more_elements,
             heads: match heads {
@@ -141,17 +146,25 @@ impl<T: Element> Room<T> {
         }
     }
 
+    /// What is read, what has been rotated, the groups of a sum; elements; sums of heads.
     #[inline(always)]
     fn of(&mut self, dims: usize) -> ([&mut [f32]; 3], &mut [T], &mut [f32]) {
         if dims <= USUAL_DIMS {
-            let [x, y, sums] = &mut self.usual;
-            return ([x, y, sums], &mut self.elements, &mut self.heads);
+            let rows = self.rows.each_mut().map(|row| filled(row, 0.0));
+            let elements = filled(&mut self.elements, T::default());
+            return (rows, elements, &mut self.heads);
         }
         let third = self.more.len() / 3;
         let (x, rest) = self.more.split_at_mut(third);
         let (y, sums) = rest.split_at_mut(x.len());
         ([x, y, sums], &mut self.more_elements, &mut self.heads)
     }
+}
+
+fn filled<T: Copy, const N: usize>(room: &mut [MaybeUninit<T>; N], with: T) -> &mut [T] {
+    *room = [MaybeUninit::new(with); N];
+    // SAFETY: all of them have a value now.
+    unsafe { &mut *(&raw mut *room).cast::<[T; N]>() }
 }
 
 /// The dims of a head at an address, in the element type.
@@ -170,7 +183,7 @@ impl TokenWork<'_> {
     /// The addresses are those of the heads, of what their stages need and of where they are written;
     /// nothing else touches what is written. The room is for as many dims.
     #[inline(always)]
-    unsafe fn perform<T: Rows>(&self, room: &mut Room<T>) {
+    pub(super) unsafe fn perform<T: Rows>(&self, room: &mut Room<T>) {
         let (rows, out, heads) = room.of(self.head_dim);
         let [x, y, sums] = rows;
         let norm = &self.stages.norm;
@@ -340,34 +353,65 @@ impl TokenWork<'_> {
         let codes = &self.stages.codes;
         let out = &mut out[..dims];
         let coded = codes.type_ != PHASOR_CODES_NONE;
-        let elements = self.destination.filter(|_| !self.destination_is_codes);
-        if !coded || elements.is_some() || codes.round_first == 1 {
+        if !coded || codes.round_first == 1 || self.elements_at(head).is_some() {
             // Narrowing may change what it is given.
             y.copy_from_slice(x);
             T::narrow_row(y, out);
-            if coded && codes.round_first == 1 {
+            if codes.round_first == 1 {
                 T::widen_row(out, x);
             }
+            unsafe { self.store_elements(head, out.as_ptr()) };
         }
-        let size = size_of::<T>();
-        unsafe {
-            if let Some(destination) = &elements {
-                copy_bytes(out.as_ptr().cast(), destination.head(head), dims * size);
-            }
-            match &self.cache {
-                Some(slot) if !coded => slot.store(head, out.as_ptr().cast(), dims, size),
-                _ if coded => self.store_codes(head, x, out),
-                _ => {}
-            }
+        if coded {
+            unsafe { self.store_codes(head, x, out.as_mut_ptr().cast()) };
         }
     }
 
-    /// Stores a head as codes, by way of the room of its elements.
+    /// Where a head is written as elements, beside a cache.
+    #[inline(always)]
+    pub(super) fn elements_at(&self, head: usize) -> Option<usize> {
+        match &self.destination {
+            Some(destination) if !self.destination_is_codes => Some(destination.head(head)),
+            _ => None,
+        }
+    }
+
+    /// Where a head can be written first, in one piece, if it does not become codes.
+    #[inline(always)]
+    pub(super) fn place(&self, head: usize) -> Option<usize> {
+        let cached = || self.cache.as_ref()?.whole(head, self.head_dim);
+        self.elements_at(head).or_else(cached)
+    }
+
+    /// Stores a head of elements wherever it is not yet: at its destination, and in a cache unless that
+    /// has codes.
     ///
     /// # Safety
     /// That of [`perform`](Self::perform).
     #[inline(always)]
-    unsafe fn store_codes<T: Rows>(&self, head: usize, x: &[f32], room: &mut [T]) {
+    pub(super) unsafe fn store_elements<T: Element>(&self, head: usize, from: *const T) {
+        let (dims, size) = (self.head_dim, size_of::<T>());
+        let is_elsewhere = |to: &usize| *to != from.addr();
+        // SAFETY: the caller's.
+        unsafe {
+            if let Some(to) = self.elements_at(head).filter(is_elsewhere) {
+                copy_bytes(from.cast(), to, dims * size);
+            }
+            if self.stages.codes.type_ == PHASOR_CODES_NONE
+                && let Some(slot) = &self.cache
+                && slot.whole(head, dims).is_none_or(|to| is_elsewhere(&to))
+            {
+                slot.store(head, from.cast(), dims, size);
+            }
+        }
+    }
+
+    /// Stores a head as codes, by way of the room where a cache does not have it in one piece.
+    ///
+    /// # Safety
+    /// That of [`perform`](Self::perform); the room is for as many bytes.
+    #[inline(always)]
+    pub(super) unsafe fn store_codes(&self, head: usize, x: &[f32], room: *mut u8) {
         let codes = &self.stages.codes;
         let dims = x.len();
         let kind = match codes.type_ {
@@ -375,32 +419,36 @@ impl TokenWork<'_> {
             PHASOR_CODES_INT8 => Codes::Int8,
             _ => Codes::Int8Full,
         };
+        let place = match (&self.cache, &self.destination) {
+            (Some(slot), _) => slot.whole(head, dims),
+            (None, Some(destination)) if self.destination_is_codes => Some(destination.head(head)),
+            _ => None,
+        };
+        let to = place.map_or(room, with_exposed_provenance_mut);
         let group_dims = codes.group_dims as usize;
-        // SAFETY: an element has at least a byte, and any byte may be written to it.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(room.as_mut_ptr().cast::<u8>(), dims) };
-        for (group, (x, bytes)) in x
-            .chunks(group_dims)
-            .zip(bytes.chunks_mut(group_dims))
-            .enumerate()
-        {
+        let mut first = 0;
+        while first < dims {
+            let end = dims.min(first + group_dims);
+            let x = &x[first..end];
+            // SAFETY: the caller's: as many bytes are there, with or without values.
+            let bytes = unsafe {
+                std::slice::from_raw_parts_mut(to.add(first).cast::<MaybeUninit<u8>>(), x.len())
+            };
             // SAFETY: the caller's: a scale is there, or room for one.
-            let scale = unsafe { self.scale_of_group([head, group], kind, x) };
+            let scale = unsafe { self.scale_of_group([head, first / group_dims], kind, x) };
             let inverse = match (codes.dynamic, codes.multiply) {
                 (0, 1) => Some(scale),
                 (_, 1) => Some(1.0 / scale),
+                // The same quotients, as the inverse is exact.
+                _ if is_power_of_two(scale) => Some(1.0 / scale),
                 _ => None,
             };
             encode(kind, scale, inverse, x, bytes);
+            first = end;
         }
-        // SAFETY: the caller's.
-        unsafe {
-            match (&self.cache, &self.destination) {
-                (Some(slot), _) => slot.store(head, bytes.as_ptr(), dims, 1),
-                (None, Some(destination)) if self.destination_is_codes => {
-                    copy_bytes(bytes.as_ptr(), destination.head(head), dims);
-                }
-                _ => {}
-            }
+        if let (Some(slot), None) = (&self.cache, place) {
+            // SAFETY: the caller's.
+            unsafe { slot.store(head, to, dims, 1) };
         }
     }
 
@@ -416,16 +464,15 @@ impl TokenWork<'_> {
             // SAFETY: the caller's.
             return unsafe { with_exposed_provenance::<f32>(scales).read_unaligned() };
         }
-        let mut amax = 0f32;
+        // As bits, which are in the order of magnitudes, and can be compared in any order.
+        let mut amax = 0;
         for x in x {
-            let magnitude = x.abs();
+            let magnitude = (x.to_bits() & 0x7fff_ffff) as i32;
             // Neither a NaN nor an infinity.
-            amax = if magnitude < f32::INFINITY && magnitude > amax {
-                magnitude
-            } else {
-                amax
-            };
+            let counts = magnitude < f32::INFINITY.to_bits() as i32;
+            amax = amax.max(if counts { magnitude } else { 0 });
         }
+        let amax = f32::from_bits(amax as u32);
         let rounding = match codes.scale_rounding {
             PHASOR_SCALE_POWER_OF_TWO_UP => ScaleRounding::PowerOfTwoUp,
             PHASOR_SCALE_POWER_OF_TWO_DOWN => ScaleRounding::PowerOfTwoDown,
@@ -453,9 +500,15 @@ impl TokenWork<'_> {
     }
 }
 
+/// Whether a scale and its inverse are powers of two, neither of them subnormal.
+fn is_power_of_two(scale: f32) -> bool {
+    let bits = scale.to_bits();
+    bits & 0x7f_ffff == 0 && (1..254).contains(&(bits >> 23))
+}
+
 /// Codes of values that share a scale, or are multiplied by its inverse.
 #[inline(always)]
-fn encode(kind: Codes, scale: f32, inverse: Option<f32>, x: &[f32], bytes: &mut [u8]) {
+fn encode(kind: Codes, scale: f32, inverse: Option<f32>, x: &[f32], bytes: &mut [MaybeUninit<u8>]) {
     // A loop for each, so that it has no branch inside.
     match (kind, inverse) {
         (Codes::E4m3, None) => encode_by(x, bytes, |x| Codes::E4m3.of(x / scale)),
@@ -466,14 +519,15 @@ fn encode(kind: Codes, scale: f32, inverse: Option<f32>, x: &[f32], bytes: &mut 
 }
 
 #[inline(always)]
-fn encode_by(x: &[f32], bytes: &mut [u8], code: impl Fn(f32) -> u8) {
+fn encode_by(x: &[f32], bytes: &mut [MaybeUninit<u8>], code: impl Fn(f32) -> u8) {
     for (byte, &x) in bytes.iter_mut().zip(x) {
-        *byte = code(x);
+        byte.write(code(x));
     }
 }
 
 /// Something of each head, as far as it is not shared.
-fn at_head(address: u64, stride: i64, head: usize) -> usize {
+#[inline(always)]
+pub(super) fn at_head(address: u64, stride: i64, head: usize) -> usize {
     (address as usize).wrapping_add((head as i64).wrapping_mul(stride) as usize)
 }
 
@@ -492,20 +546,35 @@ unsafe fn copy_bytes(from: *const u8, to: usize, bytes: usize) {
 }
 
 impl CacheSlot<'_> {
+    fn at(n: usize, stride: i64) -> usize {
+        (n as i64).wrapping_mul(stride) as usize
+    }
+
+    /// Where a head begins.
+    #[inline(always)]
+    fn head(&self, head: usize) -> usize {
+        (self.cache.address as usize)
+            .wrapping_add(Self::at(self.page as usize, self.cache.page))
+            .wrapping_add(Self::at(self.slot as usize, self.cache.slot))
+            .wrapping_add(Self::at(head, self.cache.head))
+    }
+
+    /// The same, if its dims lie in one piece.
+    #[inline(always)]
+    fn whole(&self, head: usize, dims: usize) -> Option<usize> {
+        (self.cache.block_dims as usize >= dims).then(|| self.head(head))
+    }
+
     /// Stores the dims of a head, `size` bytes each, in the blocks of the cache.
     ///
     /// # Safety
     /// The slot is one of the cache's, and so is the head.
     unsafe fn store(&self, head: usize, from: *const u8, dims: usize, size: usize) {
-        let cache = self.cache;
-        let block_dims = (cache.block_dims as usize).min(dims).max(1);
-        let along = |n: i64, stride: i64| n.wrapping_mul(stride) as usize;
-        let first = (cache.address as usize)
-            .wrapping_add(along(self.page.into(), cache.page))
-            .wrapping_add(along(self.slot.into(), cache.slot))
-            .wrapping_add(along(head as i64, cache.head));
+        let block_dims = (self.cache.block_dims as usize).min(dims).max(1);
         for block in 0..dims / block_dims {
-            let to = first.wrapping_add(along(block as i64, cache.block));
+            let to = self
+                .head(head)
+                .wrapping_add(Self::at(block, self.cache.block));
             let bytes = block_dims * size;
             // SAFETY: the caller's; the blocks are inside the head.
             unsafe { copy_bytes(from.add(block * bytes), to, bytes) };
@@ -570,7 +639,7 @@ pub(super) enum Sum {
 
 impl Statistic {
     #[inline(always)]
-    fn of(norm: &PhasorNorm, mean: f32, squares: f32, count: f32) -> Self {
+    pub(super) fn of(norm: &PhasorNorm, mean: f32, squares: f32, count: f32) -> Self {
         Self {
             mean,
             r: 1.0 / (squares / count + norm.eps).sqrt(),
@@ -621,7 +690,7 @@ fn sum_of_head(sum: Sum, x: &[f32], groups: &mut [f32]) -> f32 {
 
 /// The sum of as many terms as a power of two, in halves.
 #[inline(always)]
-fn fold(terms: &mut [f32]) -> f32 {
+pub(super) fn fold(terms: &mut [f32]) -> f32 {
     let mut left = terms.len() / 2;
     while left > 0 {
         let (a, b) = terms.split_at_mut(left);
@@ -631,35 +700,4 @@ fn fold(terms: &mut [f32]) -> f32 {
         left /= 2;
     }
     terms[0]
-}
-
-/// All stages of the heads of a token.
-///
-/// # Safety
-/// The addresses are those of the heads, of what their stages need and of where they are written; nothing
-/// else touches what is written; the room is for as many dims; the variant can run here.
-pub(super) unsafe fn perform<T: Rows>(isa: Isa, work: &TokenWork<'_>, room: &mut Room<T>) {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the caller's, here and below.
-        Isa::Avx2 => unsafe { by_avx2(work, room) },
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => unsafe { by_avx512(work, room) },
-        // NEON is what the compiler has anyway.
-        _ => unsafe { work.perform(room) },
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn by_avx2<T: Rows>(work: &TokenWork<'_>, room: &mut Room<T>) {
-    // SAFETY: the caller's.
-    unsafe { work.perform(room) }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-unsafe fn by_avx512<T: Rows>(work: &TokenWork<'_>, room: &mut Room<T>) {
-    // SAFETY: the caller's.
-    unsafe { work.perform(room) }
 }

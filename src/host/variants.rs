@@ -1,7 +1,7 @@
 //! Where a call goes to the variant that was chosen.
 
 use super::run::{AngleBlock, HeadRun, Phases};
-use super::stages::Rows;
+use super::stages::{Room, Rows, TokenWork};
 use super::{Isa, scalar};
 use crate::angle::phase::Scale;
 use crate::rope::Pairings;
@@ -12,11 +12,13 @@ use super::{
     avx512::{self, Avx512},
     avx512bf16::Converts,
     vector::{self, PairVectors},
+    vector_stages,
 };
 #[cfg(target_arch = "aarch64")]
 use super::{
     neon::{self, Neon},
     vector::{self, PairVectors},
+    vector_stages,
 };
 
 /// An element type that every variant of this target can rotate.
@@ -32,6 +34,12 @@ pub(super) trait VectorElement: Rows {
         angles: &AngleBlock,
         pairs: usize,
     );
+
+    /// All stages of the heads of a token.
+    ///
+    /// # Safety
+    /// That of [`TokenWork::perform`]; the variant can run here.
+    unsafe fn perform_stages(isa: Isa, work: &TokenWork<'_>, room: &mut Room<Self>);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -59,6 +67,18 @@ where
             }
         }
     }
+
+    unsafe fn perform_stages(isa: Isa, work: &TokenWork<'_>, room: &mut Room<T>) {
+        // SAFETY: the caller's.
+        unsafe {
+            match isa {
+                Isa::Scalar | Isa::Neon => work.perform(room),
+                Isa::Avx2 => vector_stages::perform::<Avx2, Avx2, T>(work, room),
+                Isa::Avx512 => vector_stages::perform::<Avx512, Avx512, T>(work, room),
+                Isa::Avx512Bf16 => T::stages_converting(work, room),
+            }
+        }
+    }
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -81,6 +101,16 @@ where
             }
         }
     }
+
+    unsafe fn perform_stages(isa: Isa, work: &TokenWork<'_>, room: &mut Room<T>) {
+        // SAFETY: the caller's.
+        unsafe {
+            match isa {
+                Isa::Neon => vector_stages::perform::<Neon, Neon, T>(work, room),
+                _ => work.perform(room),
+            }
+        }
+    }
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -94,6 +124,11 @@ impl<T: Rows> VectorElement for T {
     ) {
         // SAFETY: the caller's.
         unsafe { scalar::rotate_heads(pairings, run, angles, pairs) }
+    }
+
+    unsafe fn perform_stages(_isa: Isa, work: &TokenWork<'_>, room: &mut Room<T>) {
+        // SAFETY: the caller's.
+        unsafe { work.perform(room) }
     }
 }
 

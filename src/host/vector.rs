@@ -7,6 +7,9 @@
 //! a run's heads or in an [`AngleBlock`]. What else one needs, it says.
 
 use super::run::{AngleBlock, BLOCK, HeadRun, Phases};
+use super::stages::{Room, Rows, TokenWork};
+#[cfg(doc)]
+use super::vector_stages;
 use crate::angle::phase::{self, Scale};
 use crate::element::Element;
 use crate::rope::{Pairing, Pairings};
@@ -14,8 +17,8 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 /// The most pairs that any set has in a vector, and the fewest.
-const MOST_LANES: usize = 32;
-const FEWEST_LANES: usize = 8;
+pub(super) const MOST_LANES: usize = 32;
+pub(super) const FEWEST_LANES: usize = 8;
 
 /// Vectors of a block.
 const MOST_VECTORS: usize = BLOCK / FEWEST_LANES;
@@ -28,11 +31,20 @@ pub trait Float: Copy {
     unsafe fn store(self, to: *mut f32);
     unsafe fn splat(x: f32) -> Self;
     unsafe fn mul(self, by: Self) -> Self;
+    unsafe fn add(self, plus: Self) -> Self;
     unsafe fn sub(self, minus: Self) -> Self;
     /// `self * by + plus`, rounded once.
     unsafe fn mul_add(self, by: Self, plus: Self) -> Self;
     /// `self * by - minus`, rounded once.
     unsafe fn mul_sub(self, by: Self, minus: Self) -> Self;
+    /// The lanes of both, in turn.
+    unsafe fn interleave(self, second: Self) -> [Self; 2];
+    /// The reverse of [`interleave`](Self::interleave).
+    unsafe fn deinterleave(both: [Self; 2]) -> (Self, Self);
+    /// Each lane plus its neighbour, so that two have the same sum.
+    unsafe fn add_neighbours(self) -> Self;
+    /// The sum of the lanes folded in halves, down to two neighbours that are the same.
+    unsafe fn fold_to_neighbours(self) -> f32;
 }
 
 /// Twice the width.
@@ -63,6 +75,11 @@ impl<F: Float> Float for [F; 2] {
         unsafe { [self[0].mul(by[0]), self[1].mul(by[1])] }
     }
     #[inline(always)]
+    unsafe fn add(self, plus: Self) -> Self {
+        // SAFETY: the caller's.
+        unsafe { [self[0].add(plus[0]), self[1].add(plus[1])] }
+    }
+    #[inline(always)]
     unsafe fn sub(self, minus: Self) -> Self {
         // SAFETY: the caller's.
         unsafe { [self[0].sub(minus[0]), self[1].sub(minus[1])] }
@@ -78,6 +95,30 @@ impl<F: Float> Float for [F; 2] {
         let [a, b] = self;
         // SAFETY: the caller's.
         unsafe { [a.mul_sub(by[0], minus[0]), b.mul_sub(by[1], minus[1])] }
+    }
+    #[inline(always)]
+    unsafe fn interleave(self, second: Self) -> [Self; 2] {
+        // SAFETY: the caller's.
+        unsafe { [self[0].interleave(second[0]), self[1].interleave(second[1])] }
+    }
+    #[inline(always)]
+    unsafe fn deinterleave([first, second]: [Self; 2]) -> (Self, Self) {
+        // SAFETY: the caller's, here and below.
+        unsafe {
+            let (a0, b0) = F::deinterleave(first);
+            let (a1, b1) = F::deinterleave(second);
+            ([a0, a1], [b0, b1])
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_neighbours(self) -> Self {
+        // SAFETY: the caller's.
+        unsafe { [self[0].add_neighbours(), self[1].add_neighbours()] }
+    }
+    #[inline(always)]
+    unsafe fn fold_to_neighbours(self) -> f32 {
+        // SAFETY: the caller's.
+        unsafe { self[0].add(self[1]).fold_to_neighbours() }
     }
 }
 
@@ -199,6 +240,20 @@ pub(super) trait Loops {
     ) where
         V: PairVectors<T>,
         T: Element;
+
+    /// [`vector_stages::heads`], inlined.
+    unsafe fn stages<V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const LEAN: bool>(
+        work: &TokenWork<'_>,
+        room: &mut Room<T>,
+    ) where
+        V: PairVectors<T>,
+        T: Rows;
+
+    /// [`TokenWork::store_codes`], inlined here alone: other stages have need of all registers.
+    unsafe fn store_codes(work: &TokenWork<'_>, head: usize, x: &[f32], room: *mut u8);
+
+    /// [`TokenWork::perform`], inlined.
+    unsafe fn plain_stages<T: Rows>(work: &TokenWork<'_>, room: &mut Room<T>);
 }
 
 /// Rotates all heads of a run by the first `pairs` angles.
@@ -519,7 +574,7 @@ impl<T> Head<T> {
 
 /// Elements of a pair, counted from the first rotated dim.
 #[inline(always)]
-fn members<const HALVES: bool>(pair: usize, pairs: usize) -> (usize, usize) {
+pub(super) fn members<const HALVES: bool>(pair: usize, pairs: usize) -> (usize, usize) {
     if HALVES {
         (pair, pairs + pair)
     } else {
@@ -528,7 +583,7 @@ fn members<const HALVES: bool>(pair: usize, pairs: usize) -> (usize, usize) {
 }
 
 #[inline(always)]
-unsafe fn load<V: PairVectors<T>, T, const HALVES: bool>(
+pub(super) unsafe fn load<V: PairVectors<T>, T, const HALVES: bool>(
     [a, b]: [*const T; 2],
 ) -> (V::Vector, V::Vector) {
     // SAFETY: the caller's.
@@ -542,7 +597,7 @@ unsafe fn load<V: PairVectors<T>, T, const HALVES: bool>(
 }
 
 #[inline(always)]
-unsafe fn store<V: PairVectors<T>, T, const HALVES: bool, const STREAM: usize>(
+pub(super) unsafe fn store<V: PairVectors<T>, T, const HALVES: bool, const STREAM: usize>(
     [a, b]: [*mut T; 2],
     members: (V::Vector, V::Vector),
 ) {

@@ -78,8 +78,7 @@ impl Plan {
     ) -> Result<bool, Error> {
         let params = &mut call.params;
         let something = self.fill(addresses, params)?;
-        let caches = addresses.cache.map_or([0; 2], |cache| [cache.k, cache.v]);
-        call.fusion = self.fill_fusion(&addresses.stages, caches)?;
+        self.fill_fusion(addresses, &mut call.fusion)?;
         let positions = &addresses.positions;
         // SAFETY: the caller's.
         let values = |ids: &Ids<u64>| {

@@ -1,7 +1,7 @@
 //! The stages of a call as data.
 
 use super::{
-    PHASOR_CODES_E4M3, PHASOR_CODES_INT8, PHASOR_CODES_INT8_FULL, PHASOR_CODES_NONE,
+    Addresses, PHASOR_CODES_E4M3, PHASOR_CODES_INT8, PHASOR_CODES_INT8_FULL, PHASOR_CODES_NONE,
     PHASOR_NORM_LAYER, PHASOR_NORM_NONE, PHASOR_NORM_RMS, PHASOR_SCALE_ANY,
     PHASOR_SCALE_POWER_OF_TWO_DOWN, PHASOR_SCALE_POWER_OF_TWO_UP, PhasorCodes, PhasorFusion,
     PhasorNorm, PhasorScale, PhasorStages, StageAddresses, VectorAddress,
@@ -135,27 +135,33 @@ fn code_params(codes: &StoredCodes, head_dim: usize, layout: Option<&CacheLayout
 }
 
 impl Plan {
-    /// Fills in the addresses of a call's stages: of q, k and v.
+    /// Fills in the addresses of a call's stages.
     ///
     /// # Errors
     /// [`Error::Stages`] where something that a stage needs is missing, or has no stage.
+    #[inline]
     pub(crate) fn fill_fusion(
         &self,
-        given: &[StageAddresses; 3],
-        caches: [u64; 2],
-    ) -> Result<Option<PhasorFusion>, Error> {
-        let Some(mut fusion) = self.fusion else {
-            return match given
-                .iter()
-                .position(|given| *given != StageAddresses::default())
-            {
-                None => Ok(None),
+        addresses: &Addresses,
+        fusion: &mut Option<PhasorFusion>,
+    ) -> Result<(), Error> {
+        // The usual case at no cost: this runs at every call.
+        if self.fusion.is_none() && addresses.stages.is_none() {
+            return Ok(());
+        }
+        *fusion = self.fusion;
+        let given = addresses.stages.unwrap_or_default();
+        let Some(fusion) = fusion else {
+            let some = |given: &StageAddresses| *given != StageAddresses::default();
+            return match given.iter().position(some) {
+                None => Ok(()),
                 Some(at) => Err(Error::Stages {
                     tensor: [TensorName::Q, TensorName::K, TensorName::V][at],
                     what: "the call has a bias, weights or scales, and the plan no stage for them",
                 }),
             };
         };
+        let caches = addresses.cache.map_or([0; 2], |cache| [cache.k, cache.v]);
         let streams = [
             (TensorName::Q, &mut fusion.q, &self.q),
             (TensorName::K, &mut fusion.k, &self.k),
@@ -168,7 +174,7 @@ impl Plan {
             let cache = at.checked_sub(1).map(|at| caches[at]);
             self.fill_stages(tensor, planned, params, at, &given[at], cache)?;
         }
-        Ok(Some(fusion))
+        Ok(())
     }
 
     /// Scales that the buffer for those of keys (1) or values (2) must have.

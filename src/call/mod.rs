@@ -231,8 +231,8 @@ pub struct Addresses {
     pub positions: RawPositions,
     /// The caches, where the plan has any.
     pub cache: Option<CacheAddresses>,
-    /// What the stages of q, k and v need.
-    pub stages: [StageAddresses; 3],
+    /// What the stages of q, k and v need, where they need anything.
+    pub stages: Option<[StageAddresses; 3]>,
 }
 
 /// The caches of a call, and the slots in them.

@@ -506,7 +506,7 @@ impl CudaRotator {
         let addresses = Addresses {
             v,
             cache,
-            stages,
+            stages: Some(stages),
             ..self.rotation(q, k, positions)
         };
         unsafe { self.enqueue(stream, plan, &addresses) }

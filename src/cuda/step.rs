@@ -230,7 +230,7 @@ impl CudaRotator {
         let addresses = Addresses {
             v,
             cache,
-            stages,
+            stages: Some(stages),
             ..self.rotation(q, k, positions)
         };
         // SAFETY: lengths and contexts have been checked; the plan proved, or its maker vouched, that the

@@ -597,7 +597,7 @@ impl HostRotator {
     ) -> Result<(), Error> {
         self.check(plan, plan.dtype())?;
         // SAFETY: the caller's.
-        unsafe { self.perform(plan, tensors, positions, cache, stages) }
+        unsafe { self.perform(plan, tensors, positions, cache, Some(stages)) }
     }
 
     fn check(&self, plan: &Plan, given: crate::Dtype) -> Result<(), Error> {
@@ -628,7 +628,7 @@ impl HostRotator {
         [q, k, v]: [TensorAddresses; 3],
         positions: RawPositions,
         cache: Option<CacheAddresses>,
-        stages: [StageAddresses; 3],
+        stages: Option<[StageAddresses; 3]>,
     ) -> Result<(), Error> {
         let (angles, table_is_ordinary) = match self.rope.angles() {
             Angles::Exact(frequencies) => (of_steps(frequencies.steps(), &[]), false),

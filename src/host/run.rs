@@ -127,10 +127,16 @@ pub(super) unsafe fn execute(host: Host, call: &Call, table_is_ordinary: bool) {
         stream: bytes >= cache::last_level() as u64 / 2,
         table_is_ordinary,
     };
-    let share = match call.dtype {
-        Dtype::F32 => Work::share::<f32>,
-        Dtype::F16 => Work::share::<f16>,
-        Dtype::Bf16 => Work::share::<bf16>,
+    let staged = call.fusion.is_some();
+    // Without stages nothing of them is there at all: of a token of one head it would be a third of the
+    // time.
+    let share = match (call.dtype, staged) {
+        (Dtype::F32, false) => Work::share::<f32, false>,
+        (Dtype::F16, false) => Work::share::<f16, false>,
+        (Dtype::Bf16, false) => Work::share::<bf16, false>,
+        (Dtype::F32, true) => Work::share::<f32, true>,
+        (Dtype::F16, true) => Work::share::<f16, true>,
+        (Dtype::Bf16, true) => Work::share::<bf16, true>,
     };
     let tokens = call.params.batch as usize * call.params.tokens as usize;
     // Heads are split only where tokens do not suffice, as each part forms the angles of its tokens.
@@ -141,8 +147,9 @@ pub(super) unsafe fn execute(host: Host, call: &Call, table_is_ordinary: bool) {
         _ => 1,
     };
     // A norm across heads takes all heads of a token.
-    let across_heads = (call.streams_and_stages().iter())
-        .any(|(_, stages)| stages.is_some_and(|stages| stages.norm.across_heads == 1));
+    let across_heads = staged
+        && (call.streams_and_stages().iter())
+            .any(|(_, stages)| stages.is_some_and(|stages| stages.norm.across_heads == 1));
     let work_at = |part: usize, parts: usize| {
         let token_parts = token_parts(parts);
         let head_parts = match across_heads {
@@ -162,7 +169,10 @@ pub(super) unsafe fn execute(host: Host, call: &Call, table_is_ordinary: bool) {
     };
     #[cfg(feature = "rayon")]
     if host.threads == Threads::Pool {
-        let slower = call.bytes(STAGES_TAKE);
+        let slower = match staged {
+            true => call.bytes(STAGES_TAKE),
+            false => bytes,
+        };
         let alone = Duration::from_nanos(slower / bytes_per_nanosecond(host.isa, call.dtype));
         // As many parts of tokens as heads need.
         let whole = |parts: usize| parts.next_multiple_of(token_parts(parts));
@@ -197,7 +207,7 @@ fn split(n: usize, parts: usize, part: usize) -> Range<usize> {
 impl<'a> Work<'a> {
     /// # Safety
     /// That of [`execute`]; no other thread has the same tokens and heads.
-    unsafe fn share<T: VectorElement>(&self, share: Share) {
+    unsafe fn share<T: VectorElement, const STAGED: bool>(&self, share: Share) {
         let call = self.call;
         let mut angles = AngleBlock::new();
         let mut formed = None;
@@ -210,22 +220,24 @@ impl<'a> Work<'a> {
             let heads = stream.read.heads as usize;
             split(heads, share.head_parts, share.head_part)
         };
-        let all = self.whole.streams_and_stages();
+        let all = match STAGED {
+            true => self.whole.streams_and_stages(),
+            false => call.streams().map(|stream| (stream, None)),
+        };
         let streams = all.map(|(stream, stages)| match stages {
             None => (stream, heads_of(&stream)),
             // What has stages is served apart.
             Some(_) => (stream, 0..0),
         });
         let streams = || streams.iter().filter(|(_, heads)| !heads.is_empty());
-        let turns_plainly = streams().any(|(stream, _)| stream.rotates);
-        let staged = all.map(|(stream, stages)| Some((stream, stages?, heads_of(&stream))));
-        let (dims, across_heads) = Staged::sizes(&staged);
-        let mut room = Room::<T>::new(dims, across_heads);
-        let mut staged = self
-            .whole
-            .fusion
-            .is_some()
-            .then(|| Staged::new(staged, pairs, pairings, &mut room));
+        let turns_plainly = !STAGED || streams().any(|(stream, _)| stream.rotates);
+        let mut room = None;
+        let mut staged = STAGED.then(|| {
+            let staged = all.map(|(stream, stages)| Some((stream, stages?, heads_of(&stream))));
+            let (dims, across_heads) = Staged::sizes(&staged);
+            let room = room.insert(Room::<T>::new(dims, across_heads));
+            Staged::new(staged, pairs, pairings, room)
+        });
         // Where rotated keys are on their way to a cache that does not hold heads in one piece.
         let mut scratch = Vec::<MaybeUninit<T>>::new();
         let room = streams().map(|(stream, heads)| stream.needs_room() * heads.len());

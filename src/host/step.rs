@@ -140,7 +140,7 @@ impl HostRotator {
         } = resolve(plan, &mut step, told, &mut InHost)?;
         // SAFETY: the plan proved, or its maker vouched, that what is written does not overlap; the
         // borrows keep the buffers apart; their lengths have been checked.
-        unsafe { self.perform(plan, tensors, positions, cache, stages)? };
+        unsafe { self.perform(plan, tensors, positions, cache, Some(stages))? };
         Ok(match report.into_inner() {
             0 => Stored::All,
             _ => Stored::NotAll,

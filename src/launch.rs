@@ -2,9 +2,14 @@
 //!
 //! This is data. The CUDA backend hands it to the driver; tests execute the same data elsewhere.
 
+use crate::Error;
 use crate::angle::MAX_ROTARY_DIM;
-use crate::call::{Call, PHASOR_IDS_NONE, PhasorCache, PhasorCall, PhasorView, Stream};
+use crate::call::{
+    Call, PHASOR_CODES_NONE, PHASOR_IDS_NONE, PhasorCache, PhasorCall, PhasorFusion, PhasorStages,
+    PhasorView, Stream,
+};
 use crate::element::Dtype;
+use crate::error::TensorName;
 use crate::rope::Pairing;
 
 /// What kernels do. Each family has modules of its own.
@@ -15,17 +20,20 @@ pub enum Family {
     Rope,
     /// Rotates q and k, carries v, stores keys and values in caches, and knows ragged batches.
     Append,
+    /// Performs [stages](crate::Stages) around the rotation, and all that appends do.
+    Fused,
 }
 
 impl Family {
     /// All families.
-    pub const ALL: [Family; 2] = [Family::Rope, Family::Append];
+    pub const ALL: [Family; 3] = [Family::Rope, Family::Append, Family::Fused];
 
     /// Its name in those of modules and kernels.
     pub const fn name(self) -> &'static str {
         match self {
             Family::Rope => "rope",
             Family::Append => "append",
+            Family::Fused => "fused",
         }
     }
 }
@@ -173,8 +181,10 @@ pub struct Launch {
     pub shared_bytes: u32,
     /// Whether it is launched dependently (`CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`).
     pub dependent: bool,
-    /// The kernel's one parameter, passed by value.
+    /// The kernel's first parameter, passed by value.
     pub params: PhasorCall,
+    /// The second one, of kernels that perform stages.
+    pub fusion: Option<PhasorFusion>,
 }
 
 /// Most threads of a block; the kernels' launch bounds allow no more.
@@ -221,19 +231,32 @@ const RULES: [Rule; 2] = [
     },
 ];
 
+impl Rule {
+    fn of(params: &PhasorCall, multiprocessors: u32) -> &'static Self {
+        let tokens = u64::from(params.batch) * u64::from(params.tokens);
+        let applies =
+            |rule: &&Rule| tokens < u64::from(rule.tokens_below) * u64::from(multiprocessors);
+        RULES.iter().find(applies).unwrap_or(&RULES[1])
+    }
+}
+
 impl Call {
     /// The launch that performs this call. Allocates nothing.
     pub fn launch(&self, target: &Target) -> Launch {
         let mut params = self.params;
         let kernel = Kernel {
             family: match params.rotates_only() {
+                _ if self.fusion.is_some() => Family::Fused,
                 true => Family::Rope,
                 false => Family::Append,
             },
             dtype: self.dtype,
             pairing: self.vector_pairing(),
         };
-        let shape = Shape::new(&params, kernel, target.multiprocessors);
+        let shape = match &self.fusion {
+            None => Shape::new(&params, kernel, target.multiprocessors),
+            Some(fusion) => Shape::staged(&params, fusion, target.multiprocessors),
+        };
         params.token_groups = params.tokens.div_ceil(shape.block[2]);
         params.heads_log2 = shape.heads_log2;
         let slots = &params.slots;
@@ -259,12 +282,16 @@ impl Call {
             shared_bytes: shape.shared_bytes,
             dependent: target.mode != LaunchMode::Ordinary,
             params,
+            fusion: self.fusion,
         }
     }
 
     /// The pairing, where vectors can serve it. They need every address they form to be a multiple of
     /// their size, vectors that do not straddle an edge of the rotated window, and one pairing.
     fn vector_pairing(&self) -> Option<Pairing> {
+        if self.fusion.is_some() {
+            return None;
+        }
         let params = &self.params;
         let bytes = (VECTOR * self.dtype.size()) as u64;
         let view = |v: &PhasorView| v.address | (v.batch | v.token | v.head) as u64;
@@ -330,11 +357,7 @@ impl Shape {
         let chunks = chunks.unwrap_or(1);
         // Lanes that divide the chunks evenly among the fewest blocks.
         let lanes = chunks.div_ceil(chunks.div_ceil(MOST_LANES));
-        let tokens = u64::from(params.batch) * u64::from(params.tokens);
-
-        let applies =
-            |rule: &&Rule| tokens < u64::from(rule.tokens_below) * u64::from(multiprocessors);
-        let rule = RULES.iter().find(applies).unwrap_or(&RULES[1]);
+        let rule = Rule::of(params, multiprocessors);
         let rows_of_heads = match append {
             // Threads do not go from one stream to the next on their way.
             true => {
@@ -368,6 +391,107 @@ impl Shape {
             block: [lanes, rows, block_tokens],
             shared_bytes: token_bytes * block_tokens,
             heads_log2: rule.heads_of_thread.ilog2(),
+        }
+    }
+}
+
+/// Bytes of shared memory in which a fused kernel keeps what a token's streams are multiplied by.
+const SCALES_BYTES: u32 = 16;
+/// Bytes of shared memory that any launch may have.
+const MOST_SHARED_BYTES: u64 = 48 << 10;
+/// Heads that a block of the fused kernel for any heads has at once, at most.
+const STAGED_ROWS: u32 = 8;
+/// Lanes of one of these heads.
+const STAGED_LANES: u32 = 32;
+
+/// Bytes of shared memory that a fused kernel for any heads has for a stream, in blocks of so many heads:
+/// for each a head that has been rotated; heads as they are; sums of heads.
+fn staged_bytes(stream: &Stream, stages: &PhasorStages, rows: u32) -> u64 {
+    let [heads, dims] = [stream.read.heads, stream.output.head_dim].map(u64::from);
+    let rows = u64::from(rows);
+    let (at_once, sums) = match stages.norm.across_heads {
+        1 => (heads, heads.next_power_of_two()),
+        _ => (rows, 0),
+    };
+    size_of::<f32>() as u64 * ((rows + at_once) * dims + sums)
+}
+
+/// Bytes in front of those.
+fn staged_bytes_before(params: &PhasorCall) -> u64 {
+    let angles = 2 * size_of::<f32>() as u64 * u64::from(params.angles.pairs);
+    angles.next_multiple_of(16) + u64::from(PLACE_BYTES + SCALES_BYTES)
+}
+
+fn staged_streams<'a>(
+    params: &'a PhasorCall,
+    fusion: &'a PhasorFusion,
+) -> impl Iterator<Item = (TensorName, Stream<'a>, &'a PhasorStages)> {
+    let names = [TensorName::Q, TensorName::K, TensorName::V];
+    let stages = [&fusion.q, &fusion.k, &fusion.v];
+    let all = names.into_iter().zip(params.streams()).zip(stages);
+    all.map(|((name, stream), stages)| (name, stream, stages))
+        .filter(|(_, stream, stages)| stream.read.heads > 0 && stages.present == 1)
+}
+
+/// Heads fit in a block, and scales are where a device can read and write them.
+pub(crate) fn check_stages(params: &PhasorCall, fusion: &PhasorFusion) -> Result<(), Error> {
+    for (tensor, stream, stages) in staged_streams(params, fusion) {
+        let bytes = staged_bytes_before(params) + staged_bytes(&stream, stages, 1);
+        if bytes > MOST_SHARED_BYTES {
+            return Err(Error::StagesTooLarge {
+                tensor,
+                bytes,
+                most: MOST_SHARED_BYTES,
+            });
+        }
+        let codes = &stages.codes;
+        let strides = codes.page | codes.slot | codes.head | codes.group;
+        let align = size_of::<f32>();
+        if codes.type_ != PHASOR_CODES_NONE
+            && codes.e8m0 == 0
+            && !(codes.scales | strides as u64).is_multiple_of(align as u64)
+        {
+            return Err(Error::BufferUnaligned {
+                what: "a scale",
+                align,
+            });
+        }
+    }
+    Ok(())
+}
+
+impl Shape {
+    /// That of the fused kernel for any heads.
+    fn staged(params: &PhasorCall, fusion: &PhasorFusion, multiprocessors: u32) -> Self {
+        let heads = params.streams().map(|stream| stream.read.heads);
+        let heads = heads.into_iter().max().unwrap_or(1);
+        let shared = |rows: u32| {
+            let streams = staged_streams(params, fusion);
+            let most = streams.map(|(_, stream, stages)| staged_bytes(&stream, stages, rows));
+            staged_bytes_before(params) + most.max().unwrap_or(0)
+        };
+        // A call was checked to fit with one.
+        let rows = (2..=heads.min(STAGED_ROWS)).rev();
+        let rows = rows
+            .into_iter()
+            .find(|&rows| shared(rows) <= MOST_SHARED_BYTES);
+        let rows = rows.unwrap_or(1);
+        let across =
+            staged_streams(params, fusion).any(|(.., stages)| stages.norm.across_heads == 1);
+        let all_heads = across || Rule::of(params, multiprocessors).all_heads;
+        Self {
+            // A plan has fewer tokens than a grid has blocks.
+            grid: [
+                params.batch * params.tokens,
+                match all_heads {
+                    true => 1,
+                    false => heads.div_ceil(rows).min(MOST_GRID_YZ),
+                },
+                1,
+            ],
+            block: [STAGED_LANES, rows, 1],
+            shared_bytes: shared(rows) as u32,
+            heads_log2: 0,
         }
     }
 }
@@ -409,7 +533,7 @@ mod tests {
                     (260, MOST_CARRIED_DIMS),
                     (MAX_PAIRS, 2 * MAX_PAIRS),
                 ] {
-                    for kernel in Family::ALL
+                    for kernel in [Family::Rope, Family::Append]
                         .into_iter()
                         .flat_map(|family| Kernel::all(family, Dtype::F16))
                     {

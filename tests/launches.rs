@@ -163,7 +163,7 @@ fn angles_are_formed_before_the_wait_where_nothing_is_read_for_them() {
 #[test]
 fn kernels_have_names_and_vectors_of_their_own() {
     let mut names = HashSet::new();
-    for (family, family_name) in Family::ALL.into_iter().zip(["rope", "append"]) {
+    for (family, family_name) in Family::ALL.into_iter().zip(["rope", "append", "fused"]) {
         for dtype in Dtype::ALL {
             let kernels = Kernel::all(family, dtype);
             assert_eq!(kernels.len(), Kernel::PER_MODULE);
@@ -183,5 +183,5 @@ fn kernels_have_names_and_vectors_of_their_own() {
             }
         }
     }
-    assert_eq!(names.len(), 18);
+    assert_eq!(names.len(), 27);
 }

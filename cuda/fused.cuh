@@ -161,6 +161,11 @@ __device__ __forceinline__ float folded(uint32_t count, SharedRow scratch, const
     return __shfl_sync(kAllLanes, sum, 0);
 }
 
+// What a norm found: the mean, and what is left without it is multiplied by.
+struct Statistic {
+    float mean, r;
+};
+
 // Where one head is written.
 template <class Element>
 struct HeadStores {
@@ -271,7 +276,8 @@ struct StagedStream {
         const float count = __uint2float_rn(heads * dims);
         float mean = 0.0f;
         if (norm.kind == PHASOR_NORM_LAYER) mean = __fdiv_rn(sum_across(true, 0.0f), count);
-        const Statistic found = Statistic::of(norm, mean, sum_across(false, mean), count);
+        const float squares = __fdiv_rn(sum_across(false, mean), count);
+        const Statistic found{mean, inverse_deviation(norm, squares)};
 #pragma unroll 1
         for (uint32_t first = 0; first < heads; first += blockDim.y) {
             const uint32_t head = first + threadIdx.y;
@@ -323,7 +329,7 @@ struct StagedStream {
         const auto pair = [&](uint32_t d) {
             if (d >= dims) return 0.0f;
             const float a = row[d], b = row[d + 1];
-            return plain ? plain_pair(a, b) : square_pair(a, b, mean);
+            return plain ? plain_pair(a, b) : square_pair(__fsub_rn(a, mean), __fsub_rn(b, mean));
         };
         return folded((dims + 3) / 4, scratch, [&](uint32_t group) {
             return __fadd_rn(pair(4 * group), pair(4 * group + 2));
@@ -337,7 +343,8 @@ struct StagedStream {
         if (stages.norm.kind == PHASOR_NORM_LAYER) {
             mean = __fdiv_rn(sum_of(row, scratch, true, 0.0f), count);
         }
-        return Statistic::of(stages.norm, mean, sum_of(row, scratch, false, mean), count);
+        const float squares = __fdiv_rn(sum_of(row, scratch, false, mean), count);
+        return {mean, inverse_deviation(stages.norm, squares)};
     }
 
     // Norms a head, a lane its own dims.
@@ -346,9 +353,9 @@ struct StagedStream {
         const uint64_t weight = norm.weight + head * norm.weight_head;
         const uint64_t bias = norm.bias + head * norm.bias_head;
         for (uint32_t d = threadIdx.x; d < dims; d += 32) {
-            float x[1] = {row[d]};
+            float x[1] = {__fsub_rn(row[d], found.mean)};
             apply_norm<Element>(
-                norm, found, x, [&]() { x[0] = weighed(norm, x[0], value_at(weight, d)); },
+                norm, found.r, x, [&]() { x[0] = weighed(norm, x[0], value_at(weight, d)); },
                 [&]() { x[0] = __fadd_rn(x[0], value_at(bias, d)); });
             row.put(d, x[0]);
         }
@@ -519,8 +526,290 @@ __device__ __forceinline__ void fused_any(const PhasorCall& call, const PhasorFu
     }
 }
 
+// Heads of one stream that a row of lanes serves one after the other. Rows of a warp serve the same stream:
+// each stream has as many groups as makes a multiple of these rows, of which the last may have no heads.
+__device__ __forceinline__ uint32_t groups_of(const PhasorCall& call, const PhasorStream& stream) {
+    const uint32_t rows = 32 / blockDim.x;
+    return (HeadGroup::count(call, stream) + rows - 1) / rows * rows;
+}
+
+__device__ __forceinline__ HeadGroup group_at(const PhasorCall& call, uint32_t group, bool exists) {
+    const uint32_t k_begins = groups_of(call, call.q);
+    const uint32_t v_begins = k_begins + groups_of(call, call.k);
+    const uint32_t stream = group < k_begins ? 0 : group < v_begins ? 1 : 2;
+    group -= stream == 0 ? 0 : stream == 1 ? k_begins : v_begins;
+    HeadGroup heads(stream, group << call.heads_log2, 0);
+    const uint32_t all = heads.of(call.q.heads, call.k.heads, call.v.heads);
+    if (exists && heads.first < all) heads.heads = min(all - heads.first, 1u << call.heads_log2);
+    return heads;
+}
+
+// What a lane has of a head: two vectors of 4 dims, which lie half a head apart, and so two groups of a sum,
+// the first two to be folded.
+template <class Element, class Pairing>
+struct HeadPart {
+    using Access = Vectors<Element>;
+    static constexpr uint32_t kValues = 8;
+
+    struct Raw {
+        typename Access::Storage first, second;
+    };
+
+    float x[kValues];
+
+    static __device__ __forceinline__ uint32_t first_dim() { return 4 * threadIdx.x; }
+    static __device__ __forceinline__ uint32_t second_dim() {
+        return 4 * (blockDim.x + threadIdx.x);
+    }
+
+    explicit __device__ __forceinline__ HeadPart(const Raw& raw) {
+        Access::unpack(raw.first, x);
+        Access::unpack(raw.second, x + 4);
+    }
+
+    __device__ __forceinline__ Raw packed() const {
+        Raw raw;
+        Access::pack(x, raw.first);
+        Access::pack(x + 4, raw.second);
+        return raw;
+    }
+
+    // What all tokens share: a weight or a bias.
+    static __device__ __forceinline__ Raw shared_at(uint64_t address) {
+        Raw raw;
+        ptx::load_shared_by_tokens(address + first_dim() * Element::kBytes, raw.first);
+        ptx::load_shared_by_tokens(address + second_dim() * Element::kBytes, raw.second);
+        return raw;
+    }
+
+    __device__ __forceinline__ void add(const Raw& raw) {
+        const HeadPart other(raw);
+#pragma unroll
+        for (uint32_t i = 0; i < kValues; ++i) x[i] = __fadd_rn(x[i], other.x[i]);
+    }
+
+    // The mean over the head of what is summed of two dims that follow each other.
+    template <class Pair>
+    __device__ __forceinline__ float mean_of(const Pair& pair) const {
+        float sum = __fadd_rn(__fadd_rn(pair(x[0], x[1]), pair(x[2], x[3])),
+                              __fadd_rn(pair(x[4], x[5]), pair(x[6], x[7])));
+#pragma unroll
+        for (uint32_t by = 16; by > 0; by /= 2) {
+            if (by < blockDim.x) sum = __fadd_rn(sum, __shfl_xor_sync(kAllLanes, sum, by));
+        }
+        // There are 8 dims for each lane, a power of two, and its inverse is exact.
+        return __fmul_rn(sum, __uint_as_float((93 + __clz(blockDim.x)) << 23));
+    }
+
+    // `weight` is that of the head before, if any.
+    __device__ __forceinline__ void norm(const PhasorNorm& norm, uint32_t head, bool is_first,
+                                         Raw& weight) {
+        if (norm.kind == PHASOR_NORM_LAYER) {
+            const float mean = mean_of(plain_pair);
+#pragma unroll
+            for (float& value : x) value = __fsub_rn(value, mean);
+        }
+        const float r = inverse_deviation(norm, mean_of(square_pair));
+        apply_norm<Element>(
+            norm, r, x,
+            [&]() {
+                if (is_first || norm.weight_head != 0) {
+                    weight = shared_at(norm.weight + head * norm.weight_head);
+                }
+                const HeadPart of(weight);
+#pragma unroll
+                for (uint32_t i = 0; i < kValues; ++i) x[i] = weighed(norm, x[i], of.x[i]);
+            },
+            [&]() { add(shared_at(norm.bias + head * norm.bias_head)); });
+    }
+
+    __device__ __forceinline__ void rotate() {
+        const ChunkAngles<4> angles = SharedAngles<4>().of_lane();
+#pragma unroll
+        for (uint32_t j = 0; j < 4; ++j) {
+            float& a = x[Pairing::a(j)];
+            float& b = x[Pairing::b(j)];
+            const float cos = angles.pair[j].x;
+            const float sin = angles.pair[j].y;
+            const float a_rotated = __fmaf_rn(a, cos, -__fmul_rn(b, sin));
+            b = __fmaf_rn(a, sin, __fmul_rn(b, cos));
+            a = a_rotated;
+        }
+    }
+
+    __device__ __forceinline__ void multiply(float scale) {
+        // A product has the canonical NaN, also by 1; 16-bit types have it when they are rounded to.
+        if (Element::kBytes != 4 && scale == 1.0f) return;
+#pragma unroll
+        for (float& value : x) value = __fmul_rn(value, scale);
+    }
+
+    // The codes of both vectors. The scale of a head is written for its slot, if it has one.
+    __device__ __forceinline__ uint2 encoded(const PhasorCodes& codes, uint32_t head, bool is_stored,
+                                             uint2 slot) {
+        if (codes.round_first) {
+#pragma unroll
+            for (float& value : x) value = rounded<Element>(value);
+        }
+        float scale;
+        if (codes.dynamic) {
+            uint32_t amax = 0;
+#pragma unroll
+            for (const float value : x) amax = max(amax, finite_magnitude(value));
+#pragma unroll
+            for (uint32_t by = 16; by > 0; by /= 2) {
+                if (by < blockDim.x) amax = max(amax, __shfl_xor_sync(kAllLanes, amax, by));
+            }
+            scale = phasor::scale_of(codes, amax);
+            if (is_stored && threadIdx.x == 0) put_scale(codes, slot, head, 0, scale);
+        } else {
+            scale = given_scale(codes, head);
+        }
+        uint32_t words[2] = {};
+        encode(codes, scale, x, [&](uint32_t i, uint32_t code) {
+            words[i / 4] |= code << (i % 4 * 8);
+        });
+        return make_uint2(words[0], words[1]);
+    }
+};
+
+// Where the heads of a group are written: a lane's vectors of the next one.
+struct GroupStores {
+    bool is_there;
+    uint64_t first;
+    int64_t second, head; // bytes from the first vector
+
+    template <class Part, class Written>
+    static __device__ __forceinline__ GroupStores out(const PhasorCall& call, const HeadGroup& heads,
+                                                      const Token& token, bool is_there) {
+        const PhasorView &q = call.q_output.destination, &k = call.k_output.destination,
+                         &v = call.v_output.destination;
+        return {is_there, heads.template at<Written>(q, k, v, token, Part::first_dim()),
+                4 * blockDim.x * Written::kBytes, heads.of(q.head, k.head, v.head)};
+    }
+    template <class Part, class Written>
+    static __device__ __forceinline__ GroupStores cached(const GroupCache& cache) {
+        if (!cache.present) return {};
+        const int64_t first = cache.template bytes<Written>(Part::first_dim());
+        return {true, cache.address + first,
+                cache.template bytes<Written>(Part::second_dim()) - first, cache.head};
+    }
+
+    template <class Part>
+    __device__ __forceinline__ void put(const typename Part::Raw& raw) const {
+        if (!is_there) return;
+        Part::Access::store(first, raw.first);
+        Part::Access::store(first + second, raw.second);
+    }
+    __device__ __forceinline__ void put(uint2 codes) const {
+        if (!is_there) return;
+        ptx::store_4(first, codes.x);
+        ptx::store_4(first + second, codes.y);
+    }
+};
+
+// As kMinBlocks, of what takes more registers.
+template <class Element>
+constexpr uint32_t kFusedBlocks = Element::kBytes == 4 ? 2 : 3;
+
+// Heads of 64, 128 or 256 dims that rotate as a whole, by vectors. A block is (8 to 32 lanes, rows, tokens), of
+// whole warps, and the grid (tokens, heads). Loads of all heads of a group are in flight together; then they
+// are served one at a time, with what a thread keeps small.
+template <class Element, class Pairing>
+__device__ __forceinline__ void fused_vectors(const PhasorCall& call, const PhasorFusion& fusion) {
+    using Part = HeadPart<Element, Pairing>;
+    using Raw = typename Part::Raw;
+    // Heads of a group, at most: 64 bytes of a thread are in flight.
+    constexpr uint32_t kHeads = 8 / Element::kBytes;
+    Raw raw[kHeads] = {};
+    const uint32_t groups =
+        groups_of(call, call.q) + groups_of(call, call.k) + groups_of(call, call.v);
+    uint32_t g = blockIdx.y * blockDim.y + threadIdx.y;
+    const auto load = [&](const ServedToken& served) {
+        if (g >= groups) return;
+        const HeadGroup heads = group_at(call, g, served.exists);
+        if (GroupOutput(call, heads).nowhere && !GroupCache::is_present(call, heads)) return;
+        uint64_t source = heads.template at<Element>(call.q.source, call.k.source, call.v.source,
+                                                     served.token, Part::first_dim());
+        const int64_t head =
+            heads.of(call.q.source.head, call.k.source.head, call.v.source.head);
+#pragma unroll
+        for (uint32_t u = 0; u < kHeads; ++u, source += head) {
+            if (u >= heads.heads) break;
+            Part::Access::load(source, raw[u].first);
+            Part::Access::load(source + 4 * blockDim.x * Element::kBytes, raw[u].second);
+        }
+    };
+    const auto share = [&](uint32_t pairs) { return AngleShare<Pairing, 4>(call, 0, pairs); };
+    const ServedToken served = find_token(call, fusion, SharedAngles<4>::end(), share, load);
+    // A warp is of one token.
+    if (!served.exists) return;
+#pragma unroll 1
+    while (g < groups) {
+        const HeadGroup heads = group_at(call, g, served.exists);
+        const uint32_t stream = heads.of(0u, 1u, 2u);
+        const PhasorStages& stages = stages_of(fusion, stream);
+        const bool is_staged = stages.present != 0;
+        const bool rotates =
+            served.rotates && (is_staged ? stages.rotates != 0 : !heads.is_v);
+        const bool norms = stages.norm.kind != PHASOR_NORM_NONE;
+        const bool after = stages.norm.after_rotation != 0;
+        const bool has_codes = stages.codes.type != PHASOR_CODES_NONE;
+        const float scale = is_staged ? served.scales.of(stream) : 1.0f;
+        const GroupCache cache(call, heads, served.slot);
+        const GroupOutput output(call, heads);
+        const bool goes_out = is_staged ? !output.nowhere : output.takes(rotates);
+        const bool codes_out = has_codes && heads.is_q;
+        GroupStores out =
+            codes_out ? GroupStores::template out<Part, Code>(call, heads, served.token, goes_out)
+                      : GroupStores::template out<Part, Element>(call, heads, served.token, goes_out);
+        GroupStores stored = has_codes ? GroupStores::template cached<Part, Code>(cache)
+                                       : GroupStores::template cached<Part, Element>(cache);
+        Raw weight{};
+        // The first row of a warp has the most heads. Lanes without one take part in sums all the same.
+        const uint32_t rounds = __shfl_sync(kAllLanes, heads.heads, 0);
+#pragma unroll 1
+        for (uint32_t u = 0; u < rounds; ++u) {
+            const uint32_t head = heads.first + u;
+            const bool is_there = u < heads.heads;
+            Raw done = raw[0];
+#pragma unroll
+            for (uint32_t i = 1; i < kHeads; ++i) raw[i - 1] = raw[i];
+            // Without stages, what does not rotate is carried as it is.
+            if (is_staged || rotates) {
+                Part part(done);
+                // Lanes without a head read what their neighbours do.
+                const uint32_t safe = is_there ? head : 0;
+                if (stages.bias != 0) part.add(Part::shared_at(stages.bias + safe * stages.bias_head));
+                if (norms && !after) part.norm(stages.norm, safe, u == 0, weight);
+                if (rotates) part.rotate();
+                if (norms && after) part.norm(stages.norm, safe, u == 0, weight);
+                part.multiply(scale);
+                if (!codes_out) done = part.packed();
+                if (has_codes) {
+                    const uint2 codes =
+                        part.encoded(stages.codes, safe, is_there && cache.present, served.slot);
+                    if (is_there) (codes_out ? out : stored).put(codes);
+                }
+            }
+            if (is_there && !codes_out) out.template put<Part>(done);
+            if (is_there && !has_codes) stored.template put<Part>(done);
+            out.first += out.head;
+            stored.first += stored.head;
+        }
+        g += gridDim.y * blockDim.y;
+        load(served);
+    }
+}
+
 } // namespace phasor
 
+#define PHASOR_FUSED_KERNEL(name, element, pairing)                                      \
+    extern "C" __global__ void __launch_bounds__(256, phasor::kFusedBlocks<phasor::element>) \
+        name(const __grid_constant__ PhasorCall call,                                    \
+             const __grid_constant__ PhasorFusion fusion) {                              \
+        phasor::fused_vectors<phasor::element, phasor::pairing>(call, fusion);           \
+    }
 #define PHASOR_FUSED_ANY(name, element)                                                  \
     extern "C" __global__ void __launch_bounds__(256)                                    \
         name(const __grid_constant__ PhasorCall call,                                    \
@@ -530,4 +819,6 @@ __device__ __forceinline__ void fused_any(const PhasorCall& call, const PhasorFu
 
 // The entry points of one element type: fused_<dtype>_<pairing>.
 #define PHASOR_FUSED_KERNELS(dtype, element)                                             \
+    PHASOR_FUSED_KERNEL(fused_##dtype##_half_split, element, HalfSplit)                  \
+    PHASOR_FUSED_KERNEL(fused_##dtype##_interleaved, element, Interleaved)               \
     PHASOR_FUSED_ANY(fused_##dtype##_any, element)

@@ -45,6 +45,23 @@ __device__ __forceinline__ void store_once(uint64_t address, const Words<2>& v) 
                  : "memory");
 }
 
+// ld.global.v4.b32   PTX 1.0
+// What is the same for all tokens.
+__device__ __forceinline__ void load_shared_by_tokens(uint64_t address, Words<4>& v) {
+    asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.w[0]), "=r"(v.w[1]), "=r"(v.w[2]), "=r"(v.w[3])
+                 : "l"(address)
+                 : "memory");
+}
+
+// ld.global.v2.b32   PTX 1.0
+__device__ __forceinline__ void load_shared_by_tokens(uint64_t address, Words<2>& v) {
+    asm volatile("ld.global.v2.b32 {%0, %1}, [%2];"
+                 : "=r"(v.w[0]), "=r"(v.w[1])
+                 : "l"(address)
+                 : "memory");
+}
+
 // ld.global.b64   PTX 1.0
 __device__ __forceinline__ uint64_t load_8(uint64_t address) {
     uint64_t v;

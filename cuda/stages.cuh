@@ -43,35 +43,24 @@ __device__ __forceinline__ float scale_at(const PhasorScale& scale, uint64_t pos
     return __fmul_rn(scale.factor, temperature);
 }
 
-// What is summed of a head, of two dims that follow each other: the values, or the squares of what is left
-// without the mean.
+// What is summed of a head, of two dims that follow each other: the values, or their squares.
 __device__ __forceinline__ float plain_pair(float a, float b) { return __fadd_rn(a, b); }
-__device__ __forceinline__ float square_pair(float a, float b, float mean) {
-    a = __fsub_rn(a, mean);
-    b = __fsub_rn(b, mean);
+__device__ __forceinline__ float square_pair(float a, float b) {
     return __fmaf_rn(b, b, __fmul_rn(a, a));
 }
 
-// What a norm found.
-struct Statistic {
-    float mean, r;
+// What values without their mean are multiplied by, given the mean of their squares.
+__device__ __forceinline__ float inverse_deviation(const PhasorNorm& norm, float mean_square) {
+    return __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(mean_square, norm.eps)));
+}
 
-    // Of so many values, and their sum of squares.
-    static __device__ __forceinline__ Statistic of(const PhasorNorm& norm, float mean, float squares,
-                                                   float count) {
-        const float variance = __fadd_rn(__fdiv_rn(squares, count), norm.eps);
-        return {mean, __fdiv_rn(1.0f, __fsqrt_rn(variance))};
-    }
-};
-
-// Norms values, given what the norm found: `weigh` and `add_bias` apply weights and biases, as far as there
-// are any.
+// Norms values, which are without their mean: `weigh` and `add_bias` apply weights and biases, as far as
+// there are any.
 template <class Element, uint32_t kCount, class Weigh, class AddBias>
-__device__ __forceinline__ void apply_norm(const PhasorNorm& norm, const Statistic& found,
-                                           float (&x)[kCount], const Weigh& weigh,
-                                           const AddBias& add_bias) {
+__device__ __forceinline__ void apply_norm(const PhasorNorm& norm, float r, float (&x)[kCount],
+                                           const Weigh& weigh, const AddBias& add_bias) {
 #pragma unroll
-    for (float& value : x) value = __fmul_rn(__fsub_rn(value, found.mean), found.r);
+    for (float& value : x) value = __fmul_rn(value, r);
     if (norm.round_before_weight) {
 #pragma unroll
         for (float& value : x) value = rounded<Element>(value);

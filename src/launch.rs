@@ -255,6 +255,9 @@ impl Call {
         };
         let shape = match &self.fusion {
             None => Shape::new(&params, kernel, target.multiprocessors),
+            Some(_) if kernel.pairing.is_some() => {
+                Shape::fused(&params, self.dtype, target.multiprocessors)
+            }
             Some(fusion) => Shape::staged(&params, fusion, target.multiprocessors),
         };
         params.token_groups = params.tokens.div_ceil(shape.block[2]);
@@ -289,23 +292,27 @@ impl Call {
     /// The pairing, where vectors can serve it. They need every address they form to be a multiple of
     /// their size, vectors that do not straddle an edge of the rotated window, and one pairing.
     fn vector_pairing(&self) -> Option<Pairing> {
-        if self.fusion.is_some() {
-            return None;
-        }
         let params = &self.params;
         let bytes = (VECTOR * self.dtype.size()) as u64;
         let view = |v: &PhasorView| v.address | (v.batch | v.token | v.head) as u64;
         let vectors = |dims: u32| dims.is_multiple_of(VECTOR as u32);
-        let aligned = |stream: Stream| {
+        let aligned = |(stream, stages): (Stream, Option<&PhasorStages>)| {
             let (read, output) = (stream.read, stream.output);
+            // Codes are bytes: those of q's destination, of k's and v's caches.
+            let coded = stages.is_some_and(|stages| stages.codes.type_ != PHASOR_CODES_NONE);
+            let written = if coded { VECTOR as u64 } else { bytes };
+            let out = match stream.cache {
+                None => written,
+                Some(_) => bytes,
+            };
             let cache = |c: &PhasorCache| {
                 let begins = c.address | (c.page | c.slot | c.head | c.block) as u64;
-                begins.is_multiple_of(bytes) && vectors(c.block_dims)
+                begins.is_multiple_of(written) && vectors(c.block_dims)
             };
             // The addresses of a tensor that is not there are anything, and so is what does not count.
             read.heads == 0
                 || view(&read.source).is_multiple_of(bytes)
-                    && (output.nowhere == 1 || view(&output.destination).is_multiple_of(bytes))
+                    && (output.nowhere == 1 || view(&output.destination).is_multiple_of(out))
                     && (!stream.rotates || vectors(read.rotary_offset))
                     && (!stream.copies() || vectors(output.head_dim))
                     && stream.cache.is_none_or(cache)
@@ -314,12 +321,37 @@ impl Call {
         let one_pairing = (pairing.source_step, pairing.source_gap)
             == (pairing.destination_step, pairing.destination_gap);
         let fits = params.angles.pairs.is_multiple_of(VECTOR as u32)
-            && params.streams().into_iter().all(aligned);
+            && self.streams_and_stages().into_iter().all(aligned)
+            && (self.fusion.is_none() || self.stages_fit_vectors(bytes));
         match pairing.source_step {
             _ if !(one_pairing && fits) => None,
             1 => Some(Pairing::HalfSplit),
             _ => Some(Pairing::Interleaved),
         }
+    }
+}
+
+impl Call {
+    /// Whether the fused kernels for vectors can perform its stages: heads of 64, 128 or 256 dims that rotate
+    /// as a whole, each with a statistic and a scale of its own, and operands at multiples of a vector.
+    fn stages_fit_vectors(&self, bytes: u64) -> bool {
+        let dims = 2 * self.params.angles.pairs;
+        let fits = |(stream, stages): &(Stream, Option<&PhasorStages>)| {
+            let operands = |stages: &PhasorStages| {
+                let norm = &stages.norm;
+                let strides = stages.bias_head | norm.weight_head | norm.bias_head;
+                let begins = stages.bias | norm.weight | norm.bias | strides as u64;
+                let codes = &stages.codes;
+                begins.is_multiple_of(bytes)
+                    && norm.across_heads == 0
+                    && (codes.type_ == PHASOR_CODES_NONE || codes.group_dims == dims)
+            };
+            stream.read.heads == 0
+                || stream.output.head_dim == dims
+                    && (!stream.rotates || stream.read.rotary_offset == 0)
+                    && stages.is_none_or(operands)
+        };
+        [64, 128, 256].contains(&dims) && self.streams_and_stages().iter().all(fits)
     }
 }
 
@@ -461,6 +493,42 @@ pub(crate) fn check_stages(params: &PhasorCall, fusion: &PhasorFusion) -> Result
 }
 
 impl Shape {
+    /// That of the fused kernels for vectors. Blocks are of whole warps, of which each serves one stream.
+    fn fused(params: &PhasorCall, dtype: Dtype, multiprocessors: u32) -> Self {
+        let rule = Rule::of(params, multiprocessors);
+        let lanes = params.angles.pairs / VECTOR as u32;
+        let warp_rows = STAGED_LANES / lanes;
+        // A thread loads 64 bytes at once.
+        let most = 8 / dtype.size() as u32;
+        let heads_of_thread = rule.heads_of_thread.min(most);
+        let groups = |stream: Stream| {
+            let groups = stream.read.heads.div_ceil(heads_of_thread);
+            groups.next_multiple_of(warp_rows)
+        };
+        let groups: u32 = params.streams().map(groups).iter().sum();
+        let rows = match rule.all_heads {
+            true => groups.div_ceil(rule.heads_of_thread / heads_of_thread),
+            false => groups.min((rule.threads / lanes).max(VECTOR as u32)),
+        };
+        let rows = rows.min(MOST_THREADS / lanes).next_multiple_of(warp_rows);
+        let block_tokens =
+            (rule.threads / (lanes * rows)).clamp(1, params.tokens.min(MOST_BLOCK_Z));
+        let angle_bytes = 2 * size_of::<f32>() as u32 * params.angles.pairs;
+        Self {
+            grid: [
+                params.batch * params.tokens.div_ceil(block_tokens),
+                match rule.all_heads {
+                    true => 1,
+                    false => groups.div_ceil(rows).min(MOST_GRID_YZ),
+                },
+                1,
+            ],
+            block: [lanes, rows, block_tokens],
+            shared_bytes: (angle_bytes + PLACE_BYTES + SCALES_BYTES) * block_tokens,
+            heads_log2: heads_of_thread.ilog2(),
+        }
+    }
+
     /// That of the fused kernel for any heads.
     fn staged(params: &PhasorCall, fusion: &PhasorFusion, multiprocessors: u32) -> Self {
         let heads = params.streams().map(|stream| stream.read.heads);

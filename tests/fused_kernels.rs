@@ -47,11 +47,16 @@ fn random_stages_equal_the_host_bit_for_bit() {
                         break;
                     }
                     let seed = first.wrapping_add(n);
-                    let wish = AppendWish {
+                    let mut rng = Rng(seed);
+                    let mut wish = AppendWish {
                         staged: true,
                         ..AppendWish::default()
                     };
-                    let case = random_append(&mut Rng(seed), wish);
+                    if rng.chance(60) {
+                        wish.whole = Some(rng.pick(&[64, 64, 128, 256]));
+                        wish.aligned = Some(true);
+                    }
+                    let case = random_append(&mut rng, wish);
                     let expected = case.on_host(Isa::Scalar).unwrap();
                     for image in &images {
                         let run = case.on_image(image, false).unwrap_or_else(|fault| {

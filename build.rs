@@ -6,13 +6,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Every kernel module: one per family and element type, and the one that reports struct layouts.
-const MODULES: [&str; 7] = [
+const MODULES: [&str; 10] = [
     "rope_f32",
     "rope_f16",
     "rope_bf16",
     "append_f32",
     "append_f16",
     "append_bf16",
+    "fused_f32",
+    "fused_f16",
+    "fused_bf16",
     "call_layout",
 ];
 const DEFAULT_ARCHS: &str = "75,80,86,89,90,100,120";

@@ -45,6 +45,23 @@ __device__ __forceinline__ void store_once(uint64_t address, const Words<2>& v) 
                  : "memory");
 }
 
+// ld.global.v4.b32   PTX 1.0
+// What is the same for all tokens.
+__device__ __forceinline__ void load_shared_by_tokens(uint64_t address, Words<4>& v) {
+    asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.w[0]), "=r"(v.w[1]), "=r"(v.w[2]), "=r"(v.w[3])
+                 : "l"(address)
+                 : "memory");
+}
+
+// ld.global.v2.b32   PTX 1.0
+__device__ __forceinline__ void load_shared_by_tokens(uint64_t address, Words<2>& v) {
+    asm volatile("ld.global.v2.b32 {%0, %1}, [%2];"
+                 : "=r"(v.w[0]), "=r"(v.w[1])
+                 : "l"(address)
+                 : "memory");
+}
+
 // ld.global.b64   PTX 1.0
 __device__ __forceinline__ uint64_t load_8(uint64_t address) {
     uint64_t v;
@@ -82,6 +99,11 @@ __device__ __forceinline__ void store_2(uint64_t address, uint32_t v) {
     asm volatile("st.global.u16 [%0], %1;" : : "l"(address), "r"(v) : "memory");
 }
 
+// st.global.u8, from the low byte of a 32-bit register   PTX 1.0
+__device__ __forceinline__ void store_1(uint64_t address, uint32_t v) {
+    asm volatile("st.global.u8 [%0], %1;" : : "l"(address), "r"(v) : "memory");
+}
+
 // ld.global.nc.u64   PTX 3.1, sm_32
 // Only for what no work on the device writes: steps, factors, tables. Volatile, as compilers otherwise
 // take it for a computation that can be done in vain, where an address may be none.
@@ -105,6 +127,16 @@ __device__ __forceinline__ uint32_t shared_memory() {
     // Keeps it in a register: compilers otherwise find it anew for each access.
     asm volatile("" : "+r"(address));
     return address;
+}
+
+// st.shared.f32   PTX 1.0
+__device__ __forceinline__ void store_shared(uint32_t address, float v) {
+    asm volatile("st.shared.f32 [%0], %1;" : : "r"(address), "f"(v) : "memory");
+}
+
+// ld.shared.f32   PTX 1.0
+__device__ __forceinline__ void load_shared(uint32_t address, float& v) {
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(address) : "memory");
 }
 
 // st.shared.v2.f32   PTX 1.0

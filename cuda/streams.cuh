@@ -24,6 +24,13 @@ struct AngleShare {
         if (one_row && i < end_pair) step = OneRow::step(call, Pairing::pair(call, i));
     }
 
+    // Of `pairs`, those of a whole head or none.
+    __device__ __forceinline__ AngleShare(const PhasorCall& call, uint32_t pairs)
+        : first_pair(0), end_pair(pairs), i(threadIdx.y * blockDim.x + threadIdx.x),
+          one_row(OneRow::is_all(call)) {
+        if (one_row && i < end_pair) step = OneRow::step(call, Pairing::pair(call, i));
+    }
+
     // Forms them; whether the token rotates.
     __device__ __forceinline__ bool form(const PhasorCall& call, const TokenPositions& positions,
                                          uint64_t position) {
@@ -59,6 +66,10 @@ struct HeadGroup {
     static __device__ __forceinline__ uint32_t count(const PhasorCall& call) {
         return count(call, call.q) + count(call, call.k) + count(call, call.v);
     }
+
+    // `heads` that follow `first`, of q, k or v, which are numbered 0 to 2.
+    __device__ __forceinline__ HeadGroup(uint32_t stream, uint32_t first, uint32_t heads)
+        : is_q(stream == 0), is_v(stream == 2), first(first), heads(heads) {}
 
     __device__ __forceinline__ HeadGroup(const PhasorCall& call, uint32_t group) {
         const uint32_t k_begins = count(call, call.q);

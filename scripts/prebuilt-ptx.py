@@ -19,7 +19,8 @@ import pathlib
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SOURCES = [f"{family}_{dtype}" for family in ("rope", "append") for dtype in ("f32", "f16", "bf16")]
+FAMILIES = ["rope", "append", "fused"]
+SOURCES = [f"{family}_{dtype}" for family in FAMILIES for dtype in ("f32", "f16", "bf16")]
 SOURCES.append("call_layout")
 HEADERS = [
     "phasor_call.h",
@@ -29,8 +30,10 @@ HEADERS = [
     "heads.cuh",
     "token.cuh",
     "streams.cuh",
+    "stages.cuh",
     "rope.cuh",
     "append.cuh",
+    "fused.cuh",
 ]
 ARCHITECTURES = ["compute_75", "compute_80", "compute_90"]
 BENCHES = ROOT / "benches" / "cuda"

@@ -594,14 +594,18 @@ pub enum Error {
         /// The element type.
         dtype: Dtype,
     },
-    /// Something that only the host backend does so far.
+    /// Heads with stages do not fit in the shared memory of a block of threads on a GPU.
     #[error(
-        "{what} is done by the host backend only: on CUDA, give the position of each token with \
-         Positions::per_token, and store what was rotated with the engine's own kernel"
+        "{tensor}: heads that have stages take {bytes} bytes of the {most} that a block of threads has: \
+         use the host backend, or plan heads of fewer dims (or fewer heads, where a norm is across them)"
     )]
-    HostOnly {
-        /// What was asked for.
-        what: &'static str,
+    StagesTooLarge {
+        /// The tensor.
+        tensor: TensorName,
+        /// Bytes of one head and its angles, or of all heads.
+        bytes: u64,
+        /// Bytes that there are.
+        most: u64,
     },
     /// The CUDA backend is not compiled in.
     #[error("phasor was built without the cuda feature: enable it in Cargo.toml")]

@@ -2,9 +2,14 @@
 //!
 //! This is data. The CUDA backend hands it to the driver; tests execute the same data elsewhere.
 
+use crate::Error;
 use crate::angle::MAX_ROTARY_DIM;
-use crate::call::{Call, PHASOR_IDS_NONE, PhasorCache, PhasorCall, PhasorView, Stream};
+use crate::call::{
+    Call, PHASOR_CODES_NONE, PHASOR_IDS_NONE, PhasorCache, PhasorCall, PhasorFusion, PhasorStages,
+    PhasorView, Stream,
+};
 use crate::element::Dtype;
+use crate::error::TensorName;
 use crate::rope::Pairing;
 
 /// What kernels do. Each family has modules of its own.
@@ -15,17 +20,20 @@ pub enum Family {
     Rope,
     /// Rotates q and k, carries v, stores keys and values in caches, and knows ragged batches.
     Append,
+    /// Performs [stages](crate::Stages) around the rotation, and all that appends do.
+    Fused,
 }
 
 impl Family {
     /// All families.
-    pub const ALL: [Family; 2] = [Family::Rope, Family::Append];
+    pub const ALL: [Family; 3] = [Family::Rope, Family::Append, Family::Fused];
 
     /// Its name in those of modules and kernels.
     pub const fn name(self) -> &'static str {
         match self {
             Family::Rope => "rope",
             Family::Append => "append",
+            Family::Fused => "fused",
         }
     }
 }
@@ -173,8 +181,10 @@ pub struct Launch {
     pub shared_bytes: u32,
     /// Whether it is launched dependently (`CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`).
     pub dependent: bool,
-    /// The kernel's one parameter, passed by value.
+    /// The kernel's first parameter, passed by value.
     pub params: PhasorCall,
+    /// The second one, of kernels that perform stages.
+    pub fusion: Option<PhasorFusion>,
 }
 
 /// Most threads of a block; the kernels' launch bounds allow no more.
@@ -221,19 +231,35 @@ const RULES: [Rule; 2] = [
     },
 ];
 
+impl Rule {
+    fn of(params: &PhasorCall, multiprocessors: u32) -> &'static Self {
+        let tokens = u64::from(params.batch) * u64::from(params.tokens);
+        let applies =
+            |rule: &&Rule| tokens < u64::from(rule.tokens_below) * u64::from(multiprocessors);
+        RULES.iter().find(applies).unwrap_or(&RULES[1])
+    }
+}
+
 impl Call {
     /// The launch that performs this call. Allocates nothing.
     pub fn launch(&self, target: &Target) -> Launch {
         let mut params = self.params;
         let kernel = Kernel {
             family: match params.rotates_only() {
+                _ if self.fusion.is_some() => Family::Fused,
                 true => Family::Rope,
                 false => Family::Append,
             },
             dtype: self.dtype,
             pairing: self.vector_pairing(),
         };
-        let shape = Shape::new(&params, kernel, target.multiprocessors);
+        let shape = match &self.fusion {
+            None => Shape::new(&params, kernel, target.multiprocessors),
+            Some(_) if kernel.pairing.is_some() => {
+                Shape::fused(&params, self.dtype, target.multiprocessors)
+            }
+            Some(fusion) => Shape::staged(&params, fusion, target.multiprocessors),
+        };
         params.token_groups = params.tokens.div_ceil(shape.block[2]);
         params.heads_log2 = shape.heads_log2;
         let slots = &params.slots;
@@ -259,6 +285,7 @@ impl Call {
             shared_bytes: shape.shared_bytes,
             dependent: target.mode != LaunchMode::Ordinary,
             params,
+            fusion: self.fusion,
         }
     }
 
@@ -269,16 +296,23 @@ impl Call {
         let bytes = (VECTOR * self.dtype.size()) as u64;
         let view = |v: &PhasorView| v.address | (v.batch | v.token | v.head) as u64;
         let vectors = |dims: u32| dims.is_multiple_of(VECTOR as u32);
-        let aligned = |stream: Stream| {
+        let aligned = |(stream, stages): (Stream, Option<&PhasorStages>)| {
             let (read, output) = (stream.read, stream.output);
+            // Codes are bytes: those of q's destination, of k's and v's caches.
+            let coded = stages.is_some_and(|stages| stages.codes.type_ != PHASOR_CODES_NONE);
+            let written = if coded { VECTOR as u64 } else { bytes };
+            let out = match stream.cache {
+                None => written,
+                Some(_) => bytes,
+            };
             let cache = |c: &PhasorCache| {
                 let begins = c.address | (c.page | c.slot | c.head | c.block) as u64;
-                begins.is_multiple_of(bytes) && vectors(c.block_dims)
+                begins.is_multiple_of(written) && vectors(c.block_dims)
             };
             // The addresses of a tensor that is not there are anything, and so is what does not count.
             read.heads == 0
                 || view(&read.source).is_multiple_of(bytes)
-                    && (output.nowhere == 1 || view(&output.destination).is_multiple_of(bytes))
+                    && (output.nowhere == 1 || view(&output.destination).is_multiple_of(out))
                     && (!stream.rotates || vectors(read.rotary_offset))
                     && (!stream.copies() || vectors(output.head_dim))
                     && stream.cache.is_none_or(cache)
@@ -287,12 +321,37 @@ impl Call {
         let one_pairing = (pairing.source_step, pairing.source_gap)
             == (pairing.destination_step, pairing.destination_gap);
         let fits = params.angles.pairs.is_multiple_of(VECTOR as u32)
-            && params.streams().into_iter().all(aligned);
+            && self.streams_and_stages().into_iter().all(aligned)
+            && (self.fusion.is_none() || self.stages_fit_vectors(bytes));
         match pairing.source_step {
             _ if !(one_pairing && fits) => None,
             1 => Some(Pairing::HalfSplit),
             _ => Some(Pairing::Interleaved),
         }
+    }
+}
+
+impl Call {
+    /// Whether the fused kernels for vectors can perform its stages: heads of 64, 128 or 256 dims that rotate
+    /// as a whole, each with a statistic and a scale of its own, and operands at multiples of a vector.
+    fn stages_fit_vectors(&self, bytes: u64) -> bool {
+        let dims = 2 * self.params.angles.pairs;
+        let fits = |(stream, stages): &(Stream, Option<&PhasorStages>)| {
+            let operands = |stages: &PhasorStages| {
+                let norm = &stages.norm;
+                let strides = stages.bias_head | norm.weight_head | norm.bias_head;
+                let begins = stages.bias | norm.weight | norm.bias | strides as u64;
+                let codes = &stages.codes;
+                begins.is_multiple_of(bytes)
+                    && norm.across_heads == 0
+                    && (codes.type_ == PHASOR_CODES_NONE || codes.group_dims == dims)
+            };
+            stream.read.heads == 0
+                || stream.output.head_dim == dims
+                    && (!stream.rotates || stream.read.rotary_offset == 0)
+                    && stages.is_none_or(operands)
+        };
+        [64, 128, 256].contains(&dims) && self.streams_and_stages().iter().all(fits)
     }
 }
 
@@ -330,11 +389,7 @@ impl Shape {
         let chunks = chunks.unwrap_or(1);
         // Lanes that divide the chunks evenly among the fewest blocks.
         let lanes = chunks.div_ceil(chunks.div_ceil(MOST_LANES));
-        let tokens = u64::from(params.batch) * u64::from(params.tokens);
-
-        let applies =
-            |rule: &&Rule| tokens < u64::from(rule.tokens_below) * u64::from(multiprocessors);
-        let rule = RULES.iter().find(applies).unwrap_or(&RULES[1]);
+        let rule = Rule::of(params, multiprocessors);
         let rows_of_heads = match append {
             // Threads do not go from one stream to the next on their way.
             true => {
@@ -368,6 +423,143 @@ impl Shape {
             block: [lanes, rows, block_tokens],
             shared_bytes: token_bytes * block_tokens,
             heads_log2: rule.heads_of_thread.ilog2(),
+        }
+    }
+}
+
+/// Bytes of shared memory in which a fused kernel keeps what a token's streams are multiplied by.
+const SCALES_BYTES: u32 = 16;
+/// Bytes of shared memory that any launch may have.
+const MOST_SHARED_BYTES: u64 = 48 << 10;
+/// Heads that a block of the fused kernel for any heads has at once, at most.
+const STAGED_ROWS: u32 = 8;
+/// Lanes of one of these heads.
+const STAGED_LANES: u32 = 32;
+
+/// Bytes of shared memory that a fused kernel for any heads has for a stream, in blocks of so many heads:
+/// for each a head that has been rotated; heads as they are; sums of heads.
+fn staged_bytes(stream: &Stream, stages: &PhasorStages, rows: u32) -> u64 {
+    let [heads, dims] = [stream.read.heads, stream.output.head_dim].map(u64::from);
+    let rows = u64::from(rows);
+    let (at_once, sums) = match stages.norm.across_heads {
+        1 => (heads, heads.next_power_of_two()),
+        _ => (rows, 0),
+    };
+    size_of::<f32>() as u64 * ((rows + at_once) * dims + sums)
+}
+
+/// Bytes in front of those.
+fn staged_bytes_before(params: &PhasorCall) -> u64 {
+    let angles = 2 * size_of::<f32>() as u64 * u64::from(params.angles.pairs);
+    angles.next_multiple_of(16) + u64::from(PLACE_BYTES + SCALES_BYTES)
+}
+
+fn staged_streams<'a>(
+    params: &'a PhasorCall,
+    fusion: &'a PhasorFusion,
+) -> impl Iterator<Item = (TensorName, Stream<'a>, &'a PhasorStages)> {
+    let names = [TensorName::Q, TensorName::K, TensorName::V];
+    let stages = [&fusion.q, &fusion.k, &fusion.v];
+    let all = names.into_iter().zip(params.streams()).zip(stages);
+    all.map(|((name, stream), stages)| (name, stream, stages))
+        .filter(|(_, stream, stages)| stream.read.heads > 0 && stages.present == 1)
+}
+
+/// Heads fit in a block, and scales are where a device can read and write them.
+pub(crate) fn check_stages(params: &PhasorCall, fusion: &PhasorFusion) -> Result<(), Error> {
+    for (tensor, stream, stages) in staged_streams(params, fusion) {
+        let bytes = staged_bytes_before(params) + staged_bytes(&stream, stages, 1);
+        if bytes > MOST_SHARED_BYTES {
+            return Err(Error::StagesTooLarge {
+                tensor,
+                bytes,
+                most: MOST_SHARED_BYTES,
+            });
+        }
+        let codes = &stages.codes;
+        let strides = codes.page | codes.slot | codes.head | codes.group;
+        let align = size_of::<f32>();
+        if codes.type_ != PHASOR_CODES_NONE
+            && codes.e8m0 == 0
+            && !(codes.scales | strides as u64).is_multiple_of(align as u64)
+        {
+            return Err(Error::BufferUnaligned {
+                what: "a scale",
+                align,
+            });
+        }
+    }
+    Ok(())
+}
+
+impl Shape {
+    /// That of the fused kernels for vectors. Blocks are of whole warps, of which each serves one stream.
+    fn fused(params: &PhasorCall, dtype: Dtype, multiprocessors: u32) -> Self {
+        let rule = Rule::of(params, multiprocessors);
+        let lanes = params.angles.pairs / VECTOR as u32;
+        let warp_rows = STAGED_LANES / lanes;
+        // A thread loads 64 bytes at once.
+        let most = 8 / dtype.size() as u32;
+        let heads_of_thread = rule.heads_of_thread.min(most);
+        let groups = |stream: Stream| {
+            let groups = stream.read.heads.div_ceil(heads_of_thread);
+            groups.next_multiple_of(warp_rows)
+        };
+        let groups: u32 = params.streams().map(groups).iter().sum();
+        let rows = match rule.all_heads {
+            true => groups.div_ceil(rule.heads_of_thread / heads_of_thread),
+            false => groups.min((rule.threads / lanes).max(VECTOR as u32)),
+        };
+        let rows = rows.min(MOST_THREADS / lanes).next_multiple_of(warp_rows);
+        let block_tokens =
+            (rule.threads / (lanes * rows)).clamp(1, params.tokens.min(MOST_BLOCK_Z));
+        let angle_bytes = 2 * size_of::<f32>() as u32 * params.angles.pairs;
+        Self {
+            grid: [
+                params.batch * params.tokens.div_ceil(block_tokens),
+                match rule.all_heads {
+                    true => 1,
+                    false => groups.div_ceil(rows).min(MOST_GRID_YZ),
+                },
+                1,
+            ],
+            block: [lanes, rows, block_tokens],
+            shared_bytes: (angle_bytes + PLACE_BYTES + SCALES_BYTES) * block_tokens,
+            heads_log2: heads_of_thread.ilog2(),
+        }
+    }
+
+    /// That of the fused kernel for any heads.
+    fn staged(params: &PhasorCall, fusion: &PhasorFusion, multiprocessors: u32) -> Self {
+        let heads = params.streams().map(|stream| stream.read.heads);
+        let heads = heads.into_iter().max().unwrap_or(1);
+        let shared = |rows: u32| {
+            let streams = staged_streams(params, fusion);
+            let most = streams.map(|(_, stream, stages)| staged_bytes(&stream, stages, rows));
+            staged_bytes_before(params) + most.max().unwrap_or(0)
+        };
+        // A call was checked to fit with one.
+        let rows = (2..=heads.min(STAGED_ROWS)).rev();
+        let rows = rows
+            .into_iter()
+            .find(|&rows| shared(rows) <= MOST_SHARED_BYTES);
+        let rows = rows.unwrap_or(1);
+        let across =
+            staged_streams(params, fusion).any(|(.., stages)| stages.norm.across_heads == 1);
+        let all_heads = across || Rule::of(params, multiprocessors).all_heads;
+        Self {
+            // A plan has fewer tokens than a grid has blocks.
+            grid: [
+                params.batch * params.tokens,
+                match all_heads {
+                    true => 1,
+                    false => heads.div_ceil(rows).min(MOST_GRID_YZ),
+                },
+                1,
+            ],
+            block: [STAGED_LANES, rows, 1],
+            shared_bytes: shared(rows) as u32,
+            heads_log2: 0,
         }
     }
 }
@@ -409,7 +601,7 @@ mod tests {
                     (260, MOST_CARRIED_DIMS),
                     (MAX_PAIRS, 2 * MAX_PAIRS),
                 ] {
-                    for kernel in Family::ALL
+                    for kernel in [Family::Rope, Family::Append]
                         .into_iter()
                         .flat_map(|family| Kernel::all(family, Dtype::F16))
                     {

@@ -193,6 +193,7 @@ impl Step {
             positions: TestPositions::of(PositionKind::StartPerSequence, IdType::I64, &before),
             cu_seqlens: Some(Values::new(IdType::I32, &ends)),
             slots: Some(slots),
+            operands: Default::default(),
             multiprocessors: 1,
             mode: LaunchMode::DependentPositionsSettled,
         }

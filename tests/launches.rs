@@ -342,7 +342,7 @@ fn heads_too_wide_for_a_grid_are_refused() {
 #[test]
 fn kernels_have_names_and_vectors_of_their_own() {
     let mut names = HashSet::new();
-    for (family, family_name) in Family::ALL.into_iter().zip(["rope", "append"]) {
+    for (family, family_name) in Family::ALL.into_iter().zip(["rope", "append", "fused"]) {
         for dtype in Dtype::ALL {
             let kernels = Kernel::all(family, dtype);
             assert_eq!(kernels.len(), Kernel::PER_MODULE);
@@ -362,5 +362,5 @@ fn kernels_have_names_and_vectors_of_their_own() {
             }
         }
     }
-    assert_eq!(names.len(), 18);
+    assert_eq!(names.len(), 27);
 }

@@ -13,7 +13,7 @@ use crate::cache::{CacheLayout, KvCacheLayout, SlotChoice};
 use crate::element::Dtype;
 use crate::error::TensorName;
 use crate::ids::{IdType, Ids};
-use crate::launch::MOST_CARRIED_DIMS;
+use crate::launch::{self, MOST_CARRIED_DIMS};
 use crate::layout::Layout;
 use crate::plan::{Plan, PlannedTensor};
 use crate::positions::{FrequencyRowKind, PositionKind};
@@ -30,7 +30,10 @@ impl Plan {
     /// [`Error::PositionOutOfRange`] for a start that a table with [`OutOfRange::Error`] refuses,
     /// [`Error::DevicePositionsUnchecked`] for ids with such a table, as they are not seen here, and
     /// [`Error::PlanMismatch`] if the angle addresses are not of the plan's angle source; for a call that
-    /// appends, [`Error::LayoutTooLarge`] for heads of more than 8 million dims.
+    /// appends, [`Error::LayoutTooLarge`] for heads of more than 8 million dims; for one with stages,
+    /// [`Error::Stages`] and [`Error::StageLength`] if what they need is missing or of another length,
+    /// [`Error::StagesTooLarge`] for heads that do not fit in the shared memory of a block, and
+    /// [`Error::BufferUnaligned`] for scales that are not where an f32 can be.
     pub fn call(&self, addresses: &Addresses) -> Result<Option<Call>, Error> {
         let refuses = matches!(self.rope.angles(), Angles::Table(table)
             if table.out_of_range() == OutOfRange::Error);
@@ -42,12 +45,10 @@ impl Plan {
         if !self.fill(addresses, &mut call.params)? {
             return Ok(None);
         }
-        if self.fusion.is_some() {
-            return Err(Error::HostOnly {
-                what: "a bias, norm, scale or codes",
-            });
-        }
-        if !call.params.rotates_only() {
+        self.fill_fusion(addresses, &mut call.fusion)?;
+        if let Some(fusion) = &call.fusion {
+            launch::check_stages(&call.params, fusion)?;
+        } else if !call.params.rotates_only() {
             let streams = call.params.streams();
             let too_wide = |stream: &Stream| stream.output.head_dim > MOST_CARRIED_DIMS;
             if let Some(n) = streams.iter().position(too_wide) {

@@ -95,6 +95,14 @@ impl Stream<'_> {
     }
 }
 
+impl PhasorFusion {
+    /// The bytes that a kernel takes by value.
+    pub fn as_bytes(&self) -> &[u8] {
+        // SAFETY: as those of a call.
+        unsafe { std::slice::from_raw_parts((&raw const *self).cast(), size_of::<Self>()) }
+    }
+}
+
 impl PhasorCall {
     /// The bytes that a kernel takes by value.
     pub fn as_bytes(&self) -> &[u8] {

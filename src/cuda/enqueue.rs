@@ -128,7 +128,9 @@ impl Driver {
         stream: CUstream,
     ) -> Result<(), Error> {
         let mut params = launch.params;
-        let mut parameters: [*mut c_void; 1] = [(&raw mut params).cast()];
+        // A kernel without stages has but the first.
+        let mut fusion = launch.fusion.unwrap_or_default();
+        let mut parameters: [*mut c_void; 2] = [(&raw mut params).cast(), (&raw mut fusion).cast()];
         let [gx, gy, gz] = launch.grid;
         let [bx, by, bz] = launch.block;
         let enqueued = match self.launch_kernel_ex {

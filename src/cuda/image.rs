@@ -57,6 +57,9 @@ macro_rules! of_module {
             (Family::Append, Dtype::Bf16) => {
                 $include!(concat!($($before,)* "/append_bf16", $after))
             }
+            (Family::Fused, Dtype::F32) => $include!(concat!($($before,)* "/fused_f32", $after)),
+            (Family::Fused, Dtype::F16) => $include!(concat!($($before,)* "/fused_f16", $after)),
+            (Family::Fused, Dtype::Bf16) => $include!(concat!($($before,)* "/fused_bf16", $after)),
         }
     };
 }
@@ -100,6 +103,7 @@ pub(super) struct Kernels {
     rope: Functions,
     /// Loaded when they are first asked for.
     append: OnceLock<Functions>,
+    fused: OnceLock<Functions>,
 }
 
 impl Kernels {
@@ -137,6 +141,7 @@ impl Kernels {
                         dtype,
                         rope,
                         append: OnceLock::new(),
+                        fused: OnceLock::new(),
                     });
                 }
                 Err(reason) => reasons.push(reason),
@@ -157,15 +162,16 @@ impl Kernels {
 
     /// The kernels of a family.
     pub(super) fn functions(&self, family: Family) -> Result<&Functions, Error> {
-        match family {
+        let loaded = match family {
             Family::Rope => return Ok(&self.rope),
-            Family::Append => {}
-        }
-        if let Some(append) = self.append.get() {
-            return Ok(append);
+            Family::Append => &self.append,
+            Family::Fused => &self.fused,
+        };
+        if let Some(functions) = loaded.get() {
+            return Ok(functions);
         }
         match functions(&self.context, family, self.dtype, self.image)? {
-            Ok(append) => Ok(self.append.get_or_init(|| append)),
+            Ok(functions) => Ok(loaded.get_or_init(|| functions)),
             Err(reason) => {
                 let (major, minor) = self
                     .context

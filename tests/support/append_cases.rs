@@ -5,14 +5,21 @@ use crate::kernel_cases::{
     AngleKind, ID_TYPES, MODES, Rng, TestPositions, Values, bytes, random_elements, random_layout,
     random_positions, random_rope,
 };
-use crate::ptx_backend::{Image, constant, constant_angles, ids, run_launch, triggers};
-use phasor::call::{Addresses, AngleAddresses, CacheAddresses, RawPositions, TensorAddresses};
+use crate::ptx_backend::{Image, constant, constant_angles, ids, run_launch, settle_ids, triggers};
+use phasor::call::{
+    Addresses, AngleAddresses, CacheAddresses, RawPositions, StageAddresses, TensorAddresses,
+    VectorAddress,
+};
 use phasor::launch::{Kernel, LaunchMode};
+use phasor::norm::HeadNorm;
+use phasor::quantize::{Codes, ScaleForm, ScaleRounding};
 use phasor::{
-    Angles, CacheLayout, Dtype, Host, IdType, Ids, Isa, KvCacheLayout, Layout, OutOfRange, Pairing,
-    Plan, PositionKind, Problem, Rope, SlotsIn, Threads,
+    Angles, CacheLayout, Direction, Dtype, Host, IdType, Ids, Isa, KvCacheLayout, Layout,
+    OutOfRange, Pairing, Plan, PositionKind, Problem, Rope, ScaleLayout, SlotsIn, Stages,
+    StoredCodes, Threads,
 };
 use ptx_interpreter::{Fault, Memory, Stats};
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 
 /// Memory of a call.
@@ -52,6 +59,42 @@ impl TestSlots {
     }
 }
 
+/// What the stages of a stream need.
+#[derive(Clone, Debug, Default)]
+pub struct Operands {
+    /// Bytes, and how many values they are: the bias, the norm's weight and its bias, scales.
+    pub bias: Option<(Vec<u8>, usize)>,
+    pub norm_weight: Option<(Vec<u8>, usize)>,
+    pub norm_bias: Option<(Vec<u8>, usize)>,
+    pub given_scales: Option<(Vec<u8>, usize)>,
+    /// The buffer of scales that are written, and how many it has.
+    pub written_scales: Option<(usize, usize)>,
+}
+
+impl Operands {
+    fn placed(
+        &self,
+        at: &[u64],
+        place: &mut impl FnMut(&'static str, &[u8]) -> u64,
+    ) -> StageAddresses {
+        let mut vector = |name, operand: &Option<(Vec<u8>, usize)>| {
+            let (bytes, len) = operand.as_ref()?;
+            let address = place(name, bytes);
+            Some(VectorAddress { address, len: *len })
+        };
+        StageAddresses {
+            bias: vector("bias", &self.bias),
+            norm_weight: vector("norm weight", &self.norm_weight),
+            norm_bias: vector("norm bias", &self.norm_bias),
+            scales: vector("given scales", &self.given_scales).or_else(|| {
+                let (buffer, len) = self.written_scales?;
+                let address = at[buffer];
+                Some(VectorAddress { address, len })
+            }),
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct AppendCase {
     pub rope: Rope,
@@ -64,6 +107,8 @@ pub struct AppendCase {
     pub positions: TestPositions,
     pub cu_seqlens: Option<Values>,
     pub slots: Option<TestSlots>,
+    /// Of q, k and v.
+    pub operands: [Operands; 3],
     pub multiprocessors: u32,
     pub mode: LaunchMode,
 }
@@ -164,20 +209,25 @@ impl AppendCase {
             .collect();
         let at: Vec<_> = buffers.iter_mut().map(HostBuffer::address).collect();
         let mut report = HostBuffer::new(&[0; 4], 0);
-        let mut held = Vec::new();
+        let held = RefCell::new(Vec::new());
+        let hold = |bytes: &[u8]| {
+            let mut buffer = HostBuffer::new(bytes, 0);
+            let address = buffer.address();
+            held.borrow_mut().push(buffer);
+            address
+        };
         let (tensors, cache, positions) = self.addresses(&at, report.address(), |_, values| {
-            let mut buffer = HostBuffer::new(&values.bytes, 0);
-            let ids = Ids::at(buffer.address(), values.id_type, values.len());
-            held.push(buffer);
-            ids
+            Ids::at(hold(&values.bytes), values.id_type, values.len())
         });
+        let stages = (self.operands.each_ref())
+            .map(|operands| operands.placed(&at, &mut |_, bytes| hold(bytes)));
         let host = Host::new()
             .with_isa(isa)
             .unwrap()
             .with_threads(Threads::One);
         let rotator = host.rotator(&self.rope);
         // SAFETY: all buffers live, reach as far as their layouts, and no two are one.
-        unsafe { rotator.step_raw(&self.plan(), tensors, cache, Default::default(), positions)? };
+        unsafe { rotator.step_raw(&self.plan(), tensors, cache, stages, positions)? };
         Ok(AppendOutcome {
             buffers: buffers
                 .iter_mut()
@@ -202,14 +252,22 @@ impl AppendCase {
             })
             .collect();
         if let (true, Some(caches)) = (contended, self.caches) {
-            for cache in caches {
-                memory.set_contended(at[cache]);
+            let scales = self.operands.iter().filter_map(|o| o.written_scales);
+            for buffer in caches.into_iter().chain(scales.map(|(buffer, _)| buffer)) {
+                memory.set_contended(at[buffer]);
             }
         }
         let report = memory.add("report", vec![0; 4], 0);
         let (tensors, cache, positions) = self.addresses(&at, report, |name, values| {
             let address = ids(&mut memory, name, values.bytes.clone(), self.mode);
             Ids::at(address, values.id_type, values.len())
+        });
+        let stages = self.operands.each_ref().map(|operands| {
+            operands.placed(&at, &mut |name, bytes| {
+                let address = memory.add(name, bytes.to_vec(), 0);
+                settle_ids(&mut memory, address, self.mode);
+                address
+            })
         });
         let mut placed = |name, bytes: Vec<u8>| constant(&mut memory, name, bytes);
         let angles: AngleAddresses = constant_angles(self.rope.angles(), &mut placed);
@@ -221,7 +279,7 @@ impl AppendCase {
             angles,
             positions,
             cache,
-            stages: Default::default(),
+            stages: Some(stages),
         };
         let call = self.plan().call(&addresses).unwrap();
         let (mut kernel, mut stats, mut as_told) = (None, Stats::default(), true);
@@ -258,6 +316,10 @@ pub struct AppendWish {
     pub kind: Option<PositionKind>,
     /// Shapes, strides and bases that allow vectors.
     pub aligned: Option<bool>,
+    /// Whether streams have stages.
+    pub staged: bool,
+    /// Dims of all heads, all of which rotate.
+    pub whole: Option<usize>,
 }
 
 /// What is written of k or v.
@@ -302,15 +364,22 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
     let unit = if aligned { 4 } else { 1 };
 
     // Heads and dims.
-    let rotary_dim = match aligned {
-        true => 8 * (1 + rng.below(4)),
-        false => 2 * (1 + rng.below(20)),
+    let rotary_dim = match (wish.whole, aligned) {
+        (Some(dims), _) => dims,
+        (None, true) => 8 * (1 + rng.below(4)),
+        (None, false) => 2 * (1 + rng.below(20)),
     };
-    let head_dim_of = |rng: &mut Rng| rotary_dim + unit * rng.pick(&[0, 0, 0, 1, 2, 3, 5]);
+    // Norms want even heads.
+    let more = if wish.staged { unit.max(2) } else { unit };
+    let head_dim_of = |rng: &mut Rng| match wish.whole {
+        Some(dims) => dims,
+        None => rotary_dim + more * rng.pick(&[0, 0, 0, 1, 2, 3, 5]),
+    };
     let (q_dim, k_dim) = (head_dim_of(rng), head_dim_of(rng));
     let v_dim = match rng.chance(60) {
         true => k_dim,
-        false => rotary_dim + unit * rng.below(5),
+        false if wish.whole.is_some() => k_dim,
+        false => rotary_dim + more * rng.below(5),
     };
     let even = unit.max(2);
     let offset = |rng: &mut Rng, dim: usize| even * rng.below((dim - rotary_dim) / even + 1);
@@ -483,10 +552,36 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
         }
     }
 
+    let mut operands: [Operands; 3] = Default::default();
+    if wish.staged {
+        for (which, operands) in operands.iter_mut().enumerate() {
+            if !present[which] {
+                continue;
+            }
+            let (heads, dim) = shapes[which];
+            // What does not rotate has no pairing to change.
+            let may_stay = which < 2 && rope.pairing() == rope.output_pairing();
+            let back = which < 2 && rope.direction() == Direction::Inverse;
+            let (stages, needed) =
+                random_stages(buffers.rng, dtype, [may_stay, back], [heads, dim]);
+            *operands = needed;
+            problem = match which {
+                0 => problem.q_stages(stages),
+                1 => problem.k_stages(stages),
+                _ => problem.v_stages(stages),
+            };
+        }
+        if has_q && !q_in_place && buffers.rng.chance(40) {
+            let (codes, scales) = given_codes(buffers.rng, q_heads);
+            operands[0].given_scales = Some(scales);
+            problem = problem.q_codes(codes);
+        }
+    }
     let (mut caches, mut slots) = (None, None);
     if k_cached || v_cached {
         let rng = &mut *buffers.rng;
         let (pages, page_size) = rng.pick(&[(1, 32), (3, 4), (8, 2), (12, 1), (5, 3), (40, 1)]);
+        let mut written = Vec::new();
         let k = random_cache(rng, [pages, page_size, k_heads, k_dim], unit);
         let v = random_cache(rng, [pages, page_size, v_heads, v_dim], unit);
         let both = k_cached && v_cached && k.shape() == v.shape() && rng.chance(50);
@@ -506,6 +601,29 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
                 _ => KvCacheLayout::v(v),
             }
         };
+        let mut layout = layout;
+        // In one buffer both are codes or neither.
+        let k_coded = rng.chance(60);
+        let v_coded = if both { k_coded } else { rng.chance(60) };
+        for (which, coded) in [(1, k_cached && k_coded), (2, v_cached && v_coded)] {
+            if !(wish.staged && coded) {
+                continue;
+            }
+            let (heads, dim) = shapes[which];
+            let codes = if rng.chance(30) {
+                let (codes, scales) = given_codes(rng, heads);
+                operands[which].given_scales = Some(scales);
+                codes
+            } else {
+                let (codes, len) = dynamic_codes(rng, [pages, page_size, heads, dim], wish.whole);
+                written.push((which, len));
+                codes
+            };
+            layout = match which {
+                1 => layout.with_k_codes(codes),
+                _ => layout.with_v_codes(codes),
+            };
+        }
         problem = problem.cache(layout);
         slots = Some(random_slots(
             rng,
@@ -526,6 +644,14 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
             };
             [cache("k_cache", k, k_cached), cache("v_cache", v, v_cached)]
         });
+        for (which, scales) in written {
+            // Words, so that scales are where they can be.
+            let words = scales.div_ceil(dtype.size()) * 4;
+            let aligned = std::mem::replace(&mut buffers.aligned, true);
+            let n = buffers.add(["", "k_scales", "v_scales"][which], words, true);
+            buffers.aligned = aligned;
+            operands[which].written_scales = Some((n, scales));
+        }
     }
     let all = buffers.all;
     AppendCase {
@@ -537,9 +663,129 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
         positions,
         cu_seqlens,
         slots,
+        operands,
         multiprocessors: rng.pick(&[1, 1, 8, 132]),
         mode: rng.pick(&MODES),
     }
+}
+
+/// A bias, a norm and a scale, as it comes, and what they need.
+fn random_stages(
+    rng: &mut Rng,
+    dtype: Dtype,
+    [may_stay, back]: [bool; 2],
+    [heads, dim]: [usize; 2],
+) -> (Stages, Operands) {
+    let mut stages = Stages::new();
+    let mut operands = Operands::default();
+    let vector = |rng: &mut Rng, len: usize| {
+        let elements = random_elements(rng, dtype, len);
+        Some((bytes(dtype, &elements), len))
+    };
+    // There is no way back through these.
+    if rng.chance(30) && !back {
+        stages = stages.bias();
+        operands.bias = vector(rng, heads * dim);
+    }
+    if rng.chance(65) && !back {
+        let mut norm = match rng.chance(40) {
+            true => HeadNorm::layer(rng.pick(&[0.0, 1e-5])),
+            false => HeadNorm::rms(1e-6),
+        };
+        norm = norm.with_weight_offset(rng.pick(&[0.0, 1.0]));
+        let after = rng.chance(30);
+        if rng.chance(40) {
+            norm = norm.round_before_weight();
+        }
+        if rng.chance(40) && !after {
+            norm = norm.round_after();
+        }
+        if rng.chance(25) {
+            norm = norm.across_heads();
+        }
+        stages = match after {
+            true => stages.norm_after_rotation(norm),
+            false => stages.norm(norm),
+        };
+        let one_or_all = |rng: &mut Rng| if rng.chance(50) { dim } else { heads * dim };
+        if rng.chance(70) {
+            let len = one_or_all(rng);
+            operands.norm_weight = vector(rng, len);
+        }
+        if rng.chance(40) {
+            let len = one_or_all(rng);
+            operands.norm_bias = vector(rng, len);
+        }
+    }
+    if rng.chance(30) {
+        stages = stages.scale(0.088_388);
+    }
+    if rng.chance(20) {
+        stages = stages.temperature(0.1, rng.pick(&[1, 3, 8192, u32::MAX]));
+    }
+    if may_stay && rng.chance(15) {
+        stages = stages.without_rotation();
+    }
+    (stages, operands)
+}
+
+fn random_codes(rng: &mut Rng) -> Codes {
+    rng.pick(&[Codes::E4m3, Codes::E4m3, Codes::Int8, Codes::Int8Full])
+}
+
+/// Codes by scales that are given, and these.
+fn given_codes(rng: &mut Rng, heads: usize) -> (StoredCodes, (Vec<u8>, usize)) {
+    let form = rng.pick(&[ScaleForm::Divide, ScaleForm::Multiply]);
+    let mut codes = StoredCodes::given(random_codes(rng), form);
+    if rng.chance(40) {
+        codes = codes.round_first();
+    }
+    let len = rng.pick(&[1, heads]);
+    let scales = (0..len).flat_map(|_| {
+        let scale = rng.pick(&[0.01f32, 0.037, 1.0, 3.5, 1e-30]);
+        scale.to_le_bytes()
+    });
+    (codes, (scales.collect(), len))
+}
+
+/// Codes by scales that are written, and how many there are.
+fn dynamic_codes(
+    rng: &mut Rng,
+    [pages, page_size, heads, dim]: [usize; 4],
+    whole: Option<usize>,
+) -> (StoredCodes, usize) {
+    let group_dims = match whole {
+        Some(dims) if rng.chance(70) => dims,
+        _ => {
+            let divides: Vec<_> = (1..=dim).filter(|n| dim % n == 0).collect();
+            rng.pick(&divides)
+        }
+    };
+    let groups = dim / group_dims;
+    let layout = match rng.chance(50) {
+        true => ScaleLayout::tokens_heads(page_size, heads, groups),
+        false => ScaleLayout::heads_tokens(page_size, heads, groups),
+    };
+    let offset = rng.below(4);
+    let floor = rng.pick(&[1e-6, f32::MIN_POSITIVE, 0.0]);
+    let rounding = rng.pick(&[
+        ScaleRounding::None,
+        ScaleRounding::PowerOfTwoUp,
+        ScaleRounding::PowerOfTwoDown,
+    ]);
+    let mut codes = StoredCodes::dynamic(random_codes(rng), floor, layout.with_offset(offset))
+        .groups_of(group_dims)
+        .rounded(rounding);
+    if rng.chance(50) {
+        codes = codes.by_inverse();
+    }
+    if rng.chance(40) {
+        codes = codes.round_first();
+    }
+    if rounding != ScaleRounding::None && rng.chance(60) {
+        codes = codes.e8m0();
+    }
+    (codes, offset + pages * page_size * heads * groups)
 }
 
 fn random_cache(rng: &mut Rng, [pages, size, heads, dim]: [usize; 4], unit: usize) -> CacheLayout {

@@ -28,7 +28,7 @@ pub struct Run {
 }
 
 /// PTX texts of a target: of each family in the order of [`Family::ALL`], in that of [`Dtype::ALL`].
-pub type Texts = [[&'static str; 3]; 2];
+pub type Texts = [[&'static str; 3]; 3];
 
 macro_rules! texts {
     ($target:literal) => {
@@ -42,6 +42,11 @@ macro_rules! texts {
                 include_str!(concat!("../../cuda/prebuilt/append_f32.", $target, ".ptx")),
                 include_str!(concat!("../../cuda/prebuilt/append_f16.", $target, ".ptx")),
                 include_str!(concat!("../../cuda/prebuilt/append_bf16.", $target, ".ptx")),
+            ],
+            [
+                include_str!(concat!("../../cuda/prebuilt/fused_f32.", $target, ".ptx")),
+                include_str!(concat!("../../cuda/prebuilt/fused_f16.", $target, ".ptx")),
+                include_str!(concat!("../../cuda/prebuilt/fused_bf16.", $target, ".ptx")),
             ],
         ]
     };
@@ -296,8 +301,11 @@ pub fn run_launch(
     dependent: bool,
 ) -> Result<Stats, Fault> {
     let name = planned.kernel.name();
-    let params = planned.params.as_bytes();
-    let mut launch = Launch::new(&name, planned.grid, planned.block, params);
+    let mut params = planned.params.as_bytes().to_vec();
+    if let Some(fusion) = &planned.fusion {
+        params.extend(fusion.as_bytes());
+    }
+    let mut launch = Launch::new(&name, planned.grid, planned.block, &params);
     launch.dynamic_shared = planned.shared_bytes as usize;
     launch.dependent = dependent;
     run(module, memory, &launch)
@@ -309,8 +317,18 @@ pub fn triggers(planned: &PlannedLaunch, stats: &Stats, dependent: bool) -> bool
     let threads = |n: [u32; 3]| n.into_iter().map(u64::from).product::<u64>();
     let all = threads(planned.grid) * threads(planned.block);
     let early = dependent && planned.params.angles_before_wait == 1;
+    // Stages may leave nothing to rotate.
+    let turns = planned.fusion.is_none_or(|fusion| {
+        let params = &planned.params;
+        [(&params.q, &fusion.q), (&params.k, &fusion.k)]
+            .iter()
+            .any(|(stream, stages)| {
+                stream.heads > 0 && (stages.present == 0 || stages.rotates == 1)
+            })
+    });
+    let loads = stats.loads_before_wait > 0;
     stats.launched_dependents == if dependent { all } else { 0 }
-        && (stats.loads_before_wait > 0) == early
+        && (loads == early || early && !turns)
 }
 
 /// Puts an angle source in memory, as the CUDA backend does.

@@ -1,0 +1,824 @@
+// The kernels that perform the stages of streams around their rotation, and all that append kernels do, in one
+// launch: from q, k and v as a projection leaves them to rotated queries and a written cache.
+//
+// Stages are data. They are the same for all heads of a stream, and so are the branches on them, as all
+// threads of a warp serve one stream at a time. Values are f32 from their load to their store.
+#pragma once
+
+#include "stages.cuh"
+#include "streams.cuh"
+
+namespace phasor {
+
+// A code, as an element of a cache or of q's destination.
+struct Code {
+    static constexpr uint32_t kBytes = 1;
+};
+
+__device__ __forceinline__ const PhasorStages& stages_of(const PhasorFusion& fusion,
+                                                         uint32_t stream) {
+    // The three lie side by side.
+    return (&fusion.q)[stream];
+}
+
+// Whether any stream turns by the angles of its token.
+__device__ __forceinline__ bool turns(const PhasorCall& call, const PhasorFusion& fusion) {
+    const auto turns = [](const PhasorStream& stream, const PhasorStages& stages) {
+        return stream.heads != 0 && (stages.present == 0 || stages.rotates != 0);
+    };
+    return turns(call.q, fusion.q) || turns(call.k, fusion.k);
+}
+
+// What a token's streams are multiplied by, in shared memory.
+struct SharedScales {
+    static constexpr uint32_t kBytes = 16; // of a token
+
+    uint32_t address; // of this thread's token
+
+    explicit __device__ __forceinline__ SharedScales(uint32_t begin)
+        : address(begin + threadIdx.z * kBytes) {}
+
+    __device__ __forceinline__ void put(const PhasorFusion& fusion, uint64_t position) const {
+        ptx::store_shared(address, scale_at(fusion.q.scale, position));
+        ptx::store_shared(address + 4, scale_at(fusion.k.scale, position));
+        ptx::store_shared(address + 8, scale_at(fusion.v.scale, position));
+    }
+    __device__ __forceinline__ float of(uint32_t stream) const {
+        float scale;
+        ptx::load_shared(address + 4 * stream, scale);
+        return scale;
+    }
+};
+
+// The token of a thread.
+struct ServedToken {
+    Token token;
+    bool exists;  // else it is padding, or past the last one
+    bool rotates; // unless it passes through
+    uint2 slot;
+    SharedScales scales;
+
+    // Where it ends in shared memory, of what begins at `places`.
+    static __device__ __forceinline__ uint32_t end(uint32_t places) {
+        return places + blockDim.z * (SharedPlace::kBytes + SharedScales::kBytes);
+    }
+};
+
+// Finds out what the threads of a block need to know of their tokens, and waits for earlier work. `share`
+// makes the share in the angles of so many pairs; `load` is called with the token, as early as may be.
+template <class Share, class Load>
+__device__ __forceinline__ ServedToken find_token(const PhasorCall& call, const PhasorFusion& fusion,
+                                                  uint32_t places, const Share& share,
+                                                  const Load& load) {
+    ptx::launch_dependents();
+    // Every thread waits once, whatever it has to do: before it reads or writes heads and caches, before
+    // it reads ids unless they are promised, and before it ends.
+    const bool early = ptx::kCanWait && call.angles_before_wait != 0;
+    if (!early) ptx::wait_for_earlier_work();
+
+    uint32_t b = 0, token_group = blockIdx.x;
+    if (call.batch > 1) {
+        b = token_group / call.token_groups;
+        token_group -= b * call.token_groups;
+    }
+    const uint32_t own_t = token_group * blockDim.z + threadIdx.z;
+    const bool has_token = own_t < call.tokens;
+    const SharedPlace place(places);
+    ServedToken served{Token(call, b, has_token ? own_t : 0), has_token, true, make_uint2(kNone, 0),
+                       SharedScales(places + blockDim.z * SharedPlace::kBytes)};
+    Token& token = served.token;
+    const bool ragged = call.sequences.offsets.type != PHASOR_IDS_NONE;
+    TokenPositions positions(call.positions, token.id_batch, token.t, token.step);
+    uint64_t position = 0;
+    if (!ragged) position = positions.on_axis(call.positions, 0);
+    if (!early) load(served);
+
+    const bool finds = has_token && SharedPlace::is_found_here();
+    if (ragged) {
+        if (finds) place.put_sequence(find_sequence(call.sequences, token.t));
+        __syncthreads();
+        if (has_token) {
+            token.set_sequence(place.sequence());
+            served.exists = token.sequence != kNone;
+        }
+        if (served.exists) {
+            positions = TokenPositions(call.positions, token.id_batch, token.t, token.step);
+            position = positions.on_axis(call.positions, 0);
+        }
+    }
+    auto angle_share = share(served.exists && turns(call, fusion) ? call.angles.pairs : 0);
+    bool outside = false;
+    if (finds) {
+        const Slot slot = Slot::of(call, token);
+        place.put_slot(slot.page, slot.slot);
+        outside = slot.outside && blockIdx.y == 0;
+        served.scales.put(fusion, position);
+    }
+    served.rotates = angle_share.form(call, positions, position);
+    if (early) {
+        ptx::wait_for_earlier_work();
+        load(served);
+    }
+    if (outside) ptx::store_flag(call.slots.report, 1);
+    __syncthreads();
+    if (has_token) served.slot = place.slot();
+    return served;
+}
+
+// Values in shared memory.
+struct SharedRow {
+    uint32_t address;
+
+    __device__ __forceinline__ float operator[](uint32_t i) const {
+        float x;
+        ptx::load_shared(address + 4 * i, x);
+        return x;
+    }
+    __device__ __forceinline__ void put(uint32_t i, float x) const {
+        ptx::store_shared(address + 4 * i, x);
+    }
+};
+
+// Terms of a sum, with zeros up to a power of two, folded in halves by the lanes of a warp, which all have
+// the sum then. `scratch` is of this warp, and has room for so many.
+template <class Term>
+__device__ __forceinline__ float folded(uint32_t count, SharedRow scratch, const Term& term) {
+    const uint32_t lane = threadIdx.x;
+    uint32_t left = count <= 1 ? 1 : 2u << (31 - __clz(count - 1));
+    // Terms that are 32 apart are of one lane.
+    for (uint32_t i = lane; i < left; i += 32) scratch.put(i, i < count ? term(i) : 0.0f);
+    while (left > 32) {
+        left /= 2;
+        for (uint32_t i = lane; i < left; i += 32) {
+            scratch.put(i, __fadd_rn(scratch[i], scratch[i + left]));
+        }
+    }
+    float sum = lane < left ? scratch[lane] : 0.0f;
+    while (left > 1) {
+        left /= 2;
+        sum = __fadd_rn(sum, __shfl_xor_sync(kAllLanes, sum, left));
+    }
+    return __shfl_sync(kAllLanes, sum, 0);
+}
+
+// What a norm found: the mean, and what is left without it is multiplied by.
+struct Statistic {
+    float mean, r;
+};
+
+// Where one head is written.
+template <class Element>
+struct HeadStores {
+    bool goes_out, codes_go_out;
+    uint64_t destination;
+    GroupCache cache;
+
+    __device__ __forceinline__ HeadStores(const PhasorCall& call, const HeadGroup& head,
+                                          const Token& token, uint2 slot, bool has_codes)
+        : goes_out(!GroupOutput(call, head).nowhere), codes_go_out(has_codes && head.is_q),
+          destination(head.template at<Element>(call.q_output.destination,
+                                                call.k_output.destination,
+                                                call.v_output.destination, token, 0)),
+          cache(call, head, slot) {}
+
+    __device__ __forceinline__ bool is_anywhere() const { return goes_out || cache.present; }
+
+    __device__ __forceinline__ void put_out(uint32_t dim, uint32_t bits) const {
+        if (goes_out) Element::store_one(destination + dim * Element::kBytes, bits);
+    }
+    __device__ __forceinline__ void put(uint32_t dim, uint32_t bits) const {
+        put_out(dim, bits);
+        if (cache.present) {
+            Element::store_one(cache.address + cache.template bytes<Element>(dim), bits);
+        }
+    }
+    __device__ __forceinline__ void put_code(uint32_t dim, uint32_t code) const {
+        if (codes_go_out) {
+            ptx::store_1(destination + dim, code);
+        } else if (cache.present) {
+            ptx::store_1(cache.address + cache.template bytes<Code>(dim), code);
+        }
+    }
+};
+
+// The heads of one stream of a token that a block serves with all stages, one head to a warp. Of a head, a
+// lane takes every 32nd dim, and sums every 32nd group.
+template <class Element>
+struct StagedStream {
+    const PhasorCall& call;
+    const PhasorStages& stages;
+    const ServedToken& served;
+    uint32_t stream;
+    bool rotates;
+    uint32_t heads, dims, rotary_offset;
+    SharedRow turned; // of this warp
+    uint32_t rows;    // where heads begin in shared memory
+
+    // Shared memory from `begin` on: for each warp a head that has been rotated; heads as they are; sums of
+    // heads.
+    __device__ __forceinline__ StagedStream(const PhasorCall& call, const PhasorStages& stages,
+                                            const ServedToken& served, uint32_t stream,
+                                            uint32_t begin)
+        : call(call), stages(stages), served(served), stream(stream),
+          rotates(served.rotates && stages.rotates != 0) {
+        const HeadGroup of = group(0);
+        heads = of.of(call.q.heads, call.k.heads, call.v.heads);
+        dims = of.of(call.q_output.head_dim, call.k_output.head_dim, call.v_output.head_dim);
+        rotary_offset = of.of(call.q.rotary_offset, call.k.rotary_offset, call.v.rotary_offset);
+        turned.address = begin + threadIdx.y * dims * 4;
+        rows = begin + blockDim.y * dims * 4;
+    }
+
+    __device__ __forceinline__ void serve() const {
+        if (stages.norm.kind != PHASOR_NORM_NONE && stages.norm.across_heads) {
+            serve_across();
+            return;
+        }
+#pragma unroll 1
+        for (uint32_t first = blockIdx.y * blockDim.y; first < heads;
+             first += gridDim.y * blockDim.y) {
+            const uint32_t head = first + threadIdx.y;
+            const SharedRow row = row_at(threadIdx.y);
+            const bool is_there = head < heads;
+            if (is_there) load(head, row);
+            __syncthreads();
+            finish(head, is_there, row, false, Statistic{});
+            __syncthreads();
+        }
+    }
+
+  private:
+    __device__ __forceinline__ HeadGroup group(uint32_t head) const {
+        return HeadGroup(stream, head, 1);
+    }
+    __device__ __forceinline__ SharedRow row_at(uint32_t n) const {
+        return {rows + n * dims * 4};
+    }
+
+    // One statistic of all heads, which stay in shared memory until it is known.
+    __device__ __forceinline__ void serve_across() const {
+        const PhasorNorm& norm = stages.norm;
+#pragma unroll 1
+        for (uint32_t first = 0; first < heads; first += blockDim.y) {
+            const uint32_t head = first + threadIdx.y;
+            const SharedRow row = row_at(head);
+            if (head < heads) load(head, row);
+            __syncthreads();
+            if (norm.after_rotation && rotates) {
+                if (head < heads) rotate(row);
+                __syncthreads();
+                if (head < heads) {
+                    for (uint32_t d = threadIdx.x; d < dims; d += 32) row.put(d, turned[d]);
+                }
+                __syncthreads();
+            }
+        }
+        const float count = __uint2float_rn(heads * dims);
+        float mean = 0.0f;
+        if (norm.kind == PHASOR_NORM_LAYER) mean = __fdiv_rn(sum_across(true, 0.0f), count);
+        const float squares = __fdiv_rn(sum_across(false, mean), count);
+        const Statistic found{mean, inverse_deviation(norm, squares)};
+#pragma unroll 1
+        for (uint32_t first = 0; first < heads; first += blockDim.y) {
+            const uint32_t head = first + threadIdx.y;
+            finish(head, head < heads, row_at(head), true, found);
+            __syncthreads();
+        }
+    }
+
+    // The sum of all heads.
+    __device__ __forceinline__ float sum_across(bool plain, float mean) const {
+        const SharedRow sums = row_at(heads);
+        for (uint32_t head = threadIdx.y; head < heads; head += blockDim.y) {
+            const float sum = sum_of(row_at(head), turned, plain, mean);
+            if (threadIdx.x == 0) sums.put(head, sum);
+        }
+        __syncthreads();
+        if (threadIdx.y == 0) {
+            // Each term is read by its lane alone.
+            const float sum = folded(heads, sums, [&](uint32_t head) { return sums[head]; });
+            if (threadIdx.x == 0) sums.put(0, sum);
+        }
+        __syncthreads();
+        const float sum = sums[0];
+        __syncthreads();
+        return sum;
+    }
+
+    // Reads a head and adds its bias.
+    __device__ __forceinline__ void load(uint32_t head, SharedRow row) const {
+        const HeadGroup of = group(head);
+        const uint64_t source = of.template at<Element>(call.q.source, call.k.source,
+                                                        call.v.source, served.token, 0);
+        const uint64_t bias = stages.bias + head * stages.bias_head;
+#pragma unroll 4
+        for (uint32_t d = threadIdx.x; d < dims; d += 32) {
+            float x = value_at(source, d);
+            if (stages.bias != 0) x = __fadd_rn(x, value_at(bias, d));
+            row.put(d, x);
+        }
+    }
+
+    static __device__ __forceinline__ float value_at(uint64_t address, uint32_t dim) {
+        return Element::widen(Element::load_one(address + dim * Element::kBytes));
+    }
+
+    // The sum of a head, by way of its groups of 4 dims.
+    __device__ __forceinline__ float sum_of(SharedRow row, SharedRow scratch, bool plain,
+                                            float mean) const {
+        const auto pair = [&](uint32_t d) {
+            if (d >= dims) return 0.0f;
+            const float a = row[d], b = row[d + 1];
+            return plain ? plain_pair(a, b) : square_pair(__fsub_rn(a, mean), __fsub_rn(b, mean));
+        };
+        return folded((dims + 3) / 4, scratch, [&](uint32_t group) {
+            return __fadd_rn(pair(4 * group), pair(4 * group + 2));
+        });
+    }
+
+    // What a norm finds of one head.
+    __device__ __forceinline__ Statistic statistic_of(SharedRow row, SharedRow scratch) const {
+        const float count = __uint2float_rn(dims);
+        float mean = 0.0f;
+        if (stages.norm.kind == PHASOR_NORM_LAYER) {
+            mean = __fdiv_rn(sum_of(row, scratch, true, 0.0f), count);
+        }
+        const float squares = __fdiv_rn(sum_of(row, scratch, false, mean), count);
+        return {mean, inverse_deviation(stages.norm, squares)};
+    }
+
+    // Norms a head, a lane its own dims.
+    __device__ __forceinline__ void norm(uint32_t head, const Statistic& found, SharedRow row) const {
+        const PhasorNorm& norm = stages.norm;
+        const uint64_t weight = norm.weight + head * norm.weight_head;
+        const uint64_t bias = norm.bias + head * norm.bias_head;
+        for (uint32_t d = threadIdx.x; d < dims; d += 32) {
+            float x[1] = {__fsub_rn(row[d], found.mean)};
+            apply_norm<Element>(
+                norm, found.r, x, [&]() { x[0] = weighed(norm, x[0], value_at(weight, d)); },
+                [&]() { x[0] = __fadd_rn(x[0], value_at(bias, d)); });
+            row.put(d, x[0]);
+        }
+    }
+
+    // Rotates a head to the warp's other room, by lanes of pairs; the other dims are copied.
+    __device__ __forceinline__ void rotate(SharedRow row) const {
+        const PhasorPairing& pairing = call.pairing;
+        const uint32_t pairs = call.angles.pairs;
+        const uint32_t angles = ptx::shared_memory();
+        for (uint32_t i = threadIdx.x; i < pairs; i += 32) {
+            float2 turn;
+            ptx::load_shared(angles + i * 8, turn);
+            const uint32_t from = rotary_offset + i * pairing.source_step;
+            const uint32_t to = rotary_offset + i * pairing.destination_step;
+            const float a = row[from], b = row[from + pairing.source_gap];
+            turned.put(to, __fmaf_rn(a, turn.x, -__fmul_rn(b, turn.y)));
+            turned.put(to + pairing.destination_gap, __fmaf_rn(a, turn.y, __fmul_rn(b, turn.x)));
+        }
+        for (uint32_t i = threadIdx.x; i < dims - 2 * pairs; i += 32) {
+            const uint32_t d = i < rotary_offset ? i : i + 2 * pairs;
+            turned.put(d, row[d]);
+        }
+    }
+
+    // All stages from the norm on, of a head in a row. All threads of the block come here. `is_across`:
+    // what the norm found is known, and if it stands after the rotation, that is done.
+    __device__ __forceinline__ void finish(uint32_t head, bool is_there, SharedRow row,
+                                           bool is_across, Statistic found) const {
+        const bool norms = stages.norm.kind != PHASOR_NORM_NONE;
+        const bool after = stages.norm.after_rotation != 0;
+        SharedRow other = turned;
+        if (norms && !after) {
+            if (is_there && !is_across) found = statistic_of(row, other);
+            // Others have read what is changed now.
+            __syncthreads();
+            if (is_there) norm(head, found, row);
+            __syncthreads();
+        }
+        if (rotates && !(norms && after && is_across)) {
+            if (is_there) rotate(row);
+            __syncthreads();
+            other = row;
+            row = turned;
+        }
+        if (norms && after) {
+            if (is_there && !is_across) found = statistic_of(row, other);
+            __syncthreads();
+            if (is_there) norm(head, found, row);
+        }
+        const PhasorCodes& codes = stages.codes;
+        const bool has_codes = codes.type != PHASOR_CODES_NONE;
+        const HeadStores<Element> stores(call, group(head), served.token, served.slot, has_codes);
+        const float scale = served.scales.of(stream);
+        if (is_there) {
+            for (uint32_t d = threadIdx.x; d < dims; d += 32) {
+                // A product has the canonical NaN, also by 1.
+                float x = __fmul_rn(row[d], scale);
+                if (!has_codes) {
+                    stores.put(d, Element::narrow(x));
+                    continue;
+                }
+                if (!stores.codes_go_out) stores.put_out(d, Element::narrow(x));
+                row.put(d, codes.round_first ? rounded<Element>(x) : x);
+            }
+        }
+        if (!has_codes) return;
+        // A group is of all lanes.
+        __syncthreads();
+        if (is_there) encode_groups(head, row, stores);
+    }
+
+    __device__ __forceinline__ void encode_groups(uint32_t head, SharedRow row,
+                                                  const HeadStores<Element>& stores) const {
+        const PhasorCodes& codes = stages.codes;
+        uint32_t index = 0;
+#pragma unroll 1
+        for (uint32_t first = 0; first < dims; first += codes.group_dims, ++index) {
+            const uint32_t end = first + codes.group_dims;
+            float scale;
+            if (codes.dynamic) {
+                uint32_t amax = 0;
+                for (uint32_t d = first + threadIdx.x; d < end; d += 32) {
+                    amax = max(amax, finite_magnitude(row[d]));
+                }
+#pragma unroll
+                for (uint32_t by = 16; by > 0; by /= 2) {
+                    amax = max(amax, __shfl_xor_sync(kAllLanes, amax, by));
+                }
+                scale = scale_of(codes, amax);
+                if (threadIdx.x == 0 && stores.cache.present) {
+                    put_scale(codes, served.slot, head, index, scale);
+                }
+            } else {
+                scale = given_scale(codes, head);
+            }
+            for (uint32_t d = first + threadIdx.x; d < end; d += 32) {
+                const float x[1] = {row[d]};
+                encode(codes, scale, x, [&](uint32_t, uint32_t code) { stores.put_code(d, code); });
+            }
+        }
+    }
+};
+
+// The heads of one stream of a token that has no stages: they are rotated, or carried as they are.
+template <class Element>
+__device__ __forceinline__ void serve_plain(const PhasorCall& call, const ServedToken& served,
+                                            uint32_t stream) {
+    const HeadGroup of(stream, 0, 1);
+    const uint32_t heads = of.of(call.q.heads, call.k.heads, call.v.heads);
+    const uint32_t dims =
+        of.of(call.q_output.head_dim, call.k_output.head_dim, call.v_output.head_dim);
+    const uint32_t offset =
+        of.of(call.q.rotary_offset, call.k.rotary_offset, call.v.rotary_offset);
+    const PhasorPairing& pairing = call.pairing;
+    const bool rotates = served.rotates && stream != 2;
+    const uint32_t pairs = rotates ? call.angles.pairs : 0;
+#pragma unroll 1
+    for (uint32_t h = blockIdx.y * blockDim.y + threadIdx.y; h < heads;
+         h += gridDim.y * blockDim.y) {
+        const HeadGroup head(stream, h, 1);
+        const uint64_t source = head.template at<Element>(call.q.source, call.k.source,
+                                                          call.v.source, served.token, 0);
+        HeadStores<Element> stores(call, head, served.token, served.slot, false);
+        const auto load = [&](uint32_t dim) {
+            return Element::load_one(source + dim * Element::kBytes);
+        };
+        if (stores.is_anywhere()) {
+            for (uint32_t i = threadIdx.x; i < pairs; i += 32) {
+                float2 turn;
+                ptx::load_shared(ptx::shared_memory() + i * 8, turn);
+                const uint32_t from = offset + i * pairing.source_step;
+                const uint32_t to = offset + i * pairing.destination_step;
+                const float a = Element::widen(load(from));
+                const float b = Element::widen(load(from + pairing.source_gap));
+                stores.put(to, Element::narrow(__fmaf_rn(a, turn.x, -__fmul_rn(b, turn.y))));
+                stores.put(to + pairing.destination_gap,
+                           Element::narrow(__fmaf_rn(a, turn.y, __fmul_rn(b, turn.x))));
+            }
+        }
+        // What stays as it is needs not be written where it is.
+        stores.goes_out = stores.goes_out && !GroupOutput(call, head).in_place;
+        if (stores.is_anywhere()) {
+            for (uint32_t i = threadIdx.x; i < dims - 2 * pairs; i += 32) {
+                const uint32_t d = i < offset ? i : i + 2 * pairs;
+                stores.put(d, load(d));
+            }
+        }
+    }
+}
+
+// Any heads, one element at a time. A block is (32 lanes, heads, 1), of one token, and the grid (tokens,
+// heads). A head lies in shared memory from its load to its store.
+template <class Element>
+__device__ __forceinline__ void fused_any(const PhasorCall& call, const PhasorFusion& fusion) {
+    const uint32_t places = ptx::shared_memory() + (call.angles.pairs * 8 + 15) / 16 * 16;
+    const auto share = [&](uint32_t pairs) { return AngleShare<AnyPairing, 1>(call, pairs); };
+    const ServedToken served = find_token(call, fusion, places, share, [](const ServedToken&) {});
+    if (!served.exists) return;
+#pragma unroll 1
+    for (uint32_t stream = 0; stream < 3; ++stream) {
+        const PhasorStages& stages = stages_of(fusion, stream);
+        if (stages.present == 0) {
+            serve_plain<Element>(call, served, stream);
+        } else {
+            StagedStream<Element>(call, stages, served, stream, ServedToken::end(places)).serve();
+        }
+    }
+}
+
+// Heads of one stream that a row of lanes serves one after the other. Rows of a warp serve the same stream:
+// each stream has as many groups as makes a multiple of these rows, of which the last may have no heads.
+__device__ __forceinline__ uint32_t groups_of(const PhasorCall& call, const PhasorStream& stream) {
+    const uint32_t rows = 32 / blockDim.x;
+    return (HeadGroup::count(call, stream) + rows - 1) / rows * rows;
+}
+
+__device__ __forceinline__ HeadGroup group_at(const PhasorCall& call, uint32_t group, bool exists) {
+    const uint32_t k_begins = groups_of(call, call.q);
+    const uint32_t v_begins = k_begins + groups_of(call, call.k);
+    const uint32_t stream = group < k_begins ? 0 : group < v_begins ? 1 : 2;
+    group -= stream == 0 ? 0 : stream == 1 ? k_begins : v_begins;
+    HeadGroup heads(stream, group << call.heads_log2, 0);
+    const uint32_t all = heads.of(call.q.heads, call.k.heads, call.v.heads);
+    if (exists && heads.first < all) heads.heads = min(all - heads.first, 1u << call.heads_log2);
+    return heads;
+}
+
+// What a lane has of a head: two vectors of 4 dims, which lie half a head apart, and so two groups of a sum,
+// the first two to be folded.
+template <class Element, class Pairing>
+struct HeadPart {
+    using Access = Vectors<Element>;
+    static constexpr uint32_t kValues = 8;
+
+    struct Raw {
+        typename Access::Storage first, second;
+    };
+
+    float x[kValues];
+
+    static __device__ __forceinline__ uint32_t first_dim() { return 4 * threadIdx.x; }
+    static __device__ __forceinline__ uint32_t second_dim() {
+        return 4 * (blockDim.x + threadIdx.x);
+    }
+
+    explicit __device__ __forceinline__ HeadPart(const Raw& raw) {
+        Access::unpack(raw.first, x);
+        Access::unpack(raw.second, x + 4);
+    }
+
+    __device__ __forceinline__ Raw packed() const {
+        Raw raw;
+        Access::pack(x, raw.first);
+        Access::pack(x + 4, raw.second);
+        return raw;
+    }
+
+    // What all tokens share: a weight or a bias.
+    static __device__ __forceinline__ Raw shared_at(uint64_t address) {
+        Raw raw;
+        ptx::load_shared_by_tokens(address + first_dim() * Element::kBytes, raw.first);
+        ptx::load_shared_by_tokens(address + second_dim() * Element::kBytes, raw.second);
+        return raw;
+    }
+
+    __device__ __forceinline__ void add(const Raw& raw) {
+        const HeadPart other(raw);
+#pragma unroll
+        for (uint32_t i = 0; i < kValues; ++i) x[i] = __fadd_rn(x[i], other.x[i]);
+    }
+
+    // The mean over the head of what is summed of two dims that follow each other.
+    template <class Pair>
+    __device__ __forceinline__ float mean_of(const Pair& pair) const {
+        float sum = __fadd_rn(__fadd_rn(pair(x[0], x[1]), pair(x[2], x[3])),
+                              __fadd_rn(pair(x[4], x[5]), pair(x[6], x[7])));
+#pragma unroll
+        for (uint32_t by = 16; by > 0; by /= 2) {
+            if (by < blockDim.x) sum = __fadd_rn(sum, __shfl_xor_sync(kAllLanes, sum, by));
+        }
+        // There are 8 dims for each lane, a power of two, and its inverse is exact.
+        return __fmul_rn(sum, __uint_as_float((93 + __clz(blockDim.x)) << 23));
+    }
+
+    // `weight` is that of the head before, if any.
+    __device__ __forceinline__ void norm(const PhasorNorm& norm, uint32_t head, bool is_first,
+                                         Raw& weight) {
+        if (norm.kind == PHASOR_NORM_LAYER) {
+            const float mean = mean_of(plain_pair);
+#pragma unroll
+            for (float& value : x) value = __fsub_rn(value, mean);
+        }
+        const float r = inverse_deviation(norm, mean_of(square_pair));
+        apply_norm<Element>(
+            norm, r, x,
+            [&]() {
+                if (is_first || norm.weight_head != 0) {
+                    weight = shared_at(norm.weight + head * norm.weight_head);
+                }
+                const HeadPart of(weight);
+#pragma unroll
+                for (uint32_t i = 0; i < kValues; ++i) x[i] = weighed(norm, x[i], of.x[i]);
+            },
+            [&]() { add(shared_at(norm.bias + head * norm.bias_head)); });
+    }
+
+    __device__ __forceinline__ void rotate() {
+        const ChunkAngles<4> angles = SharedAngles<4>().of_lane();
+#pragma unroll
+        for (uint32_t j = 0; j < 4; ++j) {
+            float& a = x[Pairing::a(j)];
+            float& b = x[Pairing::b(j)];
+            const float cos = angles.pair[j].x;
+            const float sin = angles.pair[j].y;
+            const float a_rotated = __fmaf_rn(a, cos, -__fmul_rn(b, sin));
+            b = __fmaf_rn(a, sin, __fmul_rn(b, cos));
+            a = a_rotated;
+        }
+    }
+
+    __device__ __forceinline__ void multiply(float scale) {
+        // A product has the canonical NaN, also by 1; 16-bit types have it when they are rounded to.
+        if (Element::kBytes != 4 && scale == 1.0f) return;
+#pragma unroll
+        for (float& value : x) value = __fmul_rn(value, scale);
+    }
+
+    // The codes of both vectors. The scale of a head is written for its slot, if it has one.
+    __device__ __forceinline__ uint2 encoded(const PhasorCodes& codes, uint32_t head, bool is_stored,
+                                             uint2 slot) {
+        if (codes.round_first) {
+#pragma unroll
+            for (float& value : x) value = rounded<Element>(value);
+        }
+        float scale;
+        if (codes.dynamic) {
+            uint32_t amax = 0;
+#pragma unroll
+            for (const float value : x) amax = max(amax, finite_magnitude(value));
+#pragma unroll
+            for (uint32_t by = 16; by > 0; by /= 2) {
+                if (by < blockDim.x) amax = max(amax, __shfl_xor_sync(kAllLanes, amax, by));
+            }
+            scale = phasor::scale_of(codes, amax);
+            if (is_stored && threadIdx.x == 0) put_scale(codes, slot, head, 0, scale);
+        } else {
+            scale = given_scale(codes, head);
+        }
+        uint32_t words[2] = {};
+        encode(codes, scale, x, [&](uint32_t i, uint32_t code) {
+            words[i / 4] |= code << (i % 4 * 8);
+        });
+        return make_uint2(words[0], words[1]);
+    }
+};
+
+// Where the heads of a group are written: a lane's vectors of the next one.
+struct GroupStores {
+    bool is_there;
+    uint64_t first;
+    int64_t second, head; // bytes from the first vector
+
+    template <class Part, class Written>
+    static __device__ __forceinline__ GroupStores out(const PhasorCall& call, const HeadGroup& heads,
+                                                      const Token& token, bool is_there) {
+        const PhasorView &q = call.q_output.destination, &k = call.k_output.destination,
+                         &v = call.v_output.destination;
+        return {is_there, heads.template at<Written>(q, k, v, token, Part::first_dim()),
+                4 * blockDim.x * Written::kBytes, heads.of(q.head, k.head, v.head)};
+    }
+    template <class Part, class Written>
+    static __device__ __forceinline__ GroupStores cached(const GroupCache& cache) {
+        if (!cache.present) return {};
+        const int64_t first = cache.template bytes<Written>(Part::first_dim());
+        return {true, cache.address + first,
+                cache.template bytes<Written>(Part::second_dim()) - first, cache.head};
+    }
+
+    template <class Part>
+    __device__ __forceinline__ void put(const typename Part::Raw& raw) const {
+        if (!is_there) return;
+        Part::Access::store(first, raw.first);
+        Part::Access::store(first + second, raw.second);
+    }
+    __device__ __forceinline__ void put(uint2 codes) const {
+        if (!is_there) return;
+        ptx::store_4(first, codes.x);
+        ptx::store_4(first + second, codes.y);
+    }
+};
+
+// As kMinBlocks, of what takes more registers.
+template <class Element>
+constexpr uint32_t kFusedBlocks = Element::kBytes == 4 ? 2 : 3;
+
+// Heads of 64, 128 or 256 dims that rotate as a whole, by vectors. A block is (8 to 32 lanes, rows, tokens), of
+// whole warps, and the grid (tokens, heads). Loads of all heads of a group are in flight together; then they
+// are served one at a time, with what a thread keeps small.
+template <class Element, class Pairing>
+__device__ __forceinline__ void fused_vectors(const PhasorCall& call, const PhasorFusion& fusion) {
+    using Part = HeadPart<Element, Pairing>;
+    using Raw = typename Part::Raw;
+    // Heads of a group, at most: 64 bytes of a thread are in flight.
+    constexpr uint32_t kHeads = 8 / Element::kBytes;
+    Raw raw[kHeads] = {};
+    const uint32_t groups =
+        groups_of(call, call.q) + groups_of(call, call.k) + groups_of(call, call.v);
+    uint32_t g = blockIdx.y * blockDim.y + threadIdx.y;
+    const auto load = [&](const ServedToken& served) {
+        if (g >= groups) return;
+        const HeadGroup heads = group_at(call, g, served.exists);
+        if (GroupOutput(call, heads).nowhere && !GroupCache::is_present(call, heads)) return;
+        uint64_t source = heads.template at<Element>(call.q.source, call.k.source, call.v.source,
+                                                     served.token, Part::first_dim());
+        const int64_t head =
+            heads.of(call.q.source.head, call.k.source.head, call.v.source.head);
+#pragma unroll
+        for (uint32_t u = 0; u < kHeads; ++u, source += head) {
+            if (u >= heads.heads) break;
+            Part::Access::load(source, raw[u].first);
+            Part::Access::load(source + 4 * blockDim.x * Element::kBytes, raw[u].second);
+        }
+    };
+    const auto share = [&](uint32_t pairs) { return AngleShare<Pairing, 4>(call, 0, pairs); };
+    const ServedToken served = find_token(call, fusion, SharedAngles<4>::end(), share, load);
+    // A warp is of one token.
+    if (!served.exists) return;
+#pragma unroll 1
+    while (g < groups) {
+        const HeadGroup heads = group_at(call, g, served.exists);
+        const uint32_t stream = heads.of(0u, 1u, 2u);
+        const PhasorStages& stages = stages_of(fusion, stream);
+        const bool is_staged = stages.present != 0;
+        const bool rotates =
+            served.rotates && (is_staged ? stages.rotates != 0 : !heads.is_v);
+        const bool norms = stages.norm.kind != PHASOR_NORM_NONE;
+        const bool after = stages.norm.after_rotation != 0;
+        const bool has_codes = stages.codes.type != PHASOR_CODES_NONE;
+        const float scale = is_staged ? served.scales.of(stream) : 1.0f;
+        const GroupCache cache(call, heads, served.slot);
+        const GroupOutput output(call, heads);
+        const bool goes_out = is_staged ? !output.nowhere : output.takes(rotates);
+        const bool codes_out = has_codes && heads.is_q;
+        GroupStores out =
+            codes_out ? GroupStores::template out<Part, Code>(call, heads, served.token, goes_out)
+                      : GroupStores::template out<Part, Element>(call, heads, served.token, goes_out);
+        GroupStores stored = has_codes ? GroupStores::template cached<Part, Code>(cache)
+                                       : GroupStores::template cached<Part, Element>(cache);
+        Raw weight{};
+        // The first row of a warp has the most heads. Lanes without one take part in sums all the same.
+        const uint32_t rounds = __shfl_sync(kAllLanes, heads.heads, 0);
+#pragma unroll 1
+        for (uint32_t u = 0; u < rounds; ++u) {
+            const uint32_t head = heads.first + u;
+            const bool is_there = u < heads.heads;
+            Raw done = raw[0];
+#pragma unroll
+            for (uint32_t i = 1; i < kHeads; ++i) raw[i - 1] = raw[i];
+            // Without stages, what does not rotate is carried as it is.
+            if (is_staged || rotates) {
+                Part part(done);
+                // Lanes without a head read what their neighbours do.
+                const uint32_t safe = is_there ? head : 0;
+                if (stages.bias != 0) part.add(Part::shared_at(stages.bias + safe * stages.bias_head));
+                if (norms && !after) part.norm(stages.norm, safe, u == 0, weight);
+                if (rotates) part.rotate();
+                if (norms && after) part.norm(stages.norm, safe, u == 0, weight);
+                part.multiply(scale);
+                if (!codes_out) done = part.packed();
+                if (has_codes) {
+                    const uint2 codes =
+                        part.encoded(stages.codes, safe, is_there && cache.present, served.slot);
+                    if (is_there) (codes_out ? out : stored).put(codes);
+                }
+            }
+            if (is_there && !codes_out) out.template put<Part>(done);
+            if (is_there && !has_codes) stored.template put<Part>(done);
+            out.first += out.head;
+            stored.first += stored.head;
+        }
+        g += gridDim.y * blockDim.y;
+        load(served);
+    }
+}
+
+} // namespace phasor
+
+#define PHASOR_FUSED_KERNEL(name, element, pairing)                                      \
+    extern "C" __global__ void __launch_bounds__(256, phasor::kFusedBlocks<phasor::element>) \
+        name(const __grid_constant__ PhasorCall call,                                    \
+             const __grid_constant__ PhasorFusion fusion) {                              \
+        phasor::fused_vectors<phasor::element, phasor::pairing>(call, fusion);           \
+    }
+#define PHASOR_FUSED_ANY(name, element)                                                  \
+    extern "C" __global__ void __launch_bounds__(256)                                    \
+        name(const __grid_constant__ PhasorCall call,                                    \
+             const __grid_constant__ PhasorFusion fusion) {                              \
+        phasor::fused_any<phasor::element>(call, fusion);                                \
+    }
+
+// The entry points of one element type: fused_<dtype>_<pairing>.
+#define PHASOR_FUSED_KERNELS(dtype, element)                                             \
+    PHASOR_FUSED_KERNEL(fused_##dtype##_half_split, element, HalfSplit)                  \
+    PHASOR_FUSED_KERNEL(fused_##dtype##_interleaved, element, Interleaved)               \
+    PHASOR_FUSED_ANY(fused_##dtype##_any, element)

@@ -1,0 +1,3 @@
+#include "fused.cuh"
+
+PHASOR_FUSED_KERNELS(f16, F16)

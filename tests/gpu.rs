@@ -15,15 +15,18 @@ use kernel_cases::{
 };
 use phasor::call::{RawPositions, TensorAddresses};
 use phasor::cuda::{
-    Cuda, CudaIds, CudaInOut, CudaPositions, CudaRotator, CudaStep, KernelImage, LaunchMode,
-    device_count,
+    Cuda, CudaIds, CudaInOut, CudaPositions, CudaRotator, CudaStep, CudaWeights, KernelImage,
+    LaunchMode, device_count,
 };
 use phasor::cudarc::driver::sys::{self, CUgraphInstantiate_flags, CUstreamCaptureMode};
 use phasor::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use phasor::half::{bf16, f16};
+use phasor::norm::HeadNorm;
+use phasor::quantize::Codes;
 use phasor::{
-    CacheLayout, DeviceElement, Dtype, Frequencies, Host, HostRotator, HostStep, IdType, Ids,
-    InOut, Isa, KvCacheLayout, Layout, Pairing, Positions, Problem, Rope, Slots, SlotsIn, Stored,
+    CacheLayout, DeviceElement, Dtype, Frequencies, Host, HostRotator, HostStep, HostWeights,
+    IdType, Ids, InOut, Isa, KvCacheLayout, Layout, Pairing, Positions, Problem, Rope, ScaleLayout,
+    Slots, SlotsIn, Stages, Stored, StoredCodes,
 };
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -516,16 +519,25 @@ impl ServingStep {
     const PAGES: usize = 48;
     const CACHE: usize = Self::PAGES * 16 * 2 * 128;
 
-    /// 4 query, 2 key and 2 value heads of 128.
-    fn problem() -> Problem {
+    /// 4 query, 2 key and 2 value heads of 128; with norms and a cache of codes, if that is wanted.
+    fn problem(staged: bool) -> Problem {
         let window = |range| Layout::packed_heads(1, Self::TOKENS, Self::HEADS, 128, range);
         let cache = CacheLayout::paged_hnd(Self::PAGES, 16, 2, 128);
-        Problem::new(Dtype::Bf16)
+        let caches = KvCacheLayout::separate(cache, cache);
+        let problem = Problem::new(Dtype::Bf16)
             .q(window(0..4))
             .k_to_cache(window(4..6))
             .v_to_cache(window(6..8))
-            .one_buffer()
-            .cache(KvCacheLayout::separate(cache, cache))
+            .one_buffer();
+        if !staged {
+            return problem.cache(caches);
+        }
+        let norm = Stages::new().norm(HeadNorm::rms(1e-6));
+        let scales = ScaleLayout::heads_tokens(16, 2, 1);
+        problem
+            .q_stages(norm.scale(0.125))
+            .k_stages(norm)
+            .cache(caches.with_codes(StoredCodes::dynamic(Codes::E4m3, 1e-6, scales)))
     }
 
     fn new(seed: u64) -> Self {
@@ -543,18 +555,39 @@ impl ServingStep {
         }
     }
 
-    fn on_host(&self, rotator: &HostRotator) -> [Vec<bf16>; 3] {
-        let plan = rotator.plan(&Self::problem()).unwrap();
+    fn gamma() -> Vec<bf16> {
+        (0..128)
+            .map(|i| bf16::from_f32(1.0 + i as f32 / 64.0))
+            .collect()
+    }
+
+    /// q, k and v; the caches; and their scales, as bytes of a buffer that has room for elements.
+    fn on_host(
+        &self,
+        rotator: &HostRotator,
+        staged: bool,
+    ) -> (Vec<bf16>, [Vec<u8>; 2], [Vec<f32>; 2]) {
+        let plan = rotator.plan(&Self::problem(staged)).unwrap();
         let mut qkv = self.qkv.clone();
-        let [mut k, mut v] = [0; 2].map(|_| vec![bf16::ZERO; Self::CACHE]);
+        let mut caches = [0; 2].map(|_| vec![0u8; 2 * Self::CACHE]);
+        let mut scales = [0; 2].map(|_| vec![0f32; Self::CACHE / 128]);
+        let gamma = Self::gamma();
         let positions = Positions::start_per_sequence(&self.lengths).cu_seqlens(&self.cu_seqlens);
-        let step = HostStep::new(positions)
+        let ([k, v], [k_scales, v_scales]) = (&mut caches, &mut scales);
+        let mut step = HostStep::new(positions)
             .buffer(&mut qkv[..])
-            .k_cache(&mut k)
-            .v_cache(&mut v)
+            .k_cache(k)
+            .v_cache(v)
             .slots(Slots::page_table(&self.pages, &self.lengths));
+        if staged {
+            step = step
+                .q_weights(HostWeights::new().norm(&gamma[..]))
+                .k_weights(HostWeights::new().norm(&gamma[..]))
+                .k_scales(k_scales)
+                .v_scales(v_scales);
+        }
         assert_eq!(rotator.step(&plan, step), Ok(Stored::NotAll));
-        [qkv, k, v]
+        (qkv, caches, scales)
     }
 }
 
@@ -569,51 +602,76 @@ fn a_serving_step_equals_the_host_and_replays_with_new_pages() {
     );
     let host = Host::new().rotator(&rope);
     for (image, cuda) in images(&context) {
-        let stream = context.new_stream().unwrap();
-        let rotator = cuda.rotator(&rope).unwrap();
-        let plan = rotator.plan(&ServingStep::problem()).unwrap();
-        let mut report = cuda.report().unwrap();
-        let first = ServingStep::new(1);
-        let mut qkv = upload(&stream, &first.qkv);
-        let mut k = stream.alloc_zeros::<bf16>(ServingStep::CACHE).unwrap();
-        let mut v = stream.alloc_zeros::<bf16>(ServingStep::CACHE).unwrap();
-        let cu_seqlens = upload(&stream, &first.cu_seqlens);
-        let mut lengths = upload(&stream, &first.lengths);
-        let mut pages = upload(&stream, &first.pages);
-        stream
-            .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED)
-            .unwrap();
-        let positions = CudaPositions::start_per_sequence(&lengths).cu_seqlens(&cu_seqlens);
-        let step = CudaStep::new(positions)
-            .buffer(qkv.as_view_mut())
-            .k_cache(&mut k)
-            .v_cache(&mut v)
-            .slots(SlotsIn::page_table(&pages, &lengths));
-        rotator.step(&stream, &plan, step, Some(&report)).unwrap();
-        let graph = stream
-            .end_capture(CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH)
-            .unwrap()
-            .unwrap();
-        for seed in 1..4 {
-            let mut given = ServingStep::new(seed);
-            given.lengths[3] += seed as i32;
-            given.pages.rotate_left(9 * (seed as usize - 1));
-            // Wherever the page is that the cache does not have, a token needs it.
-            given.pages[18] = -1;
-            stream.memcpy_htod(&given.qkv, &mut qkv).unwrap();
-            stream.memcpy_htod(&given.lengths, &mut lengths).unwrap();
-            stream.memcpy_htod(&given.pages, &mut pages).unwrap();
-            stream.memset_zeros(&mut k).unwrap();
-            stream.memset_zeros(&mut v).unwrap();
-            report.clear(&stream).unwrap();
-            assert_eq!(report.stored(&stream), Ok(Stored::All));
-            graph.launch().unwrap();
-            assert_eq!(report.stored(&stream), Ok(Stored::NotAll), "{image}");
-            let expected = given.on_host(&host);
-            for (got, expected) in [&qkv, &k, &v].into_iter().zip(&expected) {
-                let got: Vec<bf16> = stream.clone_dtoh(got).unwrap();
+        for staged in [false, true] {
+            let stream = context.new_stream().unwrap();
+            let rotator = cuda.rotator(&rope).unwrap();
+            let plan = rotator.plan(&ServingStep::problem(staged)).unwrap();
+            let mut report = cuda.report().unwrap();
+            let first = ServingStep::new(1);
+            let mut qkv = upload(&stream, &first.qkv);
+            let bytes = 2 * ServingStep::CACHE;
+            let mut caches = [0; 2].map(|_| stream.alloc_zeros::<u8>(bytes).unwrap());
+            let mut scales =
+                [0; 2].map(|_| stream.alloc_zeros::<f32>(ServingStep::CACHE / 128).unwrap());
+            let gamma = upload(&stream, &ServingStep::gamma());
+            let cu_seqlens = upload(&stream, &first.cu_seqlens);
+            let mut lengths = upload(&stream, &first.lengths);
+            let mut pages = upload(&stream, &first.pages);
+            stream.synchronize().unwrap();
+            stream
+                .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED)
+                .unwrap();
+            let positions = CudaPositions::start_per_sequence(&lengths).cu_seqlens(&cu_seqlens);
+            let ([k, v], [k_scales, v_scales]) = (&mut caches, &mut scales);
+            let mut step = CudaStep::new(positions)
+                .buffer(qkv.as_view_mut())
+                .k_cache(k)
+                .v_cache(v)
+                .slots(SlotsIn::page_table(&pages, &lengths));
+            if staged {
+                step = step
+                    .q_weights(CudaWeights::new().norm(gamma.as_view()))
+                    .k_weights(CudaWeights::new().norm(gamma.as_view()))
+                    .k_scales(k_scales)
+                    .v_scales(v_scales);
+            }
+            rotator.step(&stream, &plan, step, Some(&report)).unwrap();
+            let graph = stream
+                .end_capture(
+                    CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH,
+                )
+                .unwrap()
+                .unwrap();
+            for seed in 1..4 {
+                let mut given = ServingStep::new(seed);
+                given.lengths[3] += seed as i32;
+                given.pages.rotate_left(9 * (seed as usize - 1));
+                // Wherever the page is that the cache does not have, a token needs it.
+                given.pages[18] = -1;
+                stream.memcpy_htod(&given.qkv, &mut qkv).unwrap();
+                stream.memcpy_htod(&given.lengths, &mut lengths).unwrap();
+                stream.memcpy_htod(&given.pages, &mut pages).unwrap();
+                for cache in &mut caches {
+                    stream.memset_zeros(cache).unwrap();
+                }
+                for scales in &mut scales {
+                    stream.memset_zeros(scales).unwrap();
+                }
+                report.clear(&stream).unwrap();
+                assert_eq!(report.stored(&stream), Ok(Stored::All));
+                graph.launch().unwrap();
+                let what = format!("{image}, staged: {staged}, seed {seed}");
+                assert_eq!(report.stored(&stream), Ok(Stored::NotAll), "{what}");
+                let (expected, expected_caches, expected_scales) = given.on_host(&host, staged);
                 let bits = |x: &[bf16]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-                assert!(bits(&got) == bits(expected), "{image}, seed {seed}");
+                let got: Vec<bf16> = stream.clone_dtoh(&qkv).unwrap();
+                assert!(bits(&got) == bits(&expected), "{what}");
+                for (got, expected) in caches.iter().zip(&expected_caches) {
+                    assert!(stream.clone_dtoh(got).unwrap() == *expected, "{what}");
+                }
+                for (got, expected) in scales.iter().zip(&expected_scales) {
+                    assert!(stream.clone_dtoh(got).unwrap() == *expected, "{what}");
+                }
             }
         }
     }

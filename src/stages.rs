@@ -6,7 +6,7 @@ use crate::{Positions, Problem};
 
 /// What a call does to q, k or v between reading and writing, in this order, each of it only if it is
 /// asked for: a bias is added, heads are normed, rotated, normed, scaled, rounded, and stored (as
-/// [codes](crate::CacheCodes) perhaps).
+/// [codes](crate::StoredCodes) perhaps).
 ///
 /// Values are f32 from the first stage to the last and are rounded to the element type once, unless a norm
 /// asks for more. Biases and weights are operands of each call, of the element type.

@@ -27,7 +27,7 @@ use cudarc::driver::{
     DeviceSlice, SyncOnDrop,
 };
 
-pub use crate::launch::LaunchMode;
+pub use crate::launch::{Family, LaunchMode};
 pub use image::KernelImage;
 pub use step::{CudaBytes, CudaReport, CudaStep, CudaWeights};
 
@@ -36,7 +36,7 @@ use crate::call::{
 };
 use crate::element::{Dtype, Element};
 use crate::ids::{Id, Ids};
-use crate::launch::{Family, Target};
+use crate::launch::Target;
 use crate::plan::{InOut, Plan, PlannedTensor, Problem};
 use crate::positions::PositionsIn;
 use crate::{Angles, Error, Rope};
@@ -155,19 +155,19 @@ impl Cuda {
                 .is_some_and(|kernels| kernels.can_depend)
     }
 
-    /// Loads the kernels that append, of element types that this was opened for. They are else loaded when
-    /// the first plan with values or a cache is made, or by the first call with `cu_seqlens`: load them
-    /// before such a call is captured in a graph.
+    /// Loads the kernels of a family, of element types that this was opened for. Those that append or perform
+    /// stages are else loaded when the first plan that needs them is made, or by the first call with
+    /// `cu_seqlens`: load them before such a call is captured in a graph.
     ///
     /// # Errors
     /// [`Error::DtypeNotLoaded`], [`Error::KernelImage`], [`Error::Driver`].
-    pub fn load_append(&self, dtypes: &[Dtype]) -> Result<(), Error> {
+    pub fn load_family(&self, family: Family, dtypes: &[Dtype]) -> Result<(), Error> {
         for &dtype in dtypes {
             let kernels = self.kernels(dtype).ok_or(Error::DtypeNotLoaded { dtype })?;
             self.context()
                 .bind_to_thread()
                 .during("binding the context")?;
-            kernels.functions(Family::Append)?;
+            kernels.functions(family)?;
         }
         Ok(())
     }
@@ -339,13 +339,17 @@ impl CudaRotator {
     /// Checks a problem; the plan serves any number of calls.
     ///
     /// # Errors
-    /// Those of [`Plan::new`]; [`Error::DtypeNotLoaded`]; with values or a cache, those of
-    /// [`Cuda::load_append`].
+    /// Those of [`Plan::new`] and of [`Cuda::load_family`].
     pub fn plan(&self, problem: &Problem) -> Result<Plan, Error> {
         let plan = Plan::new(&self.inner.rope, problem)?;
         self.loaded(plan.dtype())?;
-        if !plan.template.rotates_only() {
-            self.cuda().load_append(&[plan.dtype()])?;
+        let family = match &plan.fusion {
+            Some(_) => Some(Family::Fused),
+            None if plan.template.rotates_only() => None,
+            None => Some(Family::Append),
+        };
+        if let Some(family) = family {
+            self.cuda().load_family(family, &[plan.dtype()])?;
         }
         Ok(plan)
     }

@@ -1,5 +1,7 @@
 //! What is asked for: layouts, stages and caches, not yet checked.
 
+#[cfg(doc)]
+use crate::Error;
 use crate::cache::KvCacheLayout;
 use crate::codes::StoredCodes;
 use crate::element::Dtype;

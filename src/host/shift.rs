@@ -28,7 +28,7 @@ use std::time::Duration;
 #[cfg(feature = "rayon")]
 const fn codes_per_microsecond(isa: Isa) -> u64 {
     match isa {
-        Isa::Scalar => 60,
+        Isa::Scalar => 160,
         _ => 1000,
     }
 }

@@ -544,7 +544,7 @@ pub enum Error {
          move only as they all do, so copy it for one of them first"
     )]
     SlotRangesDiffer {
-        /// The first such slot, of the lowest two such ranges.
+        /// The first slot that two such ranges share.
         slot: usize,
     },
     /// Not a distance for each axis.

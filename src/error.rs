@@ -519,6 +519,53 @@ pub enum Error {
         /// The angle source.
         what: &'static str,
     },
+    /// The rotation would do more to cached keys than to move them.
+    #[error(
+        "the rotation has an attention factor, or an output pairing of its own, which rotated keys have \
+         already: make the rotator of Rope::shift"
+    )]
+    NotAShift,
+    /// Slots to be moved are not in the cache.
+    #[error(
+        "slots {first}..{end} are not a range of the cache's {slots}: give ranges that end where they begin \
+         or later, numbered through all pages"
+    )]
+    SlotRange {
+        /// The first slot.
+        first: usize,
+        /// The slot behind the last one.
+        end: usize,
+        /// Slots of the cache.
+        slots: usize,
+    },
+    /// Slots are to be moved by two distances.
+    #[error(
+        "slot {slot} is in ranges of different distances or frequency rows: a slot that sequences share can \
+         move only as they all do, so copy it for one of them first"
+    )]
+    SlotRangesDiffer {
+        /// The first slot that two such ranges share.
+        slot: usize,
+    },
+    /// Not a distance for each axis.
+    #[error(
+        "{got} distances for positions on {axes} axes: give one for each, or SlotRange::new one for all"
+    )]
+    ShiftAxes {
+        /// Axes of the rotation.
+        axes: usize,
+        /// Distances given.
+        got: usize,
+    },
+    /// Cached keys that only the host backend moves.
+    #[error(
+        "cached keys with {what} are moved by the host backend only: move them in host memory, or rotate \
+         the original keys again"
+    )]
+    ShiftOnHost {
+        /// What they have.
+        what: &'static str,
+    },
     /// The plan was made for another rotation: other angles (the same object, not equal values),
     /// pairing or direction. Rotators of one [`Rope`](crate::Rope) and its clones share plans.
     #[error(

@@ -87,6 +87,7 @@ mod plan;
 mod positions;
 pub mod quantize;
 mod rope;
+mod shift;
 mod stages;
 mod step;
 
@@ -110,6 +111,7 @@ pub use layout::Layout;
 pub use plan::{Appended, InOut, Plan, Problem};
 pub use positions::{FrequencyRowKind, PositionKind, Positions, PositionsIn};
 pub use rope::{Direction, Pairing, Rope};
+pub use shift::{KeyScales, ShiftPlan, SlotRange};
 pub use stages::Stages;
 #[cfg(feature = "cuda")]
 pub use step::CudaMemory;

@@ -150,7 +150,8 @@ impl Codes {
         }
     }
 
-    fn value(self, code: u8) -> f32 {
+    #[inline(always)]
+    pub(crate) fn value(self, code: u8) -> f32 {
         match self {
             Codes::E4m3 => e4m3_to_f32(code),
             Codes::Int8 | Codes::Int8Full => f32::from(code as i8),
@@ -309,11 +310,22 @@ impl Quantization {
     }
 
     fn scale_of<T: Element>(&self, values: &[T], floor: f32, rounding: ScaleRounding) -> f32 {
-        let magnitudes = values.iter().map(|value| value.widen().abs());
-        let amax = (magnitudes.filter(|x| x.is_finite())).fold(0.0, f32::max);
         let most = self.codes.most();
-        scale_of(amax, most, least_scale(floor, rounding), rounding)
+        scale_of(amax(values), most, least_scale(floor, rounding), rounding)
     }
+}
+
+/// The largest magnitude that is a number; 0 if there is none.
+#[inline(always)]
+pub(crate) fn amax<T: Element>(values: &[T]) -> f32 {
+    // As bits, which are in the order of magnitudes, and can be compared in any order.
+    let mut amax = 0;
+    for value in values {
+        let magnitude = (value.widen().to_bits() & 0x7fff_ffff) as i32;
+        let counts = magnitude < INFINITY as i32;
+        amax = amax.max(if counts { magnitude } else { 0 });
+    }
+    f32::from_bits(amax as u32)
 }
 
 /// The least scale that a floor stands for.

@@ -110,6 +110,10 @@ impl Rope {
     /// result is off by one more rounding than a rotation of the original keys. With rows of
     /// frequencies each sequence has to keep its row.
     ///
+    /// Keys in the slots of a cache, quantised ones too, are moved by
+    /// [`HostRotator::shift_cached`](crate::HostRotator::shift_cached), of a rotator of what this returns;
+    /// others by a plain plan:
+    ///
     /// ```
     /// use phasor::{
     ///     Dtype, Frequencies, Host, InOut, Layout, Pairing, Positions, Problem, Rope,

@@ -15,6 +15,7 @@
 mod driver;
 mod enqueue;
 mod image;
+mod shift;
 mod step;
 
 use std::mem::ManuallyDrop;
@@ -32,7 +33,7 @@ pub use image::KernelImage;
 pub use step::{CudaBytes, CudaReport, CudaStep, CudaWeights};
 
 use crate::call::{
-    Addresses, AngleAddresses, CacheAddresses, RawPositions, StageAddresses, TensorAddresses,
+    Addresses, AngleAddresses, CacheAddresses, Call, RawPositions, StageAddresses, TensorAddresses,
 };
 use crate::element::{Dtype, Element};
 use crate::ids::{Id, Ids};
@@ -621,9 +622,16 @@ impl CudaRotator {
         plan: &Plan,
         addresses: &Addresses,
     ) -> Result<(), Error> {
-        let Some(call) = plan.call(addresses)? else {
-            return Ok(());
-        };
+        match plan.call(addresses)? {
+            // SAFETY: the caller's.
+            Some(call) => unsafe { self.enqueue_call(stream, &call) },
+            None => Ok(()),
+        }
+    }
+
+    /// # Safety
+    /// See [`rotate_raw`](Self::rotate_raw); the call's angles are this rotator's.
+    unsafe fn enqueue_call(&self, stream: CUstream, call: &Call) -> Result<(), Error> {
         let cuda = &self.cuda().inner;
         let kernels = self.loaded(call.dtype)?;
         cuda.context

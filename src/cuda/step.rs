@@ -36,10 +36,10 @@ pub type CudaWeights<'a, T> = StageWeights<'a, T, CudaMemory>;
 /// these. Made by `From` mutable slices and views.
 #[derive(Debug)]
 pub struct CudaBytes<'a> {
-    view: CudaViewMut<'a, u8>,
+    pub(super) view: CudaViewMut<'a, u8>,
     /// Bytes of one value.
-    size: usize,
-    dtype: Option<Dtype>,
+    pub(super) size: usize,
+    pub(super) dtype: Option<Dtype>,
 }
 
 impl<'a> CudaBytes<'a> {

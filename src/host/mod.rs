@@ -14,6 +14,7 @@ mod guard_pages;
 mod neon;
 mod run;
 mod scalar;
+mod shift;
 mod stages;
 mod step;
 #[cfg(feature = "rayon")]

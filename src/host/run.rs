@@ -31,7 +31,7 @@ const LARGEST_ORDINARY: f32 = 4096.0;
 /// Bytes that one thread reads and writes in a nanosecond where they are in its caches: what was measured
 /// on a fast processor. On a slower one a call stays on one thread for longer than it would have to.
 #[cfg(feature = "rayon")]
-fn bytes_per_nanosecond(isa: Isa, dtype: Dtype) -> u64 {
+pub(super) fn bytes_per_nanosecond(isa: Isa, dtype: Dtype) -> u64 {
     let [f32, f16, bf16] = match isa {
         Isa::Scalar => [3, 1, 2],
         Isa::Neon | Isa::Avx2 => [100, 45, 55],
@@ -199,7 +199,7 @@ struct Share {
 }
 
 /// Part `part` of `parts` nearly equal parts of `0..n`.
-fn split(n: usize, parts: usize, part: usize) -> Range<usize> {
+pub(super) fn split(n: usize, parts: usize, part: usize) -> Range<usize> {
     let bound = |i: usize| (n as u128 * i as u128 / parts as u128) as usize;
     bound(part)..bound(part + 1)
 }

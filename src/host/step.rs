@@ -29,7 +29,7 @@ pub type HostWeights<'a, T> = StageWeights<'a, T, HostMemory>;
 /// these. Made by `From` mutable slices and vectors.
 #[derive(Debug)]
 pub struct HostBytes<'a> {
-    span: ByteSpan,
+    pub(super) span: ByteSpan,
     borrowed: PhantomData<&'a mut [u8]>,
 }
 

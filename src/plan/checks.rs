@@ -3,6 +3,8 @@
 use super::problem::{InOut, Problem, Sources};
 use super::tensor::{PlannedTensor, Reach};
 use crate::cache::{CacheLayout, KvCacheLayout};
+use crate::codes::StoredCodes;
+use crate::element::Dtype;
 use crate::error::TensorName;
 use crate::layout::{Layout, Overlap, Region};
 use crate::{Angles, Direction, Error, OutOfRange, Rope};
@@ -301,25 +303,55 @@ fn check_cache_of(
     let at = usize::from(tensor.name == TensorName::V);
     let cache = problem.cache.as_ref();
     let size = cache.map_or(1, |cache| cache.element_sizes(problem.dtype)[at]);
-    layout.check(tensor.name, size)?;
-    if let Some(codes) = cache.and_then(|cache| cache.codes[at]) {
-        codes.check(tensor.name, layout)?;
+    let codes = cache.and_then(|cache| cache.codes[at]);
+    check_cache_layout(tensor.name, layout, size, codes, problem.assume_disjoint)
+}
+
+/// A cache is a layout that can be written, of heads that its codes fit.
+fn check_cache_layout(
+    tensor: TensorName,
+    layout: &CacheLayout,
+    size: usize,
+    codes: Option<StoredCodes>,
+    assume_disjoint: bool,
+) -> Result<(), Error> {
+    layout.check(tensor, size)?;
+    if let Some(codes) = codes {
+        codes.check(tensor, layout)?;
     }
     if layout.is_empty() {
         return Ok(());
     }
     match layout.region(1).self_overlap() {
-        Overlap::Overlapping => Err(Error::SelfOverlap {
-            tensor: tensor.name,
-        }),
-        Overlap::Unknown if !problem.assume_disjoint => Err(Error::OverlapUnknown {
-            what: match tensor.name {
+        Overlap::Overlapping => Err(Error::SelfOverlap { tensor }),
+        Overlap::Unknown if !assume_disjoint => Err(Error::OverlapUnknown {
+            what: match tensor {
                 TensorName::V => "v's cache",
                 _ => "k's cache",
             },
         }),
         _ => Ok(()),
     }
+}
+
+/// Elements that a cache's buffer must have: bytes of codes, and of scales between them. `None` past
+/// `usize`.
+pub(crate) fn cache_len(layout: &CacheLayout, codes: Option<&StoredCodes>) -> Option<usize> {
+    let scales = match codes {
+        Some(codes) if !codes.has_scale_buffer() => codes.scale_bytes(layout)?,
+        _ => 0,
+    };
+    Some(layout.required_len()?.max(scales))
+}
+
+/// The keys of a cache can be written where they are.
+pub(crate) fn check_keys(cache: &KvCacheLayout, dtype: Dtype) -> Result<(), Error> {
+    if let Some(layout) = &cache.k {
+        let [size, _] = cache.element_sizes(dtype);
+        check_cache_layout(TensorName::K, layout, size, cache.codes[0], false)?;
+    }
+    let keys = KvCacheLayout { v: None, ..*cache };
+    check_apart_in_cache(&keys, &Problem::new(dtype))
 }
 
 /// Each pair has one place to be read from and another to be written to.

@@ -5,6 +5,7 @@ mod operands;
 mod problem;
 mod tensor;
 
+pub(crate) use checks::{cache_len, check_keys};
 pub use problem::{Appended, InOut, Problem};
 pub(crate) use tensor::PlannedTensor;
 

@@ -1,5 +1,6 @@
 //! Whether a call brings what was planned.
 
+use super::checks::cache_len;
 use super::problem::Sources;
 use super::tensor::{PlannedTensor, Reach};
 use super::{Appended, InOut, Plan};
@@ -31,7 +32,8 @@ impl Plan {
             Some(cache) => cache.parts(),
             None => [(TensorName::K, None), (TensorName::V, None)],
         };
-        for ((name, layout), got) in parts.into_iter().zip(lengths) {
+        let codes = self.cache.as_ref().map_or([None; 2], |cache| cache.codes);
+        for (((name, layout), codes), got) in parts.into_iter().zip(&codes).zip(lengths) {
             let (Some(layout), Some(got)) = (layout, got) else {
                 if layout.is_some() != got.is_some() {
                     return Err(Error::CacheMissing {
@@ -45,7 +47,7 @@ impl Plan {
                 continue;
             };
             // A planned cache has a length.
-            let needed = layout.required_len().unwrap_or(usize::MAX);
+            let needed = cache_len(layout, codes.as_ref()).unwrap_or(usize::MAX);
             if got < needed {
                 let what = match name {
                     TensorName::V => "v's cache",

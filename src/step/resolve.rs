@@ -27,7 +27,12 @@ pub(crate) struct ByteSpan {
 
 impl ByteSpan {
     /// How many values of `size` bytes and of a type it has room for.
-    fn room(&self, what: &'static str, size: usize, dtype: Option<Dtype>) -> Result<usize, Error> {
+    pub(crate) fn room(
+        &self,
+        what: &'static str,
+        size: usize,
+        dtype: Option<Dtype>,
+    ) -> Result<usize, Error> {
         if self.size != 1 && (self.size != size || dtype.is_some() && self.dtype != dtype) {
             return Err(Error::BufferType {
                 what,

@@ -24,9 +24,9 @@ use phasor::half::{bf16, f16};
 use phasor::norm::HeadNorm;
 use phasor::quantize::Codes;
 use phasor::{
-    CacheLayout, DeviceElement, Dtype, Frequencies, Host, HostRotator, HostStep, HostWeights,
-    IdType, Ids, InOut, Isa, KvCacheLayout, Layout, Pairing, Positions, Problem, Rope, ScaleLayout,
-    Slots, SlotsIn, Stages, Stored, StoredCodes,
+    CacheLayout, DeviceElement, Dtype, Error, Frequencies, Host, HostRotator, HostStep,
+    HostWeights, IdType, Ids, InOut, Isa, KeyScales, KvCacheLayout, Layout, Pairing, Positions,
+    Problem, Rope, ScaleLayout, SlotRange, Slots, SlotsIn, Stages, Stored, StoredCodes,
 };
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -837,6 +837,45 @@ fn a_tensor_past_two_to_the_32_elements() {
     )
     .unwrap();
     assert_eq!(raw(&got), raw(&expected));
+}
+
+/// Pages whose slots are not like the next page's, so that ranges are up to three launches.
+#[test]
+fn cached_keys_move_as_on_the_host() {
+    let Some(context) = context() else { return };
+    let stream = context.default_stream();
+    let rope = Rope::new(
+        Frequencies::from_theta(10_000.0, 64).unwrap(),
+        Pairing::HalfSplit,
+    );
+    let layout = CacheLayout::paged_hnd(20, 16, 3, 80);
+    let cache = KvCacheLayout::k(layout);
+    let ranges = [
+        SlotRange::new(5..70, -300),
+        SlotRange::new(64..90, -300),
+        SlotRange::new(200..207, 1 << 40),
+    ];
+    let len = layout.required_len().unwrap();
+    let keys: Vec<bf16> = typed(&random_elements(&mut Rng(8), Dtype::Bf16, len));
+    let mut expected = keys.clone();
+    let host = Host::new().rotator(&rope);
+    let plan = host.shift_plan(Dtype::Bf16, &cache, 4).unwrap();
+    host.shift_cached(&plan, &mut expected, KeyScales::None, &ranges)
+        .unwrap();
+    for (image, cuda) in images(&context) {
+        let rotator = cuda.rotator(&rope).unwrap();
+        let plan = rotator.shift_plan(Dtype::Bf16, &cache, 4).unwrap();
+        let mut on_device = stream.clone_htod(&keys).unwrap();
+        rotator
+            .shift_cached(&stream, &plan, &mut on_device, &ranges)
+            .unwrap();
+        let got = stream.clone_dtoh(&on_device).unwrap();
+        stream.synchronize().unwrap();
+        assert!(raw(&got) == raw(&expected), "{image}");
+        let past = [SlotRange::new(0..16, 1), SlotRange::new(0..321, 1)];
+        let refused = rotator.shift_cached(&stream, &plan, &mut on_device, &past);
+        assert!(matches!(refused, Err(Error::SlotRange { .. })));
+    }
 }
 
 /// The driver's compiler lays the structs of a call out as the bindings do.

@@ -1,11 +1,12 @@
 use crate::number::by_dtype;
 use crate::plans::Work;
 use crate::positions::{Ids, same_device};
-use crate::storages::{Held, Lent, OF_POSITIONS, Request, Slot, shared};
+use crate::storages::{Lent, OF_POSITIONS, Request, Slot, shared};
 use crate::view::{Rank, View, dtype_of};
 use crate::{Error, Positions, Result, RotaryEmbedding, host};
 use candle_core::{Device, Tensor};
 use phasor::{CacheLayout, HostKvCache, SlotsIn, Stored};
+use std::sync::atomic::Ordering;
 
 /// The order of the dims of a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -175,21 +176,23 @@ impl<'a> Slots<'a> {
             .map(|ids| ids.and_then(|ids| ids.request(request)))
     }
 
-    fn on_host<'s, const N: usize>(
+    /// As phasor takes them; `memory` has ids, whose storage is in the given slot.
+    pub(crate) fn given<'s, M>(
         &'s self,
-        slots: [Option<Slot>; 3],
-        held: &Held<'s, N>,
-    ) -> Result<phasor::Slots<'s>> {
-        let at = |ids: &'s Ids<'a>, n: usize| ids.on_host(slots[n], held);
+        [first, second, third]: [Option<Slot>; 3],
+        mut memory: impl FnMut(&'s Ids<'a>, Option<Slot>) -> Result<phasor::Ids<M>>,
+    ) -> Result<SlotsIn<M>> {
         Ok(match &self.0 {
-            Choice::Mapping(ids) => SlotsIn::mapping(at(ids, 0)?),
+            Choice::Mapping(ids) => SlotsIn::mapping(memory(ids, first)?),
             Choice::PageTable(pages, lengths) => {
-                SlotsIn::page_table(at(pages, 0)?, at(lengths, 1)?)
+                SlotsIn::page_table(memory(pages, first)?, memory(lengths, second)?)
             }
-            Choice::PageIndices(indptr, indices, lengths) => {
-                SlotsIn::page_indices(at(indptr, 0)?, at(indices, 1)?, at(lengths, 2)?)
-            }
-            Choice::Sequences(lengths) => SlotsIn::sequences(at(lengths, 0)?),
+            Choice::PageIndices(indptr, indices, lengths) => SlotsIn::page_indices(
+                memory(indptr, first)?,
+                memory(indices, second)?,
+                memory(lengths, third)?,
+            ),
+            Choice::Sequences(lengths) => SlotsIn::sequences(memory(lengths, first)?),
         })
     }
 }
@@ -201,7 +204,11 @@ impl RotaryEmbedding {
     /// What lies between the projection and the attention of a layer, at once: rotates `q` where it is, and
     /// stores rotated `k` and `v` in their caches. `k` and `v` are only read, and have dims in the same
     /// order as `q`, or all three are `[tokens, heads, head_dim]`. q, k and v are windows of one tensor
-    /// (packed qkv), or q is a tensor of its own. So far on the CPU only.
+    /// (packed qkv), or q is a tensor of its own.
+    ///
+    /// On a CUDA device this is one launch, and waits for it, to say what was stored;
+    /// [`append_later`](Self::append_later) does not wait. Where several tokens of a call have one slot, it
+    /// holds the last of them on the CPU, and parts of any of them on a CUDA device.
     ///
     /// ```
     /// use candle_core::{DType, Device, Tensor};
@@ -223,8 +230,7 @@ impl RotaryEmbedding {
     /// ```
     ///
     /// # Errors
-    /// [`Error`]: each names what to change; on a CUDA device
-    /// [`phasor::Error::HostOnly`]. Nothing is written then.
+    /// [`Error`]: each names what to change. Nothing is written then.
     pub fn append<'p>(
         &self,
         q: &Tensor,
@@ -234,6 +240,56 @@ impl RotaryEmbedding {
         positions: impl Into<Positions<'p>>,
         slots: Slots<'_>,
     ) -> Result<Stored> {
+        match self.appended([q, k, v], cache, positions.into(), slots)? {
+            Some(stored) => Ok(stored),
+            None => self.stored(q.device()),
+        }
+    }
+
+    /// The same without waiting for a device. Whether all was stored, [`stored`](Self::stored) tells.
+    ///
+    /// # Errors
+    /// Those of [`append`](Self::append).
+    pub fn append_later<'p>(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        cache: KvCache<'_>,
+        positions: impl Into<Positions<'p>>,
+        slots: Slots<'_>,
+    ) -> Result<()> {
+        if let Some(Stored::NotAll) = self.appended([q, k, v], cache, positions.into(), slots)? {
+            self.shared.missed.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Whether all was stored by [`append_later`](Self::append_later) of this rotation and its clones on a
+    /// device since this was last asked. Waits for the device.
+    ///
+    /// # Errors
+    /// [`Error::Phasor`] if the device fails.
+    pub fn stored(&self, device: &Device) -> Result<Stored> {
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(device) = device {
+            return self.shared.cuda.stored(device);
+        }
+        let missed = device.is_cpu() && self.shared.missed.swap(false, Ordering::Relaxed);
+        Ok(match missed {
+            true => Stored::NotAll,
+            false => Stored::All,
+        })
+    }
+
+    /// What was stored, where that is known at once.
+    fn appended(
+        &self,
+        [q, k, v]: [&Tensor; 3],
+        cache: KvCache<'_>,
+        positions: Positions<'_>,
+        slots: Slots<'_>,
+    ) -> Result<Option<Stored>> {
         let q = self.view("q", q, Rank::Either)?.untracked()?;
         let k = self.view("k", k, Rank::Either)?.untracked()?.beside(&q)?;
         let v = self.view("v", v, Rank::Either)?.untracked()?.beside(&q)?;
@@ -251,11 +307,7 @@ impl RotaryEmbedding {
             }
             Ok(())
         })?;
-        if device.is_cuda() {
-            let what = "storing in a cache";
-            return Err(phasor::Error::HostOnly { what }.into());
-        }
-        let (positions, slots) = (positions.into().on(device)?, slots.on(device)?);
+        let (positions, slots) = (positions.on(device)?, slots.on(device)?);
         let mut request = Request::<{ 5 + OF_POSITIONS + 3 }>::new();
         let to_k = request.write(cache.k);
         let to_v = request.write(cache.v);
@@ -299,11 +351,26 @@ impl RotaryEmbedding {
         };
         let plan = self.shared.plan(q.0.dtype, work)?;
         if plan.is_empty() {
-            return Ok(Stored::All);
+            return Ok(Some(Stored::All));
         }
         request.run(|mut held| {
+            #[cfg(feature = "cuda")]
+            if device.is_cuda() {
+                let kv = [&k, &v].map(|(view, slot)| (held.read(*slot), view.start));
+                let tensors = crate::cuda::StepTensors {
+                    q: (held.take(q.1), if packed { base } else { q.0.start }),
+                    kv: (!packed).then_some(kv),
+                    caches: [held.take(to_k), held.take(to_v)],
+                    cache_starts: if one_cache { [cache_base; 2] } else { starts },
+                };
+                let slots = (&slots, slot_ids);
+                return by_dtype!(q.0.dtype, T => {
+                    crate::cuda::append::<T, _>(&self.shared, &plan, tensors, &asked, slots, &held)?;
+                    Ok(None)
+                });
+            }
             let given = asked.on_host(q.0.counts(), &held)?;
-            let slots = slots.on_host(slot_ids, &held)?;
+            let slots = slots.given(slot_ids, |ids, slot| ids.on_host(slot, &held))?;
             by_dtype!(q.0.dtype, T => {
                 let caches = (held.take(to_k), held.take(to_v));
                 let caches = written_caches::<T>(caches, starts, cache_base)?;
@@ -311,13 +378,14 @@ impl RotaryEmbedding {
                 if packed {
                     let buffer = host::written::<T>(held.take(q.1), base)?;
                     let stored = rotator.append_one_buffer(&plan, buffer, caches, given, slots)?;
-                    return Ok(stored);
+                    return Ok(Some(stored));
                 }
                 let read = |(view, slot): &Placed<'_>| host::read::<T>(held.read(*slot), view.start);
                 let (k, v) = (read(&k)?, read(&v)?);
                 let to = host::written::<T>(held.take(q.1), q.0.start)?;
                 let (to, k, v) = (Some(to.into()), Some(k.into()), Some(v.into()));
-                Ok(rotator.append(&plan, to, k, v, caches, given, slots)?)
+                let stored = rotator.append(&plan, to, k, v, caches, given, slots)?;
+                Ok(Some(stored))
             })
         })
     }

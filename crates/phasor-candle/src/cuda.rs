@@ -6,39 +6,71 @@ use crate::positions::Asked;
 use crate::rotary::Shared;
 use crate::storages::{Held, Lent, Request, Slot};
 use crate::view::{DimOrder, View};
-use crate::{Result, host};
+use crate::{Result, Slots, host};
 use candle_core::cuda_backend::{CudaStorageSlice, DeviceId};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, DType, Storage, Tensor};
 use phasor::call::{AngleAddresses, RawPositions, TensorAddresses};
-use phasor::cuda::{Cuda, CudaIds, CudaPositions, CudaRotator};
+use phasor::cuda::{Cuda, CudaIds, CudaPositions, CudaReport, CudaRotator, CudaStep};
 use phasor::cudarc::driver::{
     CudaSlice, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, ValidAsZeroBits,
 };
 use phasor::half::{bf16, f16};
-use phasor::{Dtype, IdType, Ids, InOut, Pairing, Rope};
-use std::sync::{Mutex, PoisonError};
+use phasor::{Appended, Dtype, IdType, Ids, InOut, Pairing, Rope, Stored};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The kernels and angles of one rotation on the devices where it was used.
 #[derive(Debug, Default)]
-pub(crate) struct Rotators(Mutex<Vec<(DeviceId, Dtype, CudaRotator)>>);
+pub(crate) struct Rotators(Mutex<Vec<Loaded>>);
+
+/// What a rotation has on one device for one element type.
+#[derive(Clone, Debug)]
+pub(crate) struct Loaded {
+    device: DeviceId,
+    dtype: Dtype,
+    rotator: CudaRotator,
+    /// Of tokens that were not stored since it was last asked.
+    report: Arc<Mutex<CudaReport>>,
+}
 
 impl Rotators {
-    pub(crate) fn get(
-        &self,
-        rope: &Rope,
-        device: &CudaDevice,
-        dtype: Dtype,
-    ) -> Result<CudaRotator> {
+    pub(crate) fn get(&self, rope: &Rope, device: &CudaDevice, dtype: Dtype) -> Result<Loaded> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let here = (device.id(), dtype);
-        if let Some((.., rotator)) = known.iter().find(|of| (of.0, of.1) == here) {
-            return Ok(rotator.clone());
+        if let Some(loaded) = known.iter().find(|of| (of.device, of.dtype) == here) {
+            return Ok(loaded.clone());
         }
         let stream = device.cuda_stream();
         let rotator = Cuda::new(stream.context(), &[dtype])?.rotator(rope)?;
-        known.push((device.id(), dtype, rotator.clone()));
-        Ok(rotator)
+        let loaded = Loaded {
+            device: device.id(),
+            dtype,
+            report: Arc::new(Mutex::new(rotator.cuda().report()?)),
+            rotator,
+        };
+        known.push(loaded.clone());
+        Ok(loaded)
+    }
+
+    /// The same, with the kernels that append too.
+    pub(crate) fn load(&self, rope: &Rope, device: &CudaDevice, dtype: Dtype) -> Result<()> {
+        let loaded = self.get(rope, device, dtype)?;
+        Ok(loaded.rotator.cuda().load_append(&[dtype])?)
+    }
+
+    /// Whether all was stored on a device since this was last asked. Waits for its stream.
+    pub(crate) fn stored(&self, device: &CudaDevice) -> Result<Stored> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let stream = device.cuda_stream();
+        let mut all = Stored::All;
+        for loaded in known.iter().filter(|of| of.device == device.id()) {
+            let mut report = loaded.report.lock().unwrap_or_else(PoisonError::into_inner);
+            if report.stored(&stream)? == Stored::NotAll {
+                all = Stored::NotAll;
+                report.clear(&stream)?;
+            }
+        }
+        Ok(all)
     }
 }
 
@@ -102,7 +134,7 @@ fn lent(lent: Option<Lent<'_>>) -> Result<(&mut CudaStorage, CudaDevice)> {
 
 /// What all calls of a plan have in common.
 pub(crate) struct Call<'s> {
-    rotator: CudaRotator,
+    loaded: Loaded,
     device: CudaDevice,
     plan: &'s Planned,
     positions: CudaPositions<'s>,
@@ -126,15 +158,13 @@ impl<'s> Call<'s> {
         asked: &'s Asked<'_>,
         held: &Held<'s, N>,
     ) -> Result<Self> {
-        let rotator = shared.cuda.get(&shared.rope, &device, plan.dtype())?;
+        let loaded = shared.cuda.get(&shared.rope, &device, plan.dtype())?;
         let shape = [plan.batch(), plan.tokens()];
         let positions = asked.given(shape, |ids, slot| {
-            // Slices have been copied to the device.
-            let tensor = ids.as_tensor().ok_or_else(host::not_there)?;
-            ids_of(tensor, slot.and_then(|slot| held.read(slot)))
+            ids_of(ids, slot.and_then(|slot| held.read(slot)))
         })?;
         Ok(Self {
-            rotator,
+            loaded,
             device,
             plan,
             positions,
@@ -183,13 +213,15 @@ impl<'s> Call<'s> {
         let stream = self.device.cuda_stream();
         let (q, k) = (Some(operand), None);
         Ok(self
+            .loaded
             .rotator
             .rotate(&stream, self.plan, q, k, &self.positions)?)
     }
 }
 
-/// Integers of a tensor in device memory.
-fn ids_of<'s>(tensor: &Tensor, storage: Option<&'s Storage>) -> Result<CudaIds<'s>> {
+/// Integers in device memory, which slices have been copied to by now.
+fn ids_of<'s>(ids: &crate::Ids<'_>, storage: Option<&'s Storage>) -> Result<CudaIds<'s>> {
+    let tensor = ids.as_tensor().ok_or_else(host::not_there)?;
     let Some(Storage::Cuda(storage)) = storage else {
         return Err(host::not_there());
     };
@@ -222,6 +254,7 @@ pub(crate) fn rotate<T: Number, const N: usize>(
     };
     let stream = call.device.cuda_stream();
     Ok(call
+        .loaded
         .rotator
         .rotate(&stream, plan, Some(q), k, &call.positions)?)
 }
@@ -239,8 +272,71 @@ pub(crate) fn rotate_windows<T: Number, const N: usize>(
     let buffer = written::<T>(buffer, base)?;
     let stream = call.device.cuda_stream();
     Ok(call
+        .loaded
         .rotator
         .rotate_one_buffer(&stream, plan, buffer, &call.positions)?)
+}
+
+/// The tensors of a step: storages, and where in them these begin.
+pub(crate) struct StepTensors<'s> {
+    /// The queries, or q, k and v in one.
+    pub(crate) q: (Option<Lent<'s>>, usize),
+    pub(crate) kv: Option<[(Option<&'s Storage>, usize); 2]>,
+    /// Two caches, or one that has both.
+    pub(crate) caches: [Option<Lent<'s>>; 2],
+    pub(crate) cache_starts: [usize; 2],
+}
+
+/// Rotates, and stores keys and values in their caches. What is not stored is in the report.
+pub(crate) fn append<T: Number, const N: usize>(
+    shared: &Shared,
+    plan: &Planned,
+    tensors: StepTensors<'_>,
+    asked: &Asked<'_>,
+    (slots, slot_ids): (&Slots<'_>, [Option<Slot>; 3]),
+    held: &Held<'_, N>,
+) -> Result<()> {
+    let (q, device) = lent(tensors.q.0)?;
+    let Call {
+        loaded,
+        device,
+        positions,
+        ..
+    } = Call::on(shared, plan, device, asked, held)?;
+    let slots = slots.given(slot_ids, |ids, slot| {
+        ids_of(ids, slot.and_then(|slot| held.read(slot)))
+    })?;
+    let q = written::<T>(q, tensors.q.1)?;
+    let step = CudaStep::new(positions).slots(slots);
+    let step = match tensors.kv {
+        None => step.buffer(q),
+        Some([k, v]) => step
+            .q(InOut::InPlace(q))
+            .k(Appended::ToCache(source::<T>(k)?))
+            .v(Appended::ToCache(source::<T>(v)?)),
+    };
+    let [first, second] = tensors.caches;
+    let [k_start, v_start] = tensors.cache_starts;
+    let mut first = written::<T>(lent(first)?.0, k_start)?;
+    let mut second = match second {
+        None => None,
+        second => Some(written::<T>(lent(second)?.0, v_start)?),
+    };
+    let step = match &mut second {
+        None => step.kv_cache(&mut first),
+        Some(second) => step.k_cache(&mut first).v_cache(second),
+    };
+    let report = loaded.report.lock().unwrap_or_else(PoisonError::into_inner);
+    let stream = device.cuda_stream();
+    Ok(loaded.rotator.step(&stream, plan, step, Some(&report))?)
+}
+
+/// Keys or values that are read.
+fn source<T: Number>((storage, start): (Option<&Storage>, usize)) -> Result<CudaView<'_, T>> {
+    match storage {
+        Some(Storage::Cuda(storage)) => read(storage, start),
+        _ => Err(host::not_there()),
+    }
 }
 
 /// Rotates by tables of the call; `starts` has the first row of each sequence, if they differ.
@@ -273,7 +369,8 @@ pub(crate) fn rotated_by_tables(
             return Err(host::not_there());
         };
         let device = source.device.clone();
-        let rotator = rotary.shared.cuda.get(rotary.rope(), &device, view.dtype)?;
+        let loaded = rotary.shared.cuda.get(rotary.rope(), &device, view.dtype)?;
+        let rotator = &loaded.rotator;
         let stream = device.cuda_stream();
         let table = |tensor: &Tensor, slot: Slot| -> Result<CudaView<'_, f32>> {
             let Some(Storage::Cuda(storage)) = held.read(slot) else {

@@ -13,6 +13,7 @@ use phasor::config::{ModelConfig, RopeConfig};
 use phasor::{Dtype, Host, HostRotator, Rope};
 use std::borrow::Cow;
 use std::io::{Read, Seek};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// A rotation of candle's tensors. Make one for each kind of layer of a model, and clone it for its layers:
@@ -45,6 +46,8 @@ pub(crate) struct Shared {
     pub(crate) host: HostRotator,
     on: Host,
     pub(crate) plans: Plans,
+    /// Whether a token was not stored on the CPU, and nobody was told yet.
+    pub(crate) missed: AtomicBool,
     backward: OnceLock<Arc<Shared>>,
     #[cfg(feature = "cuda")]
     pub(crate) cuda: crate::cuda::Rotators,
@@ -57,6 +60,7 @@ impl Shared {
             host: on.rotator(rope),
             on,
             plans: Plans::default(),
+            missed: AtomicBool::new(false),
             backward: OnceLock::new(),
             #[cfg(feature = "cuda")]
             cuda: crate::cuda::Rotators::default(),
@@ -192,11 +196,7 @@ impl RotaryEmbedding {
         let dtype = crate::view::dtype_of("a tensor of this type", &tensor)?;
         match device {
             #[cfg(feature = "cuda")]
-            Device::Cuda(device) => self
-                .shared
-                .cuda
-                .get(&self.shared.rope, device, dtype)
-                .map(drop),
+            Device::Cuda(device) => self.shared.cuda.load(&self.shared.rope, device, dtype),
             _ => {
                 let _ = dtype;
                 Ok(())

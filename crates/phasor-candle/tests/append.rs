@@ -369,3 +369,27 @@ fn what_is_refused() {
     assert_eq!(values(&q), before);
     assert_eq!(values(&k_cache), values(&paged(nhd)[0]));
 }
+
+#[test]
+fn what_was_not_stored_is_told_later() {
+    let rotary = rotary(DimOrder::Bthd);
+    let clone = rotary.clone();
+    let Step { q, k, v } = step(1, 3, DType::F32);
+    let [k_cache, v_cache] = paged(CacheOrder::Nhd);
+    let cache = KvCache::new(&k_cache, &v_cache, CacheOrder::Nhd);
+    let later = |slots: &[i64]| rotary.append_later(&q, &k, &v, cache, 3, Slots::mapping(slots));
+    later(&[1, 2, 3]).unwrap();
+    assert_eq!(rotary.stored(&CPU).unwrap(), Stored::All);
+    later(&[1, 32, 3]).unwrap();
+    later(&[1, 2, 3]).unwrap();
+    assert!(later(&[1, 2]).is_err());
+    assert_eq!(clone.stored(&CPU).unwrap(), Stored::NotAll);
+    assert_eq!(rotary.stored(&CPU).unwrap(), Stored::All);
+    // What is told at once is not told again.
+    let outside = Slots::mapping(&[1, 2, 99]);
+    let stored = rotary.append(&q, &k, &v, cache, 3, outside).unwrap();
+    assert_eq!(
+        (stored, rotary.stored(&CPU).unwrap()),
+        (Stored::NotAll, Stored::All)
+    );
+}

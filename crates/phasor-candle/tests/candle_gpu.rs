@@ -4,7 +4,7 @@
 use candle_core::{DType, Device, Tensor, Var};
 use phasor::{Frequencies, Pairing, Rope};
 use phasor_candle::{
-    CacheOrder, DimOrder, Error, KvCache, Positions, RotaryEmbedding, Slots, rotary_emb,
+    CacheOrder, DimOrder, Error, KvCache, Positions, RotaryEmbedding, Slots, Stored, rotary_emb,
 };
 
 const CPU: Device = Device::Cpu;
@@ -184,16 +184,48 @@ fn devices_do_not_mix() {
     );
     let [here, there] = [&gpu, &other].map(|device| rotary.apply(&x(device), 9).unwrap());
     assert_same(&here, &there);
-    // Caches are filled on the CPU only.
-    let [q, k, v] = [&gpu; 3].map(&x);
-    let room = || Tensor::zeros((1, 2, 8, 64), DType::F32, &gpu).unwrap();
-    let (k_cache, v_cache) = (room(), room());
-    let cache = KvCache::new(&k_cache, &v_cache, CacheOrder::Hnd);
-    let error = rotary
-        .append(&q, &k, &v, cache, 0, Slots::sequences(&[0u32]))
-        .unwrap_err();
-    assert!(
-        matches!(error, Error::Phasor(phasor::Error::HostOnly { .. })),
-        "{error}"
-    );
+}
+
+#[test]
+fn caches_are_filled_as_on_the_cpu() {
+    let Some(gpu) = device() else { return };
+    let rotary = rotary(Pairing::Interleaved).with_dim_order(DimOrder::Bthd);
+    let starts = [7i64, 1_000_000];
+    // q and both caches after a step, and what was stored.
+    let step = |dtype, packed: bool, device: &Device, slots: &[i64; 6]| {
+        let qkv = tensor(7, &[2, 3, 8, 64], dtype).to_device(device).unwrap();
+        let caches = Tensor::zeros((2, 4, 8, 2, 64), dtype, device).unwrap();
+        // All in one tensor each, or each in its own.
+        let alone = |window: Tensor| {
+            if packed {
+                window
+            } else {
+                window.copy().unwrap()
+            }
+        };
+        let [q, k, v] =
+            [(0, 4), (4, 2), (6, 2)].map(|(first, n)| alone(qkv.narrow(2, first, n).unwrap()));
+        let [k_cache, v_cache] = [0, 1].map(|n| alone(caches.get(n).unwrap()));
+        let cache = KvCache::new(&k_cache, &v_cache, CacheOrder::Nhd);
+        let ids = Tensor::from_slice(slots, (2, 3), device).unwrap();
+        let positions = Positions::starts(&starts);
+        let stored = rotary.append(&q, &k, &v, cache, positions, Slots::mapping(&ids));
+        // What was told is not told again.
+        assert_eq!(rotary.stored(device).unwrap(), Stored::All);
+        (stored.unwrap(), [q, k_cache, v_cache].map(|x| values(&x)))
+    };
+    for dtype in TYPES {
+        for packed in [false, true] {
+            for (slots, expected) in [
+                ([4, 5, 6, 31, 30, 0], Stored::All),
+                ([4, -1, 6, 32, 30, 0], Stored::NotAll),
+            ] {
+                let (stored, here) = step(dtype, packed, &CPU, &slots);
+                assert_eq!(stored, expected);
+                let (stored, there) = step(dtype, packed, &gpu, &slots);
+                assert_eq!(stored, expected);
+                assert!(there == here, "{dtype:?} {packed} {slots:?}");
+            }
+        }
+    }
 }

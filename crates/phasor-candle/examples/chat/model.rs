@@ -5,7 +5,7 @@ use candle_core::quantized::{QMatMul, gguf_file};
 use candle_core::{D, DType, Device, Module, Result, Tensor};
 use candle_nn::RmsNorm;
 use candle_nn::ops::{silu, softmax_last_dim};
-use phasor_candle::{CacheOrder, DimOrder, KvCache, RotaryEmbedding, Slots, Stored};
+use phasor_candle::{CacheOrder, DimOrder, KvCache, RotaryEmbedding, Slots};
 use std::io::{Read, Seek};
 
 /// Whose rotation a model uses.
@@ -220,18 +220,10 @@ impl Model {
         match &self.rotation {
             Rotation::Phasor(rotary) => {
                 let start = self.settings.start.wrapping_add(self.length as i64);
-                if self.settings.device.is_cpu() {
-                    let cache = KvCache::new(k_cache, v_cache, CacheOrder::Hnd);
-                    let slots = [self.length as i64];
-                    match rotary.append(&q, k, v, cache, start, Slots::sequences(&slots))? {
-                        Stored::All => {}
-                        Stored::NotAll => candle_core::bail!("the cache is full"),
-                    }
-                } else {
-                    rotary.apply_qk_inplace(&q, k, start)?;
-                    k_cache.slice_set(&heads_first(k)?, 2, self.length)?;
-                    v_cache.slice_set(&heads_first(v)?, 2, self.length)?;
-                }
+                let cache = KvCache::new(k_cache, v_cache, CacheOrder::Hnd);
+                let slots = [self.length as i64];
+                // There is room, so that all is stored.
+                rotary.append_later(&q, k, v, cache, start, Slots::sequences(&slots))?;
                 q.transpose(1, 2)
             }
             Rotation::Candle { cos, sin, .. } => {

@@ -601,9 +601,7 @@ struct HeadPart {
         return __fmul_rn(sum, __uint_as_float((93 + __clz(blockDim.x)) << 23));
     }
 
-    // `weight` is that of the head before, if any.
-    __device__ __forceinline__ void norm(const PhasorNorm& norm, uint32_t head, bool is_first,
-                                         Raw& weight) {
+    __device__ __forceinline__ void norm(const PhasorNorm& norm, uint32_t head) {
         if (norm.kind == PHASOR_NORM_LAYER) {
             const float mean = mean_of(plain_pair);
 #pragma unroll
@@ -613,10 +611,7 @@ struct HeadPart {
         apply_norm<Element>(
             norm, r, x,
             [&]() {
-                if (is_first || norm.weight_head != 0) {
-                    weight = shared_at(norm.weight + head * norm.weight_head);
-                }
-                const HeadPart of(weight);
+                const HeadPart of(shared_at(norm.weight + head * norm.weight_head));
 #pragma unroll
                 for (uint32_t i = 0; i < kValues; ++i) x[i] = weighed(norm, x[i], of.x[i]);
             },
@@ -765,7 +760,6 @@ __device__ __forceinline__ void fused_vectors(const PhasorCall& call, const Phas
                       : GroupStores::template out<Part, Element>(call, heads, served.token, goes_out);
         GroupStores stored = has_codes ? GroupStores::template cached<Part, Code>(cache)
                                        : GroupStores::template cached<Part, Element>(cache);
-        Raw weight{};
         // The first row of a warp has the most heads. Lanes without one take part in sums all the same.
         const uint32_t rounds = __shfl_sync(kAllLanes, heads.heads, 0);
 #pragma unroll 1
@@ -781,15 +775,16 @@ __device__ __forceinline__ void fused_vectors(const PhasorCall& call, const Phas
                 // Lanes without a head read what their neighbours do.
                 const uint32_t safe = is_there ? head : 0;
                 if (stages.bias != 0) part.add(Part::shared_at(stages.bias + safe * stages.bias_head));
-                if (norms && !after) part.norm(stages.norm, safe, u == 0, weight);
+                if (norms && !after) part.norm(stages.norm, safe);
                 if (rotates) part.rotate();
-                if (norms && after) part.norm(stages.norm, safe, u == 0, weight);
+                if (norms && after) part.norm(stages.norm, safe);
                 part.multiply(scale);
                 if (!codes_out) done = part.packed();
                 if (has_codes) {
                     const uint2 codes =
                         part.encoded(stages.codes, safe, is_there && cache.present, served.slot);
-                    if (is_there) (codes_out ? out : stored).put(codes);
+                    if (is_there && codes_out) out.put(codes);
+                    if (is_there && !codes_out) stored.put(codes);
                 }
             }
             if (is_there && !codes_out) out.template put<Part>(done);

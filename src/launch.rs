@@ -133,7 +133,8 @@ pub enum LaunchMode {
     /// lengths), are written by no work of the stream that may still be running when this kernel starts.
     /// That is not just the kernel before: in a chain of dependent launches several are in flight. Ids that
     /// were uploaded before the chain began, or behind an event or an ordinary launch since, are settled.
-    /// Angles are then formed, and slots looked up, before the wait.
+    /// Angles are then formed, and slots looked up, before the wait. What stages need (biases, weights and
+    /// given scales) is read after it in any mode.
     ///
     /// A false promise gives angles of other positions and stores in other slots, and never an access out of
     /// bounds.

@@ -237,6 +237,27 @@ impl AppendCase {
         })
     }
 
+    /// The call for buffers at these addresses, and operands anywhere.
+    pub fn call_at(&self, at: &[u64]) -> Result<Option<phasor::call::Call>, phasor::Error> {
+        let anywhere = 1 << 20;
+        let (tensors, cache, positions) = self.addresses(at, anywhere, |_, values| {
+            Ids::at(anywhere, values.id_type, values.len())
+        });
+        let stages =
+            (self.operands.each_ref()).map(|operands| operands.placed(at, &mut |_, _| anywhere));
+        let [q, k, v] = tensors;
+        let mut placed = |_, _| anywhere;
+        self.plan().call(&Addresses {
+            q,
+            k,
+            v,
+            angles: constant_angles(self.rope.angles(), &mut placed),
+            positions,
+            cache,
+            stages,
+        })
+    }
+
     /// Runs it as the CUDA backend would. `contended`: tokens may have the same slot.
     pub fn on_image(&self, image: &Image, contended: bool) -> Result<AppendRun, Fault> {
         let mut memory = Memory::new();

@@ -16,6 +16,7 @@ use phasor::cudarc::driver::{
     CudaSlice, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, ValidAsZeroBits,
 };
 use phasor::half::{bf16, f16};
+use phasor::launch::Family;
 use phasor::{Appended, Dtype, IdType, Ids, InOut, Pairing, Rope, Stored};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -55,7 +56,8 @@ impl Rotators {
     /// The same, with the kernels that append too.
     pub(crate) fn load(&self, rope: &Rope, device: &CudaDevice, dtype: Dtype) -> Result<()> {
         let loaded = self.get(rope, device, dtype)?;
-        Ok(loaded.rotator.cuda().load_append(&[dtype])?)
+        let cuda = loaded.rotator.cuda();
+        Ok(cuda.load_family(Family::Append, &[dtype])?)
     }
 
     /// Whether all was stored on a device since this was last asked. Waits for its stream.

@@ -5,6 +5,7 @@
 //! a folder of further PTX to hold to the same (`rope_f32.ptx` and so on, one file for each module).
 
 #[path = "support/append_cases.rs"]
+#[allow(dead_code, reason = "each test binary uses a part of it")]
 mod append_cases;
 #[path = "support/call_layout.rs"]
 mod call_layout;

@@ -254,7 +254,7 @@ impl AppendCase {
             angles: constant_angles(self.rope.angles(), &mut placed),
             positions,
             cache,
-            stages,
+            stages: Some(stages),
         })
     }
 

@@ -270,6 +270,15 @@ enum Goes {
     OutAndCache,
 }
 
+/// Which tensors of a case are windows of one buffer.
+#[derive(Clone, Copy, PartialEq)]
+enum Shared {
+    Nothing,
+    /// All that are read.
+    Sources,
+    All,
+}
+
 /// Collects the buffers of a case.
 struct Buffers<'a> {
     rng: &'a mut Rng,
@@ -308,9 +317,10 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
     };
     let head_dim_of = |rng: &mut Rng| rotary_dim + unit * rng.pick(&[0, 0, 0, 1, 2, 3, 5]);
     let (q_dim, k_dim) = (head_dim_of(rng), head_dim_of(rng));
+    // As values do not rotate, they may have fewer dims than rotate.
     let v_dim = match rng.chance(60) {
         true => k_dim,
-        false => rotary_dim + unit * rng.below(5),
+        false => unit * (1 + rng.below(rotary_dim / unit + 5)),
     };
     let even = unit.max(2);
     let offset = |rng: &mut Rng, dim: usize| even * rng.below((dim - rotary_dim) / even + 1);
@@ -363,10 +373,16 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
     let has_q = rng.chance(85);
     let has_k = !has_q || rng.chance(90);
     let has_v = rng.chance(85);
-    let one_buffer = rng.chance(30);
-    let k_goes = match one_buffer {
-        true => rng.pick(&[Goes::ToCache, Goes::InPlaceAndCache]),
-        false => rng.pick(&[
+    let shared = rng.pick(&[
+        Shared::Nothing,
+        Shared::Nothing,
+        Shared::Nothing,
+        Shared::Sources,
+        Shared::All,
+    ]);
+    let goes = |rng: &mut Rng| match shared {
+        Shared::All => rng.pick(&[Goes::ToCache, Goes::InPlaceAndCache]),
+        _ => rng.pick(&[
             Goes::InPlace,
             Goes::Out,
             Goes::ToCache,
@@ -375,13 +391,10 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
             Goes::OutAndCache,
         ]),
     };
-    let v_goes = match one_buffer {
-        true => Goes::ToCache,
-        false => rng.pick(&[Goes::Out, Goes::ToCache, Goes::ToCache, Goes::OutAndCache]),
-    };
-    let q_in_place = one_buffer || rng.chance(60);
+    let (k_goes, v_goes) = (goes(rng), goes(rng));
+    let q_in_place = shared == Shared::All || rng.chance(60);
     let in_place =
-        (has_q && q_in_place) || (has_k && !matches!(k_goes, Goes::Out | Goes::OutAndCache));
+        (has_q && q_in_place) || (has_k && matches!(k_goes, Goes::InPlace | Goes::InPlaceAndCache));
     let passes = matches!(rope.angles(), Angles::Table(table)
         if table.out_of_range() == OutOfRange::PassThrough);
     // Only one element at a time can another pairing be written than is read.
@@ -410,7 +423,7 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
     let present = [has_q, has_k, has_v];
     let name = |which: usize, names: [&'static str; 3]| names[which];
     let mut windows = [None; 3];
-    if one_buffer {
+    if shared != Shared::Nothing {
         let gap = unit * buffers.rng.below(3);
         let row: usize = shapes.iter().map(|(heads, dim)| heads * dim).sum::<usize>() + gap;
         let mut at = 0;
@@ -421,8 +434,14 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
             *window = Some(layout);
             at += heads * dim;
         }
-        buffers.add("packed", batch * tokens * row, true);
-        problem = problem.one_buffer();
+        let in_place = |goes| matches!(goes, Goes::InPlace | Goes::InPlaceAndCache);
+        let written =
+            (has_q && q_in_place) || (has_k && in_place(k_goes)) || (has_v && in_place(v_goes));
+        buffers.add("packed", batch * tokens * row, written);
+        problem = match shared {
+            Shared::All => problem.one_buffer(),
+            _ => problem.packed(),
+        };
     }
     for (which, (heads, dim)) in shapes.into_iter().enumerate() {
         if !present[which] {
@@ -448,9 +467,9 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
             None => layout(buffers.rng),
         };
         let writes = matches!(goes, Goes::InPlace | Goes::InPlaceAndCache);
-        let from = match one_buffer {
-            true => 0,
-            false => {
+        let from = match shared {
+            Shared::All | Shared::Sources => 0,
+            Shared::Nothing => {
                 let len = source.required_len().unwrap();
                 buffers.add(name(which, ["q", "k", "v"]), len, writes)
             }
@@ -460,7 +479,8 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
             Goes::InPlace | Goes::InPlaceAndCache => {
                 problem = match which {
                     0 => problem.q(source),
-                    _ => problem.k(source),
+                    1 => problem.k(source),
+                    _ => problem.v(source),
                 };
             }
             Goes::ToCache => {

@@ -6,7 +6,9 @@ use crate::kernel_cases::{
     random_positions, random_rope,
 };
 use crate::ptx_backend::{Image, constant, constant_angles, ids, run_launch, triggers};
-use phasor::call::{Addresses, AngleAddresses, CacheAddresses, RawPositions, TensorAddresses};
+use phasor::call::{
+    Addresses, AngleAddresses, CacheAddresses, Call, RawPositions, TensorAddresses,
+};
 use phasor::launch::{Kernel, LaunchMode};
 use phasor::{
     Angles, CacheLayout, Dtype, Host, IdType, Ids, Isa, KvCacheLayout, Layout, OutOfRange, Pairing,
@@ -56,6 +58,8 @@ impl TestSlots {
 pub struct AppendCase {
     pub rope: Rope,
     pub problem: Problem,
+    /// Where q, k and v are read, and where they go.
+    pub streams: [Option<(Layout, Goes)>; 3],
     pub buffers: Vec<Buffer>,
     /// Indices of the buffers: source and destination of q, k and v.
     pub tensors: [[usize; 2]; 3],
@@ -82,7 +86,17 @@ pub struct AppendRun {
     pub counts: HashMap<&'static str, Vec<(u32, u32)>>,
     /// `None` if there was nothing to launch.
     pub kernel: Option<Kernel>,
+    pub grid: [u32; 3],
     pub triggers: bool,
+}
+
+/// A case in the interpreter's memory.
+pub struct Placed {
+    /// Address of each buffer.
+    pub at: Vec<u64>,
+    pub report: u64,
+    /// `None` if there is nothing to do.
+    pub call: Option<Call>,
 }
 
 /// Host memory that begins where it is told.
@@ -187,9 +201,8 @@ impl AppendCase {
         })
     }
 
-    /// Runs it as the CUDA backend would. `contended`: tokens may have the same slot.
-    pub fn on_image(&self, image: &Image, contended: bool) -> Result<AppendRun, Fault> {
-        let mut memory = Memory::new();
+    /// Puts it in memory. `contended`: tokens may have the same slot.
+    pub fn placed(&self, memory: &mut Memory, contended: bool) -> Placed {
         let at: Vec<_> = self
             .buffers
             .iter()
@@ -208,10 +221,10 @@ impl AppendCase {
         }
         let report = memory.add("report", vec![0; 4], 0);
         let (tensors, cache, positions) = self.addresses(&at, report, |name, values| {
-            let address = ids(&mut memory, name, values.bytes.clone(), self.mode);
+            let address = ids(memory, name, values.bytes.clone(), self.mode);
             Ids::at(address, values.id_type, values.len())
         });
-        let mut placed = |name, bytes: Vec<u8>| constant(&mut memory, name, bytes);
+        let mut placed = |name, bytes: Vec<u8>| constant(memory, name, bytes);
         let angles: AngleAddresses = constant_angles(self.rope.angles(), &mut placed);
         let [q, k, v] = tensors;
         let addresses = Addresses {
@@ -224,10 +237,18 @@ impl AppendCase {
             stages: Default::default(),
         };
         let call = self.plan().call(&addresses).unwrap();
+        Placed { at, report, call }
+    }
+
+    /// Runs it as the CUDA backend would. `contended`: tokens may have the same slot.
+    pub fn on_image(&self, image: &Image, contended: bool) -> Result<AppendRun, Fault> {
+        let mut memory = Memory::new();
+        let Placed { at, report, call } = self.placed(&mut memory, contended);
         let (mut kernel, mut stats, mut as_told) = (None, Stats::default(), true);
+        let mut grid = [0; 3];
         if let Some(call) = call {
             let launch = call.launch(&image.target(self.multiprocessors, self.mode));
-            kernel = Some(launch.kernel);
+            (kernel, grid) = (Some(launch.kernel), launch.grid);
             let module = image.module(launch.kernel);
             stats = run_launch(module, &mut memory, &launch, image.dependent())?;
             as_told = triggers(&launch, &stats, image.dependent());
@@ -244,6 +265,7 @@ impl AppendCase {
                 .collect(),
             stats,
             kernel,
+            grid,
             triggers: as_told,
         })
     }
@@ -252,6 +274,8 @@ impl AppendCase {
 /// What a random case is made of, where it is not left to chance.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AppendWish {
+    /// One of each kind, by turns.
+    pub slots: Option<usize>,
     pub dtype: Option<Dtype>,
     pub pairing: Option<Pairing>,
     pub angles: Option<AngleKind>,
@@ -260,14 +284,24 @@ pub struct AppendWish {
     pub aligned: Option<bool>,
 }
 
-/// What is written of k or v.
-#[derive(Clone, Copy, PartialEq)]
-enum Goes {
+/// Where a stream is written.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Goes {
     InPlace,
     Out,
     ToCache,
     InPlaceAndCache,
     OutAndCache,
+}
+
+impl Goes {
+    pub fn in_place(self) -> bool {
+        matches!(self, Goes::InPlace | Goes::InPlaceAndCache)
+    }
+
+    pub fn cached(self) -> bool {
+        !matches!(self, Goes::InPlace | Goes::Out)
+    }
 }
 
 /// Which tensors of a case are windows of one buffer.
@@ -392,18 +426,19 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
         ]),
     };
     let (k_goes, v_goes) = (goes(rng), goes(rng));
-    let q_in_place = shared == Shared::All || rng.chance(60);
-    let in_place =
-        (has_q && q_in_place) || (has_k && matches!(k_goes, Goes::InPlace | Goes::InPlaceAndCache));
+    let q_goes = match shared == Shared::All || rng.chance(60) {
+        true => Goes::InPlace,
+        false => Goes::Out,
+    };
+    let in_place = (has_q && q_goes.in_place()) || (has_k && k_goes.in_place());
     let passes = matches!(rope.angles(), Angles::Table(table)
         if table.out_of_range() == OutOfRange::PassThrough);
     // Only one element at a time can another pairing be written than is read.
     if !in_place && !passes && wish.aligned != Some(true) {
         rope = rope.with_output_pairing(rng.pick(&[Pairing::HalfSplit, Pairing::Interleaved]));
     }
-    let is_cached = |goes: Goes| !matches!(goes, Goes::InPlace | Goes::Out);
-    let k_cached = has_k && is_cached(k_goes);
-    let v_cached = has_v && is_cached(v_goes);
+    let k_cached = has_k && k_goes.cached();
+    let v_cached = has_v && v_goes.cached();
 
     let mut problem = Problem::new(dtype).longer_buffers();
     let mut buffers = Buffers {
@@ -414,6 +449,7 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
     };
     // What is not there is at the first buffer.
     let mut tensors = [[0; 2]; 3];
+    let mut streams = [None; 3];
     let offsets = [
         offset(buffers.rng, q_dim),
         offset(buffers.rng, k_dim),
@@ -434,9 +470,9 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
             *window = Some(layout);
             at += heads * dim;
         }
-        let in_place = |goes| matches!(goes, Goes::InPlace | Goes::InPlaceAndCache);
-        let written =
-            (has_q && q_in_place) || (has_k && in_place(k_goes)) || (has_v && in_place(v_goes));
+        let written = (has_q && q_goes.in_place())
+            || (has_k && k_goes.in_place())
+            || (has_v && v_goes.in_place());
         buffers.add("packed", batch * tokens * row, written);
         problem = match shared {
             Shared::All => problem.one_buffer(),
@@ -447,12 +483,7 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
         if !present[which] {
             continue;
         }
-        let goes = match which {
-            0 if q_in_place => Goes::InPlace,
-            0 => Goes::Out,
-            1 => k_goes,
-            _ => v_goes,
-        };
+        let goes = [q_goes, k_goes, v_goes][which];
         let shape = [batch, tokens, heads, dim];
         let layout = |rng: &mut Rng| {
             let layout = random_layout(rng, shape, aligned, 4);
@@ -466,12 +497,12 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
             Some(window) => window.with_rotary_offset(offsets[which]),
             None => layout(buffers.rng),
         };
-        let writes = matches!(goes, Goes::InPlace | Goes::InPlaceAndCache);
+        streams[which] = Some((source, goes));
         let from = match shared {
             Shared::All | Shared::Sources => 0,
             Shared::Nothing => {
                 let len = source.required_len().unwrap();
-                buffers.add(name(which, ["q", "k", "v"]), len, writes)
+                buffers.add(name(which, ["q", "k", "v"]), len, goes.in_place())
             }
         };
         tensors[which] = [from; 2];
@@ -527,12 +558,14 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
             }
         };
         problem = problem.cache(layout);
+        let choice = wish.slots.unwrap_or_else(|| rng.below(4));
         slots = Some(random_slots(
             rng,
             pages,
             page_size,
             [batch, tokens],
             &lengths,
+            choice,
         ));
         let len = |layout: CacheLayout| layout.required_len().unwrap();
         caches = Some(if both {
@@ -551,6 +584,7 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
     AppendCase {
         rope,
         problem,
+        streams,
         buffers: all,
         tensors,
         caches,
@@ -582,6 +616,7 @@ fn random_slots(
     page_size: usize,
     [batch, tokens]: [usize; 2],
     lengths: &[usize],
+    choice: usize,
 ) -> TestSlots {
     let id_type = rng.pick(&ID_TYPES);
     let outside = |rng: &mut Rng, first: usize| match id_type {
@@ -592,7 +627,7 @@ fn random_slots(
         IdType::I64 => rng.pick(&[-1, i64::MIN]),
         _ => -1,
     };
-    if rng.chance(40) {
+    if choice % 4 == 0 {
         let mut free: Vec<i64> = (0..(pages * page_size) as i64).collect();
         let slots: Vec<i64> = (0..batch * tokens)
             .map(|_| match rng.below(8) {
@@ -619,7 +654,7 @@ fn random_slots(
         _ => rng.pick(&[IdType::I32, IdType::U32]),
     };
     let before_values = Values::new(lengths_type, &before);
-    if rng.chance(25) {
+    if choice % 4 == 1 {
         return TestSlots::Sequences(before_values);
     }
     let mut free: Vec<i64> = (0..pages as i64).collect();
@@ -638,7 +673,7 @@ fn random_slots(
         columns.contains(&column)
     };
     let most = 1 + rng.below(5);
-    if rng.chance(50) {
+    if choice % 4 == 2 {
         let table: Vec<i64> = (0..lengths.len())
             .flat_map(|s| (0..most).map(move |column| (s, column)))
             .map(|(s, column)| page(rng, written(s, column)))

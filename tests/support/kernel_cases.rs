@@ -862,7 +862,9 @@ pub fn ties_case(kernel: Kernel, kind: AngleKind) -> Case {
     })
 }
 
-/// A token per phase, all of one sequence; every fourth head holds the same elements, in all its pairs.
+/// A token per phase, all of one sequence; every head holds one of four kinds of elements, in all its pairs.
+/// Four heads that follow each other hold each kind, and so do four of which each is the fourth after the
+/// one before.
 fn phases_case(
     kernel: Kernel,
     kind: AngleKind,
@@ -909,7 +911,7 @@ fn phases_case(
     for (token, &(cos, sin)) in angles.iter().enumerate() {
         let kinds = elements(token, cos, sin);
         for head in 0..HEADS {
-            let [a, b] = kinds[head % 4];
+            let [a, b] = kinds[(head + head / 4) % 4];
             match pairing {
                 Pairing::HalfSplit => {
                     source.extend(std::iter::repeat_n(a, pairs));

@@ -23,7 +23,7 @@ mod suite;
 use mutants::{KernelText, Kind, Mutant, mutants};
 use phasor::Dtype;
 use phasor::launch::{Family, Kernel};
-use ptx_backend::{COMPUTE_75, COMPUTE_80, COMPUTE_90, modules};
+use ptx_backend::{COMPUTE_75, COMPUTE_80, COMPUTE_90};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -62,21 +62,9 @@ struct Target {
     text: KernelText,
 }
 
-/// Every kernel that rotates for compute_90, and for the older targets those that differ from the next newer
-/// one. Of those that append, which have all of that code and more, one of each pairing, and of each element
-/// type, for compute_90: the others are the same source with another of the two.
+/// Every kernel for compute_90, and for the older targets those that differ from the next newer one.
 fn targets() -> Vec<Target> {
     let mut targets = Vec::new();
-    for (dtype, index) in [(Dtype::Bf16, 0), (Dtype::F32, 1), (Dtype::F16, 2)] {
-        let kernel = Kernel::all(Family::Append, dtype)[index];
-        let texts = modules().zip(COMPUTE_90.concat());
-        let of_kernel = (kernel.family, kernel.dtype);
-        let (_, text) = texts.into_iter().find(|(m, _)| *m == of_kernel).unwrap();
-        targets.push(Target {
-            name: kernel.name(),
-            text: KernelText::of(kernel, text),
-        });
-    }
     for (n, dtype) in Dtype::ALL.into_iter().enumerate() {
         for kernel in Kernel::all(Family::Rope, dtype) {
             let mut newer = KernelText::of(kernel, COMPUTE_90[0][n]);

@@ -143,6 +143,16 @@ pub fn append_checks(kernel: Kernel) -> Vec<(&'static str, AppendCheck)> {
     for check in random_checks(kernel) {
         checks.push(("random", check));
     }
+    // One row of threads, which go from one stream to the next.
+    let one_row = ([1, 1, 3], [1, 1]);
+    for case in flow_cases(kernel) {
+        checks.push(("flows", AppendCheck::counted(kernel, case.clone())));
+        let how = How::Elsewhere {
+            far: false,
+            shape: Some(one_row),
+        };
+        checks.push(("flows", AppendCheck::new(kernel, case, how)));
+    }
     for case in slot_cases(kernel) {
         for (far, shape) in [(false, None), (true, None), (true, Some(FAR[8].1.unwrap()))] {
             let how = match far {
@@ -152,15 +162,12 @@ pub fn append_checks(kernel: Kernel) -> Vec<(&'static str, AppendCheck)> {
             checks.push(("slots", AppendCheck::new(kernel, case.clone(), how)));
         }
     }
-    for (case, expected) in odd_sequences(kernel) {
+    for (case, tokens, expected) in odd_sequences(kernel) {
         let check = AppendCheck {
             kernel,
-            lookups: Lookups {
-                tokens: real_tokens(&case),
-                outside: 0,
-            },
             case,
             expected,
+            lookups: Lookups { tokens, outside: 0 },
             how: How::Elsewhere {
                 far: false,
                 shape: None,
@@ -374,8 +381,25 @@ const PADDING: usize = 2;
 const PAGES: usize = 20;
 const PAGE_SIZE: usize = 4;
 
-/// What slots say of nine ragged sequences, beside what they say of tokens of a batch.
+/// Those sequences, with slots if there is a cache. By turns of `n`, streams go elsewhere and the launch is
+/// another.
 fn ragged(kernel: Kernel, id_type: IdType, slots: Option<TestSlots>, n: usize) -> AppendCase {
+    let goes = match n % 3 {
+        _ if slots.is_none() => [Goes::InPlace, Goes::Out, Goes::InPlace],
+        0 => [Goes::InPlace, Goes::ToCache, Goes::ToCache],
+        1 => [Goes::Out, Goes::InPlaceAndCache, Goes::ToCache],
+        _ => [Goes::InPlace, Goes::OutAndCache, Goes::InPlaceAndCache],
+    };
+    flowing(kernel, id_type, slots, goes, n)
+}
+
+fn flowing(
+    kernel: Kernel,
+    id_type: IdType,
+    slots: Option<TestSlots>,
+    goes: [Goes; 3],
+    n: usize,
+) -> AppendCase {
     let mut rng = Rng(17);
     let unit = if kernel.pairing.is_some() { 4 } else { 1 };
     let tokens = SEQUENCES.iter().map(|(n, _)| n).sum::<usize>() + PADDING;
@@ -389,12 +413,6 @@ fn ragged(kernel: Kernel, id_type: IdType, slots: Option<TestSlots>, n: usize) -
     let layouts = [0, 1, 2].map(|n| Layout::tokens(tokens, heads[n], dims[n]));
     let [q, k, v] = layouts;
     let k = k.with_rotary_offset(unit.max(2));
-    let goes = match n % 3 {
-        _ if slots.is_none() => [Goes::InPlace, Goes::Out, Goes::InPlace],
-        0 => [Goes::InPlace, Goes::ToCache, Goes::ToCache],
-        1 => [Goes::Out, Goes::InPlaceAndCache, Goes::ToCache],
-        _ => [Goes::InPlace, Goes::OutAndCache, Goes::InPlaceAndCache],
-    };
     let mut problem = Problem::new(kernel.dtype);
     let mut buffers = Vec::new();
     let mut tensors = [[0; 2]; 3];
@@ -426,15 +444,26 @@ fn ragged(kernel: Kernel, id_type: IdType, slots: Option<TestSlots>, n: usize) -
             _ => problem.v(in_out),
         };
     }
-    let caches = slots.is_some().then(|| {
-        let k = CacheLayout::paged_nhd(PAGES, PAGE_SIZE, heads[1], dims[1]);
-        let v = CacheLayout::paged_packed(PAGES, PAGE_SIZE, heads[2], dims[2], unit);
-        problem = problem.cache(KvCacheLayout::separate(k, v));
-        [
-            buffer("k_cache", k.required_len().unwrap(), true),
-            buffer("v_cache", v.required_len().unwrap(), true),
-        ]
-    });
+    let [k_cached, v_cached] = [1, 2].map(|which| goes[which].cached());
+    let k_cache = CacheLayout::paged_nhd(PAGES, PAGE_SIZE, heads[1], dims[1]);
+    let v_cache = CacheLayout::paged_packed(PAGES, PAGE_SIZE, heads[2], dims[2], unit);
+    let cache = match (k_cached, v_cached) {
+        (true, true) => Some(KvCacheLayout::separate(k_cache, v_cache)),
+        (true, false) => Some(KvCacheLayout::k(k_cache)),
+        (false, true) => Some(KvCacheLayout::v(v_cache)),
+        (false, false) => None,
+    };
+    if let Some(cache) = cache {
+        problem = problem.cache(cache);
+    }
+    // What is not there is at the first buffer.
+    let mut cache_of = |name, layout: CacheLayout, is_there| match is_there {
+        true => buffer(name, layout.required_len().unwrap(), true),
+        false => 0,
+    };
+    let k_index = cache_of("k_cache", k_cache, k_cached);
+    let v_index = cache_of("v_cache", v_cache, v_cached);
+    let caches = cache.map(|_| [k_index, v_index]);
     let before: Vec<_> = SEQUENCES.iter().map(|&(_, before)| before).collect();
     let steps = (0..rotary_dim / 2).map(|_| Rng(23).next()).collect();
     AppendCase {
@@ -453,6 +482,31 @@ fn ragged(kernel: Kernel, id_type: IdType, slots: Option<TestSlots>, n: usize) -
         multiprocessors: [1, 132][n % 2],
         mode: MODES[n % MODES.len()],
     }
+}
+
+/// Every way for keys and values to go, with angles after the loads and before them.
+fn flow_cases(kernel: Kernel) -> Vec<AppendCase> {
+    let all = [
+        Goes::InPlace,
+        Goes::Out,
+        Goes::ToCache,
+        Goes::InPlaceAndCache,
+        Goes::OutAndCache,
+    ];
+    let tokens = SEQUENCES.iter().map(|(n, _)| n).sum::<usize>() + PADDING;
+    let slots: Vec<i64> = (0..tokens as i64).map(|token| 3 * token).collect();
+    let mut cases = Vec::new();
+    for k in all {
+        for v in all {
+            for n in [0, 5] {
+                let q = [Goes::InPlace, Goes::Out][cases.len() / 2 % 2];
+                let slots = (k.cached() || v.cached())
+                    .then(|| TestSlots::Mapping(Values::new(IdType::I64, &slots)));
+                cases.push(flowing(kernel, IdType::I32, slots, [q, k, v], n));
+            }
+        }
+    }
+    cases
 }
 
 /// Ids of every type, and at both sides of every bound: of the pages, of a sequence's row of them, of the
@@ -530,9 +584,12 @@ fn slot_cases(kernel: Kernel) -> Vec<AppendCase> {
             ),
             TestSlots::PageIndices(values(&offsets), values(&table), lengths(&[])),
             TestSlots::PageIndices(values(&short), values(&table), lengths(&[(7, 12)])),
-            TestSlots::PageIndices(values(&odd), values(&table), lengths(&[(0, far[2])])),
+            TestSlots::PageIndices(values(&odd), values(&table), lengths(&[])),
             TestSlots::Sequences(lengths(&[(6, 3), (7, 4)])),
             TestSlots::Sequences(lengths(&[(0, far[2]), (3, negative), (8, 2)])),
+            // With the second token of 0 and of 8 they come to 0, where they are signed.
+            TestSlots::Sequences(lengths(&[(0, -1), (3, 1), (8, -1)])),
+            TestSlots::PageTable(values(&table), lengths(&[(0, -1), (8, -1)])),
         ];
         for slots in all {
             let n = cases.len();
@@ -544,42 +601,56 @@ fn slot_cases(kernel: Kernel) -> Vec<AppendCase> {
 }
 
 /// Sequences that the host refuses and a device cannot: the first begins behind the first tokens, or before
-/// all of them. What comes before the first, or belongs to one that begins nowhere, is nothing.
-fn odd_sequences(kernel: Kernel) -> Vec<(AppendCase, AppendOutcome)> {
+/// all of them; the only one has no end, or ends before all tokens. What belongs to no sequence, or to one that begins nowhere, is nothing.
+fn odd_sequences(kernel: Kernel) -> Vec<(AppendCase, u64, AppendOutcome)> {
+    let tokens = SEQUENCES.iter().map(|(n, _)| n).sum::<usize>() + PADDING;
+    let positions: Vec<i64> = (0..tokens as i64).collect();
+    let slots: Vec<i64> = (0..tokens as i64).map(|token| 2 * token).collect();
     let mut all = Vec::new();
-    for (n, id_type) in [IdType::I32, IdType::I64].into_iter().enumerate() {
-        let tokens = SEQUENCES.iter().map(|(n, _)| n).sum::<usize>() + PADDING;
-        let mapping = |without: usize| {
-            let slots: Vec<i64> = (0..tokens as i64)
-                .map(|token| match token < without as i64 {
-                    true => -1,
-                    false => 2 * token,
-                })
-                .collect();
-            TestSlots::Mapping(Values::new(IdType::I32, &slots))
+    for (n, id_type) in [IdType::I32, IdType::I64, IdType::U32]
+        .into_iter()
+        .enumerate()
+    {
+        // Of q in place, keys and values to the cache.
+        let with = |ends: &[i64], none: usize| {
+            let slots = [&vec![-1; none], &slots[none..]].concat();
+            let slots = TestSlots::Mapping(Values::new(IdType::I32, &slots));
+            AppendCase {
+                positions: TestPositions::of(PositionKind::PerToken, id_type, &positions),
+                cu_seqlens: Some(Values::new(id_type, ends)),
+                mode: MODES[n],
+                ..ragged(kernel, id_type, Some(slots), 0)
+            }
         };
-        // The first sequence has two tokens.
-        for first in [1, 2, -1, i64::from(i32::MIN)] {
-            let none = if first < 0 { 2 } else { first as usize };
-            let positions: Vec<i64> = (0..tokens as i64).collect();
-            let positions = TestPositions::of(PositionKind::PerToken, id_type, &positions);
-            let with = |slots| AppendCase {
-                positions: positions.clone(),
-                mode: LaunchMode::Ordinary,
-                ..ragged(kernel, id_type, Some(slots), 3 * n)
-            };
-            let sane = with(mapping(none));
+        // Where the first `none` tokens are nothing; else as if sequences were `sane`.
+        let mut add = |odd: &[i64], sane: &[i64], none: usize| {
+            let sane = with(sane, none);
             let mut expected = sane.on_host(Isa::Scalar).unwrap();
-            // q in place.
             let [q, _] = sane.tensors[0];
             let row = expected.buffers[q].len() / tokens;
             let before = &sane.buffers[q].bytes[..none * row];
             expected.buffers[q][..none * row].copy_from_slice(before);
-            let mut ends = sane.cu_seqlens.as_ref().unwrap().values();
-            ends[0] = first;
-            let mut odd = with(mapping(0));
-            odd.cu_seqlens = Some(Values::new(id_type, &ends));
-            all.push((odd, expected));
+            let real = real_tokens(&sane) - none as u64;
+            all.push((with(odd, 0), real, expected));
+        };
+        let mut ends = vec![0];
+        for (n, _) in SEQUENCES {
+            ends.push(ends[ends.len() - 1] + n as i64);
+        }
+        // The first sequence has two tokens.
+        for (first, none) in [(1, 1), (2, 2), (-1, 2), (i64::from(i32::MIN), 2)] {
+            let odd = [&[first], &ends[1..]].concat();
+            add(&odd, &ends, none);
+        }
+        let whole = [0, tokens as i64];
+        let endless = match id_type {
+            IdType::I64 => i64::MAX,
+            IdType::I32 => i32::MAX.into(),
+            _ => u32::MAX.into(),
+        };
+        add(&[0, endless], &whole, 0);
+        if id_type != IdType::U32 {
+            add(&[0, -1], &whole, tokens);
         }
     }
     all
@@ -596,8 +667,7 @@ fn token_sequences(case: &AppendCase) -> Vec<Option<(usize, usize)>> {
     let ends = offsets.values();
     let mut all = vec![None; tokens];
     for (sequence, bounds) in ends.windows(2).enumerate() {
-        // One that begins before all tokens has none.
-        for token in bounds[0]..if bounds[0] < 0 { bounds[0] } else { bounds[1] } {
+        for token in bounds[0]..bounds[1] {
             all[token as usize] = Some((sequence, (token - bounds[0]) as usize));
         }
     }

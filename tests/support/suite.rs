@@ -148,10 +148,14 @@ impl Rotation {
 }
 
 /// Names of the checks, and what they are.
-pub const CHECKS: [(&str, &str); 7] = [
+pub const CHECKS: [(&str, &str); 8] = [
     (
         "random",
         "every kind of position with every form of call, four random cases of each",
+    ),
+    (
+        "flows",
+        "every way for keys and values to go; threads that go from one stream to the next",
     ),
     (
         "slots",

@@ -11,7 +11,9 @@ mod kernel_cases;
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod ptx_backend;
 
-use append_cases::{AppendCase, AppendRun, AppendWish, Buffer, Operands, TestSlots, random_append};
+use append_cases::{
+    AppendCase, AppendRun, AppendWish, Buffer, Goes, Operands, TestSlots, random_append,
+};
 use kernel_cases::{Rng, TestPositions, Values, bytes, random_elements};
 use phasor::launch::{Family, LaunchMode};
 use phasor::norm::HeadNorm;
@@ -168,6 +170,7 @@ impl Step {
         };
         let [q, k] = [window(0, q_heads), window(q_heads, kv_heads)]
             .map(|layout| layout.with_rotary_offset(self.window.0));
+        let v = window(q_heads + kv_heads, kv_heads);
         let elsewhere = Layout::tokens(tokens, kv_heads, dim).with_rotary_offset(self.window.0);
         let cache = (self.layout)(9, 4, kv_heads, dim);
         let mut caches = KvCacheLayout::separate(cache, cache);
@@ -177,7 +180,7 @@ impl Step {
         let problem = Problem::new(self.dtype)
             .q(q)
             .k((k, elsewhere))
-            .v_to_cache(window(q_heads + kv_heads, kv_heads))
+            .v_to_cache(v)
             .packed()
             .longer_buffers()
             .q_stages(self.stages[0])
@@ -249,6 +252,11 @@ impl Step {
                 self.pairing,
             ),
             problem,
+            streams: [
+                Some((q, Goes::InPlace)),
+                Some((k, Goes::OutAndCache)),
+                Some((v, Goes::ToCache)),
+            ],
             buffers,
             tensors: [[0, 0], [0, 1], [0, 0]],
             caches: Some([2, 3]),

@@ -5,6 +5,11 @@
 //! of them (`PHASOR_MUTANTS=check`, or `write` to write docs/kernel-mutants.md, and
 //! `PHASOR_MUTANTS_REPORT` for a copy of the report).
 
+#[path = "support/append_cases.rs"]
+#[allow(dead_code, reason = "each test binary uses a part of it")]
+mod append_cases;
+#[path = "support/append_checks.rs"]
+mod append_checks;
 #[path = "support/kernel_cases.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod kernel_cases;

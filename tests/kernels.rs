@@ -7,6 +7,8 @@
 #[path = "support/append_cases.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod append_cases;
+#[path = "support/append_checks.rs"]
+mod append_checks;
 #[path = "support/call_layout.rs"]
 mod call_layout;
 #[path = "support/kernel_cases.rs"]
@@ -17,7 +19,7 @@ mod ptx_backend;
 #[path = "support/suite.rs"]
 mod suite;
 
-use append_cases::{AppendCase, AppendOutcome, AppendWish, Buffer, TestSlots, random_append};
+use append_cases::{AppendCase, AppendOutcome, AppendWish, Buffer, Goes, TestSlots, random_append};
 use kernel_cases::{
     Case, Elements, Rng, TensorCase, TestPositions, Values, Wish, bytes, random_case,
     random_elements,
@@ -178,9 +180,14 @@ impl Step {
             written,
         };
         let len = |layout: Layout| layout.required_len().unwrap();
+        let goes = match self.back {
+            true => [Goes::InPlace, Goes::InPlaceAndCache, Goes::OutAndCache],
+            false => [Goes::InPlace, Goes::ToCache, Goes::ToCache],
+        };
         AppendCase {
             rope: theta(self.window.1, self.pairing),
             problem,
+            streams: [0, 1, 2].map(|n| Some(([q, k, v][n], goes[n]))),
             buffers: vec![
                 buffer("q", len(q), true),
                 buffer("k", len(k), self.back),
@@ -436,7 +443,11 @@ fn every_kernel_passes_its_checks() {
     if let Ok(folder) = std::env::var("PHASOR_EXTRA_PTX") {
         targets.push((folder.clone(), texts_of(&folder)));
     }
-    for (n, module) in modules().enumerate().take(3) {
+    // Those with stages have tests of their own.
+    let checked = modules()
+        .enumerate()
+        .filter(|(_, (family, _))| *family != Family::Fused);
+    for (n, module) in checked {
         let subjects: Vec<_> = targets
             .iter()
             .map(|(name, texts)| (name, Subject::new(name, module, &texts[n]).unwrap()))

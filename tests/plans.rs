@@ -3,8 +3,8 @@
 mod support;
 
 use phasor::{
-    Dtype, Error, Frequencies, Host, HostRotator, InOut, Layout, Pairing, Plan, Positions, Problem,
-    Rope,
+    CacheLayout, Dtype, Error, Frequencies, Host, HostRotator, InOut, KvCacheLayout, Layout,
+    Pairing, Plan, Positions, Problem, Rope,
 };
 use proptest::prelude::*;
 use support::cases::{Case, cases, config};
@@ -461,4 +461,49 @@ fn plans_of_nothing() {
     assert_eq!(plan.q_shape(), Some([2, 3, 0, 8]));
     assert_eq!(plan.k_shape(), Some([2, 3, 1, 8]));
     assert_eq!(plan.dtype(), Dtype::F32);
+}
+
+/// Values do not rotate: their heads may have fewer dims than rotate, of keys and queries at no time.
+#[test]
+fn values_may_have_fewer_dims_than_rotate() {
+    let rope = Rope::new(Frequencies::from_theta(1e4, 8).unwrap(), Pairing::HalfSplit);
+    let (wide, narrow) = (Layout::tokens(3, 2, 8), Layout::tokens(3, 2, 5));
+    let cached = |k, v| {
+        let cache = |layout: Layout| {
+            let [_, _, heads, head_dim] = layout.shape();
+            CacheLayout::flat(9, heads, head_dim)
+        };
+        let cache = KvCacheLayout::separate(cache(k), cache(v));
+        let problem = f32s().q(wide).k_to_cache(k).v_to_cache(v).cache(cache);
+        Plan::new(&rope, &problem)
+    };
+    assert!(cached(wide, narrow).is_ok());
+    for v in [InOut::from(narrow), (narrow, narrow).into()] {
+        assert!(Plan::new(&rope, &f32s().q(wide).v(v)).is_ok());
+    }
+    let error = cached(narrow, wide).unwrap_err();
+    assert!(matches!(error, Error::RotaryWindow { .. }), "{error}");
+}
+
+/// Keys that are only stored have another place to be written to than to be read from, so their pairs may
+/// lie otherwise there; those in place may not, stored or not.
+#[test]
+fn only_keys_in_place_keep_their_pairing() {
+    let frequencies = Frequencies::from_theta(1e4, 8).unwrap();
+    let rope = Rope::new(frequencies, Pairing::Interleaved).with_output_pairing(Pairing::HalfSplit);
+    let layout = Layout::tokens(3, 2, 8);
+    let cache = KvCacheLayout::k(CacheLayout::flat(9, 2, 8));
+    assert!(Plan::new(&rope, &f32s().k_to_cache(layout).cache(cache)).is_ok());
+    assert!(Plan::new(&rope, &f32s().k((layout, layout)).cache(cache)).is_ok());
+    let refused = [
+        f32s().k(layout).cache(cache),
+        f32s().q(layout).k_to_cache(layout).cache(cache),
+    ];
+    for problem in refused {
+        let error = Plan::new(&rope, &problem).unwrap_err();
+        assert!(
+            matches!(error, Error::OutputPairingInPlace { .. }),
+            "{error}"
+        );
+    }
 }

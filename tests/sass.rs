@@ -10,9 +10,14 @@
 #[path = "support/sass.rs"]
 mod sass;
 
-use phasor::call::{Addresses, AngleAddresses, PhasorCall, RawPositions, TensorAddresses};
+use phasor::call::{
+    Addresses, AngleAddresses, CacheAddresses, PhasorCall, RawPositions, TensorAddresses,
+};
 use phasor::launch::{Family, Kernel, Launch, LaunchMode, Target};
-use phasor::{Dtype, Frequencies, Layout, Pairing, Plan, Problem, Rope};
+use phasor::{
+    CacheLayout, Dtype, Frequencies, IdType, Ids, KvCacheLayout, Layout, Pairing, Plan, Problem,
+    Rope, SlotsIn,
+};
 use sass::{Accesses, Bank, Code, Effect, End};
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -31,48 +36,51 @@ const ARCHITECTURES: [(&str, usize); 7] = [
     ("sm_120", 2),
 ];
 
-/// compute_75, compute_80 and compute_90 of each element type.
-const PREBUILT: [(Dtype, [&str; 3]); 3] = [
-    (
-        Dtype::F32,
-        [
-            include_str!("../cuda/prebuilt/rope_f32.compute_75.ptx"),
-            include_str!("../cuda/prebuilt/rope_f32.compute_80.ptx"),
-            include_str!("../cuda/prebuilt/rope_f32.compute_90.ptx"),
-        ],
-    ),
-    (
-        Dtype::F16,
-        [
-            include_str!("../cuda/prebuilt/rope_f16.compute_75.ptx"),
-            include_str!("../cuda/prebuilt/rope_f16.compute_80.ptx"),
-            include_str!("../cuda/prebuilt/rope_f16.compute_90.ptx"),
-        ],
-    ),
-    (
-        Dtype::Bf16,
-        [
-            include_str!("../cuda/prebuilt/rope_bf16.compute_75.ptx"),
-            include_str!("../cuda/prebuilt/rope_bf16.compute_80.ptx"),
-            include_str!("../cuda/prebuilt/rope_bf16.compute_90.ptx"),
-        ],
-    ),
+/// A module, and its images for compute_75, compute_80 and compute_90.
+type Prebuilt = (Family, Dtype, [&'static str; 3]);
+
+macro_rules! prebuilt {
+    ($family:ident, $dtype:ident, $name:literal) => {
+        (
+            Family::$family,
+            Dtype::$dtype,
+            [
+                include_str!(concat!("../cuda/prebuilt/", $name, ".compute_75.ptx")),
+                include_str!(concat!("../cuda/prebuilt/", $name, ".compute_80.ptx")),
+                include_str!(concat!("../cuda/prebuilt/", $name, ".compute_90.ptx")),
+            ],
+        )
+    };
+}
+
+const PREBUILT: [Prebuilt; 6] = [
+    prebuilt!(Rope, F32, "rope_f32"),
+    prebuilt!(Rope, F16, "rope_f16"),
+    prebuilt!(Rope, Bf16, "rope_bf16"),
+    prebuilt!(Append, F32, "append_f32"),
+    prebuilt!(Append, F16, "append_f16"),
+    prebuilt!(Append, Bf16, "append_bf16"),
 ];
 
 #[cfg(phasor_fatbin)]
-const FATBINS: [(Dtype, &[u8]); 3] = [
-    (
-        Dtype::F32,
-        include_bytes!(concat!(env!("OUT_DIR"), "/rope_f32.fatbin")),
-    ),
-    (
-        Dtype::F16,
-        include_bytes!(concat!(env!("OUT_DIR"), "/rope_f16.fatbin")),
-    ),
-    (
-        Dtype::Bf16,
-        include_bytes!(concat!(env!("OUT_DIR"), "/rope_bf16.fatbin")),
-    ),
+macro_rules! fatbin {
+    ($family:ident, $dtype:ident, $name:literal) => {
+        (
+            Family::$family,
+            Dtype::$dtype,
+            include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".fatbin")),
+        )
+    };
+}
+
+#[cfg(phasor_fatbin)]
+const FATBINS: [(Family, Dtype, &[u8]); 6] = [
+    fatbin!(Rope, F32, "rope_f32"),
+    fatbin!(Rope, F16, "rope_f16"),
+    fatbin!(Rope, Bf16, "rope_bf16"),
+    fatbin!(Append, F32, "append_f32"),
+    fatbin!(Append, F16, "append_f16"),
+    fatbin!(Append, Bf16, "append_bf16"),
 ];
 
 /// Whether the tool runs; skipping is said, or refused.
@@ -113,7 +121,7 @@ fn write(folder: &Path, name: &str, contents: &[u8]) -> PathBuf {
 fn assemble(
     folder: &Path,
     architecture: &str,
-    dtype: Dtype,
+    module: (Family, Dtype),
     ptx: &str,
 ) -> (String, Vec<(Kernel, String)>) {
     let ptx = write(folder, "kernels.ptx", ptx.as_bytes());
@@ -122,11 +130,11 @@ fn assemble(
         .args(["-v", "-arch", architecture, "-o"])
         .arg(&cubin)
         .arg(&ptx));
-    (report, disassemble(&cubin, dtype))
+    (report, disassemble(&cubin, module))
 }
 
-/// The listing of each kernel of an element type.
-fn disassemble(cubin: &Path, dtype: Dtype) -> Vec<(Kernel, String)> {
+/// The listing of each kernel of a module.
+fn disassemble(cubin: &Path, (family, dtype): (Family, Dtype)) -> Vec<(Kernel, String)> {
     let listing = run(Command::new("nvdisasm").arg("-c").arg(cubin));
     let listings: HashMap<&str, &str> = listing
         .split(".section\t.text.")
@@ -135,7 +143,7 @@ fn disassemble(cubin: &Path, dtype: Dtype) -> Vec<(Kernel, String)> {
         .collect();
     assert_eq!(listings.len(), Kernel::PER_MODULE, "{}", cubin.display());
     let listing = |kernel: Kernel| (kernel, listings[kernel.name().as_str()].to_string());
-    Kernel::all(Family::Rope, dtype).map(listing).to_vec()
+    Kernel::all(family, dtype).map(listing).to_vec()
 }
 
 fn code(kernel: Kernel, listing: &str) -> Code {
@@ -218,7 +226,7 @@ fn check_waits(context: &str, architecture: &str, code: &Code) {
             .before_waiting(&bank)
             .into_iter()
             .filter(|(effect, _)| match effect {
-                Some(Effect::Load | Effect::Store) | None => true,
+                Some(Effect::Load | Effect::Store | Effect::StoreFlag) | None => true,
                 Some(Effect::LoadId) => !early,
                 Some(_) => false,
             })
@@ -234,18 +242,20 @@ fn prebuilt_ptx_assembles_without_spills() {
     }
     let known = run(Command::new("ptxas").arg("--help"));
     let folder = tempfile::tempdir().unwrap();
-    for (dtype, images) in PREBUILT {
+    for (family, dtype, images) in PREBUILT {
+        let module = (family, dtype);
         for (architecture, image) in ARCHITECTURES {
             if !known.contains(&format!("'{architecture}'")) {
                 println!("skipped: this ptxas does not know {architecture}");
                 continue;
             }
-            let (report, kernels) = assemble(folder.path(), architecture, dtype, images[image]);
+            let (report, kernels) = assemble(folder.path(), architecture, module, images[image]);
             let lines = |what| report.lines().filter(move |line| line.contains(what));
             assert_eq!(
                 lines("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads").count(),
                 Kernel::PER_MODULE,
-                "{dtype} {architecture}: {report}"
+                "{} {dtype} {architecture}: {report}",
+                family.name()
             );
             // A barrier, and no shared memory but what the launch brings.
             assert_eq!(
@@ -264,7 +274,7 @@ fn prebuilt_ptx_assembles_without_spills() {
 /// Only steps, and factors and tables, come through the non-coherent cache.
 #[test]
 fn ids_are_not_loaded_as_constants() {
-    for (dtype, images) in PREBUILT {
+    for (_, dtype, images) in PREBUILT {
         for ptx in images {
             let loads = ptx.lines().filter(|line| line.contains("ld.global.nc"));
             let mut count = 0;
@@ -285,7 +295,7 @@ fn fatbins_hold_code_without_local_memory() {
     if !has("cuobjdump") || !has("nvdisasm") {
         return;
     }
-    for (dtype, bytes) in FATBINS {
+    for (family, dtype, bytes) in FATBINS {
         let folder = tempfile::tempdir().unwrap();
         let fatbin = write(folder.path(), "kernels.fatbin", bytes);
         let usage = run(Command::new("cuobjdump").arg("-res-usage").arg(&fatbin));
@@ -317,7 +327,7 @@ fn fatbins_hold_code_without_local_memory() {
             let Some(architecture) = name.split('.').find(|part| part.starts_with("sm_")) else {
                 continue;
             };
-            for (kernel, listing) in disassemble(&path, dtype) {
+            for (kernel, listing) in disassemble(&path, (family, dtype)) {
                 check(architecture, kernel, &listing);
             }
             found += 1;
@@ -498,8 +508,9 @@ fn measure_all() -> Option<HashMap<(&'static str, Kernel), Figures>> {
     for Multiprocessor { architecture, .. } in MULTIPROCESSORS {
         let image = ARCHITECTURES.iter().find(|(a, _)| *a == architecture);
         let (_, image) = image.unwrap();
-        for (dtype, images) in PREBUILT {
-            let (report, kernels) = assemble(folder.path(), architecture, dtype, images[*image]);
+        for (family, dtype, images) in PREBUILT {
+            let module = (family, dtype);
+            let (report, kernels) = assemble(folder.path(), architecture, module, images[*image]);
             let registers = registers(&report);
             for (kernel, listing) in kernels {
                 let registers = registers[&kernel.name()];
@@ -525,8 +536,19 @@ fn registers(report: &str) -> HashMap<String, u32> {
 
 const HEADS: [usize; 2] = [32, 8];
 const HEAD_DIM: usize = 128;
+const PAGE_SIZE: usize = 16;
 
-/// How the library launches a kernel on q and k of Llama 3 8B, in place.
+/// Heads that a kernel visits: those of q and k, and of v where it appends.
+fn heads_of(family: Family) -> usize {
+    let values = match family {
+        Family::Append => HEADS[1],
+        _ => 0,
+    };
+    HEADS.iter().sum::<usize>() + values
+}
+
+/// How the library launches a kernel on q and k of Llama 3 8B, in place; one that appends on q in place, and
+/// on k and v that go to a paged cache alone, by slots.
 fn launch(kernel: Kernel, tokens: usize, target: &Target) -> Launch {
     let frequencies = Frequencies::from_theta(5e5, HEAD_DIM).unwrap();
     let rope = Rope::new(frequencies, kernel.pairing.unwrap_or(Pairing::HalfSplit));
@@ -540,9 +562,23 @@ fn launch(kernel: Kernel, tokens: usize, target: &Target) -> Launch {
         source: address,
         destination: address,
     };
-    let problem = Problem::new(kernel.dtype)
-        .q(Layout::tokens(tokens, HEADS[0], HEAD_DIM))
-        .k(Layout::tokens(tokens, HEADS[1], HEAD_DIM));
+    let [q, k] = HEADS.map(|heads| Layout::tokens(tokens, heads, HEAD_DIM));
+    let appends = kernel.family == Family::Append;
+    let problem = Problem::new(kernel.dtype).q(q);
+    let problem = match appends {
+        false => problem.k(k),
+        true => {
+            let cache = CacheLayout::paged_nhd(tokens, PAGE_SIZE, HEADS[1], HEAD_DIM);
+            let caches = KvCacheLayout::separate(cache, cache);
+            problem.k_to_cache(k).v_to_cache(k).cache(caches)
+        }
+    };
+    let cache = appends.then(|| CacheAddresses {
+        k: address,
+        v: address,
+        slots: SlotsIn::mapping(Ids::at(aligned, IdType::I64, tokens)),
+        report: aligned,
+    });
     let addresses = Addresses {
         q: tensor,
         k: tensor,
@@ -551,8 +587,11 @@ fn launch(kernel: Kernel, tokens: usize, target: &Target) -> Launch {
             factors: aligned,
         },
         positions: RawPositions::start(0),
-        v: TensorAddresses::default(),
-        cache: None,
+        v: match appends {
+            true => tensor,
+            false => TensorAddresses::default(),
+        },
+        cache,
         stages: Default::default(),
     };
     let plan = Plan::new(&rope, &problem).unwrap();
@@ -583,7 +622,7 @@ impl Work {
         };
         let threads: Vec<usize> = (0..threads_of_token * tokens).collect();
         let of_warp = |warp: &[usize]| warp.iter().map(|&n| of_thread(n)).max().unwrap();
-        let heads = HEADS.iter().sum::<usize>();
+        let heads = heads_of(launch.kernel.family);
         Work {
             blocks: launch.grid.iter().product(),
             threads_of_block: threads.len() as u32,
@@ -801,8 +840,47 @@ fn table(measured: &HashMap<(&'static str, Kernel), Figures>) -> String {
             .unwrap();
         }
     }
+    appends(measured, &mut page);
     page
 }
+
+/// The kernels that append. Their ways are not followed: a thread's groups are of q, k or v, and the reader
+/// does not know that no group is of two.
+fn appends(measured: &HashMap<(&'static str, Kernel), Figures>, page: &mut String) {
+    page.push_str(APPENDS);
+    for multiprocessor in &MULTIPROCESSORS {
+        let architecture = multiprocessor.architecture;
+        for kernel in Dtype::ALL
+            .map(|dtype| Kernel::all(Family::Append, dtype))
+            .concat()
+        {
+            let figures = &measured[&(architecture, kernel)];
+            let work = Work::of(&launch(kernel, 8192, &Target::new(100)));
+            writeln!(
+                page,
+                "| {architecture} | {} | {} | {} | {} | {} | {} | {} |",
+                kernel.name(),
+                figures.registers,
+                work.threads_of_block,
+                work.shared_bytes,
+                work.heads_of_thread,
+                work.resident(multiprocessor, figures.registers),
+                figures.code.len(),
+            )
+            .unwrap();
+        }
+    }
+}
+
+const APPENDS: &str = "
+## Kernels that append
+
+Here q is in place, and k and v (8 heads of 128 each) go to a cache of pages of 16, by slot ids. Instructions
+on a thread's way are not counted.
+
+| architecture | kernel | registers | threads | shared | heads | warps | code |
+| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |
+";
 
 impl Work {
     fn resident(&self, multiprocessor: &Multiprocessor, registers: u32) -> String {

@@ -7,7 +7,7 @@ use crate::kernel_cases::{
 };
 use crate::ptx_backend::{Image, constant, constant_angles, ids, run_launch, settle_ids, triggers};
 use phasor::call::{
-    Addresses, AngleAddresses, CacheAddresses, RawPositions, StageAddresses, TensorAddresses,
+    Addresses, AngleAddresses, CacheAddresses, Call, RawPositions, StageAddresses, TensorAddresses,
     VectorAddress,
 };
 use phasor::launch::{Kernel, LaunchMode};
@@ -99,6 +99,8 @@ impl Operands {
 pub struct AppendCase {
     pub rope: Rope,
     pub problem: Problem,
+    /// Where q, k and v are read, and where they go.
+    pub streams: [Option<(Layout, Goes)>; 3],
     pub buffers: Vec<Buffer>,
     /// Indices of the buffers: source and destination of q, k and v.
     pub tensors: [[usize; 2]; 3],
@@ -127,7 +129,17 @@ pub struct AppendRun {
     pub counts: HashMap<&'static str, Vec<(u32, u32)>>,
     /// `None` if there was nothing to launch.
     pub kernel: Option<Kernel>,
+    pub grid: [u32; 3],
     pub triggers: bool,
+}
+
+/// A case in the interpreter's memory.
+pub struct Placed {
+    /// Address of each buffer.
+    pub at: Vec<u64>,
+    pub report: u64,
+    /// `None` if there is nothing to do.
+    pub call: Option<Call>,
 }
 
 /// Host memory that begins where it is told.
@@ -238,7 +250,7 @@ impl AppendCase {
     }
 
     /// The call for buffers at these addresses, and operands anywhere.
-    pub fn call_at(&self, at: &[u64]) -> Result<Option<phasor::call::Call>, phasor::Error> {
+    pub fn call_at(&self, at: &[u64]) -> Result<Option<Call>, phasor::Error> {
         let anywhere = 1 << 20;
         let (tensors, cache, positions) = self.addresses(at, anywhere, |_, values| {
             Ids::at(anywhere, values.id_type, values.len())
@@ -258,9 +270,8 @@ impl AppendCase {
         })
     }
 
-    /// Runs it as the CUDA backend would. `contended`: tokens may have the same slot.
-    pub fn on_image(&self, image: &Image, contended: bool) -> Result<AppendRun, Fault> {
-        let mut memory = Memory::new();
+    /// Puts it in memory. `contended`: tokens may have the same slot.
+    pub fn placed(&self, memory: &mut Memory, contended: bool) -> Placed {
         let at: Vec<_> = self
             .buffers
             .iter()
@@ -280,17 +291,17 @@ impl AppendCase {
         }
         let report = memory.add("report", vec![0; 4], 0);
         let (tensors, cache, positions) = self.addresses(&at, report, |name, values| {
-            let address = ids(&mut memory, name, values.bytes.clone(), self.mode);
+            let address = ids(memory, name, values.bytes.clone(), self.mode);
             Ids::at(address, values.id_type, values.len())
         });
         let stages = self.operands.each_ref().map(|operands| {
             operands.placed(&at, &mut |name, bytes| {
                 let address = memory.add(name, bytes.to_vec(), 0);
-                settle_ids(&mut memory, address, self.mode);
+                settle_ids(memory, address, self.mode);
                 address
             })
         });
-        let mut placed = |name, bytes: Vec<u8>| constant(&mut memory, name, bytes);
+        let mut placed = |name, bytes: Vec<u8>| constant(memory, name, bytes);
         let angles: AngleAddresses = constant_angles(self.rope.angles(), &mut placed);
         let [q, k, v] = tensors;
         let addresses = Addresses {
@@ -303,10 +314,18 @@ impl AppendCase {
             stages: Some(stages),
         };
         let call = self.plan().call(&addresses).unwrap();
+        Placed { at, report, call }
+    }
+
+    /// Runs it as the CUDA backend would. `contended`: tokens may have the same slot.
+    pub fn on_image(&self, image: &Image, contended: bool) -> Result<AppendRun, Fault> {
+        let mut memory = Memory::new();
+        let Placed { at, report, call } = self.placed(&mut memory, contended);
         let (mut kernel, mut stats, mut as_told) = (None, Stats::default(), true);
+        let mut grid = [0; 3];
         if let Some(call) = call {
             let launch = call.launch(&image.target(self.multiprocessors, self.mode));
-            kernel = Some(launch.kernel);
+            (kernel, grid) = (Some(launch.kernel), launch.grid);
             let module = image.module(launch.kernel);
             stats = run_launch(module, &mut memory, &launch, image.dependent())?;
             as_told = triggers(&launch, &stats, image.dependent());
@@ -323,6 +342,7 @@ impl AppendCase {
                 .collect(),
             stats,
             kernel,
+            grid,
             triggers: as_told,
         })
     }
@@ -331,6 +351,8 @@ impl AppendCase {
 /// What a random case is made of, where it is not left to chance.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AppendWish {
+    /// One of each kind, by turns.
+    pub slots: Option<usize>,
     pub dtype: Option<Dtype>,
     pub pairing: Option<Pairing>,
     pub angles: Option<AngleKind>,
@@ -343,14 +365,33 @@ pub struct AppendWish {
     pub whole: Option<usize>,
 }
 
-/// What is written of k or v.
-#[derive(Clone, Copy, PartialEq)]
-enum Goes {
+/// Where a stream is written.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Goes {
     InPlace,
     Out,
     ToCache,
     InPlaceAndCache,
     OutAndCache,
+}
+
+impl Goes {
+    pub fn in_place(self) -> bool {
+        matches!(self, Goes::InPlace | Goes::InPlaceAndCache)
+    }
+
+    pub fn cached(self) -> bool {
+        !matches!(self, Goes::InPlace | Goes::Out)
+    }
+}
+
+/// Which tensors of a case are windows of one buffer.
+#[derive(Clone, Copy, PartialEq)]
+enum Shared {
+    Nothing,
+    /// All that are read.
+    Sources,
+    All,
 }
 
 /// Collects the buffers of a case.
@@ -397,10 +438,12 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
         None => rotary_dim + more * rng.pick(&[0, 0, 0, 1, 2, 3, 5]),
     };
     let (q_dim, k_dim) = (head_dim_of(rng), head_dim_of(rng));
+    // As values do not rotate, they may have fewer dims than rotate.
     let v_dim = match rng.chance(60) {
         true => k_dim,
         false if wish.whole.is_some() => k_dim,
-        false => rotary_dim + more * rng.below(5),
+        false if wish.staged => rotary_dim + more * rng.below(5),
+        false => unit * (1 + rng.below(rotary_dim / unit + 5)),
     };
     let even = unit.max(2);
     let offset = |rng: &mut Rng, dim: usize| even * rng.below((dim - rotary_dim) / even + 1);
@@ -453,10 +496,16 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
     let has_q = rng.chance(85);
     let has_k = !has_q || rng.chance(90);
     let has_v = rng.chance(85);
-    let one_buffer = rng.chance(30);
-    let k_goes = match one_buffer {
-        true => rng.pick(&[Goes::ToCache, Goes::InPlaceAndCache]),
-        false => rng.pick(&[
+    let shared = rng.pick(&[
+        Shared::Nothing,
+        Shared::Nothing,
+        Shared::Nothing,
+        Shared::Sources,
+        Shared::All,
+    ]);
+    let goes = |rng: &mut Rng| match shared {
+        Shared::All => rng.pick(&[Goes::ToCache, Goes::InPlaceAndCache]),
+        _ => rng.pick(&[
             Goes::InPlace,
             Goes::Out,
             Goes::ToCache,
@@ -465,22 +514,20 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
             Goes::OutAndCache,
         ]),
     };
-    let v_goes = match one_buffer {
-        true => Goes::ToCache,
-        false => rng.pick(&[Goes::Out, Goes::ToCache, Goes::ToCache, Goes::OutAndCache]),
+    let (k_goes, v_goes) = (goes(rng), goes(rng));
+    let q_goes = match shared == Shared::All || rng.chance(60) {
+        true => Goes::InPlace,
+        false => Goes::Out,
     };
-    let q_in_place = one_buffer || rng.chance(60);
-    let in_place =
-        (has_q && q_in_place) || (has_k && !matches!(k_goes, Goes::Out | Goes::OutAndCache));
+    let in_place = (has_q && q_goes.in_place()) || (has_k && k_goes.in_place());
     let passes = matches!(rope.angles(), Angles::Table(table)
         if table.out_of_range() == OutOfRange::PassThrough);
     // Only one element at a time can another pairing be written than is read.
     if !in_place && !passes && wish.aligned != Some(true) {
         rope = rope.with_output_pairing(rng.pick(&[Pairing::HalfSplit, Pairing::Interleaved]));
     }
-    let is_cached = |goes: Goes| !matches!(goes, Goes::InPlace | Goes::Out);
-    let k_cached = has_k && is_cached(k_goes);
-    let v_cached = has_v && is_cached(v_goes);
+    let k_cached = has_k && k_goes.cached();
+    let v_cached = has_v && v_goes.cached();
 
     let mut problem = Problem::new(dtype).longer_buffers();
     let mut buffers = Buffers {
@@ -491,6 +538,7 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
     };
     // What is not there is at the first buffer.
     let mut tensors = [[0; 2]; 3];
+    let mut streams = [None; 3];
     let offsets = [
         offset(buffers.rng, q_dim),
         offset(buffers.rng, k_dim),
@@ -500,7 +548,7 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
     let present = [has_q, has_k, has_v];
     let name = |which: usize, names: [&'static str; 3]| names[which];
     let mut windows = [None; 3];
-    if one_buffer {
+    if shared != Shared::Nothing {
         let gap = unit * buffers.rng.below(3);
         let row: usize = shapes.iter().map(|(heads, dim)| heads * dim).sum::<usize>() + gap;
         let mut at = 0;
@@ -511,19 +559,20 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
             *window = Some(layout);
             at += heads * dim;
         }
-        buffers.add("packed", batch * tokens * row, true);
-        problem = problem.one_buffer();
+        let written = (has_q && q_goes.in_place())
+            || (has_k && k_goes.in_place())
+            || (has_v && v_goes.in_place());
+        buffers.add("packed", batch * tokens * row, written);
+        problem = match shared {
+            Shared::All => problem.one_buffer(),
+            _ => problem.packed(),
+        };
     }
     for (which, (heads, dim)) in shapes.into_iter().enumerate() {
         if !present[which] {
             continue;
         }
-        let goes = match which {
-            0 if q_in_place => Goes::InPlace,
-            0 => Goes::Out,
-            1 => k_goes,
-            _ => v_goes,
-        };
+        let goes = [q_goes, k_goes, v_goes][which];
         let shape = [batch, tokens, heads, dim];
         let layout = |rng: &mut Rng| {
             let layout = random_layout(rng, shape, aligned, 4);
@@ -537,12 +586,12 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
             Some(window) => window.with_rotary_offset(offsets[which]),
             None => layout(buffers.rng),
         };
-        let writes = matches!(goes, Goes::InPlace | Goes::InPlaceAndCache);
-        let from = match one_buffer {
-            true => 0,
-            false => {
+        streams[which] = Some((source, goes));
+        let from = match shared {
+            Shared::All | Shared::Sources => 0,
+            Shared::Nothing => {
                 let len = source.required_len().unwrap();
-                buffers.add(name(which, ["q", "k", "v"]), len, writes)
+                buffers.add(name(which, ["q", "k", "v"]), len, goes.in_place())
             }
         };
         tensors[which] = [from; 2];
@@ -550,7 +599,8 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
             Goes::InPlace | Goes::InPlaceAndCache => {
                 problem = match which {
                     0 => problem.q(source),
-                    _ => problem.k(source),
+                    1 => problem.k(source),
+                    _ => problem.v(source),
                 };
             }
             Goes::ToCache => {
@@ -592,7 +642,7 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
                 _ => problem.v_stages(stages),
             };
         }
-        if has_q && !q_in_place && buffers.rng.chance(40) {
+        if has_q && !q_goes.in_place() && buffers.rng.chance(40) {
             let (codes, scales) = given_codes(buffers.rng, q_heads);
             operands[0].given_scales = Some(scales);
             problem = problem.q_codes(codes);
@@ -646,12 +696,14 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
             };
         }
         problem = problem.cache(layout);
+        let choice = wish.slots.unwrap_or_else(|| rng.below(4));
         slots = Some(random_slots(
             rng,
             pages,
             page_size,
             [batch, tokens],
             &lengths,
+            choice,
         ));
         let len = |layout: CacheLayout| layout.required_len().unwrap();
         caches = Some(if both {
@@ -678,6 +730,7 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
     AppendCase {
         rope,
         problem,
+        streams,
         buffers: all,
         tensors,
         caches,
@@ -829,6 +882,7 @@ fn random_slots(
     page_size: usize,
     [batch, tokens]: [usize; 2],
     lengths: &[usize],
+    choice: usize,
 ) -> TestSlots {
     let id_type = rng.pick(&ID_TYPES);
     let outside = |rng: &mut Rng, first: usize| match id_type {
@@ -839,7 +893,7 @@ fn random_slots(
         IdType::I64 => rng.pick(&[-1, i64::MIN]),
         _ => -1,
     };
-    if rng.chance(40) {
+    if choice.is_multiple_of(4) {
         let mut free: Vec<i64> = (0..(pages * page_size) as i64).collect();
         let slots: Vec<i64> = (0..batch * tokens)
             .map(|_| match rng.below(8) {
@@ -866,7 +920,7 @@ fn random_slots(
         _ => rng.pick(&[IdType::I32, IdType::U32]),
     };
     let before_values = Values::new(lengths_type, &before);
-    if rng.chance(25) {
+    if choice % 4 == 1 {
         return TestSlots::Sequences(before_values);
     }
     let mut free: Vec<i64> = (0..pages as i64).collect();
@@ -885,7 +939,7 @@ fn random_slots(
         columns.contains(&column)
     };
     let most = 1 + rng.below(5);
-    if rng.chance(50) {
+    if choice % 4 == 2 {
         let table: Vec<i64> = (0..lengths.len())
             .flat_map(|s| (0..most).map(move |column| (s, column)))
             .map(|(s, column)| page(rng, written(s, column)))

@@ -2,7 +2,7 @@
 //! leave the same bits in every buffer, gaps between heads and tokens included.
 
 use phasor::half::{bf16, f16};
-use phasor::launch::{Kernel, LaunchMode};
+use phasor::launch::{Family, Kernel, LaunchMode};
 use phasor::{
     Angles, CosSinTable, Direction, Dtype, Element, Frequencies, FrequencyRowKind, FrequencyRows,
     Host, HostInOut, IdType, Ids, InOut, Isa, Layout, OutOfRange, Pairing, PositionKind, Positions,
@@ -862,7 +862,9 @@ pub fn ties_case(kernel: Kernel, kind: AngleKind) -> Case {
     })
 }
 
-/// A token per phase, all of one sequence; every fourth head holds the same elements, in all its pairs.
+/// A token per phase, all of one sequence; every head holds one of four kinds of elements, in all its pairs.
+/// The four heads that a thread holds at once are each fourth head where kernels rotate, and follow each
+/// other where they append: each of the four comes to hold each kind.
 fn phases_case(
     kernel: Kernel,
     kind: AngleKind,
@@ -909,7 +911,11 @@ fn phases_case(
     for (token, &(cos, sin)) in angles.iter().enumerate() {
         let kinds = elements(token, cos, sin);
         for head in 0..HEADS {
-            let [a, b] = kinds[head % 4];
+            let turn = match kernel.family {
+                Family::Append => head / 4,
+                _ => 0,
+            };
+            let [a, b] = kinds[(head + turn) % 4];
             match pairing {
                 Pairing::HalfSplit => {
                     source.extend(std::iter::repeat_n(a, pairs));

@@ -237,7 +237,7 @@ impl<'a> Inst<'a> {
     }
 
     fn is_global_store(&self) -> bool {
-        self.op.starts_with("st.global")
+        self.is("st") && self.op.contains(".global.")
     }
 
     /// The same load or store at an address `by` bytes further on (`add`) or back (`sub`), where `by` is so

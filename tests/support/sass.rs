@@ -12,6 +12,8 @@ pub enum Effect {
     Load,
     /// Stores elements of q or k.
     Store,
+    /// Stores a word that other threads may store too.
+    StoreFlag,
     /// Loads an id of positions or rows.
     LoadId,
     /// Loads a step, a factor or a value of a table, which nothing on the device writes.
@@ -52,7 +54,8 @@ pub struct Code {
 /// Instructions of which only the last can branch, end the thread or have an effect.
 struct Block {
     instructions: std::ops::Range<usize>,
-    target: Option<usize>,
+    /// Where the branch at its end leads, if there is one.
+    targets: Vec<usize>,
 }
 
 #[derive(Debug)]
@@ -376,6 +379,7 @@ impl Instruction {
                 Accesses::Elements(size) if self.bytes() == size => Effect::Load,
                 _ => Effect::LoadId,
             }),
+            "STG" if self.has("STRONG") => Some(Effect::StoreFlag),
             "STG" => Some(Effect::Store),
             "LDS" => Some(Effect::LoadShared),
             "STS" => Some(Effect::StoreShared),
@@ -393,7 +397,20 @@ impl Instruction {
 
     fn is_branch(&self) -> bool {
         // On sm_80 ptxas leaves loops by a call that nothing returns from.
-        matches!(self.name(), "BRA" | "CALL")
+        matches!(self.name(), "BRA" | "BRX" | "CALL" | "RET")
+    }
+
+    /// The labels of a table that it chooses from.
+    fn table(&self) -> impl Iterator<Item = &str> {
+        let (_, table) = self.text.split_once("BRANCH_TARGETS ").expect("a table");
+        let (table, _) = table.split_once('"').expect("a table");
+        table.split(',').map(str::trim)
+    }
+
+    /// The label that it branches to.
+    fn label(&self) -> &str {
+        let (_, label) = self.text.split_once("`(").expect("a branch to a label");
+        label.split_once(')').expect("a branch to a label").0
     }
 
     /// Whether a branch is taken, a thread ends or an effect takes place.
@@ -404,7 +421,9 @@ impl Instruction {
         };
         // A predicate may also be a branch's first operand.
         let operand = match self.operands.first() {
-            Some(operand) if self.is_branch() && operand.register().is_some() => {
+            Some(operand)
+                if self.is_branch() && operand.register().is_some_and(Register::is_predicate) =>
+            {
                 operand.truth(values, bank)
             }
             _ => Some(true),
@@ -632,7 +651,7 @@ impl Code {
         let mut labels = HashMap::new();
         for line in listing.lines().map(str::trim) {
             if let Some(label) = line.strip_suffix(':')
-                && label.starts_with(".L_")
+                && label.starts_with(['.', '$'])
             {
                 labels.insert(label.to_string(), instructions.len());
                 continue;
@@ -652,7 +671,7 @@ impl Code {
         let mut starts: Vec<usize> = labels.values().copied().collect();
         for (n, instruction) in instructions.iter().enumerate() {
             let ends = match instruction.name() {
-                "BRX" | "JMP" | "JMX" | "RET" => panic!("not understood: {}", instruction.text),
+                "JMP" | "JMX" => panic!("not understood: {}", instruction.text),
                 "EXIT" => true,
                 _ => instruction.is_branch() || instruction.effect.is_some(),
             };
@@ -661,19 +680,24 @@ impl Code {
         starts.extend([0, instructions.len()]);
         starts.sort_unstable();
         starts.dedup();
+        // Division by 64 bits is a function, whose name starts so. It is called once, and returns there.
+        let mut calls = (0..instructions.len()).filter(|&n| {
+            instructions[n].name() == "CALL" && instructions[n].label().starts_with('$')
+        });
+        let returns_to = calls.next().map(|call| call + 1);
+        assert!(calls.next().is_none(), "more than one call that returns");
         let blocks = starts.windows(2).map(|bounds| {
             let last = &instructions[bounds[1] - 1];
-            let target = last.is_branch().then(|| {
-                let (_, label) = last.text.split_once("`(").expect("a branch to a label");
-                let (label, _) = label.split_once(')').expect("a branch to a label");
-                let at = labels[label];
-                starts
-                    .binary_search(&at)
-                    .expect("a block starts at a label")
-            });
+            let targets: Vec<usize> = match last.name() {
+                "RET" => vec![returns_to.expect("a call")],
+                "BRX" => last.table().map(|label| labels[label]).collect(),
+                _ if last.is_branch() => vec![labels[last.label()]],
+                _ => Vec::new(),
+            };
+            let block = |at: &usize| starts.binary_search(at).expect("a block starts there");
             Block {
                 instructions: bounds[0]..bounds[1],
-                target,
+                targets: targets.iter().map(block).collect(),
             }
         });
         let blocks = blocks.collect();
@@ -729,17 +753,18 @@ impl Code {
             let (may, may_not) = (takes_place != Some(false), takes_place != Some(true));
             let mut next = Vec::new();
             let mut exits = false;
-            match (last.effect, block.target, last.name()) {
+            match (last.effect, &block.targets[..], last.name()) {
                 (Some(effect), ..) => {
                     let then = after(state, effect).filter(|_| may);
                     next.extend(then.map(|then| ((number + 1, then), true)));
                     next.extend(may_not.then_some(((number + 1, state), false)));
                 }
-                (None, Some(target), _) => {
-                    next.extend(may.then_some(((target, state), false)));
+                (None, targets @ [_, ..], _) => {
+                    let taken = targets.iter().filter(|_| may);
+                    next.extend(taken.map(|&target| ((target, state), false)));
                     next.extend(may_not.then_some(((number + 1, state), false)));
                 }
-                (None, None, "EXIT") => {
+                (None, [], "EXIT") => {
                     exits = may;
                     next.extend(may_not.then_some(((number + 1, state), false)));
                 }

@@ -1,6 +1,7 @@
 //! The fixed part of the kernel suite, as data: for each kernel the same checks in every run.
 //! `kernels.rs` holds every image to them; `kernel_mutants.rs` shows that they catch seeded faults.
 
+use crate::append_checks::{AppendCheck, append_checks};
 use crate::kernel_cases::{
     AngleKind, Case, Elements, FACTOR, Form, MODES, Outcome, PHASES, PHASES_WITH_FACTOR, Rng,
     TensorCase, TestPositions, Values, Wish, bytes, edge_phases, from_bytes, random_case,
@@ -25,6 +26,14 @@ pub struct Subject {
 }
 
 impl Subject {
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
+
+    pub fn module(&self) -> &Module {
+        &self.module
+    }
+
     pub fn new(name: &str, (family, dtype): (Family, Dtype), text: &str) -> Result<Subject, Error> {
         let module = Module::parse(text)?;
         let image = Image::parse(name, [((family, dtype), text)]);
@@ -33,10 +42,10 @@ impl Subject {
 }
 
 /// How often each byte of a buffer is read and written.
-type Counts = HashMap<&'static str, Vec<(u32, u32)>>;
+pub type Counts = HashMap<&'static str, Vec<(u32, u32)>>;
 
 /// Threads of a block, and blocks over heads and over chunks of a head. Those over tokens follow.
-type Shape = ([u32; 3], [u32; 2]);
+pub type Shape = ([u32; 3], [u32; 2]);
 
 enum How {
     /// As the driver would get it. Every byte is also counted, where angles are formed after the loads of
@@ -50,6 +59,16 @@ enum How {
 
 pub struct Check {
     pub name: &'static str,
+    call: CheckedCall,
+}
+
+enum CheckedCall {
+    Rotation(Box<Rotation>),
+    Append(Box<AppendCheck>),
+}
+
+/// A rotation, and what it must do.
+struct Rotation {
     kernel: Kernel,
     case: Case,
     expected: Outcome,
@@ -69,18 +88,31 @@ pub enum Failure {
 
 impl Check {
     fn new(name: &'static str, kernel: Kernel, case: Case, how: How) -> Check {
-        assert!(CHECKS.iter().any(|&(listed, _)| listed == name));
         let expected = case.on_host(Isa::Scalar);
-        Check {
-            name,
+        let rotation = Rotation {
             kernel,
             case,
             expected,
             how,
-        }
+        };
+        Check::of(name, CheckedCall::Rotation(Box::new(rotation)))
+    }
+
+    fn of(name: &'static str, call: CheckedCall) -> Check {
+        assert!(CHECKS.iter().any(|&(listed, _)| listed == name));
+        Check { name, call }
     }
 
     pub fn run(&self, subject: &Subject) -> Result<(), Failure> {
+        match &self.call {
+            CheckedCall::Rotation(rotation) => rotation.run(subject),
+            CheckedCall::Append(append) => append.run(subject),
+        }
+    }
+}
+
+impl Rotation {
+    fn run(&self, subject: &Subject) -> Result<(), Failure> {
         let fault = |fault: Fault| Failure::Fault(fault.to_string());
         let (outcome, traffic) = match &self.how {
             How::Planned(counts) => {
@@ -116,10 +148,18 @@ impl Check {
 }
 
 /// Names of the checks, and what they are.
-pub const CHECKS: [(&str, &str); 6] = [
+pub const CHECKS: [(&str, &str); 8] = [
     (
         "random",
         "every kind of position with every form of call, four random cases of each",
+    ),
+    (
+        "flows",
+        "every way for keys and values to go; threads that go from one stream to the next",
+    ),
+    (
+        "slots",
+        "sequences of every length; slots of every kind, at both sides of every bound",
     ),
     (
         "kinds",
@@ -145,6 +185,11 @@ pub const CHECKS: [(&str, &str); 6] = [
 
 /// All checks of a kernel.
 pub fn checks(kernel: Kernel) -> Vec<Check> {
+    if kernel.family == Family::Append {
+        let all = append_checks(kernel).into_iter();
+        let checks = all.map(|(name, check)| Check::of(name, CheckedCall::Append(Box::new(check))));
+        return checks.collect();
+    }
     let mut checks = random_checks(kernel);
     for angles in AngleKind::ALL {
         for (n, case) in kinds_cases(kernel, angles).into_iter().enumerate() {
@@ -345,7 +390,7 @@ fn heads(layout: Layout) -> Vec<usize> {
 /// Heads of q and of k, and shapes: the plan's own, one thread for all heads, and threads to spare
 /// on each axis in turn. A thread holds four heads at once; where it visits all heads, the last of
 /// q and the last of k fall on each of the four in turn.
-const FAR: [([usize; 2], Option<Shape>); 12] = [
+pub const FAR: [([usize; 2], Option<Shape>); 12] = [
     ([5, 5], None),
     ([5, 5], Some(([1, 1, 1], [1, 5]))),
     ([2, 5], Some(([1, 1, 1], [1, 5]))),
@@ -365,7 +410,7 @@ const BATCH: usize = 2;
 const SEQUENCE: usize = 3;
 
 /// Two chunks of pairs a head, and dims to copy on both sides: not as many for q as for k.
-fn far_case(kernel: Kernel, kind: AngleKind, in_place: bool, heads: [usize; 2]) -> Case {
+pub fn far_case(kernel: Kernel, kind: AngleKind, in_place: bool, heads: [usize; 2]) -> Case {
     let vector = 4;
     let (unit, head_dims, offsets, pairs) = if kernel.pairing.is_some() {
         (vector, [7, 8], [1, 2], 2 * vector)
@@ -522,7 +567,7 @@ fn by_call(case: Case) -> Case {
 }
 
 /// Positions of each type at both ends of it, and each way to choose a row of steps.
-fn kinds_cases(kernel: Kernel, kind: AngleKind) -> Vec<Case> {
+pub fn kinds_cases(kernel: Kernel, kind: AngleKind) -> Vec<Case> {
     let ends = [
         (IdType::I32, [-1, 1, i32::MIN.into(), 2, i32::MAX.into(), 0]),
         (IdType::U32, [u32::MAX.into(), 1, 1 << 31, 2, 3, 0]),
@@ -580,9 +625,9 @@ fn kinds_cases(kernel: Kernel, kind: AngleKind) -> Vec<Case> {
 
 /// Axes and rows of the rotations of [`far_case`], and rows of its tables.
 const AXES: usize = 2;
-const ROWS: i64 = 4;
+pub const ROWS: i64 = 4;
 /// Rows between two rows, where they are spread; four of these are the most an index holds.
-const ROW_SPREAD: u32 = 30;
+pub const ROW_SPREAD: u32 = 30;
 
 /// The same heads, each far from the next.
 fn far(layout: Layout, which: usize) -> Layout {
@@ -597,7 +642,7 @@ fn far(layout: Layout, which: usize) -> Layout {
 /// touched pages exist. Tells also whether each block loaded its angles once for all its heads.
 fn by_hand(
     subject: &Subject,
-    check: &Check,
+    check: &Rotation,
     spread: bool,
     shape: Option<Shape>,
 ) -> Result<(Outcome, bool), Fault> {
@@ -789,12 +834,12 @@ fn by_hand(
     Ok((Outcome(outcome), once == loaded && triggers))
 }
 
-fn floats(values: &[f32]) -> Vec<u8> {
+pub fn floats(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|x| x.to_le_bytes()).collect()
 }
 
 /// Rows of `row` bytes each, `2^spread` rows apart.
-fn spread_rows(
+pub fn spread_rows(
     memory: &mut Memory,
     name: &'static str,
     spread: u32,
@@ -813,7 +858,7 @@ fn spread_rows(
 }
 
 /// Where a position lies once the table's rows are apart: in range or next to it, as before.
-fn spread_position(position: i64, row_spread: u32) -> i64 {
+pub fn spread_position(position: i64, row_spread: u32) -> i64 {
     match position {
         ..0 => position,
         0..ROWS => position << row_spread,

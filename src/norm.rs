@@ -53,8 +53,9 @@ pub(crate) enum Kind {
 /// let olmo2 = HeadNorm::rms(1e-6).across_heads();
 /// let cohere = HeadNorm::layer(1e-5);
 /// // In a step, before the rotation or after it:
-/// let stages = [Stages::new().norm(gemma3), Stages::new().norm_after_rotation(qwen3)];
-/// # let _ = (olmo2, cohere, stages);
+/// let llama4 = HeadNorm::rms(1e-5);
+/// let stages = [Stages::new().norm(gemma3), Stages::new().norm_after_rotation(llama4)];
+/// # let _ = (qwen3, olmo2, cohere, stages);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HeadNorm {

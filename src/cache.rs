@@ -263,6 +263,17 @@ impl CacheLayout {
 }
 
 /// The caches that keys and values are stored in. Both have the same pages and slots.
+///
+/// ```
+/// use phasor::{CacheLayout, KvCacheLayout};
+///
+/// // Two buffers, each [pages, page_size, heads, head_dim] of 1024 pages of 16 tokens.
+/// let pages = CacheLayout::paged_nhd(1024, 16, 8, 128);
+/// let two = KvCacheLayout::separate(pages, pages);
+/// // One buffer, [2, pages, page_size, heads, head_dim].
+/// let one = KvCacheLayout::one_buffer(pages.in_turn());
+/// # let _ = (two, one);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct KvCacheLayout {
     pub(crate) k: Option<CacheLayout>,
@@ -394,6 +405,16 @@ impl KvCacheLayout {
 ///
 /// No slot can make a call write outside of the caches: what lies outside is not stored, and the call
 /// says so ([`Stored`]).
+///
+/// ```
+/// use phasor::Slots;
+///
+/// // Three tokens, of which the second is not stored.
+/// let by_slot = Slots::mapping(&[17, -1, 96]);
+/// // Two sequences that hold 20 and 5 tokens, in pages of 16: the second has one page so far.
+/// let by_page = Slots::page_table(&[3, 8, 5, -1], &[20, 5]);
+/// # let _ = (by_slot, by_page);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotsIn<M> {
     pub(crate) choice: SlotChoice<M>,
@@ -495,6 +516,31 @@ impl<M> SlotsIn<M> {
 }
 
 /// Whether a call stored all that it was to store.
+///
+/// ```
+/// # fn main() -> Result<(), phasor::Error> {
+/// use phasor::{
+///     CacheLayout, Dtype, Frequencies, Host, HostStep, KvCacheLayout, Layout, Pairing, Positions, Problem, Rope,
+///     Slots, Stored,
+/// };
+///
+/// let rope = Rope::new(Frequencies::from_theta(10_000.0, 8)?, Pairing::HalfSplit);
+/// let rotator = Host::new().rotator(&rope);
+/// let problem = Problem::new(Dtype::F32)
+///     .k_to_cache(Layout::tokens(1, 1, 8))
+///     .cache(KvCacheLayout::k(CacheLayout::flat(4, 1, 8)));
+/// let plan = rotator.plan(&problem)?;
+/// let mut cache = [0.0f32; 4 * 8];
+/// let mut store = |slot: i32| {
+///     let step = HostStep::new(Positions::start(0)).k(&[1.0f32; 8][..]).k_cache(&mut cache[..]);
+///     rotator.step(&plan, step.slots(Slots::mapping(&[slot])))
+/// };
+/// assert_eq!(store(3)?, Stored::All);
+/// assert_eq!(store(-1)?, Stored::All); // it is not to be stored
+/// assert_eq!(store(4)?, Stored::NotAll); // there is no such slot, and nothing is written
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "slots that are not in the caches are not stored"]
 pub enum Stored {

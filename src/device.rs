@@ -302,6 +302,23 @@ fn mismatch(what: &'static str, found: impl Into<String>, expected: &str) -> Err
 }
 
 /// One [`Rope`] on a [`Device`].
+///
+/// ```
+/// # fn main() -> Result<(), phasor::Error> {
+/// use phasor::{Device, Dtype, Frequencies, InOut, Layout, Pairing, Positions, Problem, Rope};
+///
+/// let device = Device::auto(&[Dtype::F32]); // a GPU if there is one
+/// let rope = Rope::new(Frequencies::from_theta(10_000.0, 64)?, Pairing::HalfSplit);
+/// let rotator = device.rotator(&rope)?;
+/// let plan = rotator.plan(&Problem::new(Dtype::F32).q(Layout::tokens(5, 4, 64)))?;
+///
+/// let mut q = device.upload(&vec![1.0f32; 5 * 4 * 64])?;
+/// let positions = device.positions(Positions::start(0))?;
+/// rotator.rotate(&plan, Some(InOut::InPlace(&mut q)), None, &positions)?;
+/// assert_eq!(q.to_vec()?[0], 1.0); // position 0 turns nothing
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Rotator(AnyRotator);
 

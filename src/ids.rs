@@ -71,6 +71,15 @@ impl Id for u32 {
 /// Integers: positions, or rows of frequencies. `M` is where their bytes are: `&[u8]` for host memory,
 /// `cudarc`'s `CudaView<u8>` for a GPU's, [`DeviceMemory`](crate::DeviceMemory) for either. Made by
 /// `From` slices of [`Id`]s. They are signed 64-bit once read; arithmetic on them wraps.
+///
+/// ```
+/// use phasor::{Ids, Positions};
+///
+/// let ids: Ids<&[u8]> = (&[7i64, -1, 1 << 40]).into();
+/// let positions = Positions::per_token(ids);
+/// let the_same = Positions::per_token(&[7i64, -1, 1 << 40]);
+/// assert_eq!(positions, the_same);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ids<M> {
     memory: M,

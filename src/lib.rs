@@ -117,7 +117,17 @@ pub use stages::Stages;
 pub use step::CudaMemory;
 pub use step::{HostMemory, Memory, StageWeights, Step};
 
-/// The README's examples are compiled and run with the documentation's.
-#[cfg(all(doctest, feature = "cuda"))]
-#[doc = include_str!("../README.md")]
-struct Readme;
+/// The examples of the README and of the pages in `docs` are compiled and run with the documentation's.
+#[cfg(all(doctest, feature = "cuda", feature = "hf-config"))]
+mod readme {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/engines.md")]
+    struct Engines;
+    #[doc = include_str!("../docs/migration.md")]
+    struct Migration;
+    #[doc = include_str!("../docs/models.md")]
+    struct Models;
+    #[doc = include_str!("../docs/serving-step.md")]
+    struct ServingStep;
+}

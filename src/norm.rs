@@ -43,6 +43,20 @@ pub(crate) enum Kind {
 }
 
 /// A norm of heads.
+///
+/// ```
+/// use phasor::Stages;
+/// use phasor::norm::HeadNorm;
+///
+/// let qwen3 = HeadNorm::rms(1e-6).round_before_weight().round_after(); // as transformers rounds
+/// let gemma3 = HeadNorm::rms(1e-6).with_weight_offset(1.0);
+/// let olmo2 = HeadNorm::rms(1e-6).across_heads();
+/// let cohere = HeadNorm::layer(1e-5);
+/// // In a step, before the rotation or after it:
+/// let llama4 = HeadNorm::rms(1e-5);
+/// let stages = [Stages::new().norm(gemma3), Stages::new().norm_after_rotation(llama4)];
+/// # let _ = (qwen3, olmo2, cohere, stages);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HeadNorm {
     pub(crate) kind: Kind,

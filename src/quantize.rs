@@ -234,6 +234,19 @@ impl Scale {
 }
 
 /// How the values of a group, such as the dims of a head, become codes that share a scale.
+///
+/// ```
+/// # fn main() -> Result<(), phasor::Error> {
+/// use phasor::quantize::{Codes, Quantization, Scale};
+///
+/// // int8 by a scale of 0.5 that is given.
+/// let quantization = Quantization::new(Codes::Int8, Scale::fixed(0.5));
+/// let mut codes = [0u8; 3];
+/// quantization.quantize(&[1.0f32, -2.25, 1000.0], &mut codes)?;
+/// assert_eq!(codes.map(|code| code as i8), [2, -4, 127]); // -4.5 goes to even, 2000 to the largest
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Quantization {
     codes: Codes,

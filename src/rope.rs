@@ -4,6 +4,24 @@ use crate::Error;
 use crate::angle::Angles;
 
 /// Which two dims of the rotated window `x[0..rotary_dim]` form a pair.
+///
+/// ```
+/// # fn main() -> Result<(), phasor::Error> {
+/// use phasor::{Dtype, Frequencies, Host, Layout, Pairing, Positions, Problem, Rope};
+///
+/// // One pair that turns by a quarter and one that stays: (1, 2) and (3, 4), wherever they lie.
+/// let turned = |pairing, mut head: [f32; 4]| {
+///     let quarter = Frequencies::from_inv_freq(&[std::f64::consts::FRAC_PI_2, 0.0])?;
+///     let rotator = Host::new().rotator(&Rope::new(quarter, pairing));
+///     let plan = rotator.plan(&Problem::new(Dtype::F32).q(Layout::tokens(1, 1, 4)))?;
+///     rotator.rotate(&plan, Some((&mut head[..]).into()), None, Positions::start(1))?;
+///     Ok::<_, phasor::Error>(head.map(f32::round))
+/// };
+/// assert_eq!(turned(Pairing::HalfSplit, [1.0, 3.0, 2.0, 4.0])?, [-2.0, 3.0, 1.0, 4.0]);
+/// assert_eq!(turned(Pairing::Interleaved, [1.0, 2.0, 3.0, 4.0])?, [-2.0, 1.0, 3.0, 4.0]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pairing {
     /// `(x[i], x[i + rotary_dim / 2])`: GPT-NeoX and most Hugging Face models (`rotate_half`),

@@ -10,6 +10,7 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use phasor::half::{bf16, f16};
 use phasor::{Element, Frequencies, Host, InOut, Layout, Pairing, Positions, Problem, Rope};
@@ -25,7 +26,7 @@ struct Ran {
 fn run<S: Into<OsString>>(args: impl IntoIterator<Item = S>) -> Ran {
     let (mut stdout, mut stderr) = (vec![], vec![]);
     let args = args.into_iter().map(Into::into);
-    let code = rotate::run(args, &mut stdout, &mut stderr);
+    let code = rotate::run(args, &mut stdout, &mut stderr, None);
     Ran {
         code,
         stdout: String::from_utf8(stdout).unwrap(),
@@ -698,6 +699,189 @@ fn assert_holds_shape(path: &str, name: &str, shape: &[usize]) {
 
 // Refusals.
 
+/// The part of a report that follows a heading.
+#[track_caller]
+fn after<'a>(report: &'a str, heading: &str) -> &'a str {
+    let part = report.split_once(heading);
+    part.unwrap_or_else(|| panic!("no {heading:?} in:\n{report}"))
+        .1
+}
+
+const OF_SCORES: &str = "Largest change of a score when all positions shift alike";
+const OF_VALUES: &str = "Largest error of a rotated value";
+
+/// Curves of a chart, as heights on the page.
+fn curves(svg: &str) -> Vec<Vec<f64>> {
+    let curves = svg.split("<polyline").skip(1).map(|curve| {
+        let points = curve.split_once("points=\"").unwrap().1;
+        let points = points.split_once('"').unwrap().0.split(' ');
+        let height = |point: &str| point.split_once(',').unwrap().1.parse().unwrap();
+        points.map(height).collect()
+    });
+    curves.collect()
+}
+
+#[test]
+fn a_plot_shows_scores_and_errors_of_the_tensors() {
+    let folder = Folder::new();
+    let (q, k) = ([9, 4, 64], [9, 2, 64]);
+    let tensors = [
+        ("q", stored(&q, &values::<bf16>(&q, 3))),
+        ("k", stored(&k, &values::<bf16>(&k, 8))),
+        // They do not count here.
+        ("position_ids", stored(&[9], &[5i64; 9])),
+    ];
+    let input = folder.tensors("in", &tensors);
+    let plot = folder.path("plot.svg");
+    let text = report(&["--input", &input, "--plot", &plot]);
+    for heading in [OF_SCORES, OF_VALUES] {
+        let part = after(&text, heading);
+        assert_eq!(figures(part, "position"), [1024.0, 1048576.0, 16777216.0]);
+        let [phasor, in_f32] = ["phasor", "angles in f32"].map(|row| figures(part, row));
+        assert!(phasor.iter().all(|&x| x < 3e-5), "{text}");
+        assert!(in_f32.is_sorted() && in_f32[2] > 0.3, "{text}");
+    }
+    assert!(text.contains("Of 9 tokens"), "{text}");
+    assert!(text.contains(&format!("Wrote {plot}")), "{text}");
+
+    let svg = std::fs::read_to_string(&plot).unwrap();
+    assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));
+    assert_eq!(svg.matches("<text").count(), svg.matches("</text>").count());
+    assert_eq!(svg.matches("<g ").count(), 2);
+    let curves = curves(&svg);
+    assert_eq!(curves.len(), 4);
+    for pair in curves.chunks(2) {
+        // Down the page is less.
+        let (f32_angles, phasor) = (&pair[0], &pair[1]);
+        assert_eq!(f32_angles.len(), phasor.len());
+        assert!(f32_angles.last() < f32_angles.first());
+        let wanders = |curve: &[f64]| {
+            let highest = curve.iter().copied().fold(f64::INFINITY, f64::min);
+            curve.iter().copied().fold(0.0, f64::max) - highest
+        };
+        assert!(wanders(phasor) < 0.3 * wanders(f32_angles), "{pair:?}");
+    }
+}
+
+/// What is right is formed in f64 beside the crate, so a wrong pair or dim would show as an error.
+#[test]
+fn a_plot_knows_every_rotation() {
+    let folder = Folder::new();
+    let shape = [2, 40, 3, 16];
+    let input = folder.tensors("in", &[("k", stored(&shape, &values::<f32>(&shape, 4)))]);
+    let plot = folder.path("plot.svg");
+    for json in [
+        r#"{"model_type": "glm", "head_dim": 16}"#,
+        r#"{"model_type": "gpt_neox", "hidden_size": 32, "num_attention_heads": 2}"#,
+        r#"{"rope_theta": 1e4, "head_dim": 16, "max_position_embeddings": 64,
+            "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}"#,
+        r#"{"rope_theta": 1e4, "head_dim": 16, "max_position_embeddings": 64,
+            "original_max_position_embeddings": 16, "rope_scaling": {"rope_type": "longrope",
+            "short_factor": [1, 1, 1, 1, 1, 1, 1, 1], "long_factor": [1, 2, 3, 4, 5, 6, 7, 8]}}"#,
+    ] {
+        let config = folder.write("config", json);
+        let text = report(&["--input", &input, "--config", &config, "--plot", &plot]);
+        // There are no scores without q.
+        assert!(!text.contains(OF_SCORES), "{text}");
+        let part = after(&text, OF_VALUES);
+        assert!(figures(part, "phasor").iter().all(|&x| x < 1e-5), "{text}");
+        assert!(figures(part, "angles in f32")[2] > 0.1, "{text}");
+        let svg = std::fs::read_to_string(&plot).unwrap();
+        assert_eq!(curves(&svg).len(), 2);
+    }
+    // Of a long sequence some tokens are taken, of a short one all.
+    let shape = [1000, 1, 16];
+    let input = folder.tensors("in", &[("q", ones(&shape)), ("k", ones(&shape))]);
+    let text = report(&["--input", &input, "--plot", &plot]);
+    assert!(text.contains("Of 64 tokens"), "{text}");
+    let shape = [1, 1, 16];
+    let input = folder.tensors("in", &[("q", ones(&shape)), ("k", ones(&shape))]);
+    let text = report(&["--input", &input, "--plot", &plot]);
+    assert!(text.contains("Of 1 tokens"), "{text}");
+}
+
+#[test]
+fn the_tour_can_be_drawn() {
+    let folder = Folder::new();
+    let plot = folder.path("plot.svg");
+    for pairing in ["half-split", "interleaved"] {
+        let text = report(&["--pairing", pairing, "--plot", &plot]);
+        let part = after(&text, OF_VALUES);
+        assert!(figures(part, "phasor").iter().all(|&x| x < 1e-5), "{text}");
+        assert!(figures(part, "angles in f32")[2] > 0.3, "{text}");
+        let svg = std::fs::read_to_string(&plot).unwrap();
+        assert_eq!(curves(&svg).len(), 4);
+    }
+}
+
+#[test]
+fn plots_that_cannot_be_drawn_are_refused() {
+    let folder = Folder::new();
+    let plot = folder.path("plot.svg");
+    let refuse = |input: &str, more: &[&str], words: &[&str]| {
+        let args = [&["--input", input, "--plot", &plot], more].concat();
+        refused(args, words);
+        assert!(!Path::new(&plot).exists());
+    };
+    let input = folder.tensors("in", &[("q", ones(&[3, 2, 4]))]);
+    refuse(&input, &["--output", &plot], &["the same file"]);
+    let json = r#"{"rope_theta": 1e4, "head_dim": 4, "max_position_embeddings": 64,
+        "original_max_position_embeddings": 16, "rope_scaling": {"rope_type": "longrope",
+        "short_factor": [1, 1], "long_factor": [1, 32]}}"#;
+    let config = folder.write("config", json);
+    refuse(
+        &input,
+        &["--config", &config, "--rows-by", "position"],
+        &["--plot", "--rows-by sequence"],
+    );
+    let empty = folder.tensors("empty", &[("q", ones(&[0, 2, 4]))]);
+    refuse(&empty, &[], &["no elements"]);
+    for odd in [f32::NAN, f32::INFINITY] {
+        let tensor = stored(&[1, 1, 4], &[1.0, odd, 1.0, 1.0]);
+        let input = folder.tensors("odd", &[("k", tensor)]);
+        refuse(&input, &[], &["not finite"]);
+    }
+    refused(
+        ["--repeat", "1", "--plot", folder.0.path().to_str().unwrap()],
+        &["cannot write", "not a file"],
+    );
+}
+
+#[test]
+fn long_work_says_how_far_it_is() {
+    let at_once = |args: &[&str]| {
+        let args = args.iter().map(OsString::from);
+        let (mut stdout, mut stderr) = (vec![], vec![]);
+        rotate::run(args, &mut stdout, &mut stderr, Some(Duration::ZERO));
+        String::from_utf8(stderr).unwrap()
+    };
+    let folder = Folder::new();
+    let plot = folder.path("plot.svg");
+    let drawn = at_once(&["--device", "host", "--repeat", "2", "--plot", &plot]);
+    for work in ["timing, in place", "timing, out of place", "drawing"] {
+        assert!(drawn.contains(&format!("\r{work} ")), "{drawn:?}");
+    }
+    assert!(drawn.contains("100%\x1b[K"), "{drawn:?}");
+    // One line, removed at the end.
+    assert!(
+        !drawn.contains('\n') && drawn.ends_with("\r\x1b[K"),
+        "{drawn:?}"
+    );
+    // What is wrong stands on a line of its own.
+    let drawn = at_once(&["--input", "/nowhere"]);
+    let message = drawn.rsplit("\r\x1b[K").next().unwrap();
+    assert!(
+        message.starts_with("rotate: cannot read /nowhere"),
+        "{drawn:?}"
+    );
+    assert_eq!(drawn.matches('\n').count(), 1);
+    // Short work draws nothing.
+    let mut stderr = vec![];
+    let hour = Some(Duration::from_secs(3600));
+    rotate::run(["--help".into()], &mut vec![], &mut stderr, hour);
+    assert_eq!(stderr, b"");
+}
+
 #[test]
 fn help_is_printed() {
     for args in [&["--help"][..], &["-h"], &["--repeat", "3", "--help"]] {
@@ -707,6 +891,7 @@ fn help_is_printed() {
             "input",
             "config",
             "output",
+            "plot",
             "device",
             "pairing",
             "start-position",
@@ -1038,7 +1223,8 @@ fn a_reader_that_stops_is_no_error_but_a_full_disk_is() {
     ] {
         let args = ["--device", "host", "--repeat", "1", "--output", &output];
         let mut stderr = vec![];
-        let ran = rotate::run(args.map(OsString::from), &mut Broken(kind), &mut stderr);
+        let args = args.map(OsString::from);
+        let ran = rotate::run(args, &mut Broken(kind), &mut stderr, None);
         assert_eq!(ran, code);
         assert_eq!(stderr.is_empty(), code == 0);
         // Either way the tensors are there.

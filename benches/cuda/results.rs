@@ -137,6 +137,18 @@ impl Row {
 
 /// The short table: the copy kernel, phasor and the fastest peer by launch and tokens.
 pub fn headlines(rows: &[Row]) -> String {
+    headlines_of(
+        rows,
+        &[
+            Launch::Ordinary,
+            Launch::Dependent,
+            Launch::DependentSettled,
+        ],
+    )
+}
+
+/// The same of some kinds of launches.
+pub fn headlines_of(rows: &[Row], launches: &[Launch]) -> String {
     let rows: Vec<&Row> = rows.iter().filter(|row| row.is_headline()).collect();
     let sizes: BTreeSet<usize> = rows.iter().map(|row| row.tokens).collect();
     let mut text = format!(
@@ -144,11 +156,7 @@ pub fn headlines(rows: &[Row]) -> String {
          | fastest peer | µs | phasor is faster by |\n\
          |---|--:|--:|--:|--:|---|--:|--:|\n"
     );
-    for launch in [
-        Launch::Ordinary,
-        Launch::Dependent,
-        Launch::DependentSettled,
-    ] {
+    for &launch in launches {
         for &tokens in &sizes {
             let fastest = |launch: Launch, wanted: &dyn Fn(&Row) -> bool| {
                 rows.iter()

@@ -7,6 +7,8 @@ use phasor::{Device, Dtype, Frequencies, Pairing, Positions, Rope};
 use safetensors::SafeTensors;
 
 use super::options::Options;
+use super::plot::{self, Subject};
+use super::progress::Progress;
 use super::report::{Report, small, thousands};
 use super::scores::{difference, largest, rotate_by_f32_angles, scores};
 use super::tensors::{QueriesKeys, Rotation, Stored, Tensor};
@@ -16,7 +18,7 @@ use super::{Failure, Result, output, speed};
 /// pairings. scripts/make-smollm2-fixture.py says how it was made.
 const FILE: &[u8] = include_bytes!("../data/smollm2-layer0.safetensors");
 
-pub fn rotate(options: &Options) -> Result<String> {
+pub fn rotate(options: &Options, progress: &mut Progress<'_>) -> Result<String> {
     let fixture = Fixture::open()?;
     let start = options.start_position.unwrap_or(0);
     let tour = Tour {
@@ -31,15 +33,27 @@ pub fn rotate(options: &Options) -> Result<String> {
     tour.introduce(&mut report)?;
     tour.compare_with_transformers(&mut report)?;
     tour.compare_scores(&mut report)?;
-    tour.measure(&mut report, options)?;
+    tour.measure(&mut report, options, progress)?;
+    let rope = match options.pairing() {
+        Pairing::HalfSplit => &tour.half_split,
+        Pairing::Interleaved => &tour.interleaved,
+    };
+    let plotted = match &options.plot {
+        Some(path) => {
+            let drawn = tour.plot(rope, progress)?;
+            drawn.report(&mut report);
+            Some((path, drawn.svg))
+        }
+        None => None,
+    };
     if let Some(path) = &options.output {
-        let rope = match options.pairing() {
-            Pairing::HalfSplit => &tour.half_split,
-            Pairing::Interleaved => &tour.interleaved,
-        };
         let bytes = tour.rotated(rope, start)?.to_file()?;
         output::write(path, &bytes)?;
         output::report(&mut report, path, &bytes);
+    }
+    if let Some((path, svg)) = plotted {
+        output::write(path, svg.as_bytes())?;
+        output::report(&mut report, path, svg.as_bytes());
     }
     Ok(report.finish())
 }
@@ -74,9 +88,12 @@ impl Fixture {
         self.about.get(key).map_or("not stated", String::as_str)
     }
 
+    fn frequencies(&self) -> Result<Frequencies> {
+        Ok(Frequencies::from_theta(self.theta, self.head_dim)?)
+    }
+
     fn rope(&self, pairing: Pairing) -> Result<Rope> {
-        let frequencies = Frequencies::from_theta(self.theta, self.head_dim)?;
-        Ok(Rope::new(frequencies, pairing))
+        Ok(Rope::new(self.frequencies()?, pairing))
     }
 
     /// q and k in the order of a pairing; `suffix` is empty or `_rotated`.
@@ -233,16 +250,32 @@ impl Tour {
         Ok(())
     }
 
-    fn measure(&self, report: &mut Report, options: &Options) -> Result<()> {
+    fn plot(&self, rope: &Rope, progress: &mut Progress<'_>) -> Result<plot::Drawn> {
+        let subject = Subject {
+            device: &self.device,
+            frequencies: &self.fixture.frequencies()?,
+            pairing: rope.pairing(),
+            rotary_offset: 0,
+        };
+        let tensors = self.fixture.tensors(rope.pairing(), "")?;
+        plot::draw(&subject, &tensors, progress)
+    }
+
+    fn measure(
+        &self,
+        report: &mut Report,
+        options: &Options,
+        progress: &mut Progress<'_>,
+    ) -> Result<()> {
         let positions = Positions::start(self.start);
         let pairing = options.pairing();
         let llama = Rope::new(Frequencies::from_theta(500_000.0, 128)?, pairing);
         let rotation = Rotation::leading(&llama, positions);
-        let large = speed::measure(options, &self.device, &llama_sized(), &rotation)?;
+        let large = speed::measure(options, &self.device, &llama_sized(), &rotation, progress)?;
         let sentence = self.fixture.tensors(pairing, "")?;
         let rope = self.fixture.rope(pairing)?;
         let rotation = Rotation::leading(&rope, positions);
-        let small = speed::measure(options, &self.device, &sentence, &rotation)?;
+        let small = speed::measure(options, &self.device, &sentence, &rotation, progress)?;
         let name = format!(
             "{} tokens of Llama 3 8B, bf16",
             thousands(LLAMA_TOKENS as u64)

@@ -4,17 +4,20 @@ use std::path::Path;
 
 use phasor::config::{RopeConfig, row_for_call};
 use phasor::half::{bf16, f16};
-use phasor::{Angles, Device, FrequencyRows, Positions, Rope};
+use phasor::{Angles, Device, Dtype, Frequencies, FrequencyRows, Positions, Rope};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype as FileDtype, SafeTensors};
 
 use super::config;
 use super::options::{Options, RowsBy};
+use super::plot::{self, Subject};
+use super::progress::Progress;
 use super::report::{Report, thousands};
 use super::tensors::{QueriesKeys, Rotation, Stored, Tensor};
 use super::{Failure, Result, fail, output, speed};
 
-pub fn rotate(options: &Options, path: &Path) -> Result<String> {
+pub fn rotate(options: &Options, path: &Path, progress: &mut Progress<'_>) -> Result<String> {
+    progress.begin("reading", 1);
     let bytes = std::fs::read(path)
         .map_err(|error| Failure(format!("cannot read {}: {error}", path.display())))?;
     let in_file = |reason: &dyn std::fmt::Display| Failure(format!("{}: {reason}", path.display()));
@@ -38,13 +41,14 @@ pub fn rotate(options: &Options, path: &Path) -> Result<String> {
         .as_deref()
         .map(|path| config::read(path, options.layer_type.as_deref()))
         .transpose()?;
-    rotate(options, config, &file).map_err(|Failure(reason)| in_file(&reason))
+    rotate(options, config, &file, progress).map_err(|Failure(reason)| in_file(&reason))
 }
 
 fn rotate_as<T: Stored>(
     options: &Options,
     config: Option<RopeConfig>,
     file: &SafeTensors<'_>,
+    progress: &mut Progress<'_>,
 ) -> Result<String> {
     let tensors = QueriesKeys {
         q: Tensor::<T>::read(file, "q")?,
@@ -64,18 +68,38 @@ fn rotate_as<T: Stored>(
     let positions = FilePositions::read(options, file, &tensors, axes)?;
     let lengths = positions.lengths(&tensors);
     let (rope, rows) = rope_and_rows(options, &config, &lengths)?;
-    let device = Device::from_name(options.device(), &[T::DTYPE])?;
+    let dtypes = match options.plot {
+        Some(_) => &[T::DTYPE, Dtype::F32][..],
+        None => &[T::DTYPE],
+    };
+    let device = Device::from_name(options.device(), dtypes)?;
 
     let rotation = Rotation {
         rope: &rope,
         rotary_offset: config.rotary_offset(),
         positions: rows.choose(positions.get()),
     };
+    progress.begin("rotating", 1);
     let rotated = tensors.rotated(&device, &rotation)?;
     let measured = if tensors.is_empty() {
         None
     } else {
-        Some(speed::measure(options, &device, &tensors, &rotation)?)
+        Some(speed::measure(
+            options, &device, &tensors, &rotation, progress,
+        )?)
+    };
+
+    let drawn = match &options.plot {
+        Some(path) => {
+            let subject = Subject {
+                device: &device,
+                frequencies: &rows.of_first_sequence(&rope)?,
+                pairing: rope.pairing(),
+                rotary_offset: config.rotary_offset(),
+            };
+            Some((path, plot::draw(&subject, &tensors, progress)?))
+        }
+        None => None,
     };
 
     let mut report = Report::default();
@@ -102,10 +126,18 @@ fn rotate_as<T: Stored>(
         }
         None => report.field("speed", "nothing to measure: there are no elements"),
     }
+    if let Some((_, drawn)) = &drawn {
+        drawn.report(&mut report);
+    }
     if let Some(path) = &options.output {
+        progress.begin("writing", 1);
         let bytes = rotated.to_file()?;
         output::write(path, &bytes)?;
         output::report(&mut report, path, &bytes);
+    }
+    if let Some((path, drawn)) = drawn {
+        output::write(path, drawn.svg.as_bytes())?;
+        output::report(&mut report, path, drawn.svg.as_bytes());
     }
     Ok(report.finish())
 }
@@ -186,6 +218,26 @@ impl Rows {
         let of_length = |&length: &u64| rows.row_for_length(length);
         let chosen = lengths.iter().map(of_length).collect::<Result<_, _>>()?;
         Ok(Rows::PerSequence(chosen))
+    }
+
+    /// The frequencies of the first sequence, for positions that go beyond its length.
+    fn of_first_sequence(&self, rope: &Rope) -> Result<Frequencies> {
+        let row = match self {
+            Rows::One => 0,
+            Rows::Call(row) => *row,
+            Rows::PerSequence(rows) => rows.first().copied().unwrap_or(0),
+            Rows::ByPosition => {
+                return fail(
+                    "--plot needs frequencies that do not change with the position: use --rows-by \
+                     sequence or call",
+                );
+            }
+        };
+        match rope.angles() {
+            Angles::Exact(frequencies) => Ok(frequencies.clone()),
+            Angles::Rows(rows) => Ok(rows.row(row)?),
+            _ => fail("--plot needs frequencies, which this rotation does not have"),
+        }
     }
 
     fn choose<'a>(&'a self, positions: Positions<'a>) -> Positions<'a> {

@@ -11,20 +11,25 @@
 //! layout of the report.
 
 mod builtin;
+mod chart;
 mod config;
 mod file;
 mod options;
 mod output;
+mod plot;
+mod progress;
 mod report;
 mod scores;
 mod speed;
 mod tensors;
 
 use std::ffi::OsString;
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use options::{Options, Request};
+use progress::Progress;
 
 /// What went wrong, as one line.
 #[derive(Debug)]
@@ -51,16 +56,22 @@ impl From<phasor::Error> for Failure {
 
 fn main() -> ExitCode {
     let args = std::env::args_os().skip(1);
-    ExitCode::from(run(args, &mut std::io::stdout(), &mut std::io::stderr()))
+    let mut stderr = std::io::stderr();
+    let progress_after = stderr.is_terminal().then_some(Duration::from_millis(500));
+    let (stdout, stderr) = (&mut std::io::stdout(), &mut stderr);
+    ExitCode::from(run(args, stdout, stderr, progress_after))
 }
 
-/// The whole program; returns its exit code.
+/// The whole program; returns its exit code. Work that takes longer than `progress_after` draws on stderr
+/// how far it is.
 pub fn run(
     args: impl IntoIterator<Item = OsString>,
     stdout: &mut dyn Write,
     stderr: &mut dyn Write,
+    progress_after: Option<Duration>,
 ) -> u8 {
-    let written = answer(args).and_then(|text| {
+    let answered = answer(args, &mut Progress::new(stderr, progress_after));
+    let written = answered.and_then(|text| {
         let written = stdout.write_all(text.as_bytes());
         match written.and_then(|()| stdout.flush()) {
             // The reader has seen enough, as in `rotate | head -1`.
@@ -80,12 +91,12 @@ pub fn run(
 }
 
 /// What goes to stdout. It is printed in one piece, so that a failure prints none of it.
-fn answer(args: impl IntoIterator<Item = OsString>) -> Result<String> {
+fn answer(args: impl IntoIterator<Item = OsString>, progress: &mut Progress<'_>) -> Result<String> {
     match Options::parse(args)? {
         Request::Help => Ok(options::HELP.to_string()),
         Request::Rotate(options) => match &options.input {
-            None => builtin::rotate(&options),
-            Some(path) => file::rotate(&options, path),
+            None => builtin::rotate(&options, progress),
+            Some(path) => file::rotate(&options, path, progress),
         },
     }
 }

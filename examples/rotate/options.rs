@@ -34,6 +34,10 @@ which it carries along, and compares them with what transformers computes.
                              transformers does), or position (LongRoPE: each token
                              has its own, as MAX does)
   --output FILE.safetensors  write the rotated q and k
+  --plot FILE.svg            draw against the position how much scores change when
+                             all positions shift alike, and how far rotated values
+                             are off: of up to 64 tokens of the first sequence, one
+                             after the other, whatever position_ids say
   --pairing PAIRING          half-split (default) or interleaved; with --config,
                              the config's unless given
   --start-position N         position of the first token (default 0); may be
@@ -67,6 +71,7 @@ pub struct Options {
     pub layer_type: Option<String>,
     rows_by: Option<RowsBy>,
     pub output: Option<PathBuf>,
+    pub plot: Option<PathBuf>,
     device: Option<String>,
     pairing: Option<Pairing>,
     pub start_position: Option<i64>,
@@ -89,6 +94,7 @@ impl Options {
                 "--input" => set(&mut options.input, &name, value()?.into())?,
                 "--config" => set(&mut options.config, &name, value()?.into())?,
                 "--output" => set(&mut options.output, &name, value()?.into())?,
+                "--plot" => set(&mut options.plot, &name, value()?.into())?,
                 "--layer-type" => {
                     let name_of_type = value()?.to_string_lossy().into_owned();
                     set(&mut options.layer_type, &name, name_of_type)?;
@@ -139,6 +145,9 @@ impl Options {
         }
         if options.config.is_some() && options.input.is_none() {
             return fail("--config needs --input: the built-in tensors come with their theta");
+        }
+        if options.plot.is_some() && options.plot == options.output {
+            return fail("--plot and --output name the same file");
         }
         if options.config.is_none() {
             let given = [

@@ -7,6 +7,7 @@ use phasor::{Device, InOut};
 
 use super::Result;
 use super::options::Options;
+use super::progress::Progress;
 use super::report::{Report, thousands};
 use super::tensors::{QueriesKeys, Rotation, Stored, Tensor};
 
@@ -22,6 +23,7 @@ pub fn measure<T: Stored>(
     device: &Device,
     tensors: &QueriesKeys<T>,
     rotation: &Rotation<'_>,
+    progress: &mut Progress<'_>,
 ) -> Result<Speed> {
     let rotator = device.rotator(rotation.rope)?;
     let in_place = rotator.plan(&tensors.problem(rotation, InOut::InPlace))?;
@@ -36,12 +38,14 @@ pub fn measure<T: Stored>(
     let mut k = tensors.k.as_ref().map(upload).transpose()?;
     let wait = || Ok(device.synchronize()?);
 
-    let in_place_time = median(options, &wait, &mut || {
+    progress.begin("timing, in place", options.repeat().into());
+    let in_place_time = median(options, progress, &wait, &mut || {
         let (q, k) = (q.as_mut(), k.as_mut());
         let (q, k) = (q.map(InOut::InPlace), k.map(InOut::InPlace));
         Ok(rotator.rotate(&in_place, q, k, &positions)?)
     })?;
-    let out_of_place_time = median(options, &wait, &mut || {
+    progress.begin("timing, out of place", options.repeat().into());
+    let out_of_place_time = median(options, progress, &wait, &mut || {
         let pair = |(source, destination)| InOut::OutOfPlace {
             source,
             destination,
@@ -52,7 +56,8 @@ pub fn measure<T: Stored>(
     })?;
     // A copy of n bytes reads n and writes n.
     let copied = out_of_place.bytes() / 2;
-    let copy_time = time_device_copy(options, device, copied as usize)?;
+    progress.begin("timing, memory copy", options.repeat().into());
+    let copy_time = time_device_copy(options, progress, device, copied as usize)?;
     Ok(Speed {
         in_place: in_place.bytes() as f64 / in_place_time,
         out_of_place: out_of_place.bytes() as f64 / out_of_place_time,
@@ -64,6 +69,7 @@ pub fn measure<T: Stored>(
 /// that neither the clock nor waiting for the device counts for much.
 fn median(
     options: &Options,
+    progress: &mut Progress<'_>,
     wait: &dyn Fn() -> Result<()>,
     call: &mut dyn FnMut() -> Result<()>,
 ) -> Result<f64> {
@@ -80,16 +86,20 @@ fn median(
     // The first call pays for what is set up once.
     time(1)?;
     let calls = (SAMPLE.as_secs_f64() / time(1)?).clamp(1.0, 1000.0) as u32;
-    let samples = (0..options.repeat()).map(|_| time(calls));
+    let samples = (0..options.repeat()).map(|_| {
+        let sample = time(calls);
+        progress.step();
+        sample
+    });
     let mut samples = samples.collect::<Result<Vec<_>>>()?;
     samples.sort_by(f64::total_cmp);
     Ok(samples[samples.len() / 2])
 }
 
-fn time_host_copy(options: &Options, bytes: usize) -> Result<f64> {
+fn time_host_copy(options: &Options, progress: &mut Progress<'_>, bytes: usize) -> Result<f64> {
     let from = vec![1u8; bytes];
     let mut to = vec![0u8; bytes];
-    median(options, &|| Ok(()), &mut || {
+    median(options, progress, &|| Ok(()), &mut || {
         copy(black_box(&from), &mut to);
         black_box(&mut to);
         Ok(())
@@ -114,14 +124,19 @@ fn copy(from: &[u8], to: &mut [u8]) {
 }
 
 #[cfg(feature = "cuda")]
-fn time_device_copy(options: &Options, device: &Device, bytes: usize) -> Result<f64> {
+fn time_device_copy(
+    options: &Options,
+    progress: &mut Progress<'_>,
+    device: &Device,
+    bytes: usize,
+) -> Result<f64> {
     let Some((_, stream)) = device.as_cuda() else {
-        return time_host_copy(options, bytes);
+        return time_host_copy(options, progress, bytes);
     };
     let buffer = || stream.alloc_zeros::<u8>(bytes).or_else(driver_failure);
     let (from, mut to) = (buffer()?, buffer()?);
     let wait = || stream.synchronize().or_else(driver_failure);
-    median(options, &wait, &mut || {
+    median(options, progress, &wait, &mut || {
         stream.memcpy_dtod(&from, &mut to).or_else(driver_failure)
     })
 }
@@ -132,8 +147,13 @@ fn driver_failure<T>(error: phasor::cudarc::driver::DriverError) -> Result<T> {
 }
 
 #[cfg(not(feature = "cuda"))]
-fn time_device_copy(options: &Options, _: &Device, bytes: usize) -> Result<f64> {
-    time_host_copy(options, bytes)
+fn time_device_copy(
+    options: &Options,
+    progress: &mut Progress<'_>,
+    _: &Device,
+    bytes: usize,
+) -> Result<f64> {
+    time_host_copy(options, progress, bytes)
 }
 
 pub fn report(report: &mut Report, options: &Options, device: &Device, rows: &[(&str, Speed)]) {

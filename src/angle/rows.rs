@@ -11,6 +11,21 @@ use crate::Error;
 /// * the call, with an index per sequence, per token or for all
 ///   ([`Positions::frequency_row`](crate::PositionsIn::frequency_row) and its kin);
 /// * or each token's own position, with [`by_position`](Self::by_position).
+///
+/// ```
+/// # fn main() -> Result<(), phasor::Error> {
+/// use phasor::{Frequencies, FrequencyRows, Pairing, Positions, Rope};
+///
+/// // Row 0 for short sequences, row 1 for long ones.
+/// let short = Frequencies::from_theta(10_000.0, 64)?;
+/// let long = Frequencies::from_theta(40_000.0, 64)?;
+/// let rope = Rope::new(FrequencyRows::new(&[short, long])?, Pairing::HalfSplit);
+/// // In a batch of two sequences, at 100 and at 9,000.
+/// let positions = Positions::start_per_sequence(&[100, 9_000]).frequency_rows_per_sequence(&[0, 1]);
+/// # let _ = (rope, positions);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct FrequencyRows {
     /// `[rows, axes, pairs]`

@@ -23,6 +23,20 @@ pub enum OutOfRange {
 /// For bit parity with another system, or for frequencies that change with the position. The
 /// values are used as they are; `cos² + sin² = 1` is not assumed. Made from arrays, or by
 /// [`Frequencies::table`](crate::Frequencies::table).
+///
+/// ```
+/// # fn main() -> Result<(), phasor::Error> {
+/// use phasor::{CosSinTable, OutOfRange, Pairing, Rope};
+///
+/// // Positions 0 and 1 of two pairs; positions beyond them use the last row.
+/// let cos = vec![1.0, 1.0, 0.5403023, 0.99995];
+/// let sin = vec![0.0, 0.0, 0.84147096, 0.009999833];
+/// let table = CosSinTable::new(cos, sin, 2)?.with_out_of_range(OutOfRange::Clamp);
+/// let rope = Rope::new(table, Pairing::HalfSplit);
+/// assert_eq!(rope.rotary_dim(), 4);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct CosSinTable {
     cos: Vec<f32>,

@@ -60,6 +60,22 @@ pub(crate) fn device_name(context: &CudaContext) -> String {
 }
 
 /// Kernels loaded on one device.
+///
+/// ```no_run
+/// use phasor::cuda::Cuda;
+/// use phasor::cudarc::driver::CudaContext;
+/// use phasor::{Dtype, Frequencies, Pairing, Rope};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let context = CudaContext::new(0)?; // the engine's own; Cuda::open(0, ...) makes one
+/// let cuda = Cuda::new(&context, &[Dtype::Bf16])?;
+/// println!("{}: {:?}", cuda.name(), cuda.image(Dtype::Bf16));
+/// let rope = Rope::new(Frequencies::from_theta(500_000.0, 128)?, Pairing::HalfSplit);
+/// let rotator = cuda.rotator(&rope)?;
+/// # let _ = rotator;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Cuda {
     inner: Arc<Inner>,
@@ -285,6 +301,27 @@ pub type CudaInOut<'a, T> = InOut<CudaView<'a, T>, CudaViewMut<'a, T>>;
 /// One [`Rope`] on a device.
 ///
 /// Dropping the last clone waits for the context's work, as enqueued rotations read its angles.
+///
+/// ```no_run
+/// use phasor::cuda::{Cuda, CudaPositions};
+/// use phasor::half::bf16;
+/// use phasor::{Dtype, Frequencies, InOut, Layout, Pairing, Problem, Rope};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let cuda = Cuda::open(0, &[Dtype::Bf16])?;
+/// let stream = cuda.context().default_stream();
+/// let rope = Rope::new(Frequencies::from_theta(500_000.0, 128)?, Pairing::HalfSplit);
+/// let rotator = cuda.rotator(&rope)?;
+/// let (queries, keys) = (Layout::tokens(5, 32, 128), Layout::tokens(5, 8, 128));
+/// let plan = rotator.plan(&Problem::new(Dtype::Bf16).q(queries).k(keys))?;
+///
+/// let mut q = stream.alloc_zeros::<bf16>(5 * 32 * 128)?;
+/// let mut k = stream.alloc_zeros::<bf16>(5 * 8 * 128)?;
+/// let (q, k) = (InOut::InPlace(q.as_view_mut()), InOut::InPlace(k.as_view_mut()));
+/// rotator.rotate(&stream, &plan, Some(q), Some(k), &CudaPositions::start(131_072))?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct CudaRotator {
     inner: Arc<RotatorInner>,

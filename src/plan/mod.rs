@@ -29,6 +29,20 @@ use problem::Sources;
 /// would double the time of a decode step on the host. Where the number of tokens changes from step to
 /// step, plan once for the most, and take [`first_tokens`](Self::first_tokens) or
 /// [`first_sequences`](Self::first_sequences) of it.
+///
+/// ```
+/// # fn main() -> Result<(), phasor::Error> {
+/// use phasor::{Dtype, Frequencies, Host, Layout, Pairing, Positions, Problem, Rope};
+///
+/// let rope = Rope::new(Frequencies::from_theta(10_000.0, 64)?, Pairing::HalfSplit);
+/// let rotator = Host::new().rotator(&rope);
+/// let plan = rotator.plan(&Problem::new(Dtype::F32).q(Layout::tokens(5, 4, 64)))?;
+/// for mut q_of_layer in vec![vec![1.0f32; 5 * 4 * 64]; 3] {
+///     rotator.rotate(&plan, Some((&mut q_of_layer).into()), None, Positions::start(40))?;
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub(crate) rope: Rope,

@@ -107,6 +107,27 @@ type Stored<'a, T, M> =
 /// The operands of one call that performs all that was planned: [`HostRotator::step`].
 ///
 /// Which of them there are is as in the plan.
+///
+/// ```
+/// # fn main() -> Result<(), phasor::Error> {
+/// use phasor::{
+///     Dtype, Frequencies, Host, HostStep, HostWeights, Layout, Pairing, Positions, Problem, Rope, Stages, Stored,
+/// };
+///
+/// let rope = Rope::new(Frequencies::from_theta(10_000.0, 64)?, Pairing::HalfSplit);
+/// let rotator = Host::new().rotator(&rope);
+/// let problem = Problem::new(Dtype::F32).q(Layout::tokens(5, 2, 64)).q_stages(Stages::new().bias());
+/// let plan = rotator.plan(&problem)?;
+///
+/// let (mut q, bias) = (vec![1.0f32; 5 * 2 * 64], vec![0.5f32; 2 * 64]);
+/// let step = HostStep::new(Positions::start(0))
+///     .q(&mut q[..])
+///     .q_weights(HostWeights::new().bias(&bias[..]));
+/// assert_eq!(rotator.step(&plan, step)?, Stored::All);
+/// assert_eq!(q[0], 1.5); // position 0 turns nothing
+/// # Ok(())
+/// # }
+/// ```
 pub struct Step<'a, T: 'a, M: Memory> {
     pub(crate) buffer: Option<M::Write<'a, T>>,
     pub(crate) q: Option<Tensor<'a, T, M>>,

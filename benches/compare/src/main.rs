@@ -40,7 +40,8 @@ Instead of all that, and without measuring:
   --accuracy FILE   draw the error of cos and sin against position, and print some of it
   --publish FOLDER  make tables and charts of every host-*.json and gpu-*.json there, and draw the
                     accuracy
-  --readme FILE     with --publish: replace the sections of this file that show them
+  --readme FILE     with --publish: replace the sections of this file that show them, and those of
+                    docs/performance.md beside it
   --check           with --publish: write nothing, fail if a file is not what the results give";
 
 #[derive(Default)]

@@ -1,6 +1,7 @@
-//! Committed results as tables and charts beside them, and as sections of the README.
+//! Committed results as tables and charts beside them, as a short section of the README, and as the long
+//! ones of a page of the docs.
 
-use crate::gpu::results::{Results, headlines};
+use crate::gpu::results::{Launch, Results, headlines, headlines_of};
 use crate::report::Report;
 use crate::{Failure, accuracy, gpu, svg};
 use std::ffi::OsStr;
@@ -8,6 +9,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 const ACCURACY: &str = "accuracy";
+const SPEED: &str = "speed";
 const PERFORMANCE: &str = "performance";
 const GPU: &str = "gpu";
 /// Results of the host backend are `host-<machine>.json`.
@@ -16,6 +18,9 @@ const HOST_PREFIX: &str = "host-";
 const GPU_PREFIX: &str = "gpu-";
 /// The sources of the kernels, beside the README.
 const KERNELS: &str = "cuda";
+/// The page of the long tables, beside the README too, and the way from there to the README's folder.
+const DETAILS: &str = "docs/performance.md";
+const UP: &str = "../";
 
 /// Why a section of a text could not be replaced.
 #[derive(Debug, PartialEq)]
@@ -136,22 +141,45 @@ fn outputs(folder: &Path, readme: &Path) -> Result<Vec<(PathBuf, String)>, Failu
         outputs.push((folder.join(format!("{stem}.md")), text));
         outputs.push((folder.join(format!("{stem}.svg")), svg::gpu(report)));
     }
-    let readme_error = |error: Failure| format!("{}: {error}", readme.display());
-    let text = std::fs::read_to_string(readme).map_err(|error| readme_error(error.into()))?;
     let link = link(readme, folder)?;
-    let text = replaced(&text, ACCURACY, &accuracy_section(&link))
-        .and_then(|text| replaced(&text, PERFORMANCE, &performance_section(&link, &hosts)))
-        .and_then(|text| replaced(&text, GPU, &gpu_section(&link, &gpus, kernels)))
-        .map_err(|error| readme_error(error.into()))?;
-    outputs.push((readme.to_owned(), text));
+    outputs.push(with_sections(
+        readme.to_owned(),
+        &[
+            (ACCURACY, accuracy_section(&link)),
+            (SPEED, speed_section(&hosts, &gpus, kernels)),
+        ],
+    )?);
+    let link = format!("{UP}{link}");
+    outputs.push(with_sections(
+        beside(readme, DETAILS),
+        &[
+            (PERFORMANCE, performance_section(&link, &hosts)),
+            (GPU, gpu_section(&link, &gpus, kernels)),
+        ],
+    )?);
     Ok(outputs)
+}
+
+/// A file and its text with these sections.
+fn with_sections(path: PathBuf, sections: &[(&str, String)]) -> Result<(PathBuf, String), Failure> {
+    let named = |error: Failure| format!("{}: {error}", path.display());
+    let mut text = std::fs::read_to_string(&path).map_err(|error| named(error.into()))?;
+    for (name, section) in sections {
+        text = replaced(&text, name, section).map_err(|error| named(error.into()))?;
+    }
+    Ok((path, text))
+}
+
+/// A path from the README's folder on.
+fn beside(readme: &Path, path: &str) -> PathBuf {
+    readme.parent().unwrap_or(Path::new("")).join(path)
 }
 
 /// What the kernels are now, where results of GPUs are held against them.
 fn kernels_beside(readme: &Path, gpus: &[Published<Results>]) -> Result<u32, Failure> {
     match gpus {
         [] => Ok(0),
-        _ => gpu::kernels(&readme.parent().unwrap_or(Path::new("")).join(KERNELS)),
+        _ => gpu::kernels(&beside(readme, KERNELS)),
     }
 }
 
@@ -184,12 +212,41 @@ fn accuracy_section(link: &str) -> String {
     )
 }
 
+/// One table of each GPU and one of each host.
+fn speed_section(hosts: &[Published<Report>], gpus: &[Published<Results>], kernels: u32) -> String {
+    let mut text = String::new();
+    for Published { report, .. } in gpus {
+        text += &format!(
+            "On a GPU: {}. Microseconds of one call in a replayed CUDA graph, on buffers that are not in L2; \
+             bf16, half-split, in place. **{}**\n\n",
+            report.meta.device,
+            gpu::age(report, kernels)
+        );
+        text += &headlines_of(&report.rows, &[Launch::Ordinary]);
+        text += "\n";
+    }
+    for Published { report, .. } in hosts {
+        text += &format!(
+            "On a host: {}, one thread, {}, bf16. A share is that of the speed of a pass that reads and \
+             writes the same bytes.\n\n",
+            report.machine.cpu, report.isa
+        );
+        text += &report.first_lines();
+        text += "\n";
+    }
+    text + &format!(
+        "q and k are Llama-3-8B's: 32 and 8 heads of 128. phasor forms its angles in each call; most others \
+         read tables that were made before. [{DETAILS}]({DETAILS}) has all cases, types, threads and versions, \
+         and how to measure a machine of your own.\n"
+    )
+}
+
 fn performance_section(link: &str, results: &[Published<Report>]) -> String {
     let mut text = "## Performance\n\n\
         The host backend beside two passes over the same bytes, and beside other implementations. A share\n\
         is the time of the pass over the time of the library: 1 is the speed of the pass. q and k are\n\
         Llama-3-8B's unless the case says otherwise; phasor forms its angles in each call, most others\n\
-        read tables. [benches/compare](benches/compare/README.md) says exactly what is measured.\n"
+        read tables. [benches/compare](../benches/compare/README.md) says exactly what is measured.\n"
         .to_owned();
     for Published { stem, report } in results {
         let image = |suffix| {
@@ -285,8 +342,43 @@ mod tests {
     use std::fs;
 
     const README: &str = "a\n<!-- accuracy: begin -->\nold\n<!-- accuracy: end -->\nb\n\
-        <!-- performance: begin -->\n<!-- performance: end -->\nc\n\
-        <!-- gpu: begin -->\n<!-- gpu: end -->\nd\n";
+        <!-- speed: begin -->\n<!-- speed: end -->\nc\n";
+    const PAGE: &str = "a\n<!-- performance: begin -->\n<!-- performance: end -->\nb\n\
+        <!-- gpu: begin -->\n<!-- gpu: end -->\nc\n";
+
+    /// A folder with a README and a page to publish to; gone when dropped.
+    struct Root(PathBuf);
+
+    impl Root {
+        fn new(name: &str) -> Self {
+            let name = format!("compare-{name}-{}", std::process::id());
+            let root = Self(std::env::temp_dir().join(name));
+            for folder in ["results", "docs", KERNELS] {
+                fs::create_dir_all(root.0.join(folder)).unwrap();
+            }
+            fs::write(root.readme(), README).unwrap();
+            fs::write(root.page(), PAGE).unwrap();
+            root
+        }
+
+        fn results(&self) -> PathBuf {
+            self.0.join("results")
+        }
+
+        fn readme(&self) -> PathBuf {
+            self.0.join("README.md")
+        }
+
+        fn page(&self) -> PathBuf {
+            self.0.join(DETAILS)
+        }
+    }
+
+    impl Drop for Root {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
 
     #[test]
     fn only_what_is_between_the_markers_is_replaced() {
@@ -388,10 +480,8 @@ mod tests {
 
     #[test]
     fn what_is_published_passes_the_check_until_something_changes() {
-        let root = std::env::temp_dir().join(format!("compare-publish-{}", std::process::id()));
-        let (folder, readme) = (root.join("results"), root.join("README.md"));
-        fs::create_dir_all(&folder).unwrap();
-        fs::write(&readme, README).unwrap();
+        let root = Root::new("publish");
+        let (folder, readme) = (root.results(), root.readme());
         let json = folder.join("host-a.json");
         fs::write(&json, serde_json::to_string(&report()).unwrap()).unwrap();
         let complaint = || check(&folder, &readme).unwrap_err().to_string();
@@ -401,7 +491,11 @@ mod tests {
         check(&folder, &readme).unwrap();
         let text = fs::read_to_string(&readme).unwrap();
         assert!(text.contains("(results/accuracy.svg)"), "{text}");
-        assert!(text.contains("(results/host-a-overview.svg)"), "{text}");
+        let first = "| prefill, in place, cold | half-split | 10.0 | 0.50 | fast | 2.5x |";
+        assert!(text.contains(first), "{text}");
+        let page = fs::read_to_string(root.page()).unwrap();
+        let overview = "(../results/host-a-overview.svg)";
+        assert!(page.contains(overview), "{page}");
         for file in [
             "accuracy.svg",
             "host-a.svg",
@@ -417,6 +511,9 @@ mod tests {
         fs::write(&readme, text.replace("2.5x", "9.5x")).unwrap();
         assert!(complaint().contains("README.md"));
         fs::write(&readme, text).unwrap();
+        fs::write(root.page(), page.replace("2.5x", "9.5x")).unwrap();
+        assert!(complaint().contains("performance.md"));
+        fs::write(root.page(), page).unwrap();
         fs::write(folder.join("host-b.svg"), "").unwrap();
         assert!(complaint().contains("host-b.svg is of no results"));
         fs::remove_file(folder.join("host-b.svg")).unwrap();
@@ -428,23 +525,15 @@ mod tests {
         assert!(complaint().contains("quick"));
         fs::write(&json, "{").unwrap();
         assert!(complaint().contains("host-a.json"));
-        fs::remove_dir_all(&root).unwrap();
     }
 
     #[test]
     fn results_of_a_gpu_are_called_old_once_the_kernels_change() {
-        let root = std::env::temp_dir().join(format!("compare-publish-gpu-{}", std::process::id()));
-        let (folder, readme, kernels) = (
-            root.join("results"),
-            root.join("README.md"),
-            root.join("cuda"),
-        );
-        fs::create_dir_all(&folder).unwrap();
-        fs::create_dir_all(&kernels).unwrap();
+        let root = Root::new("publish-gpu");
+        let (folder, readme, kernels) = (root.results(), root.readme(), root.0.join(KERNELS));
         fs::write(kernels.join("a.cu"), "1234").unwrap();
         fs::write(kernels.join("b.h"), "56789").unwrap();
         fs::write(kernels.join("notes.txt"), "no kernel").unwrap();
-        fs::write(&readme, README).unwrap();
         let mut results = gpu::tests::results();
         results.meta.kernels = Some(gpu::kernels(&kernels).unwrap());
         fs::write(folder.join("gpu-a.json"), results.to_string()).unwrap();
@@ -452,10 +541,13 @@ mod tests {
 
         write(&folder, &readme).unwrap();
         check(&folder, &readme).unwrap();
-        let text = fs::read_to_string(&readme).unwrap();
-        assert!(text.contains("(results/gpu-a.svg)"), "{text}");
-        assert!(text.contains("| ordinary | 1 | 1.20 | 2.40 |"), "{text}");
-        assert!(text.contains("at commit abc, with the kernels that are"));
+        for path in [&readme, &root.page()] {
+            let text = fs::read_to_string(path).unwrap();
+            assert!(text.contains("| ordinary | 1 | 1.20 | 2.40 |"), "{text}");
+            assert!(text.contains("at commit abc, with the kernels that are"));
+        }
+        let page = fs::read_to_string(root.page()).unwrap();
+        assert!(page.contains("(../results/gpu-a.svg)"), "{page}");
         for file in ["gpu-a.svg", "gpu-a.md"] {
             let path = folder.join(file);
             let saved = fs::read_to_string(&path).unwrap();
@@ -468,10 +560,11 @@ mod tests {
         assert!(complaint().contains("README.md"));
         write(&folder, &readme).unwrap();
         check(&folder, &readme).unwrap();
-        let text = fs::read_to_string(&readme).unwrap();
-        assert!(text.contains("at commit abc. Its kernels have changed since"));
+        for path in [&readme, &root.page()] {
+            let text = fs::read_to_string(path).unwrap();
+            assert!(text.contains("at commit abc. Its kernels have changed since"));
+        }
         fs::write(folder.join("gpu-b.md"), "").unwrap();
         assert!(complaint().contains("gpu-b.md is of no results"));
-        fs::remove_dir_all(&root).unwrap();
     }
 }

@@ -263,6 +263,30 @@ impl Report {
         text
     }
 
+    /// The few of them that stand first: one thread, bf16, fewer columns.
+    pub fn first_lines(&self) -> String {
+        let mut text = format!(
+            "| case | pairing | phasor GB/s | of {UPDATE} | fastest peer | phasor is faster by |\n\
+             |---|---|--:|--:|---|--:|\n"
+        );
+        for ours in self.chosen().filter(|m| {
+            m.library == PHASOR && m.is_headline() && m.threads == 1 && m.dtype == "bf16"
+        }) {
+            let (case, _, pairing) = ours.row();
+            let peer = fastest_peer(ours, self.chosen());
+            let ratio = peer.map(|peer| format!("{:.1}x", peer.seconds / ours.seconds));
+            let _ = writeln!(
+                text,
+                "| {case} | {pairing} | {:.1} | {:.2} | {} | {} |",
+                ours.gigabytes(ours.seconds),
+                ours.of_update(),
+                peer.map_or("", |peer| &peer.library),
+                ratio.unwrap_or_default()
+            );
+        }
+        text
+    }
+
     pub fn markdown(&self) -> String {
         let mut text = String::from("# Rotary embedding on the host\n\n");
         for line in self.conditions() {

@@ -357,13 +357,12 @@ fn call_is_bshd(calls: &str, name: &str) -> bool {
     call.unwrap()["layout"] == "bshd"
 }
 
-/// The smallest config of a family: its `model_type`, and if need be what has no default or
-/// switches the rotation on.
+/// The smallest config of a family: its `model_type`, and for those in `NEED_MORE` what has no default
+/// or switches the rotation on.
 fn smallest(model_type: &str, family: &Value) -> Result<ModelConfig, ConfigError> {
     let mut config = json!({"model_type": model_type});
-    let alone = ModelConfig::from_hf_config(&config.to_string());
-    if alone.is_ok() {
-        return alone;
+    if !NEED_MORE.contains(&model_type) {
+        return ModelConfig::from_hf_config(&config.to_string());
     }
     let encoder = model_type == "esm";
     config["position_embedding_type"] = json!(if encoder { "rotary" } else { "rope" });
@@ -380,6 +379,44 @@ fn smallest(model_type: &str, family: &Value) -> Result<ModelConfig, ConfigError
     };
     ModelConfig::from_hf_config(&config.to_string())
 }
+
+/// Families of which the `model_type` alone is not read: towers without default sizes, sections that do
+/// not fit the default head, and what does not rotate by default.
+const NEED_MORE: &[&str] = &[
+    "codegen",
+    "cohere_compass_vision",
+    "ernie4_5_vl_moe_vision",
+    "esm",
+    "exaone4_5_vision",
+    "glm4v_moe_vision",
+    "glm4v_text",
+    "glm4v_vision",
+    "glm5_next_vision",
+    "glm_image_text",
+    "glm_ocr_text",
+    "glm_ocr_vision",
+    "gptj",
+    "granitemoehybrid",
+    "lfm3_vl_vision",
+    "minimax_m3_vl_vision",
+    "mlcd",
+    "mlcd_vision_model",
+    "muse_glimmer_vision",
+    "muse_spark_vision",
+    "paddleocr_vl_vision",
+    "pixtral",
+    "qwen2_5_omni_vision_encoder",
+    "qwen2_5_vl_vision",
+    "qwen2_vl_vision",
+    "qwen3_5_moe_vision",
+    "qwen3_5_vision",
+    "qwen3_omni_moe_vision_encoder",
+    "qwen3_vl_moe_vision",
+    "qwen3_vl_vision",
+    "qwen4_exp_vision",
+    "video_llama_3_vision",
+    "zamba2",
+];
 
 /// What of a family's entry the config has otherwise.
 fn differences(

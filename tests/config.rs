@@ -1298,6 +1298,104 @@ fn bad_values_are_named() {
     assert!(error(long).to_string().len() < 200);
 }
 
+/// The attention factor of LongRoPE divides by the logarithm of the original length.
+#[test]
+fn longrope_of_one_token() {
+    let of = |factor: f64, original: u64| {
+        let mut scaling =
+            phasor::config::LongRopeScaling::new(vec![1.0; 32], vec![2.0; 32], original);
+        scaling.factor = Some(factor);
+        let config = RopeConfig::new(1e4, 64).unwrap();
+        config.with_scaling(Scaling::LongRope(scaling))
+    };
+    names(
+        &of(4.0, 1).unwrap_err(),
+        &["original_max_position_embeddings is 1", "at least 2"],
+    );
+    for (factor, original) in [(0.5, 1), (1.0, 1), (0.5, 4096), (1.0, 4096)] {
+        let frequencies = of(factor, original).unwrap().frequencies_for_length(1);
+        assert_eq!(
+            frequencies.unwrap().attention_factor(),
+            1.0,
+            "{factor} {original}"
+        );
+    }
+    let stretched = of(4.0, 4096).unwrap().frequencies_for_length(1).unwrap();
+    let expected = (1.0 + 4f64.ln() / 4096f64.ln()).sqrt();
+    assert!((f64::from(stretched.attention_factor()) - expected).abs() < 1e-7);
+}
+
+#[test]
+fn the_length_that_a_model_is_meant_for() {
+    let length = |value: Value| rope(llama(json!({"max_position_embeddings": value})));
+    assert_eq!(
+        length(json!(12_345)).max_position_embeddings(),
+        Some(12_345)
+    );
+    let config = RopeConfig::new(1e4, 64).unwrap();
+    assert_eq!(config.max_position_embeddings(), None);
+}
+
+/// An error that misses a key says where else there are sizes, if anywhere.
+#[test]
+fn errors_name_parts_only_where_there_are_some() {
+    let plain = error(json!({"model_type": "gptj"})).to_string();
+    assert!(
+        plain.contains("head_dim") && !plain.contains("looked in"),
+        "{plain}"
+    );
+    let nested = json!({"model_type": "gptj", "decoder": {"hidden_size": 4096}});
+    names(
+        &error(nested),
+        &["looked in the config itself, not in decoder"],
+    );
+}
+
+#[test]
+fn as_many_names_as_fit_a_message_are_listed() {
+    let listed = |count: usize| {
+        let known = (0..count).map(|i| format!("kind{i}")).collect();
+        let layer_type = "another".to_string();
+        ConfigError::UnknownLayerType { layer_type, known }.to_string()
+    };
+    assert!(listed(16).ends_with("kind14, kind15"), "{}", listed(16));
+    assert!(listed(17).ends_with("kind15, 1 more"), "{}", listed(17));
+    assert!(listed(40).ends_with("kind15, 24 more"), "{}", listed(40));
+}
+
+#[test]
+fn heads_of_the_indexer() {
+    let of = |dims: Value| {
+        let config = json!({"model_type": "deepseek_v32", "index_head_dim": dims});
+        ModelConfig::from_hf_config(&config.to_string())
+            .and_then(|model| Ok(model.indexer()?.unwrap().head_dim()))
+    };
+    // 64 dims rotate.
+    for dims in [64, 66, 1 << 14] {
+        assert_eq!(of(json!(dims)), Ok(dims));
+    }
+    for dims in [62, (1 << 14) + 1, 1 << 20] {
+        names(
+            &of(json!(dims)).unwrap_err(),
+            &["index_head_dim is", "from 64"],
+        );
+    }
+}
+
+/// Only vision towers have RoPE of the type "axial", and only they are looked for in `vision_config`.
+#[test]
+fn what_belongs_to_towers_alone() {
+    let axial = llama(json!({"rope_parameters": {"rope_type": "axial", "rope_theta": 1e4}}));
+    names(&error(axial), &["axial"]);
+    let text = json!({"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4});
+    let with_text_in_its_place = llama(json!({"vision_config": text}));
+    let read = model(with_text_in_its_place);
+    names(
+        &read.vision().unwrap_err(),
+        &["vision_config of type \"llama\""],
+    );
+}
+
 #[test]
 fn null_counts_as_absent() {
     let nulls = llama(json!({
@@ -1346,6 +1444,29 @@ fn builders_refuse_what_has_no_meaning() {
             assert!(config.clone().with_frequency_divisors(divisors).is_err());
         }
     }
+    for rotated in [0.0, -0.5, 1.000_001, f64::NAN] {
+        let part = phasor::config::ProportionalScaling {
+            rotated,
+            factor: 1.0,
+        };
+        let error = config.clone().with_scaling(Scaling::Proportional(part));
+        names(
+            &error.unwrap_err(),
+            &["partial_rotary_factor is ", "at most 1"],
+        );
+    }
+    // Bounds are allowed themselves.
+    let with = |scaling| config.clone().with_scaling(scaling).unwrap().frequencies();
+    let equal = YarnScaling {
+        beta_fast: 3.0,
+        beta_slow: 3.0,
+        ..YarnScaling::new(2.0, 4096)
+    };
+    assert!(with(Scaling::Yarn(equal)).is_ok());
+    let least = config.clone().with_frequency_divisors(vec![1e-18; 32]);
+    assert!(least.is_ok());
+    let odd = RopeConfig::new(1e4, 63).unwrap().frequencies().unwrap_err();
+    names(&odd, &["head_dim is 63", "even"]);
     // Extremes that are allowed give frequencies, not NaN.
     for theta in [2.4e-10, 1.0, 1.000_001, f64::MAX] {
         let config = RopeConfig::new(theta, 64).unwrap();

@@ -357,13 +357,12 @@ fn call_is_bshd(calls: &str, name: &str) -> bool {
     call.unwrap()["layout"] == "bshd"
 }
 
-/// The smallest config of a family: its `model_type`, and if need be what has no default or
-/// switches the rotation on.
+/// The smallest config of a family: its `model_type`, and for those in `NEED_MORE` what has no default
+/// or switches the rotation on.
 fn smallest(model_type: &str, family: &Value) -> Result<ModelConfig, ConfigError> {
     let mut config = json!({"model_type": model_type});
-    let alone = ModelConfig::from_hf_config(&config.to_string());
-    if alone.is_ok() {
-        return alone;
+    if !NEED_MORE.contains(&model_type) {
+        return ModelConfig::from_hf_config(&config.to_string());
     }
     let encoder = model_type == "esm";
     config["position_embedding_type"] = json!(if encoder { "rotary" } else { "rope" });
@@ -380,6 +379,44 @@ fn smallest(model_type: &str, family: &Value) -> Result<ModelConfig, ConfigError
     };
     ModelConfig::from_hf_config(&config.to_string())
 }
+
+/// Families of which the `model_type` alone is not read: towers without default sizes, sections that do
+/// not fit the default head, and what does not rotate by default.
+const NEED_MORE: &[&str] = &[
+    "codegen",
+    "cohere_compass_vision",
+    "ernie4_5_vl_moe_vision",
+    "esm",
+    "exaone4_5_vision",
+    "glm4v_moe_vision",
+    "glm4v_text",
+    "glm4v_vision",
+    "glm5_next_vision",
+    "glm_image_text",
+    "glm_ocr_text",
+    "glm_ocr_vision",
+    "gptj",
+    "granitemoehybrid",
+    "lfm3_vl_vision",
+    "minimax_m3_vl_vision",
+    "mlcd",
+    "mlcd_vision_model",
+    "muse_glimmer_vision",
+    "muse_spark_vision",
+    "paddleocr_vl_vision",
+    "pixtral",
+    "qwen2_5_omni_vision_encoder",
+    "qwen2_5_vl_vision",
+    "qwen2_vl_vision",
+    "qwen3_5_moe_vision",
+    "qwen3_5_vision",
+    "qwen3_omni_moe_vision_encoder",
+    "qwen3_vl_moe_vision",
+    "qwen3_vl_vision",
+    "qwen4_exp_vision",
+    "video_llama_3_vision",
+    "zamba2",
+];
 
 /// What of a family's entry the config has otherwise.
 fn differences(
@@ -496,6 +533,100 @@ const UNREAD: [&str; 4] = [
     "qwen3_omni_moe_talker_text",
     "qwen3_omni_moe_text",
 ];
+
+/// Every config class, as it is and with keys changed one at a time, layer by layer.
+#[test]
+fn layers_agree() {
+    let text = std::fs::read_to_string(folder("transformers").join("layers.json")).unwrap();
+    let file: Value = serde_json::from_str(&text).unwrap();
+    let (mut checked, mut wrong) = (0, Vec::new());
+    for (model_type, class) in file["classes"].as_object().unwrap() {
+        for case in class["cases"].as_array().unwrap().chunks_exact(2) {
+            let keys = case[0]
+                .as_u64()
+                .map(|number| &file["changes"][number as usize]);
+            let keys = keys.unwrap_or(&case[0]);
+            let mut config = class["base"].clone();
+            config["model_type"] = json!(model_type);
+            for (key, value) in keys.as_object().unwrap() {
+                config[key] = value.clone();
+            }
+            let expected = &file["results"][case[1].as_u64().unwrap() as usize];
+            let counted = keys.get("num_hidden_layers").is_some();
+            if let Err(what) = layers_are(&config.to_string(), expected, counted) {
+                wrong.push(format!("{config}: {what}"));
+            }
+            checked += 1;
+        }
+    }
+    println!("{checked} configs checked");
+    assert!(wrong.is_empty(), "{} of {checked}: {wrong:#?}", wrong.len());
+    assert!(checked >= 7000, "{checked}");
+}
+
+/// Whether a config's layers rotate as they should; where it has no number of layers, its kinds.
+fn layers_are(config: &str, expected: &Value, counted: bool) -> Result<(), String> {
+    let model = ModelConfig::from_hf_config(config).map_err(|error| error.to_string())?;
+    let (kinds, layers) = (&expected[0], expected[1].as_array().unwrap());
+    // Layers of one kind have one config, and forming frequencies takes the most time.
+    let mut checked: Vec<(*const RopeConfig, u64)> = Vec::new();
+    for (layer, kind) in layers.iter().enumerate() {
+        let config = match model.rope_of_layer(layer) {
+            Ok(config) => config,
+            // Without a number of layers, those of one kind.
+            Err(ConfigError::Missing { .. }) if !counted && layer == 0 => {
+                let of_kinds = kinds.as_array().unwrap();
+                let all: Vec<_> = model.layer_types();
+                return match of_kinds.iter().all(|kind| {
+                    all.iter()
+                        .any(|name| kind_is(model.rope_for(name).unwrap(), kind).is_ok())
+                }) {
+                    true => Ok(()),
+                    false => Err(format!("kinds {all:?} are not {kinds}")),
+                };
+            }
+            Err(error) => return Err(format!("layer {layer}: {error}")),
+        };
+        match (config, kind.as_u64()) {
+            (None, None) => {}
+            (Some(config), Some(kind)) if checked.contains(&(config, kind)) => {}
+            (Some(config), Some(kind)) => {
+                kind_is(config, &kinds[kind as usize])
+                    .map_err(|what| format!("layer {layer}: {what}"))?;
+                checked.push((config, kind));
+            }
+            (None, Some(_)) => return Err(format!("layer {layer} does not rotate")),
+            (Some(_), None) => return Err(format!("layer {layer} rotates")),
+        }
+    }
+    Ok(())
+}
+
+/// transformers' frequencies are f32, and some scalings subtract nearly equal ones.
+fn kind_is(config: &RopeConfig, expected: &Value) -> Result<(), String> {
+    for (index, length) in [1, 1 << 20].into_iter().enumerate() {
+        // Once, where the length makes no difference.
+        let expected = expected.get(index).unwrap_or(&expected[0]);
+        let number = |index: usize| expected[index].as_f64().unwrap();
+        let frequencies = config.frequencies_for_length(length);
+        let frequencies = frequencies.map_err(|error| error.to_string())?;
+        // Radians of each pair, on whichever axis it turns.
+        let (by_axis, pairs) = (frequencies.inv_freq(), frequencies.pairs());
+        let of_pair = |pair: usize| by_axis.iter().skip(pair).step_by(pairs).sum::<f64>();
+        let ours = [
+            of_pair(1.min(pairs - 1)),
+            of_pair(pairs - 1),
+            f64::from(frequencies.attention_factor()),
+        ];
+        let near = |(i, ours): (usize, &f64)| (ours - number(i + 1)).abs() <= 2e-6 * number(i + 1);
+        if pairs as f64 != number(0) || !ours.iter().enumerate().all(near) {
+            return Err(format!(
+                "{pairs} pairs {ours:?}, not {expected}, at length {length}"
+            ));
+        }
+    }
+    Ok(())
+}
 
 /// The config that a case of ggml's `rope_ext` and `rope_multi` stands for.
 fn ggml_config(golden: &Golden, case: &Value) -> RopeConfig {

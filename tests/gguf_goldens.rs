@@ -171,6 +171,8 @@ fn difference(architecture: &str, case: &Value, group: &Value) -> Result<(), Str
         }
         read => read.map_err(|error| error.to_string())?,
     };
+    // Layers of one kind have one config, and forming frequencies takes the most time.
+    let mut compared: Vec<(*const RopeConfig, u64)> = Vec::new();
     for (index, layer) in layers.iter().enumerate() {
         let config = match model.rope_of_layer(index) {
             Err(ConfigError::Missing { key, .. })
@@ -182,7 +184,9 @@ fn difference(architecture: &str, case: &Value, group: &Value) -> Result<(), Str
         };
         let result = match (config, layer.as_u64()) {
             (None, None) => Ok(()),
+            (Some(config), Some(rotation)) if compared.contains(&(config, rotation)) => Ok(()),
             (Some(config), Some(rotation)) => {
+                compared.push((config, rotation));
                 compare(config, &group["rotations"][rotation as usize])
             }
             (None, Some(_)) if has_no_heads(case, index) => Ok(()),

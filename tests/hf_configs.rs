@@ -128,8 +128,15 @@ fn numbers_as_python_writes_them() {
     ] {
         names(&with(extra).unwrap_err(), &[part]);
     }
+    // A table with other keys as well is one.
+    let scaled = with(r#""rope_scaling": {"__float__": "NaN", "type": "linear", "factor": 2}"#);
+    let scaled = scaled.unwrap();
+    assert!(
+        matches!(scaled.rope().unwrap().scaling(), Scaling::Linear(linear) if linear.factor == 2.0)
+    );
     // Neither Python nor JSON.
-    for extra in ["\"a\": nan", "\"a\": Inf", "\"a\": +1", "\"a\": [NaN"] {
+    for number in ["nan", "Inf", "+1", "[NaN", "-.1e999", "-e999"] {
+        let extra = &format!("\"a\": {number}");
         let error = with(extra).unwrap_err();
         assert!(matches!(error, ConfigError::NotJson { .. }), "{error}");
     }

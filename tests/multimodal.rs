@@ -1,4 +1,4 @@
-//! Position ids of images and video: against those that Hugging Face transformers computed (the files
+//! Position ids of images, video and sound: against those that Hugging Face transformers computed (the files
 //! in `tests/goldens/positions`), and what is refused.
 
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use phasor::config::{Axes, RopeConfig};
 use phasor::multimodal::{
     Grid, MultimodalError, Padding, PositionIds, Resume, RopeIndex, Segment, TokenType,
-    vision_position_ids,
+    VisionWindows, qwen2_5_omni_audio_tokens, qwen3_omni_audio_tokens, vision_position_ids,
 };
 use phasor::{Dtype, Host, InOut, Layout, Positions, Problem};
 use proptest::prelude::*;
@@ -62,21 +62,33 @@ fn index_of(case: &Value) -> RopeIndex {
     let vision = &case["vision_config"];
     let merge = |key: &str| vision[key].as_u64().unwrap() as usize;
     let side = merge("spatial_merge_size");
+    let number = |key: &str| vision[key].as_f64().unwrap() as f32;
     let index = match case["model"].as_str().unwrap() {
         "qwen2_vl" => RopeIndex::qwen2_vl(side),
-        "qwen2_5_vl" => {
-            RopeIndex::qwen2_5_vl(side, vision["tokens_per_second"].as_f64().unwrap() as f32)
-        }
+        "qwen2_5_vl" => RopeIndex::qwen2_5_vl(side, number("tokens_per_second")),
         "qwen3_vl" => RopeIndex::qwen3_vl(side),
         "glm4v" => RopeIndex::glm4v(side),
+        "qwen2_5_omni" => RopeIndex::qwen2_5_omni(
+            side,
+            number("position_id_per_seconds"),
+            number("seconds_per_chunk"),
+        ),
+        "qwen3_omni_moe" => RopeIndex::qwen3_omni(side, number("position_id_per_seconds")),
         "ernie4_5_vl_moe" => RopeIndex::ernie4_5_vl(side, merge("temporal_merge_size")),
         other => panic!("{other}"),
     };
     index.unwrap()
 }
 
-fn segments_of(sequence: &Value) -> Vec<Segment> {
+fn segments_of(model: &str, sequence: &Value) -> Vec<Segment> {
     let mut segments = Vec::new();
+    let sound = |features: &Value| {
+        let features = features.as_u64().unwrap() as usize;
+        match model {
+            "qwen2_5_omni" => qwen2_5_omni_audio_tokens(features),
+            _ => qwen3_omni_audio_tokens(features),
+        }
+    };
     for part in sequence.as_array().unwrap() {
         match part[0].as_str().unwrap() {
             "text" => segments.push(Segment::Text(part[1].as_u64().unwrap() as usize)),
@@ -84,6 +96,12 @@ fn segments_of(sequence: &Value) -> Vec<Segment> {
             "video" => segments.push(Segment::Video {
                 grid: grid(&part[1]),
                 seconds_per_grid: part[2].as_f64().unwrap() as f32,
+            }),
+            "audio" => segments.push(Segment::Audio(sound(&part[1]))),
+            "video_with_audio" => segments.push(Segment::VideoWithAudio {
+                grid: grid(&part[1]),
+                seconds_per_grid: part[2].as_f64().unwrap() as f32,
+                audio_tokens: sound(&part[3]),
             }),
             "frames" => {
                 let frames = grid(&part[1]);
@@ -143,9 +161,18 @@ fn index_goldens_agree(version: &str, resume: Resume) {
         if case["model"].is_null() {
             continue;
         }
-        let index = index_of(case).with_resume(resume);
+        let model = case["model"].as_str().unwrap();
+        // These go on after the largest in each version.
+        let omni = model.contains("omni");
+        let index = match omni {
+            true => index_of(case),
+            false => index_of(case).with_resume(resume),
+        };
         let sequences = case["sequences"].as_array().unwrap();
-        let segments: Vec<_> = sequences.iter().map(segments_of).collect();
+        let segments = sequences
+            .iter()
+            .map(|sequence| segments_of(model, sequence));
+        let segments: Vec<_> = segments.collect();
         let padding = match case["padding"].as_str().unwrap() {
             "left" => Padding::Left,
             _ => Padding::Right,
@@ -167,6 +194,11 @@ fn index_goldens_agree(version: &str, resume: Resume) {
                 _ => 0,
             };
             assert_eq!(ours.deltas()[row], deltas[row] + padding, "{name}");
+            if omni {
+                let alone = index.position_ids(&segments[row]).unwrap();
+                assert_eq!(alone.deltas(), [ours.deltas()[row]], "{name}");
+                continue;
+            }
             let (images, videos) = grids_of(sequence);
             let found = index.segments(&types, &images, &videos).unwrap();
             assert_eq!(found, joined(&segments[row]), "{name}");
@@ -197,6 +229,24 @@ fn patches_of_vision_towers_are_those_of_transformers() {
         let ours = vision_position_ids(&grids, merge).unwrap();
         assert_eq!(ours, theirs, "{}", golden.name);
         assert_eq!(shape, [2, ours.len() / 2], "{}", golden.name);
+    }
+}
+
+#[test]
+fn windows_of_vision_towers_are_those_of_transformers() {
+    for golden in goldens("v5_windows_") {
+        let Golden { name, case, .. } = &golden;
+        let grids: Vec<_> = case["grids"].as_array().unwrap().iter().map(grid).collect();
+        let size = |key: &str| case[key].as_u64().unwrap() as usize;
+        let [merge, window, patch] = ["spatial_merge_size", "window_size", "patch_size"].map(size);
+        let ours = VisionWindows::new(&grids, merge, window, patch).unwrap();
+        let order: Vec<_> = ours.token_order().iter().map(|&i| i as i64).collect();
+        let ends: Vec<_> = ours.cu_seqlens().iter().map(|&i| i64::from(i)).collect();
+        assert_eq!(order, golden.integers("token_order").1, "{name}");
+        assert_eq!(ends, golden.integers("cu_seqlens").1, "{name}");
+        let (shape, theirs) = golden.integers("position_ids");
+        assert_eq!(shape, [2, ours.position_ids().len() / 2], "{name}");
+        assert_eq!(ours.position_ids(), theirs, "{name}");
     }
 }
 
@@ -340,6 +390,60 @@ proptest! {
     }
 }
 
+#[test]
+fn sound_is_numbered_as_text_is() {
+    let spoken = [Segment::Text(2), Segment::Audio(5), Segment::Text(1)];
+    for index in [
+        RopeIndex::qwen2_5_omni(2, 25.0, 2.0),
+        RopeIndex::qwen3_omni(2, 13.0),
+    ] {
+        let ids = index.unwrap().position_ids(&spoken).unwrap();
+        assert_eq!(columns(&ids), (0..8).map(|at| [at; 3]).collect::<Vec<_>>());
+        assert_eq!(ids.deltas(), [0]);
+    }
+}
+
+/// A mixture of video and sound, from which nothing is missing, for both models: even where one of them
+/// is absent or times stand still.
+#[test]
+fn video_and_sound_take_turns() {
+    for (frames, seconds, audio_tokens) in [
+        (1, 1.0, 0),
+        (3, 0.0, 7),
+        (4, 1.0, 1),
+        (2, 9.0, 400),
+        (9, 1.0, 50),
+    ] {
+        let clip = Segment::VideoWithAudio {
+            grid: Grid::video(frames, 4, 2),
+            seconds_per_grid: seconds,
+            audio_tokens,
+        };
+        for (index, first, rate) in [
+            (RopeIndex::qwen2_5_omni(2, 25.0, 2.0), 4, 25),
+            (RopeIndex::qwen3_omni(2, 13.0), 5, 13),
+        ] {
+            let ids = index
+                .unwrap()
+                .position_ids(&[Segment::Text(3), clip])
+                .unwrap();
+            let all = columns(&ids);
+            assert_eq!(all.len(), 3 + 2 + 2 * frames + audio_tokens + 2);
+            assert_eq!(all[3..5], [[3; 3], [first - 1; 3]]);
+            let mut found = all[5..all.len() - 2].to_vec();
+            let time = |frame: usize| first + frame as i64 * seconds as i64 * rate;
+            let video = (0..2 * frames).map(|i| [time(i / 2), first + i as i64 % 2, first]);
+            let mut expected: Vec<_> = video.collect();
+            expected.extend((0..audio_tokens as i64).map(|i| [first + i; 3]));
+            found.sort();
+            expected.sort();
+            assert_eq!(found, expected);
+            let largest = all.iter().flatten().max().unwrap();
+            assert_eq!(ids.deltas(), [largest + 1 - all.len() as i64]);
+        }
+    }
+}
+
 // ---- what is refused ----
 
 #[test]
@@ -355,6 +459,8 @@ fn merge_sizes_of_0_are_refused() {
         RopeIndex::qwen2_5_vl(0, 2.0),
         RopeIndex::qwen3_vl(0),
         RopeIndex::glm4v(0),
+        RopeIndex::qwen2_5_omni(0, 25.0, 2.0),
+        RopeIndex::qwen3_omni(0, 13.0),
         RopeIndex::ernie4_5_vl(0, 2),
     ] {
         named(index.unwrap_err(), "spatial_merge_size");
@@ -365,6 +471,10 @@ fn merge_sizes_of_0_are_refused() {
     );
     named(
         vision_position_ids(&[], 0).unwrap_err(),
+        "spatial_merge_size",
+    );
+    named(
+        VisionWindows::new(&[], 0, 112, 14).unwrap_err(),
         "spatial_merge_size",
     );
 }
@@ -382,11 +492,13 @@ fn grids_that_do_not_merge_are_refused() {
                 "{error:?}"
             );
         }
-        let error = vision_position_ids(&[Grid::image(2, 2), bad], 2);
+        let grids = [Grid::image(2, 2), bad];
+        let error = vision_position_ids(&grids, 2).unwrap_err();
         assert!(
-            matches!(error, Err(MultimodalError::Grid { which: 1, .. })),
+            matches!(error, MultimodalError::Grid { which: 1, .. }),
             "{error:?}"
         );
+        assert_eq!(VisionWindows::new(&grids, 2, 112, 14), Err(error));
     }
     let ernie = RopeIndex::ernie4_5_vl(2, 2).unwrap();
     let odd = Grid::video(3, 4, 4);
@@ -429,6 +541,101 @@ fn seconds_without_meaning_are_refused() {
     }
 }
 
+#[test]
+fn windows_smaller_than_a_token_are_refused() {
+    let of = |window, patch| VisionWindows::new(&[Grid::image(4, 4)], 2, window, patch);
+    assert_eq!(of(28, 14).unwrap().cu_seqlens(), [0, 4, 8, 12, 16]);
+    assert_eq!(of(usize::MAX, 1).unwrap().cu_seqlens(), [0, 16]);
+    for (window_size, patch_size) in [(27, 14), (0, 14), (112, 0)] {
+        assert_eq!(
+            of(window_size, patch_size),
+            Err(MultimodalError::Window {
+                window_size,
+                patch_size,
+                spatial_merge_size: 2
+            })
+        );
+    }
+}
+
+#[test]
+fn what_omni_models_cannot_number_is_refused() {
+    let clip = |seconds_per_grid| Segment::VideoWithAudio {
+        grid: Grid::video(3, 2, 2),
+        seconds_per_grid,
+        audio_tokens: 4,
+    };
+    let image = Segment::Image(Grid::image(2, 2));
+    for index in [
+        RopeIndex::qwen2_vl(2),
+        RopeIndex::qwen2_5_vl(2, 2.0),
+        RopeIndex::qwen3_vl(2),
+    ] {
+        let error = index.unwrap().position_ids(&[image, clip(1.0)]);
+        assert_eq!(error, Err(MultimodalError::NoAudio { which: 1 }));
+    }
+    // 13 positions a second: half of one is between two.
+    let qwen3 = RopeIndex::qwen3_omni(2, 13.0).unwrap();
+    let video = Segment::Video {
+        grid: Grid::video(3, 2, 2),
+        seconds_per_grid: 0.5,
+    };
+    for segment in [clip(0.5), video] {
+        assert_eq!(
+            qwen3.position_ids(&[image, segment]),
+            Err(MultimodalError::Fraction {
+                which: 1,
+                frame: 1,
+                time: 6.5
+            })
+        );
+    }
+    let qwen2_5 = RopeIndex::qwen2_5_omni(2, 13.0, 2.0).unwrap();
+    assert_eq!(
+        qwen2_5.position_ids(&[video]).unwrap().ids()[..3],
+        [0, 6, 13]
+    );
+    for (rate, chunk) in [(25.0, 0.0), (0.0, 2.0), (0.5, 1.5)] {
+        let error = RopeIndex::qwen2_5_omni(2, rate, chunk).unwrap_err();
+        assert!(matches!(error, MultimodalError::Chunk { .. }), "{error}");
+    }
+    for value in [-1.0, f32::NAN, 1.1e9] {
+        let named = |index: Result<RopeIndex, MultimodalError>, key: &str| {
+            let error = index.unwrap_err().to_string();
+            assert!(error.starts_with(key), "{error}");
+        };
+        named(
+            RopeIndex::qwen2_5_omni(2, value, 2.0),
+            "position_id_per_seconds is",
+        );
+        named(
+            RopeIndex::qwen2_5_omni(2, 25.0, value),
+            "seconds_per_chunk is",
+        );
+        named(
+            RopeIndex::qwen3_omni(2, value),
+            "position_id_per_seconds is",
+        );
+        for index in [&qwen3, &qwen2_5] {
+            let error = index.position_ids(&[clip(value)]).unwrap_err().to_string();
+            assert!(error.starts_with("seconds_per_grid is"), "{error}");
+        }
+    }
+    // 13 billion positions a frame.
+    let long = Segment::VideoWithAudio {
+        grid: Grid::video(9, 2, 2),
+        seconds_per_grid: 1e9,
+        audio_tokens: 4,
+    };
+    for index in [qwen3, qwen2_5] {
+        let error = index.position_ids(&[image, long]).unwrap_err();
+        assert!(
+            matches!(error, MultimodalError::TooLong { which: 1, .. }),
+            "{error}"
+        );
+    }
+}
+
 /// Sizes from a broken file end in an error at once: nothing of their size is allocated or counted.
 #[test]
 fn sizes_from_a_broken_file_are_refused() {
@@ -448,6 +655,19 @@ fn sizes_from_a_broken_file_are_refused() {
             Segment::video(Grid::video(huge, huge, huge)),
             Segment::Text(1),
         ]);
+        for (side, audio_tokens) in [(huge, 1), (1, huge)] {
+            let clip = Segment::VideoWithAudio {
+                grid: Grid::image(side, side),
+                seconds_per_grid: 1.0,
+                audio_tokens,
+            };
+            let omni = RopeIndex::qwen2_5_omni(1, 25.0, 2.0).unwrap();
+            let error = omni.position_ids(&[clip]);
+            assert!(
+                matches!(error, Err(MultimodalError::TooManyTokens { .. })),
+                "{error:?}"
+            );
+        }
         let error = vision_position_ids(&[Grid::image(1, 1), Grid::image(huge, 1)], 1);
         assert!(
             matches!(error, Err(MultimodalError::TooManyTokens { .. })),

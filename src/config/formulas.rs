@@ -267,3 +267,17 @@ fn proportional_part(
     };
     plain.iter().enumerate().map(part).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_factor_of_at_most_1_leaves_cos_and_sin() {
+        for factor in [0.25, 1.0, f64::NAN, f64::INFINITY] {
+            assert_eq!(mscale(factor, 0.7), DoubleDouble::ONE, "{factor}");
+        }
+        let larger = mscale(4.0, 0.7).to_f64();
+        assert!((larger - 1.0 - 0.07 * 4f64.ln()).abs() < 1e-15, "{larger}");
+    }
+}

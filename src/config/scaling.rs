@@ -430,7 +430,7 @@ pub struct ProportionalScaling {
 const LARGEST: f64 = 1e18;
 
 fn positive(key: &str, value: f64) -> Result<(), ConfigError> {
-    if value > 0.0 && (LARGEST.recip()..=LARGEST).contains(&value) {
+    if (LARGEST.recip()..=LARGEST).contains(&value) {
         Ok(())
     } else {
         Err(ConfigError::invalid(

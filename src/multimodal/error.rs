@@ -41,10 +41,56 @@ pub enum MultimodalError {
     /// A duration or a rate is not usable.
     #[error("{name} is {value}: it must be at least 0 and at most 1e9")]
     Seconds {
-        /// `seconds_per_grid` or `tokens_per_second`.
+        /// Which of them.
         name: &'static str,
         /// As given.
         value: f32,
+    },
+    /// No position passes in a chunk of a video with sound.
+    #[error(
+        "{seconds_per_chunk} seconds_per_chunk at {position_id_per_seconds} position_id_per_seconds are \
+         less than one position: their product must be at least 1"
+    )]
+    Chunk {
+        /// As given.
+        position_id_per_seconds: f32,
+        /// As given.
+        seconds_per_chunk: f32,
+    },
+    /// A frame lies between two positions.
+    #[error(
+        "frame {frame} of video {which} is {time} positions after its first, and positions are whole \
+         numbers: round seconds_per_grid to a multiple of 1 / position_id_per_seconds"
+    )]
+    Fraction {
+        /// Its place among the images and videos of the call.
+        which: usize,
+        /// The first such frame.
+        frame: usize,
+        /// Where it is.
+        time: f32,
+    },
+    /// The model has no videos with sound.
+    #[error(
+        "video {which} has sound, which only the Omni models number: use RopeIndex::qwen2_5_omni or \
+         RopeIndex::qwen3_omni, or give it as Segment::Video"
+    )]
+    NoAudio {
+        /// Its place among the images and videos of the call.
+        which: usize,
+    },
+    /// A window of a vision tower is smaller than a token.
+    #[error(
+        "window_size is {window_size} pixels: it must hold at least one token, of {patch_size} pixels times \
+         spatial_merge_size {spatial_merge_size}, neither of which may be 0"
+    )]
+    Window {
+        /// As given.
+        window_size: usize,
+        /// As given.
+        patch_size: usize,
+        /// As given.
+        spatial_merge_size: usize,
     },
     /// A video takes more positions than any has.
     #[error(

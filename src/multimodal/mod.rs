@@ -1,4 +1,4 @@
-//! Position ids of images and video, for models whose positions have several axes.
+//! Position ids of images, video and sound, for models whose positions have several axes.
 //!
 //! A token of text has one position; a patch of an image has a row and a column, one of a video a
 //! time as well. [`RopeIndex`] numbers a sequence of text, images and video as the language models do
@@ -10,10 +10,13 @@
 //! |---|---|---|
 //! | Qwen2-VL, PaddleOCR-VL | [`RopeIndex::qwen2_vl`] | [`Axes::MropeSections`] |
 //! | Qwen2.5-VL | [`RopeIndex::qwen2_5_vl`] | [`Axes::MropeSections`] |
+//! | Qwen2.5-Omni | [`RopeIndex::qwen2_5_omni`] | [`Axes::MropeSections`] |
+//! | Qwen3-Omni | [`RopeIndex::qwen3_omni`] | [`Axes::MropeInterleaved`] |
 //! | Qwen3-VL, Qwen3.5 | [`RopeIndex::qwen3_vl`] | [`Axes::MropeInterleaved`] |
 //! | GLM-4V, GLM-4.5V, GLM-4.6V, GLM-OCR | [`RopeIndex::glm4v`] | [`Axes::MropeSections`] |
 //! | ERNIE 4.5 VL | [`RopeIndex::ernie4_5_vl`] | [`Axes::ErnieSections`] |
 //! | vision towers of all of these | [`vision_position_ids`] | [`Axes::VisionHalves`] |
+//! | those of Qwen2.5-VL and Qwen2.5-Omni, in windows | [`VisionWindows`] | [`Axes::VisionHalves`] |
 //! | Pixtral's vision tower | [`vision_position_ids`], merging 1 | [`Axes::PixtralHalves`] |
 //!
 //! [`Axes::MropeSections`]: crate::config::Axes::MropeSections
@@ -50,13 +53,15 @@
 //! # }
 //! ```
 
+mod audio;
 mod error;
 mod rope_index;
 mod vision;
 
+pub use audio::{qwen2_5_omni_audio_tokens, qwen3_omni_audio_tokens};
 pub use error::MultimodalError;
 pub use rope_index::{Padding, PositionIds, Resume, RopeIndex, Segment, TokenType};
-pub use vision::vision_position_ids;
+pub use vision::{VisionWindows, vision_position_ids};
 
 #[cfg(doc)]
 use crate::Positions;

@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use super::{Grid, MultimodalError, check_merge, zeros};
 use crate::Positions;
 
@@ -15,9 +17,25 @@ pub enum Segment {
         /// Its patches.
         grid: Grid,
         /// Seconds from one entry of `grid.time` to the next: what processors return as
-        /// `second_per_grid_ts`, that is `temporal_patch_size / fps`. Only Qwen2.5-VL reads it; 1
-        /// where nothing is known.
+        /// `second_per_grid_ts`, that is `temporal_patch_size / fps`. Qwen2.5-VL and the
+        /// Omni models read it; 1 where nothing is known.
         seconds_per_grid: f32,
+    },
+    /// Sound, without the tokens that mark its beginning and end: they are numbered as text is.
+    /// [`qwen2_5_omni_audio_tokens`](super::qwen2_5_omni_audio_tokens) and
+    /// [`qwen3_omni_audio_tokens`](super::qwen3_omni_audio_tokens) say how many there are.
+    Audio(usize),
+    /// A video with its own sound, the tokens of both in the order of their times
+    /// (`use_audio_in_video` in transformers); for [`RopeIndex::qwen2_5_omni`] and
+    /// [`RopeIndex::qwen3_omni`]. The two tokens before that mark the beginning of video and sound
+    /// belong to it, as do the two after.
+    VideoWithAudio {
+        /// The patches of the video.
+        grid: Grid,
+        /// As for [`Video`](Segment::Video).
+        seconds_per_grid: f32,
+        /// Tokens of the sound.
+        audio_tokens: usize,
     },
 }
 
@@ -76,9 +94,30 @@ pub enum Padding {
 pub struct RopeIndex {
     spatial_merge_size: usize,
     temporal_merge_size: usize,
-    tokens_per_second: Option<f32>,
+    times: Times,
     timestamps: bool,
     resume: Resume,
+}
+
+/// How far the frames of a video are apart.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Times {
+    /// One position.
+    Frames,
+    /// By its seconds: `frame * (rate * seconds)`, in f32 and without the fraction.
+    Rate(f32),
+    /// By its seconds: `(frame * seconds) * rate`, in f32.
+    Omni { rate: f32, mix: Mix },
+}
+
+/// In which order a video and its sound come.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Mix {
+    /// The video of so many positions, then their sound, and so on. A time loses its fraction, and
+    /// marks of the video and of the sound share a position.
+    Chunks(i64),
+    /// Token by token, the sooner first. A time with a fraction is refused.
+    ByTime,
 }
 
 impl RopeIndex {
@@ -91,7 +130,7 @@ impl RopeIndex {
         Ok(Self {
             spatial_merge_size,
             temporal_merge_size: 1,
-            tokens_per_second: None,
+            times: Times::Frames,
             timestamps: false,
             resume: Resume::default(),
         })
@@ -121,7 +160,7 @@ impl RopeIndex {
     ) -> Result<Self, MultimodalError> {
         check_seconds("tokens_per_second", tokens_per_second)?;
         Ok(Self {
-            tokens_per_second: Some(tokens_per_second),
+            times: Times::Rate(tokens_per_second),
             ..Self::qwen2_vl(spatial_merge_size)?
         })
     }
@@ -163,6 +202,82 @@ impl RopeIndex {
         })
     }
 
+    /// Qwen2.5-Omni's thinker: as [`qwen2_5_vl`](Self::qwen2_5_vl), with sound. A token of sound is
+    /// numbered as one of text is. A video with its sound takes turns with it, `seconds_per_chunk` of
+    /// each at a time. `position_id_per_seconds` and `seconds_per_chunk` are keys of `thinker_config`.
+    ///
+    /// What follows a video with sound goes on after its last chunk, be it of the video or of the
+    /// sound, as it does in transformers: positions before may be larger.
+    ///
+    /// ```
+    /// use phasor::multimodal::{Grid, RopeIndex, Segment, qwen2_5_omni_audio_tokens};
+    ///
+    /// # fn main() -> Result<(), phasor::multimodal::MultimodalError> {
+    /// // Two seconds of one token each, 300 frames of the spectrogram.
+    /// let clip = Segment::VideoWithAudio {
+    ///     grid: Grid::video(2, 2, 2),
+    ///     seconds_per_grid: 1.0,
+    ///     audio_tokens: qwen2_5_omni_audio_tokens(300),
+    /// };
+    /// let ids = RopeIndex::qwen2_5_omni(2, 25.0, 2.0)?.position_ids(&[Segment::Text(3), clip])?;
+    /// // Text, two marks at 3, frames at 4 and 29, sound from 4 to 53, its rest, two marks.
+    /// assert_eq!(ids.ids()[..9], [0, 1, 2, 3, 3, 4, 29, 4, 5]);
+    /// assert_eq!(ids.ids()[ids.tokens() - 3..ids.tokens()], [78, 79, 79]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`MultimodalError::MergeSize`] for a size of 0; [`MultimodalError::Seconds`] unless both rates
+    /// are from 0 to 1e9; [`MultimodalError::Chunk`] unless their product is at least 1.
+    pub fn qwen2_5_omni(
+        spatial_merge_size: usize,
+        position_id_per_seconds: f32,
+        seconds_per_chunk: f32,
+    ) -> Result<Self, MultimodalError> {
+        check_seconds("position_id_per_seconds", position_id_per_seconds)?;
+        check_seconds("seconds_per_chunk", seconds_per_chunk)?;
+        let positions = (f64::from(position_id_per_seconds) * f64::from(seconds_per_chunk)) as i64;
+        if positions == 0 {
+            return Err(MultimodalError::Chunk {
+                position_id_per_seconds,
+                seconds_per_chunk,
+            });
+        }
+        Ok(Self {
+            times: Times::Omni {
+                rate: position_id_per_seconds,
+                mix: Mix::Chunks(positions),
+            },
+            ..Self::qwen2_vl(spatial_merge_size)?
+        })
+    }
+
+    /// Qwen3-Omni's thinker: tokens of a video and of its sound come in the order of their times, those
+    /// of the video first where times are equal. `position_id_per_seconds` is a key of
+    /// `thinker_config`.
+    ///
+    /// transformers gives this model positions in f32, with fractions where a frame does not fall on a
+    /// whole one. Positions are whole numbers here, so such a video is an error: round
+    /// `seconds_per_grid` to a multiple of `1 / position_id_per_seconds`.
+    ///
+    /// # Errors
+    /// [`MultimodalError::MergeSize`] for a size of 0; [`MultimodalError::Seconds`] unless
+    /// `position_id_per_seconds` is from 0 to 1e9.
+    pub fn qwen3_omni(
+        spatial_merge_size: usize,
+        position_id_per_seconds: f32,
+    ) -> Result<Self, MultimodalError> {
+        check_seconds("position_id_per_seconds", position_id_per_seconds)?;
+        Ok(Self {
+            times: Times::Omni {
+                rate: position_id_per_seconds,
+                mix: Mix::ByTime,
+            },
+            ..Self::qwen2_vl(spatial_merge_size)?
+        })
+    }
+
     /// Sets where the tokens after an image or video go on.
     pub fn with_resume(mut self, resume: Resume) -> Self {
         self.resume = resume;
@@ -174,8 +289,9 @@ impl RopeIndex {
     /// # Errors
     /// [`MultimodalError::Grid`] for a grid that is empty or does not merge into whole tokens;
     /// [`MultimodalError::Frames`] for a video of several frames where they have timestamps;
-    /// [`MultimodalError::Seconds`] unless seconds are from 0 to 1e9; [`MultimodalError::TooLong`] for a video over
-    /// more than 2^36 positions;
+    /// [`MultimodalError::Seconds`] unless seconds are from 0 to 1e9; [`MultimodalError::TooLong`] for a
+    /// video over more than 2^36 positions; [`MultimodalError::Fraction`] for a frame of Qwen3-Omni
+    /// between two positions; [`MultimodalError::NoAudio`] for a video with sound in a model without;
     /// [`MultimodalError::TooManyTokens`] for more than 2^26 tokens; [`MultimodalError::OutOfMemory`].
     pub fn position_ids(&self, segments: &[Segment]) -> Result<PositionIds, MultimodalError> {
         self.position_ids_of_batch(&[segments], Padding::default())
@@ -236,7 +352,8 @@ impl RopeIndex {
     /// The segments of a sequence from what a processor of transformers returns: the type of each
     /// token (`mm_token_type_ids`, without padding), `image_grid_thw`, and `video_grid_thw` with
     /// `second_per_grid_ts`. For models with timestamps a video's grid stands for as many frames as it
-    /// has. Images that follow each other without text between are told apart by their grids.
+    /// has. Images that follow each other without text between are told apart by their grids. Sound counts as
+    /// text; a video with sound cannot be told from token types.
     ///
     /// ```
     /// use phasor::multimodal::{Grid, RopeIndex, Segment, TokenType};
@@ -320,9 +437,9 @@ impl RopeIndex {
 
     /// What the tokens of a segment are, and the number of the next image or video.
     fn block(&self, segment: Segment, which: &mut usize) -> Result<Block, MultimodalError> {
-        let (grid, merge, interval) = match segment {
-            Segment::Text(tokens) => return Ok(Block::Text(tokens)),
-            Segment::Image(grid) => (grid, 1, None),
+        let (grid, merge, seconds, sound) = match segment {
+            Segment::Text(tokens) | Segment::Audio(tokens) => return Ok(Block::Text(tokens)),
+            Segment::Image(grid) => (grid, 1, None, None),
             Segment::Video {
                 grid,
                 seconds_per_grid,
@@ -333,14 +450,38 @@ impl RopeIndex {
                         frames: grid.time,
                     });
                 }
-                check_seconds("seconds_per_grid", seconds_per_grid)?;
-                let interval = self.tokens_per_second.map(|n| n * seconds_per_grid);
-                (grid, self.temporal_merge_size, interval)
+                (grid, self.temporal_merge_size, Some(seconds_per_grid), None)
+            }
+            Segment::VideoWithAudio {
+                grid,
+                seconds_per_grid,
+                audio_tokens,
+            } => {
+                let Times::Omni { mix, .. } = self.times else {
+                    return Err(MultimodalError::NoAudio { which: *which });
+                };
+                (grid, 1, Some(seconds_per_grid), Some((mix, audio_tokens)))
             }
         };
+        if let Some(seconds) = seconds {
+            check_seconds("seconds_per_grid", seconds)?;
+        }
         let grid = grid.merged([merge, self.spatial_merge_size], *which)?;
+        let vision = Vision {
+            grid,
+            // An image is at one time.
+            times: seconds.map_or(Times::Frames, |_| self.times),
+            seconds: seconds.unwrap_or(1.0),
+        };
         *which += 1;
-        Ok(Block::Vision { grid, interval })
+        Ok(match sound {
+            None => Block::Vision(vision),
+            Some((mix, audio_tokens)) => Block::VisionWithAudio {
+                vision,
+                mix,
+                audio_tokens,
+            },
+        })
     }
 
     /// Writes the positions of a sequence, and returns one more than the largest.
@@ -352,50 +493,85 @@ impl RopeIndex {
     ) -> Result<i64, MultimodalError> {
         let [time, height, width] = axes;
         let mut tokens = time.iter_mut().zip(height).zip(width);
-        let (mut next, mut largest_end) = (0, 0);
+        let mut largest = -1;
+        // Writes one token after the other; returns the largest position of those of the call.
+        let mut put = |positions: &mut dyn Iterator<Item = [i64; 3]>| {
+            let mut largest_here = -1;
+            for (at, ((t, h), w)) in positions.zip(&mut tokens) {
+                [*t, *h, *w] = at;
+                largest_here = at.into_iter().fold(largest_here, i64::max);
+            }
+            largest = largest.max(largest_here);
+            largest_here
+        };
+        let mut next = 0;
         for &segment in segments {
-            match self.block(segment, which)? {
+            let block = self.block(segment, which)?;
+            if let Block::Vision(vision) | Block::VisionWithAudio { vision, .. } = &block {
+                vision.check(*which - 1)?;
+            }
+            match block {
                 Block::Text(count) => {
-                    for ((t, h), w) in tokens.by_ref().take(count) {
-                        (*t, *h, *w) = (next, next, next);
-                        next += 1;
-                    }
-                    largest_end = largest_end.max(next);
+                    put(&mut (next..).map(|at| [at; 3]).take(count));
+                    next += count as i64;
                 }
-                Block::Vision { grid, interval } => {
-                    let frame_at = |frame: usize| match interval {
-                        Some(interval) => (frame as f32 * interval) as i64,
-                        None => frame as i64,
-                    };
-                    let sides = grid.height.max(grid.width) as i64;
-                    let last = frame_at(grid.time - 1);
-                    if last >= LONGEST {
-                        return Err(MultimodalError::TooLong {
-                            which: *which - 1,
-                            most: LONGEST,
-                        });
-                    }
-                    for frame in 0..grid.time {
-                        let t_at = next + frame_at(frame);
-                        for row in 0..grid.height {
-                            let cells = tokens.by_ref().take(grid.width).enumerate();
-                            for (column, ((t, h), w)) in cells {
-                                *t = t_at;
-                                *h = next + row as i64;
-                                *w = next + column as i64;
-                            }
-                        }
-                    }
-                    let end = next + sides.max(last + 1);
-                    largest_end = largest_end.max(end);
+                Block::Vision(vision) => {
+                    let end = put(&mut vision.tokens(0..vision.count(), next)) + 1;
                     next = match self.resume {
                         Resume::AfterLargest => end,
-                        Resume::AfterSides => next + sides,
+                        Resume::AfterSides => {
+                            next + vision.grid.height.max(vision.grid.width) as i64
+                        }
                     };
+                }
+                Block::VisionWithAudio {
+                    vision,
+                    mix,
+                    audio_tokens,
+                } => {
+                    // The marks of video and sound: at one position, or one after the other.
+                    let marks = |at: i64| match mix {
+                        Mix::Chunks(_) => [[at; 3]; 2],
+                        Mix::ByTime => [[at; 3], [at + 1; 3]],
+                    };
+                    let start = put(&mut marks(next).into_iter()) + 1;
+                    let sound = |range: Range<usize>| range.map(|i| [start + i as i64; 3]);
+                    let mut end = start;
+                    match mix {
+                        Mix::Chunks(length) => {
+                            let mut of_video = Chunks::new(vision.count(), length);
+                            let mut of_sound = Chunks::new(audio_tokens, length);
+                            while of_video.is_left() || of_sound.is_left() {
+                                if let Some(range) = of_video.next(|i| vision.time_of(i)) {
+                                    end = put(&mut vision.tokens(range, start)) + 1;
+                                }
+                                if let Some(range) = of_sound.next(|i| i as i64) {
+                                    end = put(&mut sound(range)) + 1;
+                                }
+                            }
+                        }
+                        Mix::ByTime => {
+                            let (mut seen, mut heard) = (0, 0);
+                            while seen < vision.count() && heard < audio_tokens {
+                                if vision.time_of(seen) <= heard as i64 {
+                                    put(&mut vision.tokens(seen..seen + 1, start));
+                                    seen += 1;
+                                } else {
+                                    put(&mut sound(heard..heard + 1));
+                                    heard += 1;
+                                }
+                            }
+                            // One of them is at its end.
+                            let rest = &mut vision.tokens(seen..vision.count(), start);
+                            end = end.max(put(rest) + 1);
+                            end = end.max(put(&mut sound(heard..audio_tokens)) + 1);
+                        }
+                    }
+                    next = put(&mut marks(end).into_iter()) + 1;
                 }
             }
         }
-        Ok(largest_end)
+        Ok(largest + 1)
     }
 }
 
@@ -406,7 +582,12 @@ const LONGEST: i64 = 1 << 36;
 /// A segment, merged.
 enum Block {
     Text(usize),
-    Vision { grid: Grid, interval: Option<f32> },
+    Vision(Vision),
+    VisionWithAudio {
+        vision: Vision,
+        mix: Mix,
+        audio_tokens: usize,
+    },
 }
 
 impl Block {
@@ -414,8 +595,123 @@ impl Block {
     fn tokens(&self) -> Option<usize> {
         match self {
             Block::Text(tokens) => Some(*tokens),
-            Block::Vision { grid, .. } => grid.cells(),
+            Block::Vision(vision) => vision.grid.cells(),
+            Block::VisionWithAudio {
+                vision,
+                audio_tokens,
+                ..
+            } => {
+                let marks = 4;
+                let both = vision.grid.cells()?.checked_add(*audio_tokens)?;
+                both.checked_add(marks)
+            }
         }
+    }
+}
+
+/// An image or a video, its grid merged.
+#[derive(Clone, Copy)]
+struct Vision {
+    grid: Grid,
+    times: Times,
+    seconds: f32,
+}
+
+impl Vision {
+    /// Tokens, once it is known that they are not too many.
+    fn count(&self) -> usize {
+        self.grid.cells().unwrap_or(usize::MAX)
+    }
+
+    /// Positions from the first frame to another, perhaps with a fraction.
+    fn exact_time(&self, frame: usize) -> f32 {
+        match self.times {
+            Times::Frames => frame as f32,
+            Times::Rate(rate) => frame as f32 * (rate * self.seconds),
+            Times::Omni { rate, .. } => frame as f32 * self.seconds * rate,
+        }
+    }
+
+    fn time(&self, frame: usize) -> i64 {
+        match self.times {
+            Times::Frames => frame as i64,
+            _ => self.exact_time(frame) as i64,
+        }
+    }
+
+    /// The time of a token.
+    fn time_of(&self, token: usize) -> i64 {
+        self.time(token / (self.grid.height * self.grid.width))
+    }
+
+    /// The positions of some of its tokens, if the first of all is at `first` on all axes.
+    fn tokens(&self, range: Range<usize>, first: i64) -> impl Iterator<Item = [i64; 3]> {
+        let vision = *self;
+        range.map(move |token| {
+            let (row, column) = (token / vision.grid.width, token % vision.grid.width);
+            let row = row % vision.grid.height;
+            [vision.time_of(token), row as i64, column as i64].map(|at| first + at)
+        })
+    }
+
+    /// For a grid whose tokens are not too many.
+    fn check(&self, which: usize) -> Result<(), MultimodalError> {
+        if self.time(self.grid.time - 1) >= LONGEST {
+            return Err(MultimodalError::TooLong {
+                which,
+                most: LONGEST,
+            });
+        }
+        if let Times::Omni {
+            mix: Mix::ByTime, ..
+        } = self.times
+        {
+            for frame in 0..self.grid.time {
+                let time = self.exact_time(frame);
+                if time.fract() != 0.0 {
+                    return Err(MultimodalError::Fraction { which, frame, time });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Parts of so many positions each, of tokens whose times do not fall. As in transformers, a part
+/// ends at the first token past its time, and only there: where times leap, the parts that would be
+/// empty take a token each.
+struct Chunks {
+    tokens: usize,
+    length: i64,
+    start: usize,
+    end_time: i64,
+}
+
+impl Chunks {
+    fn new(tokens: usize, length: i64) -> Self {
+        Self {
+            tokens,
+            length,
+            start: 0,
+            end_time: length,
+        }
+    }
+
+    fn is_left(&self) -> bool {
+        self.start < self.tokens
+    }
+
+    fn next(&mut self, time: impl Fn(usize) -> i64) -> Option<Range<usize>> {
+        if !self.is_left() {
+            return None;
+        }
+        let start = self.start;
+        let mut later = start + 1..self.tokens;
+        self.start = later
+            .find(|&i| time(i) >= self.end_time)
+            .unwrap_or(self.tokens);
+        self.end_time = self.end_time.saturating_add(self.length);
+        Some(start..self.start)
     }
 }
 

@@ -128,7 +128,11 @@ impl Attend<'_> {
                 got: q.len(),
             });
         }
-        agree("elements of the output, as many as of q", q.len(), out.len())?;
+        agree(
+            "elements of the output, as many as of q",
+            q.len(),
+            out.len(),
+        )?;
         let sequences = batch.check(q.len() / token, [pages, page_size])?;
         self.run_checked(host, q, cache, batch, &sequences, out);
         Ok(())
@@ -179,9 +183,11 @@ impl Attend<'_> {
         }
         match host.threads() {
             Threads::Pool if items.len() > 1 => {
-                items.par_iter_mut().for_each_init(Scratch::default, |scratch, item| {
-                    call.run(host.isa(), item, scratch);
-                });
+                items
+                    .par_iter_mut()
+                    .for_each_init(Scratch::default, |scratch, item| {
+                        call.run(host.isa(), item, scratch);
+                    });
             }
             _ => {
                 let mut scratch = Scratch::default();
@@ -321,8 +327,18 @@ impl<T: Element> Call<'_, T> {
                 l: [0.0, l],
             });
         }
-        let begin = scratch.state.iter().map(|row| row.keys.start).min().unwrap_or(0);
-        let end = scratch.state.iter().map(|row| row.keys.end).max().unwrap_or(0);
+        let begin = scratch
+            .state
+            .iter()
+            .map(|row| row.keys.start)
+            .min()
+            .unwrap_or(0);
+        let end = scratch
+            .state
+            .iter()
+            .map(|row| row.keys.end)
+            .max()
+            .unwrap_or(0);
         for split in (begin / SPLIT * SPLIT..end).step_by(SPLIT) {
             for row in &mut scratch.state {
                 (row.m[0], row.l[0]) = (f32::NEG_INFINITY, 0.0);
@@ -392,7 +408,15 @@ impl<T: Element> Call<'_, T> {
         scratch: &mut Scratch,
     ) {
         let head_dim = self.head_dim;
-        let Scratch { q, k, v, p, o, state, .. } = scratch;
+        let Scratch {
+            q,
+            k,
+            v,
+            p,
+            o,
+            state,
+            ..
+        } = scratch;
         p.fill(0.0);
         in_rows(rows, R, |first, count| {
             let q = &q[first * head_dim..];
@@ -421,7 +445,9 @@ impl<T: Element> Call<'_, T> {
         in_rows(rows, R, |first, count| {
             let p = &p[first * TILE..];
             let o = &mut o[first * padded..];
-            let all = state[first..first + count].iter().all(|row| seen(row) == (0..TILE));
+            let all = state[first..first + count]
+                .iter()
+                .all(|row| seen(row) == (0..TILE));
             if count == R && all {
                 multiply::<R, N>(p, TILE, 0..TILE, v, padded, o);
                 return;

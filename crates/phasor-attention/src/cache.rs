@@ -75,10 +75,7 @@ impl<T: Element> PagedKvCache<T> {
                 remedy: "it must be below the number of layers of the cache",
             });
         }
-        let layouts = self
-            .layout
-            .of_layer(self.layers, layer)
-            .in_pairs_of_pages();
+        let layouts = self.layout.of_layer(self.layers, layer).in_pairs_of_pages();
         KvCacheMut::one_buffer(layouts, &mut self.elements)
     }
 
@@ -177,8 +174,14 @@ impl<'a, T: Element> KvCacheMut<'a, T> {
             Buffers::OneBuffer(both) => (both, both),
         };
         KvCacheView {
-            k: CachePart { layout: self.k, elements: k },
-            v: CachePart { layout: self.v, elements: v },
+            k: CachePart {
+                layout: self.k,
+                elements: k,
+            },
+            v: CachePart {
+                layout: self.v,
+                elements: v,
+            },
         }
     }
 }
@@ -201,8 +204,14 @@ impl<'a, T: Element> KvCacheView<'a, T> {
     ) -> Result<Self, AttentionError> {
         check_layouts([(k_layout, k.len()), (v_layout, v.len())])?;
         Ok(Self {
-            k: CachePart { layout: k_layout, elements: k },
-            v: CachePart { layout: v_layout, elements: v },
+            k: CachePart {
+                layout: k_layout,
+                elements: k,
+            },
+            v: CachePart {
+                layout: v_layout,
+                elements: v,
+            },
         })
     }
 
@@ -267,10 +276,8 @@ impl<T: Element> CachePart<'_, T> {
     #[inline(always)]
     pub(crate) fn read(&self, page: usize, slot: usize, head: usize, row: &mut [f32]) {
         let [page_stride, slot_stride, head_stride] = self.layout.strides();
-        let first = self.layout.offset()
-            + page * page_stride
-            + slot * slot_stride
-            + head * head_stride;
+        let first =
+            self.layout.offset() + page * page_stride + slot * slot_stride + head * head_stride;
         let (dims, stride) = self.layout.block();
         for (block, row) in row.chunks_mut(dims).enumerate() {
             let from = &self.elements[first + block * stride..][..row.len()];
@@ -324,7 +331,11 @@ impl<'a> RaggedBatch<'a> {
         [pages, page_size]: [usize; 2],
     ) -> Result<Vec<Sequence>, AttentionError> {
         let sequences = self.cache_lengths.len();
-        agree("cu_seqlens, one more than sequences", sequences + 1, self.cu_seqlens.len())?;
+        agree(
+            "cu_seqlens, one more than sequences",
+            sequences + 1,
+            self.cu_seqlens.len(),
+        )?;
         if sequences > 0 && !self.page_table.len().is_multiple_of(sequences) {
             return Err(AttentionError::Mismatch {
                 what: "entries of the page table, as many for each sequence",

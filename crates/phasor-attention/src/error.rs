@@ -68,7 +68,9 @@ pub enum AttentionError {
         room: usize,
     },
     /// A page that a sequence needs is not in the cache.
-    #[error("page {index} of sequence {sequence} is {page}: the cache has {pages} pages, from 0 on")]
+    #[error(
+        "page {index} of sequence {sequence} is {page}: the cache has {pages} pages, from 0 on"
+    )]
     Page {
         /// Which sequence.
         sequence: usize,
@@ -93,11 +95,7 @@ pub enum AttentionError {
 }
 
 /// `got` is what is needed.
-pub(crate) fn agree(
-    what: &'static str,
-    expected: usize,
-    got: usize,
-) -> Result<(), AttentionError> {
+pub(crate) fn agree(what: &'static str, expected: usize, got: usize) -> Result<(), AttentionError> {
     match expected == got {
         true => Ok(()),
         false => Err(AttentionError::Mismatch {

@@ -54,7 +54,11 @@ impl Case {
     }
 
     fn pages_of_each(&self) -> usize {
-        let most = self.sequences.iter().map(|&(cached, new)| cached + new).max();
+        let most = self
+            .sequences
+            .iter()
+            .map(|&(cached, new)| cached + new)
+            .max();
         most.unwrap().div_ceil(self.page_size)
     }
 
@@ -132,7 +136,10 @@ fn offsets(case: &Case) -> (Vec<i32>, Vec<i32>) {
     for &(_, new) in &case.sequences {
         cu_seqlens.push(cu_seqlens.last().unwrap() + new as i32);
     }
-    (cu_seqlens, case.sequences.iter().map(|s| s.0 as i32).collect())
+    (
+        cu_seqlens,
+        case.sequences.iter().map(|s| s.0 as i32).collect(),
+    )
 }
 
 fn run_in<T: Element>(host: &Host, case: &Case, data: &Data<T>, layout: CacheLayout) -> Vec<T> {
@@ -141,7 +148,9 @@ fn run_in<T: Element>(host: &Host, case: &Case, data: &Data<T>, layout: CacheLay
     let mut out = vec![T::default(); data.q.len()];
     let cache = KvCacheView::new((layout, &k), (layout, &v)).unwrap();
     let batch = RaggedBatch::new(&cu_seqlens, &lengths, &table);
-    case.attend().run(host, &data.q, cache, &batch, &mut out).unwrap();
+    case.attend()
+        .run(host, &data.q, cache, &batch, &mut out)
+        .unwrap();
     out
 }
 
@@ -156,7 +165,9 @@ fn run<T: Element>(case: &Case, data: &Data<T>) -> Vec<T> {
 
 /// The definition's 2^x and tanh.
 fn exp2(x: f32) -> f32 {
-    const P: [u32; 6] = [0x3f317218, 0x3e75fdee, 0x3d635774, 0x3c1d96a6, 0x3aaf9f2a, 0x3920fddd];
+    const P: [u32; 6] = [
+        0x3f317218, 0x3e75fdee, 0x3d635774, 0x3c1d96a6, 0x3aaf9f2a, 0x3920fddd,
+    ];
     if x.is_nan() {
         return x;
     }
@@ -165,7 +176,10 @@ fn exp2(x: f32) -> f32 {
     }
     let n = x.round_ties_even();
     let f = x - n;
-    let p = P.iter().rev().fold(0.0f32, |p, &c| p.mul_add(f, f32::from_bits(c)));
+    let p = P
+        .iter()
+        .rev()
+        .fold(0.0f32, |p, &c| p.mul_add(f, f32::from_bits(c)));
     p.mul_add(f, 1.0) * 2f32.powi(n as i32)
 }
 
@@ -173,7 +187,10 @@ fn tanh(x: f32) -> f32 {
     const P: [u32; 5] = [0xbeaaaa99, 0x3e088393, 0xbd5c1e2d, 0x3ca9134f, 0xbbbaf0ee];
     let square = x * x;
     if x.abs() <= 0.625 {
-        let p = P.iter().rev().fold(0.0f32, |p, &c| p.mul_add(square, f32::from_bits(c)));
+        let p = P
+            .iter()
+            .rev()
+            .fold(0.0f32, |p, &c| p.mul_add(square, f32::from_bits(c)));
         return (x * square).mul_add(p, x);
     }
     let e = exp2(x.abs() * (-2.0 * std::f32::consts::LOG2_E));
@@ -205,8 +222,11 @@ fn rows<T: Element>(case: &Case, data: &Data<T>, mut of: impl FnMut(usize, usize
 
 /// What the documentation of `attend` says, a row at a time.
 fn defined<T: Element>(case: &Case, data: &Data<T>) -> Vec<T> {
-    let kv: Vec<[Vec<f32>; 2]> =
-        data.kv.iter().map(|kv| kv.each_ref().map(|x| widened(x))).collect();
+    let kv: Vec<[Vec<f32>; 2]> = data
+        .kv
+        .iter()
+        .map(|kv| kv.each_ref().map(|x| widened(x)))
+        .collect();
     let dims = case.head_dim;
     let scale = f64::from(case.scale);
     let score = |dot: f32| match case.soft_cap.map(f64::from) {
@@ -222,7 +242,10 @@ fn defined<T: Element>(case: &Case, data: &Data<T>) -> Vec<T> {
         let row = |part: usize, key: usize| {
             &kv[s][part][(key * case.kv_heads + kv_head) * dims..][..dims]
         };
-        let sink = case.sinks.as_ref().map(|sinks| (f64::from(sinks[head]) * LOG2_E) as f32);
+        let sink = case
+            .sinks
+            .as_ref()
+            .map(|sinks| (f64::from(sinks[head]) * LOG2_E) as f32);
         let (mut all_m, mut all_l) = sink.map_or((f32::NEG_INFINITY, 0.0), |sink| (sink, 1.0));
         let mut all_o = vec![0.0f32; dims];
         let mut split = seen.start / SPLIT * SPLIT;
@@ -237,7 +260,11 @@ fn defined<T: Element>(case: &Case, data: &Data<T>) -> Vec<T> {
                     .iter()
                     .map(|&key| {
                         let k = row(0, key);
-                        score(q.iter().zip(k).fold(0.0f32, |dot, (&q, &k)| q.mul_add(k, dot)))
+                        score(
+                            q.iter()
+                                .zip(k)
+                                .fold(0.0f32, |dot, (&q, &k)| q.mul_add(k, dot)),
+                        )
                     })
                     .collect();
                 let next = t.iter().copied().fold(m, max);
@@ -272,8 +299,11 @@ fn defined<T: Element>(case: &Case, data: &Data<T>) -> Vec<T> {
 /// In f64, by the textbook.
 fn exact<T: Element>(case: &Case, data: &Data<T>) -> Vec<f64> {
     let dims = case.head_dim;
-    let kv: Vec<[Vec<f32>; 2]> =
-        data.kv.iter().map(|kv| kv.each_ref().map(|x| widened(x))).collect();
+    let kv: Vec<[Vec<f32>; 2]> = data
+        .kv
+        .iter()
+        .map(|kv| kv.each_ref().map(|x| widened(x)))
+        .collect();
     let mut out = Vec::new();
     rows(case, data, |s, head, place, q| {
         let (cached, new) = case.sequences[s];
@@ -285,19 +315,31 @@ fn exact<T: Element>(case: &Case, data: &Data<T>) -> Vec<f64> {
         let scores: Vec<f64> = keys
             .clone()
             .map(|key| {
-                let dot: f64 =
-                    q.iter().zip(row(0, key)).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum();
+                let dot: f64 = q
+                    .iter()
+                    .zip(row(0, key))
+                    .map(|(&q, &k)| f64::from(q) * f64::from(k))
+                    .sum();
                 let score = dot * f64::from(case.scale);
-                case.soft_cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
+                case.soft_cap.map_or(score, |cap| {
+                    f64::from(cap) * (score / f64::from(cap)).tanh()
+                })
             })
             .collect();
         let sink = case.sinks.as_ref().map(|sinks| f64::from(sinks[head]));
-        let most = scores.iter().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
+        let most = scores
+            .iter()
+            .copied()
+            .chain(sink)
+            .fold(f64::NEG_INFINITY, f64::max);
         let weights: Vec<f64> = scores.iter().map(|s| (s - most).exp()).collect();
         let sum: f64 = weights.iter().sum::<f64>() + sink.map_or(0.0, |s| (s - most).exp());
         for d in 0..dims {
-            let dot: f64 =
-                keys.clone().zip(&weights).map(|(key, w)| w * f64::from(row(1, key)[d])).sum();
+            let dot: f64 = keys
+                .clone()
+                .zip(&weights)
+                .map(|(key, w)| w * f64::from(row(1, key)[d]))
+                .sum();
             out.push(dot / sum);
         }
     });
@@ -310,7 +352,15 @@ fn bits<T: Element>(values: &[T]) -> Vec<u32> {
 
 /// Contexts around tiles, splits and pages; groups that fill a block of rows and such that do not.
 fn cases() -> Vec<Case> {
-    let ragged = [(0, 70), (255, 3), (300, 1), (0, 1), (63, 2), (5, 0), (511, 1)];
+    let ragged = [
+        (0, 70),
+        (255, 3),
+        (300, 1),
+        (0, 1),
+        (63, 2),
+        (5, 0),
+        (511, 1),
+    ];
     let plain = Case::new(4, 2, 32, &ragged);
     let mut all = vec![plain];
     for mask in [
@@ -321,10 +371,19 @@ fn cases() -> Vec<Case> {
         AttentionMask::Chunked(256),
         AttentionMask::None,
     ] {
-        all.push(Case { mask, ..Case::new(6, 2, 16, &ragged) });
+        all.push(Case {
+            mask,
+            ..Case::new(6, 2, 16, &ragged)
+        });
     }
-    all.push(Case { soft_cap: Some(3.0), ..Case::new(2, 2, 24, &ragged) });
-    all.push(Case { sinks: Some(vec![0.5, -3.0, 20.0]), ..Case::new(3, 1, 80, &ragged) });
+    all.push(Case {
+        soft_cap: Some(3.0),
+        ..Case::new(2, 2, 24, &ragged)
+    });
+    all.push(Case {
+        sinks: Some(vec![0.5, -3.0, 20.0]),
+        ..Case::new(3, 1, 80, &ragged)
+    });
     all.push(Case {
         soft_cap: Some(50.0),
         sinks: Some(vec![1.0; 7]),
@@ -334,7 +393,10 @@ fn cases() -> Vec<Case> {
         ..Case::new(7, 1, 6, &ragged)
     });
     // Scores far apart: weights that are 0, and a maximum that moves.
-    all.push(Case { scale: 40.0, ..Case::new(2, 1, 64, &[(0, 200), (1000, 2)]) });
+    all.push(Case {
+        scale: 40.0,
+        ..Case::new(2, 1, 64, &[(0, 200), (1000, 2)])
+    });
     all.push(Case::new(1, 1, 128, &[(0, 300)]));
     all
 }
@@ -355,7 +417,11 @@ fn holds_to_its_definition<T: Element>(epsilon: f64) {
         let bound = if case.scale > 1.0 { 3e-3 } else { 3e-6 } + epsilon;
         for (got, exact) in defined.iter().zip(&exact) {
             let error = (f64::from(got.widen()) - exact).abs();
-            assert!(error < bound, "case {at}: {got:?} is not {exact}", got = got.widen());
+            assert!(
+                error < bound,
+                "case {at}: {got:?} is not {exact}",
+                got = got.widen()
+            );
         }
     }
 }
@@ -391,7 +457,11 @@ fn layouts_change_nothing() {
         CacheLayout::paged_nhd(pages, s, h, d).of_layer(3, 1),
         CacheLayout::paged_nhd(pages, s, h, d).side_by_side().1,
     ] {
-        assert_eq!(bits(&run_in(&Host::new(), &case, &data, layout)), expected, "{layout:?}");
+        assert_eq!(
+            bits(&run_in(&Host::new(), &case, &data, layout)),
+            expected,
+            "{layout:?}"
+        );
     }
     // Contiguous caches: a page for each sequence.
     case.page_size = 258;
@@ -406,20 +476,34 @@ fn sequences_are_apart_and_may_be_cut_anywhere() {
     let token = whole.heads * whole.head_dim;
     let of_key = whole.kv_heads * whole.head_dim;
     for (cached, new) in [(0, 1), (1, 1), (63, 2), (255, 1), (256, 44), (299, 1)] {
-        let case = Case { sequences: vec![(cached, new)], ..Case::new(4, 2, 32, &[]) };
+        let case = Case {
+            sequences: vec![(cached, new)],
+            ..Case::new(4, 2, 32, &[])
+        };
         let part = Data {
             q: data.q[cached * token..][..new * token].to_vec(),
-            kv: vec![data.kv[0].each_ref().map(|x| x[..(cached + new) * of_key].to_vec())],
+            kv: vec![
+                data.kv[0]
+                    .each_ref()
+                    .map(|x| x[..(cached + new) * of_key].to_vec()),
+            ],
         };
         let got = bits(&run(&case, &part));
-        assert_eq!(got, expected[cached * token..][..new * token], "{cached} + {new}");
+        assert_eq!(
+            got,
+            expected[cached * token..][..new * token],
+            "{cached} + {new}"
+        );
     }
 }
 
 #[test]
 fn what_is_not_seen_takes_no_part() {
     // NaN in every slot that a window does not reach: values, where 0 times NaN would show, and keys.
-    let case = Case { mask: AttentionMask::SlidingWindow(10), ..Case::new(2, 1, 16, &[(90, 9)]) };
+    let case = Case {
+        mask: AttentionMask::SlidingWindow(10),
+        ..Case::new(2, 1, 16, &[(90, 9)])
+    };
     let mut data = Data::<f32>::of(&case, 3);
     let expected = bits(&run(&case, &data));
     for part in &mut data.kv[0] {
@@ -462,27 +546,98 @@ fn bad_input_is_refused_and_nothing_is_written() {
         refused(attend, &cu_seqlens, &lengths, &table, &data.q)
     };
     use AttentionError::*;
-    assert!(matches!(with(&|a| a.heads = 3), Heads { heads: 3, kv_heads: 2 }));
+    assert!(matches!(
+        with(&|a| a.heads = 3),
+        Heads {
+            heads: 3,
+            kv_heads: 2
+        }
+    ));
     assert!(matches!(with(&|a| a.heads = 0), Heads { .. }));
-    assert!(matches!(with(&|a| a.scale = f32::NAN), Factor { what: "scale", .. }));
-    assert!(matches!(with(&|a| a.logits_soft_cap = Some(0.0)), Factor { .. }));
-    assert!(matches!(with(&|a| a.sinks = Some(&[1.0])), Mismatch { expected: 4, got: 1, .. }));
-    assert!(matches!(with(&|a| a.mask = AttentionMask::SlidingWindow(0)), Value { .. }));
-    assert!(matches!(with(&|a| a.mask = AttentionMask::Chunked(0)), Value { .. }));
-    let batch = |cu: &[i32], lengths: &[i32], table: &[i32]| {
-        refused(good, cu, lengths, table, &data.q)
-    };
-    assert!(matches!(batch(&[1, 2, 6], &lengths, &table), CuSeqlens { index: 0, .. }));
-    assert!(matches!(batch(&[0, 7, 6], &lengths, &table), CuSeqlens { index: 1, .. }));
-    assert!(matches!(batch(&[0, 3, 2], &lengths, &table), CuSeqlens { index: 2, .. }));
-    assert!(matches!(batch(&[0, -1, 6], &lengths, &table), CuSeqlens { index: 1, .. }));
+    assert!(matches!(
+        with(&|a| a.scale = f32::NAN),
+        Factor { what: "scale", .. }
+    ));
+    assert!(matches!(
+        with(&|a| a.logits_soft_cap = Some(0.0)),
+        Factor { .. }
+    ));
+    assert!(matches!(
+        with(&|a| a.sinks = Some(&[1.0])),
+        Mismatch {
+            expected: 4,
+            got: 1,
+            ..
+        }
+    ));
+    assert!(matches!(
+        with(&|a| a.mask = AttentionMask::SlidingWindow(0)),
+        Value { .. }
+    ));
+    assert!(matches!(
+        with(&|a| a.mask = AttentionMask::Chunked(0)),
+        Value { .. }
+    ));
+    let batch =
+        |cu: &[i32], lengths: &[i32], table: &[i32]| refused(good, cu, lengths, table, &data.q);
+    assert!(matches!(
+        batch(&[1, 2, 6], &lengths, &table),
+        CuSeqlens { index: 0, .. }
+    ));
+    assert!(matches!(
+        batch(&[0, 7, 6], &lengths, &table),
+        CuSeqlens { index: 1, .. }
+    ));
+    assert!(matches!(
+        batch(&[0, 3, 2], &lengths, &table),
+        CuSeqlens { index: 2, .. }
+    ));
+    assert!(matches!(
+        batch(&[0, -1, 6], &lengths, &table),
+        CuSeqlens { index: 1, .. }
+    ));
     assert!(matches!(batch(&[0, 6], &lengths, &table), Mismatch { .. }));
-    assert!(matches!(batch(&cu_seqlens, &[15, 0], &table), PastCache { sequence: 0, room: 16, .. }));
-    assert!(matches!(batch(&cu_seqlens, &[0, -1], &table), PastCache { sequence: 1, .. }));
-    assert!(matches!(batch(&cu_seqlens, &lengths, &[]), PastCache { sequence: 0, room: 0, .. }));
-    assert!(matches!(batch(&cu_seqlens, &lengths, &[0, 5]), Page { sequence: 1, page: 5, pages: 5, .. }));
-    assert!(matches!(batch(&cu_seqlens, &lengths, &[-1, 0]), Page { sequence: 0, page: -1, .. }));
-    assert!(matches!(batch(&cu_seqlens, &lengths, &[0, 1, 2]), Mismatch { .. }));
+    assert!(matches!(
+        batch(&cu_seqlens, &[15, 0], &table),
+        PastCache {
+            sequence: 0,
+            room: 16,
+            ..
+        }
+    ));
+    assert!(matches!(
+        batch(&cu_seqlens, &[0, -1], &table),
+        PastCache { sequence: 1, .. }
+    ));
+    assert!(matches!(
+        batch(&cu_seqlens, &lengths, &[]),
+        PastCache {
+            sequence: 0,
+            room: 0,
+            ..
+        }
+    ));
+    assert!(matches!(
+        batch(&cu_seqlens, &lengths, &[0, 5]),
+        Page {
+            sequence: 1,
+            page: 5,
+            pages: 5,
+            ..
+        }
+    ));
+    assert!(matches!(
+        batch(&cu_seqlens, &lengths, &[-1, 0]),
+        Page {
+            sequence: 0,
+            page: -1,
+            ..
+        }
+    ));
+    assert!(matches!(
+        batch(&cu_seqlens, &lengths, &[0, 1, 2]),
+        Mismatch { .. }
+    ));
     assert!(matches!(
         refused(good, &cu_seqlens, &lengths, &table, &data.q[1..]),
         Mismatch { .. }
@@ -490,7 +645,13 @@ fn bad_input_is_refused_and_nothing_is_written() {
     let no_slots = CacheLayout::paged_nhd(5, 0, 2, 8);
     assert!(matches!(
         KvCacheView::new((no_slots, &k), (no_slots, &v)).err(),
-        Some(Value { what: "page_size", .. })
+        Some(Value {
+            what: "page_size",
+            ..
+        })
     ));
-    assert!(matches!(KvCacheView::new((layout, &k[1..]), (layout, &v)).err(), Some(Mismatch { .. })));
+    assert!(matches!(
+        KvCacheView::new((layout, &k[1..]), (layout, &v)).err(),
+        Some(Mismatch { .. })
+    ));
 }

@@ -21,7 +21,9 @@ impl Random {
 
     /// From -`most` to `most`.
     pub fn values(&mut self, len: usize, most: f32) -> Vec<f32> {
-        (0..len).map(|_| ((self.bits() >> 40) as f32 / (1 << 23) as f32 - 1.0) * most).collect()
+        (0..len)
+            .map(|_| ((self.bits() >> 40) as f32 / (1 << 23) as f32 - 1.0) * most)
+            .collect()
     }
 
     pub fn permutation(&mut self, len: usize) -> Vec<usize> {

@@ -264,6 +264,16 @@ struct RowState {
     l: [f32; 2],
 }
 
+impl RowState {
+    /// The slots of a tile that it sees.
+    #[inline(always)]
+    fn seen(&self, tile: usize) -> Range<usize> {
+        let start = self.keys.start.clamp(tile, tile + TILE) - tile;
+        let end = self.keys.end.clamp(tile, tile + TILE) - tile;
+        start..end
+    }
+}
+
 impl<T: Element> Call<'_, T> {
     fn run(&self, isa: Isa, item: &mut Item<'_>, scratch: &mut Scratch) {
         match isa {
@@ -418,57 +428,44 @@ impl<T: Element> Call<'_, T> {
             ..
         } = scratch;
         p.fill(0.0);
-        in_rows(rows, R, |first, count| {
-            let q = &q[first * head_dim..];
-            let p = &mut p[first * TILE..];
-            match count == R {
-                true => multiply::<R, N>(q, head_dim, 0..head_dim, k, TILE, p),
-                false => multiply::<1, N>(q, head_dim, 0..head_dim, k, TILE, p),
-            }
-        });
+        // Plain loops: a closure would be compiled for the least of processors.
+        let mut first = 0;
+        while first + R <= rows {
+            let (q, p) = (&q[first * head_dim..], &mut p[first * TILE..]);
+            multiply::<R, N>(q, head_dim, 0..head_dim, k, TILE, p);
+            first += R;
+        }
+        while first < rows {
+            let (q, p) = (&q[first * head_dim..], &mut p[first * TILE..]);
+            multiply::<1, N>(q, head_dim, 0..head_dim, k, TILE, p);
+            first += 1;
+        }
         let o = &mut o[0];
-        let seen = |row: &RowState| {
-            let start = row.keys.start.clamp(tile, tile + TILE) - tile;
-            let end = row.keys.end.clamp(tile, tile + TILE) - tile;
-            start..end
-        };
         for ((row, p), o) in state
             .iter_mut()
             .zip(p.chunks_exact_mut(TILE))
             .zip(o.chunks_exact_mut(padded))
         {
-            let seen = seen(row);
+            let seen = row.seen(tile);
             if let (false, Some(p)) = (seen.is_empty(), p.first_chunk_mut::<TILE>()) {
                 softmax(self.scores, seen, p, row, o);
             }
         }
-        in_rows(rows, R, |first, count| {
-            let p = &p[first * TILE..];
-            let o = &mut o[first * padded..];
-            let all = state[first..first + count]
-                .iter()
-                .all(|row| seen(row) == (0..TILE));
-            if count == R && all {
+        let mut first = 0;
+        while first < rows {
+            let (p, o) = (&p[first * TILE..], &mut o[first * padded..]);
+            let whole = first + R <= rows
+                && state[first..first + R]
+                    .iter()
+                    .all(|row| row.seen(tile) == (0..TILE));
+            if whole {
                 multiply::<R, N>(p, TILE, 0..TILE, v, padded, o);
-                return;
+                first += R;
+            } else {
+                multiply::<1, N>(p, TILE, state[first].seen(tile), v, padded, o);
+                first += 1;
             }
-            for at in 0..count {
-                let (p, o) = (&p[at * TILE..], &mut o[at * padded..]);
-                multiply::<1, N>(p, TILE, seen(&state[first + at]), v, padded, o);
-            }
-        });
-    }
-}
-
-/// Calls with `count` rows at a time, and with single ones at the end.
-#[inline(always)]
-fn in_rows(rows: usize, count: usize, mut of: impl FnMut(usize, usize)) {
-    let whole = rows / count * count;
-    for first in (0..whole).step_by(count) {
-        of(first, count);
-    }
-    for first in whole..rows {
-        of(first, 1);
+        }
     }
 }
 

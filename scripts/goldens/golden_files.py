@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-GOLDENS = Path(__file__).resolve().parents[2] / "tests/goldens"
+ROOT = Path(__file__).resolve().parents[2]
+GOLDENS = ROOT / "tests/goldens"
+ATTENTION_GOLDENS = ROOT / "crates/phasor-attention/tests/goldens"
 MAX_FILE = 24 * 1024
 MAX_FOLDER = 400 * 1024
 # uint16 holds the bits of bf16, which numpy does not know.

@@ -174,7 +174,7 @@ impl<T> Default for Workspace<T> {
 ///
 /// # fn main() -> Result<(), phasor_attention::AttentionError> {
 /// // 2 query heads and 1 key-value head of 8 dims.
-/// let weight = |rows| vec![0.01f32; rows * 16];
+/// let weight = |rows: usize| vec![0.01f32; rows * 16];
 /// let qkv = DenseWeights::new(weight((2 + 2 * 1) * 8), 32, 16)?;
 /// let o = DenseWeights::new(weight(16), 16, 16)?;
 /// let rope = Rope::new(Frequencies::from_theta(10_000.0, 8)?, Pairing::HalfSplit);

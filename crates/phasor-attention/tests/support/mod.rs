@@ -42,3 +42,89 @@ pub fn narrowed<T: Element>(values: &[f32]) -> Vec<T> {
 pub fn widened<T: Element>(values: &[T]) -> Vec<f32> {
     values.iter().map(|x| x.widen()).collect()
 }
+
+/// A file of `tests/goldens`: what another implementation computed.
+pub struct Golden {
+    bytes: Vec<u8>,
+    pub case: serde_json::Value,
+}
+
+/// A type of the files' tensors.
+pub trait Stock {
+    const STORED: safetensors::Dtype;
+    fn of(bytes: &[u8]) -> Self;
+}
+
+macro_rules! stock {
+    ($($type:ty: $dtype:ident),*) => {$(
+        impl Stock for $type {
+            const STORED: safetensors::Dtype = safetensors::Dtype::$dtype;
+            fn of(bytes: &[u8]) -> Self {
+                Self::from_le_bytes(bytes.try_into().unwrap())
+            }
+        }
+    )*};
+}
+stock!(f32: F32, phasor_attention::phasor::half::f16: F16, phasor_attention::phasor::half::bf16: BF16,
+       i32: I32, u8: U8);
+
+impl Golden {
+    pub fn read(name: &str) -> Self {
+        let path = format!(
+            "{}/tests/goldens/{name}.safetensors",
+            env!("CARGO_MANIFEST_DIR")
+        );
+        let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        let case = serde_json::from_str(&header.metadata().as_ref().unwrap()["case"]).unwrap();
+        Self { bytes, case }
+    }
+
+    pub fn find<T: Stock>(&self, name: &str) -> Option<Vec<T>> {
+        let file = safetensors::SafeTensors::deserialize(&self.bytes).unwrap();
+        let tensor = file.tensor(name).ok()?;
+        assert_eq!(tensor.dtype(), T::STORED, "{name}");
+        Some(
+            tensor
+                .data()
+                .chunks_exact(size_of::<T>())
+                .map(T::of)
+                .collect(),
+        )
+    }
+
+    pub fn tensor<T: Stock>(&self, name: &str) -> Vec<T> {
+        self.find(name).unwrap_or_else(|| panic!("no {name}"))
+    }
+
+    pub fn number(&self, key: &str) -> usize {
+        self.case[key]
+            .as_u64()
+            .unwrap_or_else(|| panic!("no {key}")) as usize
+    }
+}
+
+/// The same values, and the same signs of zeros.
+pub fn same(got: &[f32], expected: &[f32]) {
+    assert_eq!(got.len(), expected.len());
+    for (at, (got, expected)) in got.iter().zip(expected).enumerate() {
+        assert_eq!(
+            got.to_bits(),
+            expected.to_bits(),
+            "at {at}: {got} is not {expected}"
+        );
+    }
+}
+
+/// Within a part of the largest magnitude.
+pub fn near(got: &[f32], expected: &[f32], bound: f32) {
+    assert_eq!(got.len(), expected.len());
+    let most = expected.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+    for (at, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let error = (got - expected).abs() / most;
+        assert!(
+            error <= bound,
+            "at {at}: {got} is not {expected}, of up to {most}"
+        );
+    }
+}

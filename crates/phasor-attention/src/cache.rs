@@ -324,6 +324,11 @@ impl<'a> RaggedBatch<'a> {
         self
     }
 
+    /// Tokens that are not padding, of a batch that was checked.
+    pub(crate) fn tokens(&self) -> usize {
+        self.cu_seqlens.get(self.cache_lengths.len()) as usize
+    }
+
     /// What each sequence has, once it is certain that all of it is in the cache.
     pub(crate) fn check(
         &self,

@@ -89,6 +89,12 @@ pub enum AttentionError {
         /// What to change.
         remedy: &'static str,
     },
+    /// A weight is not among those given.
+    #[error("there is no {name}: give it, under that name")]
+    NoWeight {
+        /// Its name.
+        name: String,
+    },
     /// The step between projection and attention.
     #[error(transparent)]
     Step(#[from] phasor::Error),

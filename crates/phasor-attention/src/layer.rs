@@ -321,12 +321,8 @@ impl<T: Element> AttentionLayer<T> {
         workspace: &mut Workspace<T>,
         out: &mut [T],
     ) -> Result<(), AttentionError> {
-        agree(
-            "elements of the output, as many as of x",
-            x.len(),
-            out.len(),
-        )?;
-        let sequences = self.project_and_store(x, cache, batch, workspace)?;
+        let sequences = self.check(x, cache, batch, out)?;
+        self.project_and_store(x, cache, batch, &sequences, workspace)?;
         let used = sequences.last().map_or(0, |last| last.first + last.new);
         let Workspace { q, attended, .. } = workspace;
         attended.resize(q.len(), T::default());
@@ -351,8 +347,8 @@ impl<T: Element> AttentionLayer<T> {
         batch: &RaggedBatch<'_>,
         workspace: &mut Workspace<T>,
     ) -> Result<(), AttentionError> {
-        self.project_and_store(x, cache, batch, workspace)
-            .map(|_| ())
+        let sequences = self.check(x, cache, batch, x)?;
+        self.project_and_store(x, cache, batch, &sequences, workspace)
     }
 
     /// The step of so many tokens.
@@ -389,13 +385,41 @@ impl<T: Element> AttentionLayer<T> {
             .cache(cache)
     }
 
+    /// What a call would refuse: shapes, and sequences that are not all in the cache.
+    pub(crate) fn check(
+        &self,
+        x: &[T],
+        cache: &KvCacheMut<'_, T>,
+        batch: &RaggedBatch<'_>,
+        out: &[T],
+    ) -> Result<Vec<Sequence>, AttentionError> {
+        let AttentionConfig {
+            hidden_size,
+            num_key_value_heads: kv_heads,
+            head_dim,
+            ..
+        } = self.config;
+        let tokens = x.len() / hidden_size;
+        agree("elements of x, whole tokens", tokens * hidden_size, x.len())?;
+        agree(
+            "elements of the output, as many as of x",
+            x.len(),
+            out.len(),
+        )?;
+        let [pages, page_size, cache_heads, cache_dim] = cache.shape();
+        agree("heads of the cache", kv_heads, cache_heads)?;
+        agree("head_dim of the cache", head_dim, cache_dim)?;
+        batch.check(tokens, [pages, page_size])
+    }
+
     fn project_and_store(
         &self,
         x: &[T],
         cache: &mut KvCacheMut<'_, T>,
         batch: &RaggedBatch<'_>,
+        sequences: &[Sequence],
         workspace: &mut Workspace<T>,
-    ) -> Result<Vec<Sequence>, AttentionError> {
+    ) -> Result<(), AttentionError> {
         let AttentionConfig {
             hidden_size,
             num_attention_heads: heads,
@@ -404,18 +428,13 @@ impl<T: Element> AttentionLayer<T> {
             ..
         } = self.config;
         let tokens = x.len() / hidden_size;
-        agree("elements of x, whole tokens", tokens * hidden_size, x.len())?;
-        let [pages, page_size, cache_heads, cache_dim] = cache.shape();
-        agree("heads of the cache", kv_heads, cache_heads)?;
-        agree("head_dim of the cache", head_dim, cache_dim)?;
-        let sequences = batch.check(tokens, [pages, page_size])?;
         let used = sequences.last().map_or(0, |last| last.first + last.new);
         let [q_dims, kv_dims] = [heads * head_dim, kv_heads * head_dim];
         let Workspace { projected, q, .. } = workspace;
         q.resize(tokens * q_dims, T::default());
         projected.resize(tokens * (q_dims + 2 * kv_dims), T::default());
         if used == 0 {
-            return Ok(sequences);
+            return Ok(());
         }
         let x = &x[..used * hidden_size];
 
@@ -465,6 +484,6 @@ impl<T: Element> AttentionLayer<T> {
         let plan = self.rotator.plan(&problem)?;
         let stored = self.rotator.step(&plan, step)?;
         debug_assert_eq!(stored, Stored::All, "the batch was checked");
-        Ok(sequences)
+        Ok(())
     }
 }

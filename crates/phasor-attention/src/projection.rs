@@ -6,6 +6,7 @@ use phasor::{Dtype, Element};
 use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// A linear map of tokens. An engine may bring its own.
 pub trait Projection<T>: Send + Sync {
@@ -322,6 +323,91 @@ impl<W: Weights> Weights for StackedWeights<W> {
             }
             first = end;
         }
+    }
+}
+
+/// A window of weights, `rows` by `columns`: what a device has of them.
+#[derive(Clone, Debug)]
+pub struct WindowOfWeights<W> {
+    weights: W,
+    rows: Range<usize>,
+    columns: Range<usize>,
+}
+
+impl<W: Weights> WindowOfWeights<W> {
+    /// The window of some rows and columns.
+    ///
+    /// # Errors
+    /// [`AttentionError::Value`] if it is empty or reaches past the weights.
+    pub fn new(
+        weights: W,
+        rows: Range<usize>,
+        columns: Range<usize>,
+    ) -> Result<Self, AttentionError> {
+        check_features(rows.len(), columns.len())?;
+        for (what, end, most) in [
+            ("the last row of a window", rows.end, weights.out_features()),
+            (
+                "the last column of a window",
+                columns.end,
+                weights.in_features(),
+            ),
+        ] {
+            if end > most {
+                return Err(AttentionError::Value {
+                    what,
+                    value: end,
+                    remedy: "it must be inside the weights",
+                });
+            }
+        }
+        Ok(Self {
+            weights,
+            rows,
+            columns,
+        })
+    }
+}
+
+impl<W: Weights> Weights for WindowOfWeights<W> {
+    fn in_features(&self) -> usize {
+        self.columns.len()
+    }
+
+    fn out_features(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn read(&self, rows: Range<usize>, values: &mut [f32]) {
+        let rows = self.rows.start + rows.start..self.rows.start + rows.end;
+        let all = self.weights.in_features();
+        if self.columns.len() == all {
+            return self.weights.read(rows, values);
+        }
+        let mut whole = vec![0.0; rows.len() * all];
+        self.weights.read(rows, &mut whole);
+        let of_rows = whole.chunks_exact(all);
+        for (values, row) in values.chunks_exact_mut(self.columns.len()).zip(of_rows) {
+            values.copy_from_slice(&row[self.columns.clone()]);
+        }
+    }
+}
+
+impl<W: Weights + ?Sized> Weights for Arc<W> {
+    fn in_features(&self) -> usize {
+        (**self).in_features()
+    }
+
+    fn out_features(&self) -> usize {
+        (**self).out_features()
+    }
+
+    fn read(&self, rows: Range<usize>, values: &mut [f32]) {
+        (**self).read(rows, values);
+    }
+
+    fn as_f32(&self) -> Option<&[f32]> {
+        (**self).as_f32()
     }
 }
 

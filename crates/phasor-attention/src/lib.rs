@@ -48,10 +48,8 @@ pub use gptq::{GptqFormat, GptqTensors, GptqWeights};
 pub use layer::{AttentionConfig, AttentionLayer, HeadWeights, QkvProjection, Workspace};
 pub use mask::AttentionMask;
 pub use phasor;
-pub use projection::{
-    DenseWeights, Linear, Projection, StackedWeights, Weights, WindowOfWeights,
-};
+pub use projection::{DenseWeights, Linear, Projection, StackedWeights, Weights, WindowOfWeights};
 pub use shard::{
-    Collective, DataParallelAttention, DeviceBatch, LayerWeights, LocalCollective, ShardingStrategy,
-    TensorParallelAttention,
+    Collective, DataParallelAttention, DeviceBatch, LayerWeights, LocalCollective,
+    ShardingStrategy, TensorParallelAttention,
 };

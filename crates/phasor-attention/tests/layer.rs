@@ -126,10 +126,11 @@ impl Case {
     }
 
     fn head_weights<T: Element>(&self, weights: &LayerWeights, at: usize) -> HeadWeights<T> {
-        let mut of = HeadWeights::default();
-        of.bias = self.has_bias.then(|| narrowed(&weights.biases[at]));
-        of.norm = self.norm_eps.map(|_| narrowed(&weights.norms[at % 2]));
-        of
+        HeadWeights {
+            bias: self.has_bias.then(|| narrowed(&weights.biases[at])),
+            norm: self.norm_eps.map(|_| narrowed(&weights.norms[at % 2])),
+            norm_bias: None,
+        }
     }
 }
 

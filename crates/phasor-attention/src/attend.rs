@@ -120,11 +120,11 @@ impl Attend<'_> {
     ) -> Result<(), AttentionError> {
         let [pages, page_size, kv_heads, head_dim] = cache.shape();
         self.check(kv_heads)?;
-        let token = self.heads * head_dim;
+        let token = self.heads.saturating_mul(head_dim);
         if token == 0 || !q.len().is_multiple_of(token) {
             return Err(AttentionError::Mismatch {
                 what: "elements of q, whole tokens",
-                expected: q.len().next_multiple_of(token.max(1)),
+                expected: q.len() / token.max(1) * token,
                 got: q.len(),
             });
         }
@@ -149,7 +149,7 @@ impl Attend<'_> {
     ) {
         let [_, page_size, kv_heads, head_dim] = cache.shape();
         let group = self.heads / kv_heads;
-        let token = self.heads * head_dim;
+        let token = self.heads.saturating_mul(head_dim);
         let block = (BLOCK_ROWS / group).max(1);
         let call = Call {
             attend: self,

@@ -203,7 +203,7 @@ impl<S: AsRef<[u8]>> GgmlWeights<S> {
         let (elements, of_block) = ggml_type.block();
         agree(
             "in_features, whole blocks",
-            in_features.next_multiple_of(elements),
+            in_features / elements * elements,
             in_features,
         )?;
         let needed = out_features.saturating_mul(in_features / elements * of_block);

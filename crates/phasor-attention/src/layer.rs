@@ -240,7 +240,8 @@ impl<T: Element> AttentionLayer<T> {
                 });
             }
         }
-        let [q_dims, kv_dims] = [heads * head_dim, kv_heads * head_dim];
+        let [q_dims, kv_dims] = [heads, kv_heads].map(|heads| heads.saturating_mul(head_dim));
+        let all_dims = q_dims.saturating_add(kv_dims.saturating_mul(2));
         let sizes = |projection: &Arc<dyn Projection<T>>,
                      [into, out]: [&'static str; 2],
                      [from, to]: [usize; 2]| {
@@ -268,7 +269,7 @@ impl<T: Element> AttentionLayer<T> {
             QkvProjection::Stacked(qkv) => sizes(
                 qkv,
                 ["in_features of qkv", "out_features of qkv"],
-                [hidden_size, q_dims + 2 * kv_dims],
+                [hidden_size, all_dims],
             )?,
         }
         sizes(

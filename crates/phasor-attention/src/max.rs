@@ -288,11 +288,9 @@ impl<T: Element> AttentionWithRope<T> {
         let dense = |name: &str, rows, columns| {
             DenseWeights::new(take(state, &format!("{name}_proj.weight"))?, rows, columns)
         };
-        let rows = [
-            0..q_dims,
-            q_dims..q_dims + kv_dims,
-            q_dims + kv_dims..q_dims + 2 * kv_dims,
-        ];
+        let of_k = q_dims.saturating_add(kv_dims);
+        let all_dims = of_k.saturating_add(kv_dims);
+        let rows = [0..q_dims, q_dims..of_k, of_k..all_dims];
         let [q, k, v]: [Arc<dyn Weights>; 3] = if arguments.stacked_qkv {
             if arguments.clip().is_some() {
                 return Err(AttentionError::Weights {
@@ -300,7 +298,7 @@ impl<T: Element> AttentionWithRope<T> {
                     remedy: "it is not for stacked_qkv: clamp the weight itself",
                 });
             }
-            let all = Arc::new(dense("qkv", q_dims + 2 * kv_dims, hidden)?);
+            let all = Arc::new(dense("qkv", all_dims, hidden)?);
             let part = |rows| WindowOfWeights::new(all.clone(), rows, 0..hidden).map(Arc::new);
             let [q, k, v] = rows.clone().map(part);
             [q?, k?, v?]
@@ -322,11 +320,7 @@ impl<T: Element> AttentionWithRope<T> {
         let mut heads: [HeadWeights<T>; 3] = Default::default();
         if arguments.has_bias && arguments.stacked_qkv {
             let bias = take(state, "qkv_proj.bias")?;
-            agree(
-                "elements of qkv_proj.bias",
-                q_dims + 2 * kv_dims,
-                bias.len(),
-            )?;
+            agree("elements of qkv_proj.bias", all_dims, bias.len())?;
             for (heads, rows) in heads.iter_mut().zip(rows) {
                 heads.bias = Some(bias[rows].to_vec());
             }

@@ -676,3 +676,51 @@ fn parts_that_do_not_fit_are_refused() {
         "{result:?}"
     );
 }
+
+#[test]
+fn sizes_past_all_memory_are_refused() {
+    let most = usize::MAX;
+    let rope = Rope::new(
+        Frequencies::from_theta(THETA, 16).unwrap(),
+        Pairing::HalfSplit,
+    );
+    let weights = || Arc::new(Linear(DenseWeights::new(vec![0.0f32; 16], 4, 4).unwrap()));
+    for [hidden, heads, kv_heads, head_dim] in [
+        [4, most, 1, 16],
+        [4, most - 1, most - 1, 16],
+        [4, 2, 1, most],
+        [most, 2, 1, most / 2 + 1],
+    ] {
+        let config = AttentionConfig::new(hidden, heads, kv_heads, head_dim);
+        let qkv = QkvProjection::<f32>::Stacked(weights());
+        assert!(AttentionLayer::new(config, &Host::new(), &rope, qkv, weights()).is_err());
+        assert!(PagedKvCache::<f32>::new(hidden, 1, heads, kv_heads, head_dim).is_err());
+        assert!(DenseWeights::new(vec![0.0f32; 16], heads, head_dim).is_err());
+        let bytes = vec![0u8; 18];
+        let of = phasor_attention::GgmlType::Q4_0;
+        assert!(phasor_attention::GgmlWeights::new(of, bytes, heads, most).is_err());
+    }
+    // Offsets and lengths at the ends of their types.
+    let case = Case::new(4, 2, 16);
+    let layer = case.layer::<f32>(&LayerWeights::of(&case, 1));
+    let mut cache = PagedKvCache::<f32>::new(2, 1, 8, 2, 16).unwrap();
+    let mut out = vec![0.0; 40];
+    for (cu_seqlens, length, page) in [
+        ([0, i64::MAX], 0, 0),
+        ([i64::MIN, 1], 0, 0),
+        ([0, 1], i64::MAX, 0),
+        ([0, 1], i64::MIN, 0),
+        ([0, 1], 0, i64::MAX),
+        ([0, 1], 0, i64::MIN),
+    ] {
+        let (lengths, pages) = ([length], [page]);
+        let batch = RaggedBatch::new(&cu_seqlens, &lengths, &pages);
+        let mut cache = cache.layer(0).unwrap();
+        let mut workspace = Workspace::default();
+        assert!(
+            layer
+                .forward(&[1.0; 40], &mut cache, &batch, &mut workspace, &mut out)
+                .is_err()
+        );
+    }
+}

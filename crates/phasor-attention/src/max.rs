@@ -30,8 +30,7 @@
 //! | GGUF: activations are rounded to 8 bits | they are not |
 //! | `scale` ignores a rope's own | it does here too: give `scale` (see `RotaryEmbedding::compute_scale` in `phasor::interfaces::max`) |
 //!
-//! Dense, biased, stacked, normed, clipped and windowed layers, and GGUF ones, are held to what MAX computes
-//! on a CPU. GPTQ and tensor parallel layers do not run there: their parity is by source.
+//! Parity with MAX is by source: no results of MAX's own layers are held against these so far.
 
 use crate::error::agree;
 use crate::{

@@ -1,5 +1,5 @@
-//! MAX's layers: against what MAX computes on a CPU (`tests/goldens/max`), and the errors of its
-//! constructors. Layers over several devices, against the whole.
+//! MAX's layers: what their parameters mean, and the errors of their constructors. Layers over several
+//! devices, against the whole.
 
 use phasor_attention::max::{
     Arguments, AttentionWithRope, AttentionWithRopeNoOpaque, GGUFQAttentionWithRope,

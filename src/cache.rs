@@ -191,6 +191,12 @@ impl CacheLayout {
         self.offset
     }
 
+    /// `(dims, stride)`: so many dims of a head follow each other, and their blocks are as many elements
+    /// apart. Heads that are one block have a stride of no meaning.
+    pub const fn block(&self) -> (usize, usize) {
+        (self.block_dims, self.block_stride)
+    }
+
     /// Whether it has no elements.
     pub const fn is_empty(&self) -> bool {
         self.pages == 0 || self.page_size == 0 || self.heads == 0 || self.head_dim == 0

@@ -102,6 +102,11 @@ impl Stages {
         self
     }
 
+    /// Whether its norm has one statistic over all heads, so that heads cannot be told apart.
+    pub fn norms_across_heads(&self) -> bool {
+        self.norm.is_some_and(|norm| norm.across_heads)
+    }
+
     /// Whether it does more than to rotate what rotates.
     pub(crate) fn is_present(&self, rotates: bool) -> bool {
         *self

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-GOLDENS = Path(__file__).resolve().parents[2] / "tests/goldens"
+ROOT = Path(__file__).resolve().parents[2]
+GOLDENS = ROOT / "tests/goldens"
+ATTENTION_GOLDENS = ROOT / "crates/phasor-attention/tests/goldens"
 MAX_FILE = 24 * 1024
 MAX_FOLDER = 400 * 1024
 # uint16 holds the bits of bf16, which numpy does not know.
@@ -25,6 +27,28 @@ NAMES = {
 def seeded(name):
     """Random numbers that depend on the case's name only."""
     return np.random.default_rng(zlib.crc32(name.encode()))
+
+
+class Draw:
+    """SplitMix64: what is drawn depends on the seed and on what was drawn before. The Rust side draws the
+    same, so that inputs need no file."""
+
+    def __init__(self, seed):
+        self.state = np.uint64(seed)
+
+    def bits(self, count):
+        with np.errstate(over="ignore"):
+            z = self.state + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+            self.state = z[-1]
+            z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            return z ^ (z >> np.uint64(31))
+
+    def values(self, most, *shape):
+        """From -most to most."""
+        count = int(np.prod(shape))
+        unit = (self.bits(count) >> np.uint64(40)).astype(np.float32) / np.float32(1 << 23)
+        return ((unit - np.float32(1)) * np.float32(most)).reshape(shape)
 
 
 def to_bf16(x):

@@ -1,0 +1,121 @@
+/// What can go wrong, and what to change about it. Nothing has been written then, neither to a cache nor
+/// to an output.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttentionError {
+    /// A number of a layer or a cache is not usable.
+    #[error("{what} is {value}: {remedy}")]
+    Value {
+        /// Which number.
+        what: &'static str,
+        /// As given.
+        value: usize,
+        /// What it must be.
+        remedy: &'static str,
+    },
+    /// Query heads do not form groups of the key-value heads.
+    #[error(
+        "{heads} query heads over {kv_heads} key-value heads: both must be above 0, and the second divide \
+         the first"
+    )]
+    Heads {
+        /// Query heads.
+        heads: usize,
+        /// Key-value heads.
+        kv_heads: usize,
+    },
+    /// Two things that must agree do not.
+    #[error("{what}: {expected} is needed, {got} is given")]
+    Mismatch {
+        /// What must agree.
+        what: &'static str,
+        /// What is needed.
+        expected: usize,
+        /// What is given.
+        got: usize,
+    },
+    /// A scale, clip or soft cap is not usable.
+    #[error("{what} is {value}: it must be positive and finite")]
+    Factor {
+        /// Which number.
+        what: &'static str,
+        /// As given.
+        value: f64,
+    },
+    /// The offsets of a ragged batch are no offsets.
+    #[error("cu_seqlens[{index}] is {value}: {remedy}")]
+    CuSeqlens {
+        /// Which of them.
+        index: usize,
+        /// Its value.
+        value: i64,
+        /// What it must be.
+        remedy: &'static str,
+    },
+    /// A sequence would not fit its pages.
+    #[error(
+        "sequence {sequence} has {cached} tokens in its cache and {new} new ones, and room for {room}: give \
+         it more pages, and a length from 0 on"
+    )]
+    PastCache {
+        /// Which sequence.
+        sequence: usize,
+        /// Its length before the call.
+        cached: i64,
+        /// Its new tokens.
+        new: usize,
+        /// Slots of its row of the page table.
+        room: usize,
+    },
+    /// A page that a sequence needs is not in the cache.
+    #[error(
+        "page {index} of sequence {sequence} is {page}: the cache has {pages} pages, from 0 on"
+    )]
+    Page {
+        /// Which sequence.
+        sequence: usize,
+        /// Which of its pages.
+        index: usize,
+        /// The page.
+        page: i64,
+        /// Pages of the cache.
+        pages: usize,
+    },
+    /// Weights and what is said of them do not fit.
+    #[error("{what}: {remedy}")]
+    Weights {
+        /// Which weights.
+        what: &'static str,
+        /// What to change.
+        remedy: &'static str,
+    },
+    /// A weight is not among those given.
+    #[error("there is no {name}: give it, under that name")]
+    NoWeight {
+        /// Its name.
+        name: String,
+    },
+    /// The step between projection and attention.
+    #[error(transparent)]
+    Step(#[from] phasor::Error),
+}
+
+/// `got` is what is needed.
+pub(crate) fn agree(what: &'static str, expected: usize, got: usize) -> Result<(), AttentionError> {
+    match expected == got {
+        true => Ok(()),
+        false => Err(AttentionError::Mismatch {
+            what,
+            expected,
+            got,
+        }),
+    }
+}
+
+/// Positive and finite.
+pub(crate) fn usable(what: &'static str, value: f64) -> Result<(), AttentionError> {
+    match value > 0.0 && value.is_finite() {
+        true => Ok(()),
+        false => Err(AttentionError::Factor { what, value }),
+    }
+}

@@ -267,29 +267,18 @@ impl Quantization {
     pub fn quantize<T: Element>(&self, values: &[T], codes: &mut [u8]) -> Result<f32, Error> {
         check(values.len(), codes.len())?;
         let (scale, factor) = match self.scale {
-            Scale::Static { scale, form } => match form {
-                ScaleForm::Divide => (scale, None),
-                ScaleForm::Multiply => (scale, Some(scale)),
-            },
+            Scale::Static { scale, form } => (scale, Factor::given(scale, form)),
             Scale::Dynamic {
                 floor,
                 form,
                 rounding,
             } => {
-                let scale = self.scale_of(values, floor, rounding);
-                match form {
-                    ScaleForm::Divide => (scale, None),
-                    ScaleForm::Multiply => (scale, Some(1.0 / scale)),
-                }
+                let least = least_scale(floor, rounding);
+                let scale = scale_of(amax(values), self.codes.most(), least, rounding);
+                (scale, Factor::of_group(scale, form))
             }
         };
-        for (value, code) in values.iter().zip(codes) {
-            let x = value.widen();
-            *code = self.codes.of(match factor {
-                None => x / scale,
-                Some(factor) => x * factor,
-            });
-        }
+        factor.encode(self.codes, values, codes, |byte, code| *byte = code);
         Ok(scale)
     }
 
@@ -305,26 +294,101 @@ impl Quantization {
         values: &mut [T],
     ) -> Result<(), Error> {
         check(values.len(), codes.len())?;
-        let inverse = matches!(
-            self.scale,
-            Scale::Static {
-                form: ScaleForm::Multiply,
-                ..
-            }
-        );
-        for (value, &code) in values.iter_mut().zip(codes) {
-            let x = self.codes.value(code);
-            *value = T::narrow(match inverse {
-                true => x / scale,
-                false => x * scale,
-            });
-        }
+        let factor = match self.scale {
+            Scale::Static { form, .. } => Factor::back_of_given(scale, form),
+            Scale::Dynamic { .. } => Factor::Product(scale),
+        };
+        factor.decode(self.codes, codes, values);
         Ok(())
     }
+}
 
-    fn scale_of<T: Element>(&self, values: &[T], floor: f32, rounding: ScaleRounding) -> f32 {
-        let most = self.codes.most();
-        scale_of(amax(values), most, least_scale(floor, rounding), rounding)
+/// What values are multiplied by or divided by on their way to codes, or codes on their way back.
+#[derive(Clone, Copy)]
+pub(crate) enum Factor {
+    Product(f32),
+    Quotient(f32),
+}
+
+impl Factor {
+    /// Of values, whose scale (or its inverse) is given.
+    #[inline(always)]
+    pub(crate) fn given(scale: f32, form: ScaleForm) -> Self {
+        match form {
+            ScaleForm::Divide => Self::quotient(scale),
+            ScaleForm::Multiply => Self::Product(scale),
+        }
+    }
+
+    /// Of values, whose scale is that of their group.
+    #[inline(always)]
+    pub(crate) fn of_group(scale: f32, form: ScaleForm) -> Self {
+        match form {
+            ScaleForm::Divide => Self::quotient(scale),
+            ScaleForm::Multiply => Self::Product(1.0 / scale),
+        }
+    }
+
+    /// Of codes, whose scale (or its inverse) is given.
+    #[inline(always)]
+    pub(crate) fn back_of_given(scale: f32, form: ScaleForm) -> Self {
+        match form {
+            ScaleForm::Divide => Self::Product(scale),
+            ScaleForm::Multiply => Self::Quotient(scale),
+        }
+    }
+
+    /// Quotients by powers of two are the same products, which are faster, as their inverses are exact;
+    /// unless one of the two is subnormal.
+    #[inline(always)]
+    fn quotient(scale: f32) -> Self {
+        let bits = scale.to_bits();
+        match bits & 0x7f_ffff == 0 && (1..254).contains(&(bits >> 23)) {
+            true => Self::Product(1.0 / scale),
+            false => Self::Quotient(scale),
+        }
+    }
+
+    /// The codes of values, which `put` writes. A loop for each kind, so that none has a branch inside.
+    #[inline(always)]
+    pub(crate) fn encode<T: Element, B>(
+        self,
+        codes: Codes,
+        values: &[T],
+        bytes: &mut [B],
+        put: impl Fn(&mut B, u8),
+    ) {
+        let pairs = values.iter().map(|value| value.widen()).zip(bytes);
+        match (codes, self) {
+            (Codes::E4m3, Self::Product(by)) => {
+                pairs.for_each(|(x, byte)| put(byte, Codes::E4m3.of(x * by)));
+            }
+            (Codes::E4m3, Self::Quotient(by)) => {
+                pairs.for_each(|(x, byte)| put(byte, Codes::E4m3.of(x / by)));
+            }
+            (_, Self::Product(by)) => pairs.for_each(|(x, byte)| put(byte, codes.of(x * by))),
+            (_, Self::Quotient(by)) => pairs.for_each(|(x, byte)| put(byte, codes.of(x / by))),
+        }
+    }
+
+    /// The values of codes, rounded to f32 and then to `T`.
+    #[inline(always)]
+    pub(crate) fn decode<T: Element>(self, codes: Codes, bytes: &[u8], values: &mut [T]) {
+        let pairs = bytes.iter().zip(values);
+        match (codes, self) {
+            (Codes::E4m3, Self::Product(by)) => {
+                pairs.for_each(|(&byte, x)| *x = T::narrow(Codes::E4m3.value(byte) * by));
+            }
+            (Codes::E4m3, Self::Quotient(by)) => {
+                pairs.for_each(|(&byte, x)| *x = T::narrow(Codes::E4m3.value(byte) / by));
+            }
+            (_, Self::Product(by)) => {
+                pairs.for_each(|(&byte, x)| *x = T::narrow(Codes::Int8.value(byte) * by));
+            }
+            (_, Self::Quotient(by)) => {
+                pairs.for_each(|(&byte, x)| *x = T::narrow(Codes::Int8.value(byte) / by));
+            }
+        }
     }
 }
 

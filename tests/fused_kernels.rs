@@ -14,7 +14,7 @@ mod ptx_backend;
 use append_cases::{
     AppendCase, AppendRun, AppendWish, Buffer, Goes, Operands, TestSlots, random_append,
 };
-use kernel_cases::{Rng, TestPositions, Values, bytes, random_elements};
+use kernel_cases::{Rng, TestPositions, Values, bytes, for_each_seed, random_elements};
 use phasor::launch::{Family, LaunchMode};
 use phasor::norm::HeadNorm;
 use phasor::quantize::{Codes, ScaleForm, ScaleRounding};
@@ -26,7 +26,6 @@ use ptx_backend::Image;
 use ptx_interpreter::Traffic;
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What the host makes of a case, and every image too.
 fn check(images: &[Image], case: &AppendCase, label: &str) -> Vec<AppendRun> {
@@ -52,55 +51,25 @@ fn check(images: &[Image], case: &AppendCase, label: &str) -> Vec<AppendRun> {
     images.iter().map(run_on).collect()
 }
 
-/// A new seed each run, or the one asked for.
-fn seed() -> u64 {
-    match std::env::var("PHASOR_TEST_SEED") {
-        Ok(seed) => {
-            let digits = seed.trim_start_matches("0x");
-            u64::from_str_radix(digits, 16).expect("PHASOR_TEST_SEED is hexadecimal")
-        }
-        Err(_) => std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap()
-            .as_nanos() as u64,
-    }
-}
-
 #[test]
 fn random_stages_equal_the_host_bit_for_bit() {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    const CASES: u64 = 600;
-    let first = seed();
-    println!("PHASOR_TEST_SEED={first:#x}");
     let images = Image::all();
     let seen = Mutex::new(HashMap::<String, usize>::new());
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                loop {
-                    let n = NEXT.fetch_add(1, Ordering::Relaxed);
-                    if n >= CASES {
-                        break;
-                    }
-                    let seed = first.wrapping_add(n);
-                    let mut rng = Rng(seed);
-                    let mut wish = AppendWish {
-                        staged: true,
-                        ..AppendWish::default()
-                    };
-                    if rng.chance(60) {
-                        wish.whole = Some(rng.pick(&[64, 64, 128, 256]));
-                        wish.aligned = Some(true);
-                    }
-                    let case = random_append(&mut rng, wish);
-                    let label = format!("seed {seed:#x}");
-                    for run in check(&images, &case, &label) {
-                        if let Some(kernel) = run.kernel {
-                            *seen.lock().unwrap().entry(kernel.name()).or_insert(0) += 1;
-                        }
-                    }
-                }
-            });
+    for_each_seed(600, |seed| {
+        let mut rng = Rng(seed);
+        let mut wish = AppendWish {
+            staged: true,
+            ..AppendWish::default()
+        };
+        if rng.chance(60) {
+            wish.whole = Some(rng.pick(&[64, 64, 128, 256]));
+            wish.aligned = Some(true);
+        }
+        let case = random_append(&mut rng, wish);
+        for run in check(&images, &case, &format!("seed {seed:#x}")) {
+            if let Some(kernel) = run.kernel {
+                *seen.lock().unwrap().entry(kernel.name()).or_insert(0) += 1;
+            }
         }
     });
     // Each kernel has had its share.

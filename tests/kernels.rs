@@ -21,8 +21,8 @@ mod suite;
 
 use append_cases::{AppendCase, AppendOutcome, AppendWish, Buffer, Goes, TestSlots, random_append};
 use kernel_cases::{
-    Case, Elements, Rng, TensorCase, TestPositions, Values, Wish, bytes, random_case,
-    random_elements,
+    Case, Elements, Rng, TensorCase, TestPositions, Values, Wish, bytes, for_each_seed,
+    random_case, random_elements,
 };
 use phasor::launch::{Family, Kernel, LaunchMode};
 use phasor::{
@@ -32,7 +32,6 @@ use phasor::{
 use ptx_backend::{COMPUTE_75, COMPUTE_80, COMPUTE_90, Image, Run, modules, texts_of};
 use std::collections::HashSet;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 use suite::{Subject, checks};
 
 fn check(image: &Image, case: &Case, seed: u64) -> Run {
@@ -52,79 +51,35 @@ fn check(image: &Image, case: &Case, seed: u64) -> Run {
     }
 }
 
-/// A new seed each run, or the one asked for.
-fn seed() -> u64 {
-    match std::env::var("PHASOR_TEST_SEED") {
-        Ok(seed) => {
-            let digits = seed.trim_start_matches("0x");
-            u64::from_str_radix(digits, 16).expect("PHASOR_TEST_SEED is hexadecimal")
-        }
-        Err(_) => std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap()
-            .as_nanos() as u64,
-    }
-}
-
 #[test]
 fn random_cases_equal_the_host_bit_for_bit() {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    const CASES: u64 = 3000;
-    let first = seed();
-    println!("PHASOR_TEST_SEED={first:#x}");
     let images = Image::all();
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                loop {
-                    let n = NEXT.fetch_add(1, Ordering::Relaxed);
-                    if n >= CASES {
-                        break;
-                    }
-                    let seed = first.wrapping_add(n);
-                    let case = random_case(&mut Rng(seed), Wish::default());
-                    for image in &images {
-                        check(image, &case, seed);
-                    }
-                }
-            });
+    for_each_seed(3000, |seed| {
+        let case = random_case(&mut Rng(seed), Wish::default());
+        for image in &images {
+            check(image, &case, seed);
         }
     });
 }
 
 #[test]
 fn random_appends_equal_the_host_bit_for_bit() {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    const CASES: u64 = 3000;
-    let first = seed();
-    println!("PHASOR_TEST_SEED={first:#x}");
     let images = Image::all();
     let seen = Mutex::new(HashSet::new());
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                loop {
-                    let n = NEXT.fetch_add(1, Ordering::Relaxed);
-                    if n >= CASES {
-                        break;
-                    }
-                    let seed = first.wrapping_add(n);
-                    let case = random_append(&mut Rng(seed), AppendWish::default());
-                    let expected = case.on_host(Isa::Scalar).unwrap();
-                    for image in &images {
-                        let run = case.on_image(image, false).unwrap_or_else(|fault| {
-                            panic!("{}, seed {seed:#x}: {fault}\n{case:?}", image.name())
-                        });
-                        assert!(
-                            run.outcome == expected,
-                            "{}, seed {seed:#x}: {case:?}",
-                            image.name()
-                        );
-                        assert!(run.triggers, "{}, seed {seed:#x}", image.name());
-                        seen.lock().unwrap().extend(run.kernel);
-                    }
-                }
+    for_each_seed(3000, |seed| {
+        let case = random_append(&mut Rng(seed), AppendWish::default());
+        let expected = case.on_host(Isa::Scalar).unwrap();
+        for image in &images {
+            let run = case.on_image(image, false).unwrap_or_else(|fault| {
+                panic!("{}, seed {seed:#x}: {fault}\n{case:?}", image.name())
             });
+            assert!(
+                run.outcome == expected,
+                "{}, seed {seed:#x}: {case:?}",
+                image.name()
+            );
+            assert!(run.triggers, "{}, seed {seed:#x}", image.name());
+            seen.lock().unwrap().extend(run.kernel);
         }
     });
     let seen = seen.into_inner().unwrap();

@@ -234,7 +234,7 @@ impl<'a> Work<'a> {
         let mut room = None;
         let mut staged = STAGED.then(|| {
             let staged = all.map(|(stream, stages)| Some((stream, stages?, heads_of(&stream))));
-            let (dims, across_heads) = Staged::sizes(&staged);
+            let (dims, across_heads) = staged_sizes(&staged);
             let room = room.insert(Room::<T>::new(dims, across_heads));
             Staged::new(staged, pairs, pairings, room)
         });
@@ -406,15 +406,13 @@ struct Staged<'a, T> {
     room: &'a mut Room<T>,
 }
 
-impl<'a> Staged<'a, ()> {
-    /// The most dims that a head has, and the most heads that a norm takes together.
-    fn sizes(streams: &[Option<StagedStream<'a>>; 3]) -> (usize, usize) {
-        let some = || streams.iter().flatten();
-        let dims = some().map(|(stream, ..)| stream.output.head_dim as usize);
-        let across = some().filter(|(_, stages, _)| stages.norm.across_heads == 1);
-        let heads = across.map(|(.., heads)| heads.len());
-        (dims.max().unwrap_or(0), heads.max().unwrap_or(0))
-    }
+/// The most dims that a head has, and the most heads that a norm takes together.
+fn staged_sizes(streams: &[Option<StagedStream<'_>>; 3]) -> (usize, usize) {
+    let some = || streams.iter().flatten();
+    let dims = some().map(|(stream, ..)| stream.output.head_dim as usize);
+    let across = some().filter(|(_, stages, _)| stages.norm.across_heads == 1);
+    let heads = across.map(|(.., heads)| heads.len());
+    (dims.max().unwrap_or(0), heads.max().unwrap_or(0))
 }
 
 impl<'a, T: VectorElement> Staged<'a, T> {

@@ -12,9 +12,7 @@ use crate::call::VectorAddress;
 use crate::codes::{DynamicScales, StoredCodes};
 use crate::element::{Dtype, Element};
 use crate::error::TensorName;
-use crate::quantize::{
-    Codes, ScaleForm, amax, e8m0_from_scale, e8m0_to_scale, least_scale, scale_of,
-};
+use crate::quantize::{Factor, amax, e8m0_from_scale, e8m0_to_scale, least_scale, scale_of};
 use crate::rope::Pairings;
 use crate::shift::{KeyScales, Run, ShiftPlan, SlotRange};
 use crate::{Angles, Direction, Error};
@@ -507,7 +505,6 @@ impl<'a> Work<'a> {
     #[inline(always)]
     unsafe fn decode(&self, codes: &StoredCodes, place: Place, bytes: &[u8], values: &mut [f32]) {
         let group_dims = self.group_dims(codes);
-        let divides = codes.dynamic.is_none() && codes.form == ScaleForm::Multiply;
         let groups = bytes.chunks(group_dims).zip(values.chunks_mut(group_dims));
         for (n, (bytes, values)) in groups.enumerate() {
             let at = self.scale_at(codes, place, n);
@@ -520,11 +517,11 @@ impl<'a> Work<'a> {
                     _ => with_exposed_provenance::<f32>(at).read_unaligned(),
                 }
             };
-            let factor = match divides {
-                true => Factor::Quotient(scale),
-                false => Factor::Product(scale),
+            let factor = match codes.dynamic {
+                None => Factor::back_of_given(scale, codes.form),
+                Some(_) => Factor::Product(scale),
             };
-            decode(codes.codes, factor, bytes, values);
+            factor.decode(codes.codes, bytes, values);
         }
     }
 
@@ -556,12 +553,11 @@ impl<'a> Work<'a> {
                     }
                 }
             };
-            let factor = match (codes.form, codes.dynamic) {
-                (ScaleForm::Divide, _) => Factor::Quotient(scale),
-                (ScaleForm::Multiply, None) => Factor::Product(scale),
-                (ScaleForm::Multiply, Some(_)) => Factor::Product(1.0 / scale),
+            let factor = match codes.dynamic {
+                None => Factor::given(scale, codes.form),
+                Some(_) => Factor::of_group(scale, codes.form),
             };
-            encode(codes.codes, factor, values, bytes);
+            factor.encode(codes.codes, values, bytes, |byte, code| *byte = code);
         }
     }
 
@@ -630,69 +626,6 @@ impl<'a> Work<'a> {
             let to = with_exposed_provenance_mut::<u8>(at);
             // SAFETY: the caller's.
             unsafe { copy_nonoverlapping(row.add(range.start), to, range.len()) };
-        }
-    }
-}
-
-/// What values are multiplied by or divided by.
-#[derive(Clone, Copy)]
-enum Factor {
-    Product(f32),
-    Quotient(f32),
-}
-
-/// A loop for each kind, so that none has a branch inside.
-#[inline(always)]
-fn decode(codes: Codes, factor: Factor, bytes: &[u8], values: &mut [f32]) {
-    let pairs = bytes.iter().zip(values);
-    match (codes, factor) {
-        (Codes::E4m3, Factor::Product(by)) => {
-            for (&byte, value) in pairs {
-                *value = Codes::E4m3.value(byte) * by;
-            }
-        }
-        (Codes::E4m3, Factor::Quotient(by)) => {
-            for (&byte, value) in pairs {
-                *value = Codes::E4m3.value(byte) / by;
-            }
-        }
-        (_, Factor::Product(by)) => {
-            for (&byte, value) in pairs {
-                *value = Codes::Int8.value(byte) * by;
-            }
-        }
-        (_, Factor::Quotient(by)) => {
-            for (&byte, value) in pairs {
-                *value = Codes::Int8.value(byte) / by;
-            }
-        }
-    }
-}
-
-/// The same for codes.
-#[inline(always)]
-fn encode(codes: Codes, factor: Factor, values: &[f32], bytes: &mut [u8]) {
-    let pairs = values.iter().zip(bytes);
-    match (codes, factor) {
-        (Codes::E4m3, Factor::Product(by)) => {
-            for (&value, byte) in pairs {
-                *byte = Codes::E4m3.of(value * by);
-            }
-        }
-        (Codes::E4m3, Factor::Quotient(by)) => {
-            for (&value, byte) in pairs {
-                *byte = Codes::E4m3.of(value / by);
-            }
-        }
-        (_, Factor::Product(by)) => {
-            for (&value, byte) in pairs {
-                *byte = codes.of(value * by);
-            }
-        }
-        (_, Factor::Quotient(by)) => {
-            for (&value, byte) in pairs {
-                *byte = codes.of(value / by);
-            }
         }
     }
 }

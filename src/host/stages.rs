@@ -11,7 +11,7 @@ use crate::call::{
     PhasorStages,
 };
 use crate::element::Element;
-use crate::quantize::{Codes, ScaleRounding, e8m0_from_scale, scale_of};
+use crate::quantize::{Codes, Factor, ScaleForm, ScaleRounding, amax, e8m0_from_scale, scale_of};
 use crate::rope::{Pairing, Pairings};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -436,14 +436,17 @@ impl TokenWork<'_> {
             };
             // SAFETY: the caller's: a scale is there, or room for one.
             let scale = unsafe { self.scale_of_group([head, first / group_dims], kind, x) };
-            let inverse = match (codes.dynamic, codes.multiply) {
-                (0, 1) => Some(scale),
-                (_, 1) => Some(1.0 / scale),
-                // The same quotients, as the inverse is exact.
-                _ if is_power_of_two(scale) => Some(1.0 / scale),
-                _ => None,
+            let form = match codes.multiply {
+                1 => ScaleForm::Multiply,
+                _ => ScaleForm::Divide,
             };
-            encode(kind, scale, inverse, x, bytes);
+            let factor = match codes.dynamic {
+                0 => Factor::given(scale, form),
+                _ => Factor::of_group(scale, form),
+            };
+            factor.encode(kind, x, bytes, |byte, code| {
+                byte.write(code);
+            });
             first = end;
         }
         if let (Some(slot), None) = (&self.cache, place) {
@@ -464,21 +467,12 @@ impl TokenWork<'_> {
             // SAFETY: the caller's.
             return unsafe { with_exposed_provenance::<f32>(scales).read_unaligned() };
         }
-        // As bits, which are in the order of magnitudes, and can be compared in any order.
-        let mut amax = 0;
-        for x in x {
-            let magnitude = (x.to_bits() & 0x7fff_ffff) as i32;
-            // Neither a NaN nor an infinity.
-            let counts = magnitude < f32::INFINITY.to_bits() as i32;
-            amax = amax.max(if counts { magnitude } else { 0 });
-        }
-        let amax = f32::from_bits(amax as u32);
         let rounding = match codes.scale_rounding {
             PHASOR_SCALE_POWER_OF_TWO_UP => ScaleRounding::PowerOfTwoUp,
             PHASOR_SCALE_POWER_OF_TWO_DOWN => ScaleRounding::PowerOfTwoDown,
             _ => ScaleRounding::None,
         };
-        let scale = scale_of(amax, kind.most(), codes.floor, rounding);
+        let scale = scale_of(amax(x), kind.most(), codes.floor, rounding);
         if let Some(place) = &self.cache {
             let along = |n: usize, stride: i64| (n as i64).wrapping_mul(stride) as usize;
             let at = (codes.scales as usize)
@@ -497,31 +491,6 @@ impl TokenWork<'_> {
             }
         }
         scale
-    }
-}
-
-/// Whether a scale and its inverse are powers of two, neither of them subnormal.
-fn is_power_of_two(scale: f32) -> bool {
-    let bits = scale.to_bits();
-    bits & 0x7f_ffff == 0 && (1..254).contains(&(bits >> 23))
-}
-
-/// Codes of values that share a scale, or are multiplied by its inverse.
-#[inline(always)]
-fn encode(kind: Codes, scale: f32, inverse: Option<f32>, x: &[f32], bytes: &mut [MaybeUninit<u8>]) {
-    // A loop for each, so that it has no branch inside.
-    match (kind, inverse) {
-        (Codes::E4m3, None) => encode_by(x, bytes, |x| Codes::E4m3.of(x / scale)),
-        (Codes::E4m3, Some(by)) => encode_by(x, bytes, |x| Codes::E4m3.of(x * by)),
-        (_, None) => encode_by(x, bytes, |x| kind.of(x / scale)),
-        (_, Some(by)) => encode_by(x, bytes, |x| kind.of(x * by)),
-    }
-}
-
-#[inline(always)]
-fn encode_by(x: &[f32], bytes: &mut [MaybeUninit<u8>], code: impl Fn(f32) -> u8) {
-    for (byte, &x) in bytes.iter_mut().zip(x) {
-        byte.write(code(x));
     }
 }
 

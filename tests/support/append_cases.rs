@@ -479,16 +479,9 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
     // Angles.
     let angles = wish.angles.unwrap_or_else(|| rng.pick(&AngleKind::ALL));
     let mut rope = random_rope(rng, angles, pairing, rotary_dim);
-    let kind = wish.kind.unwrap_or_else(|| {
-        rng.pick(&[
-            PositionKind::Start,
-            PositionKind::StartPerSequence,
-            PositionKind::PerToken,
-            PositionKind::PerTokenShared,
-            PositionKind::PerAxis,
-            PositionKind::PerSequence,
-        ])
-    });
+    let kind = wish
+        .kind
+        .unwrap_or_else(|| rng.pick(AngleKind::Rows.position_kinds()));
     let counts = [sequences, tokens, batch * tokens];
     let positions = random_positions(rng, kind, counts, rope.angles());
 

@@ -229,20 +229,7 @@ fn random_checks(kernel: Kernel) -> Vec<AppendCheck> {
     let mut rng = Rng(kernel.index() as u64);
     let mut checks = Vec::new();
     for angles in AngleKind::ALL {
-        let kinds = [
-            PositionKind::Start,
-            PositionKind::StartPerSequence,
-            PositionKind::PerSequence,
-            PositionKind::PerToken,
-            PositionKind::PerTokenShared,
-            PositionKind::PerAxis,
-        ];
-        // On one axis, a position per axis is one per token.
-        let kinds = match angles {
-            AngleKind::Rows => &kinds[..],
-            AngleKind::Exact | AngleKind::Table => &kinds[..5],
-        };
-        for &kind in kinds {
+        for &kind in angles.position_kinds() {
             let mut found = 0;
             while found < EACH {
                 let wish = AppendWish {

@@ -8,6 +8,36 @@ use phasor::{
     Host, HostInOut, IdType, Ids, InOut, Isa, Layout, OutOfRange, Pairing, PositionKind, Positions,
     PositionsIn, Problem, Rope, Threads,
 };
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Calls `check` with so many seeds, on two threads: from a new one on in each run, or from the one asked
+/// for with `PHASOR_TEST_SEED`.
+pub fn for_each_seed(count: u64, check: impl Fn(u64) + Sync) {
+    let first = match std::env::var("PHASOR_TEST_SEED") {
+        Ok(seed) => {
+            let digits = seed.trim_start_matches("0x");
+            u64::from_str_radix(digits, 16).expect("PHASOR_TEST_SEED is hexadecimal")
+        }
+        Err(_) => std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap()
+            .as_nanos() as u64,
+    };
+    println!("PHASOR_TEST_SEED={first:#x}");
+    let next = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    match next.fetch_add(1, Ordering::Relaxed) {
+                        n if n < count => check(first.wrapping_add(n)),
+                        _ => break,
+                    }
+                }
+            });
+        }
+    });
+}
 
 /// A small generator (splitmix64), so that a seed is all that a failing case needs.
 #[derive(Clone)]
@@ -135,6 +165,22 @@ pub enum AngleKind {
 
 impl AngleKind {
     pub const ALL: [AngleKind; 3] = [AngleKind::Exact, AngleKind::Rows, AngleKind::Table];
+
+    /// The kinds of positions that differ for it. On one axis, a position per axis is one per token.
+    pub fn position_kinds(self) -> &'static [PositionKind] {
+        const ALL: [PositionKind; 6] = [
+            PositionKind::Start,
+            PositionKind::StartPerSequence,
+            PositionKind::PerSequence,
+            PositionKind::PerToken,
+            PositionKind::PerTokenShared,
+            PositionKind::PerAxis,
+        ];
+        match self {
+            AngleKind::Rows => &ALL,
+            AngleKind::Exact | AngleKind::Table => &ALL[..5],
+        }
+    }
 }
 
 pub const MODES: [LaunchMode; 3] = [

@@ -253,20 +253,7 @@ fn random_checks(kernel: Kernel) -> Vec<Check> {
     let mut checks = Vec::new();
     for angles in AngleKind::ALL {
         for form in [Form::InPlace, Form::OutOfPlace, Form::Packed] {
-            let kinds = [
-                PositionKind::Start,
-                PositionKind::StartPerSequence,
-                PositionKind::PerSequence,
-                PositionKind::PerToken,
-                PositionKind::PerTokenShared,
-                PositionKind::PerAxis,
-            ];
-            // On one axis, a position per axis is one per token.
-            let kinds = match angles {
-                AngleKind::Rows => &kinds[..],
-                AngleKind::Exact | AngleKind::Table => &kinds[..5],
-            };
-            for &kind in kinds {
+            for &kind in angles.position_kinds() {
                 let wish = Wish {
                     dtype: Some(kernel.dtype),
                     pairing: kernel.pairing,

@@ -336,6 +336,25 @@ impl<T: Element> AttentionWithRope<T> {
         Self::of(arguments, LayerWeights { q, k, v, o, heads }, host)
     }
 
+    /// Of quantised matrices alone, which `matrix` makes by name, outputs and inputs.
+    fn of_matrices<W: Weights + 'static>(
+        arguments: &Arguments<'_>,
+        host: &Host,
+        matrix: impl Fn(&str, usize, usize) -> Result<W, AttentionError>,
+    ) -> Result<Self, AttentionError> {
+        refuse_options(arguments)?;
+        let [q_dims, kv_dims] = arguments.dims();
+        let hidden = arguments.hidden_size;
+        let weights = LayerWeights {
+            q: Arc::new(matrix("q", q_dims, hidden)?),
+            k: Arc::new(matrix("k", kv_dims, hidden)?),
+            v: Arc::new(matrix("v", kv_dims, hidden)?),
+            o: Arc::new(matrix("o", hidden, q_dims)?),
+            heads: Default::default(),
+        };
+        Self::of(arguments, weights, host)
+    }
+
     fn of(
         arguments: &Arguments<'_>,
         weights: LayerWeights<T>,
@@ -602,21 +621,11 @@ impl GGUFQAttentionWithRope {
         state: &StateDict<(GgmlType, Vec<u8>)>,
         host: &Host,
     ) -> Result<Self, AttentionError> {
-        refuse_options(arguments)?;
-        let [q_dims, kv_dims] = arguments.dims();
-        let hidden = arguments.hidden_size;
-        let matrix = |name: &str, rows, columns| {
+        AttentionWithRope::of_matrices(arguments, host, |name, rows, columns| {
             let (encoding, bytes) = take(state, &format!("{name}_proj.weight"))?;
-            GgmlWeights::new(encoding, bytes, rows, columns).map(Arc::new)
-        };
-        let weights = LayerWeights {
-            q: matrix("q", q_dims, hidden)?,
-            k: matrix("k", kv_dims, hidden)?,
-            v: matrix("v", kv_dims, hidden)?,
-            o: matrix("o", hidden, q_dims)?,
-            heads: Default::default(),
-        };
-        AttentionWithRope::of(arguments, weights, host).map(Self)
+            GgmlWeights::new(encoding, bytes, rows, columns)
+        })
+        .map(Self)
     }
 
     /// [`AttentionWithRope::call`].
@@ -682,24 +691,14 @@ impl<T: Element> GPTQAttentionWithRope<T> {
                 remedy: "only 4 are supported",
             });
         }
-        refuse_options(arguments)?;
-        let [q_dims, kv_dims] = arguments.dims();
-        let hidden = arguments.hidden_size;
         let QuantizationConfig {
             group_size, format, ..
         } = *quantization_config;
-        let matrix = |name: &str, rows, columns| {
+        AttentionWithRope::of_matrices(arguments, host, |name, rows, columns| {
             let tensors = take(state, &format!("{name}_proj"))?;
-            GptqWeights::new(tensors, format, group_size, rows, columns).map(Arc::new)
-        };
-        let weights = LayerWeights {
-            q: matrix("q", q_dims, hidden)?,
-            k: matrix("k", kv_dims, hidden)?,
-            v: matrix("v", kv_dims, hidden)?,
-            o: matrix("o", hidden, q_dims)?,
-            heads: Default::default(),
-        };
-        AttentionWithRope::of(arguments, weights, host).map(Self)
+            GptqWeights::new(tensors, format, group_size, rows, columns)
+        })
+        .map(Self)
     }
 
     /// [`AttentionWithRope::call`].

@@ -680,16 +680,16 @@ impl Code {
         starts.extend([0, instructions.len()]);
         starts.sort_unstable();
         starts.dedup();
-        // Division by 64 bits is a function, whose name starts so. It is called once, and returns there.
-        let mut calls = (0..instructions.len()).filter(|&n| {
-            instructions[n].name() == "CALL" && instructions[n].label().starts_with('$')
+        // Division by 64 bits is a function, whose name starts so. Some compilers call it in two branches: it
+        // is taken to return to either, which adds ways that no thread goes.
+        let calls = instructions.iter().enumerate().filter(|(_, instruction)| {
+            instruction.name() == "CALL" && instruction.label().starts_with('$')
         });
-        let returns_to = calls.next().map(|call| call + 1);
-        assert!(calls.next().is_none(), "more than one call that returns");
+        let returns_to: Vec<usize> = calls.map(|(call, _)| call + 1).collect();
         let blocks = starts.windows(2).map(|bounds| {
             let last = &instructions[bounds[1] - 1];
             let targets: Vec<usize> = match last.name() {
-                "RET" => vec![returns_to.expect("a call")],
+                "RET" => returns_to.clone(),
                 "BRX" => last.table().map(|label| labels[label]).collect(),
                 _ if last.is_branch() => vec![labels[last.label()]],
                 _ => Vec::new(),
@@ -876,7 +876,11 @@ fn tell_ids_by_their_sign(instructions: &mut [Instruction]) {
             let register = i.operands.get(3).and_then(Operand::register);
             i.name() == "SHF" && i.has("R") && i.has("S32") && register == loaded
         };
-        let mut following = instructions[n + 1..].iter().take_while(|i| !i.is_branch());
+        // As far as the way goes on that is not branched from, and until the register has something else.
+        let mut following = instructions[n + 1..].iter().take_while(|i| {
+            i.guard.is_some()
+                || !i.is_branch() && loaded.is_none_or(|loaded| !i.destinations().contains(&loaded))
+        });
         if instructions[n].effect == Some(Effect::Load) && following.any(widens) {
             instructions[n].effect = Some(Effect::LoadId);
         }

@@ -32,20 +32,15 @@ The inputs are seeded by the case's name. ggml takes cosf, sinf and powf from
 the system's libm, so another libm may round a last bit differently.
 """
 
-import argparse
 import ctypes
-import json
 import math
 import sys
-import zlib
 from importlib.metadata import distribution
-from pathlib import Path
 
 import numpy as np
+from golden_files import golden, run, seeded
 
-DEFAULT_OUTPUT = Path(__file__).resolve().parents[2] / "tests/goldens/ggml"
 GGML_VERSION = "0.13.1"
-MAX_BYTES = 32 * 1024
 
 NORMAL, NEOX, MROPE, VISION, IMROPE = 0, 2, 8, 24, 40
 # enum ggml_type
@@ -311,8 +306,7 @@ def compute(ggml, name):
     shape = (tokens, case["heads"], case["head_dim"])
     if case["batch"] is not None:
         shape = (case["batch"], *shape)
-    random = np.random.default_rng(zlib.crc32(name.encode()))
-    x = random.standard_normal(shape).astype(TYPES[case["type"]][1])
+    x = seeded(name).standard_normal(shape).astype(TYPES[case["type"]][1])
     unit, first, second = unit_pairs(case, tokens)
     factors = ggml.rope(case, unit, position_ids, freq_factors)[:, 0]
     tensors = {
@@ -326,61 +320,22 @@ def compute(ggml, name):
     }
     if freq_factors is not None:
         tensors["freq_factors"] = freq_factors
-    metadata = {
-        "peer": f"ggml {ggml.version} (CPU backend, in pywhispercpp "
+    return golden(
+        name,
+        tensors,
+        peer=f"ggml {ggml.version} (CPU backend, in pywhispercpp "
         f"{distribution('pywhispercpp').version})",
-        "case": json.dumps({"name": name} | case),
-        "made_by": "scripts/goldens/ggml-rope.py",
-    }
-    return serialize(tensors, metadata)
-
-
-def serialize(tensors, metadata):
-    """safetensors bytes, in an order that depends on nothing but the names."""
-    names = {"float32": "F32", "float16": "F16", "int32": "I32"}
-    header, data = {"__metadata__": metadata}, b""
-    # Wide types first keeps every tensor aligned.
-    for name, array in sorted(tensors.items(), key=lambda t: (-t[1].itemsize, t[0])):
-        start = len(data)
-        data += np.ascontiguousarray(array).tobytes()
-        header[name] = {
-            "dtype": names[array.dtype.name],
-            "shape": array.shape,
-            "data_offsets": [start, len(data)],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data
-
-
-def main():
-    parser = argparse.ArgumentParser(
-        description="Make ggml's golden files; see the top of this file."
+        case=case,
+        made_by="ggml-rope.py",
     )
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="folder to write to")
-    parser.add_argument("--check", action="store_true", help="compare instead of writing")
-    args = parser.parse_args()
 
+
+def every_case():
     ggml = Ggml()
     if ggml.version != GGML_VERSION:
         sys.exit(f"error: this is ggml {ggml.version}, not {GGML_VERSION}")
-    args.output.mkdir(parents=True, exist_ok=True)
-    differ, total = [], 0
-    for name in cases():
-        data = compute(ggml, name)
-        total += len(data)
-        if len(data) > MAX_BYTES:
-            sys.exit(f"error: {name} takes {len(data)} bytes")
-        path = args.output / f"{name}.safetensors"
-        if not args.check:
-            path.write_bytes(data)
-        elif not path.exists() or path.read_bytes() != data:
-            differ.append(name)
-    stale = {p.stem for p in args.output.glob("*.safetensors")} - cases().keys()
-    if differ or stale:
-        sys.exit(f"error: differ: {differ}, without a case: {sorted(stale)}")
-    print(f"{len(cases())} cases, {total} bytes: {'the same' if args.check else 'written'}")
+    return {f"{name}.safetensors": compute(ggml, name) for name in cases()}
 
 
 if __name__ == "__main__":
-    main()
+    run("Make ggml's golden files; see the top of this file.", "ggml", "", every_case)

@@ -32,17 +32,16 @@ The inputs are seeded by the case's name. Another kind of CPU may round a last
 bit differently.
 """
 
-import argparse
 import dataclasses
 import importlib.util
 import json
 import math
 import sys
-import zlib
 from importlib.metadata import distribution, version
 from pathlib import Path
 
 import numpy as np
+from golden_files import from_bf16, run, seeded, serialize, to_bf16
 from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.engine import InferenceSession
@@ -51,8 +50,6 @@ from max.nn import kernels
 from max.nn import rotary_embedding as rope
 from max.nn.kv_cache import MHAKVCacheParams, PagedCacheValues
 
-DEFAULT_OUTPUT = Path(__file__).resolve().parents[2] / "tests/goldens/max"
-MAX_BYTES = 32 * 1024
 # Cases in one graph.
 GROUP = 6
 HOST = DeviceRef.CPU()
@@ -349,7 +346,7 @@ def cases():
 
 def draw_inputs(name, case, position_ids):
     """The graph inputs of a case. x keeps to bf16's values where the case needs that."""
-    random = np.random.default_rng(zlib.crc32(name.encode()))
+    random = seeded(name)
     position_ids = np.array(position_ids, np.int32)
     inputs = {"position_ids": position_ids}
     if "rotated_by" not in case:
@@ -369,7 +366,7 @@ def draw_inputs(name, case, position_ids):
     return inputs
 
 
-def run(session, chosen):
+def execute(session, chosen):
     """All tensors and results of the chosen cases, by one graph."""
     inputs = {
         name: draw_inputs(name, case, position_ids)
@@ -426,68 +423,21 @@ def golden(name, case, tensors, results):
     return serialize(tensors, metadata)
 
 
-def to_bf16(x):
-    """f32 as the bits of bf16, to nearest, ties to even; no NaN comes by here."""
-    bits = x.view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-
-
-def from_bf16(bits):
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
-def serialize(tensors, metadata):
-    """safetensors bytes, in an order that depends on nothing but the names."""
-    names = {"float32": "F32", "int32": "I32", "uint16": "BF16"}
-    header, data = {"__metadata__": metadata}, b""
-    # Wide types first keeps every tensor aligned.
-    for name, array in sorted(tensors.items(), key=lambda t: (-t[1].itemsize, t[0])):
-        start = len(data)
-        data += np.ascontiguousarray(array).tobytes()
-        header[name] = {
-            "dtype": names[array.dtype.name],
-            "shape": array.shape,
-            "data_offsets": [start, len(data)],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data
-
-
-def main():
-    parser = argparse.ArgumentParser(
-        description="Make MAX's golden files; see the top of this file."
-    )
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="folder to write to")
-    parser.add_argument("--check", action="store_true", help="compare instead of writing")
-    args = parser.parse_args()
-
+def every_case():
     chosen = cases()
     session = InferenceSession(devices=[CPU()])
     tensors, results = {}, {}
     # A compilation takes long to begin with, and longer the more it has to fuse.
     for start in range(0, len(chosen), GROUP):
-        made = run(session, dict(list(chosen.items())[start : start + GROUP]))
+        made = execute(session, dict(list(chosen.items())[start : start + GROUP]))
         tensors |= made[0]
         results |= made[1]
         print(f"ran {len(results)} of {len(chosen)} cases", file=sys.stderr, flush=True)
-    args.output.mkdir(parents=True, exist_ok=True)
-    differ, total = [], 0
-    for name, (case, *_) in chosen.items():
-        data = golden(name, case, tensors[name], results[name])
-        total += len(data)
-        if len(data) > MAX_BYTES:
-            sys.exit(f"error: {name} takes {len(data)} bytes")
-        path = args.output / f"{name}.safetensors"
-        if not args.check:
-            path.write_bytes(data)
-        elif not path.exists() or path.read_bytes() != data:
-            differ.append(name)
-    stale = {p.stem for p in args.output.glob("*.safetensors")} - chosen.keys()
-    if differ or stale:
-        sys.exit(f"error: differ: {differ}, without a case: {sorted(stale)}")
-    print(f"{len(chosen)} cases, {total} bytes: {'the same' if args.check else 'written'}")
+    return {
+        f"{name}.safetensors": golden(name, case, tensors[name], results[name])
+        for name, (case, *_) in chosen.items()
+    }
 
 
 if __name__ == "__main__":
-    main()
+    run("Make MAX's golden files; see the top of this file.", "max", "", every_case)

@@ -30,19 +30,13 @@ The inputs are seeded by the case's name. Another kind of CPU may round a last
 bit differently.
 """
 
-import argparse
 import importlib.util
-import json
-import sys
-import zlib
 from importlib.metadata import distribution, version
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+from golden_files import golden, run, seeded
 
-DEFAULT_OUTPUT = Path(__file__).resolve().parents[2] / "tests/goldens/mlx"
-MAX_BYTES = 32 * 1024
 TYPES = {"f32": mx.float32, "f16": mx.float16, "bf16": mx.bfloat16}
 OFFSETS = [0, 1, 7, 100, 4095, 100000]
 
@@ -221,18 +215,14 @@ def unit_pairs(case):
 
 
 def to_numpy(array):
-    """An array of MLX as (name of its type, numpy array); numpy knows no bf16."""
-    if array.dtype == mx.bfloat16:
-        return "BF16", np.array(array.view(mx.uint16))
-    result = np.array(array)
-    return {"float32": "F32", "float16": "F16", "int32": "I32"}[result.dtype.name], result
+    """An array of MLX as one of numpy, which knows no bf16 and has its bits."""
+    return np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
 
 
 def compute(name):
     case, freqs = cases()[name]
     dtype, shape = TYPES[case["dtype"]], case["x_shape"]
-    random = np.random.default_rng(zlib.crc32(name.encode()))
-    x = mx.array(random.standard_normal(shape).astype(np.float32)).astype(dtype)
+    x = mx.array(seeded(name).standard_normal(shape).astype(np.float32)).astype(dtype)
     rotated, used = rotate(case, freqs, x)
 
     unit, first, second = unit_pairs(case)
@@ -251,58 +241,20 @@ def compute(name):
     }
     if used is not None:
         tensors["freqs"] = used
-    metadata = {
-        "peer": f"mlx {mx.__version__} (CPU), mlx-lm {version('mlx-lm')}",
-        "case": json.dumps({"name": name} | case),
-        "made_by": "scripts/goldens/mlx-rope.py",
-    }
-    return serialize({key: to_numpy(array) for key, array in tensors.items()}, metadata)
-
-
-def serialize(tensors, metadata):
-    """safetensors bytes, in an order that depends on nothing but the names."""
-    header, data = {"__metadata__": metadata}, b""
-    # Wide types first keeps every tensor aligned.
-    for name, (dtype, array) in sorted(tensors.items(), key=lambda t: (-t[1][1].itemsize, t[0])):
-        start = len(data)
-        data += np.ascontiguousarray(array).tobytes()
-        header[name] = {
-            "dtype": dtype,
-            "shape": array.shape,
-            "data_offsets": [start, len(data)],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data
-
-
-def main():
-    parser = argparse.ArgumentParser(
-        description="Make MLX's golden files; see the top of this file."
+    return golden(
+        name,
+        {key: to_numpy(array) for key, array in tensors.items()},
+        peer=f"mlx {mx.__version__} (CPU), mlx-lm {version('mlx-lm')}",
+        case=case,
+        made_by="mlx-rope.py",
     )
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="folder to write to")
-    parser.add_argument("--check", action="store_true", help="compare instead of writing")
-    args = parser.parse_args()
 
+
+def every_case():
     # A GPU's rounding is another one.
     mx.set_default_device(mx.cpu)
-    args.output.mkdir(parents=True, exist_ok=True)
-    differ, total = [], 0
-    for name in cases():
-        data = compute(name)
-        total += len(data)
-        if len(data) > MAX_BYTES:
-            sys.exit(f"error: {name} takes {len(data)} bytes")
-        path = args.output / f"{name}.safetensors"
-        if not args.check:
-            path.write_bytes(data)
-        elif not path.exists() or path.read_bytes() != data:
-            differ.append(name)
-    stale = {p.stem for p in args.output.glob("*.safetensors")} - cases().keys()
-    if differ or stale:
-        sys.exit(f"error: differ: {differ}, without a case: {sorted(stale)}")
-    print(f"{len(cases())} cases, {total} bytes: {'the same' if args.check else 'written'}")
+    return {f"{name}.safetensors": compute(name) for name in cases()}
 
 
 if __name__ == "__main__":
-    main()
+    run("Make MLX's golden files; see the top of this file.", "mlx", "", every_case)

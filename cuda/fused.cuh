@@ -211,6 +211,7 @@ struct StagedStream {
     uint32_t stream;
     bool rotates;
     uint32_t heads, dims, rotary_offset;
+    uint32_t first_dim, end_dim; // of those that are read and written
     SharedRow turned; // of this warp
     uint32_t rows;    // where heads begin in shared memory
 
@@ -225,6 +226,17 @@ struct StagedStream {
         heads = of.of(call.q.heads, call.k.heads, call.v.heads);
         dims = of.of(call.q_output.head_dim, call.k_output.head_dim, call.v_output.head_dim);
         rotary_offset = of.of(call.q.rotary_offset, call.k.rotary_offset, call.v.rotary_offset);
+        first_dim = 0;
+        end_dim = dims;
+        if (stages.from_cache) {
+            first_dim = rotary_offset;
+            end_dim = rotary_offset + 2 * call.angles.pairs;
+            if (stages.codes.dynamic) {
+                const uint32_t group = stages.codes.group_dims;
+                first_dim = first_dim / group * group;
+                end_dim = (end_dim + group - 1) / group * group;
+            }
+        }
         turned.address = begin + threadIdx.y * dims * 4;
         rows = begin + blockDim.y * dims * 4;
     }
@@ -307,6 +319,10 @@ struct StagedStream {
 
     // Reads a head and adds its bias.
     __device__ __forceinline__ void load(uint32_t head, SharedRow row) const {
+        if (stages.from_cache) {
+            load_cached(head, row);
+            return;
+        }
         const HeadGroup of = group(head);
         const uint64_t source = of.template at<Element>(call.q.source, call.k.source,
                                                         call.v.source, served.token, 0);
@@ -316,6 +332,25 @@ struct StagedStream {
             float x = value_at(source, d);
             if (stages.bias != 0) x = __fadd_rn(x, value_at(bias, d));
             row.put(d, x);
+        }
+    }
+
+    // Reads a head from the token's slot.
+    __device__ __forceinline__ void load_cached(uint32_t head, SharedRow row) const {
+        const GroupCache cache(call, group(head), served.slot);
+        if (!cache.present) return;
+        const PhasorCodes& codes = stages.codes;
+        for (uint32_t d = first_dim + threadIdx.x; d < end_dim; d += 32) {
+            if (codes.type == PHASOR_CODES_NONE) {
+                const uint64_t at = cache.address + cache.template bytes<Element>(d);
+                row.put(d, Element::widen(Element::load_one(at)));
+                continue;
+            }
+            const float scale =
+                codes.dynamic ? stored_scale(codes, served.slot, head, d / codes.group_dims)
+                              : given_scale(codes, head);
+            const uint64_t at = cache.address + cache.template bytes<Code>(d);
+            row.put(d, decoded(codes, scale, ptx::load_1(at)));
         }
     }
 
@@ -377,7 +412,7 @@ struct StagedStream {
         }
         for (uint32_t i = threadIdx.x; i < dims - 2 * pairs; i += 32) {
             const uint32_t d = i < rotary_offset ? i : i + 2 * pairs;
-            turned.put(d, row[d]);
+            if (d >= first_dim && d < end_dim) turned.put(d, row[d]);
         }
     }
 
@@ -411,7 +446,7 @@ struct StagedStream {
         const HeadStores<Element> stores(call, group(head), served.token, served.slot, has_codes);
         const float scale = served.scales.of(stream);
         if (is_there) {
-            for (uint32_t d = threadIdx.x; d < dims; d += 32) {
+            for (uint32_t d = first_dim + threadIdx.x; d < end_dim; d += 32) {
                 // A product has the canonical NaN, also by 1.
                 float x = __fmul_rn(row[d], scale);
                 if (!has_codes) {
@@ -431,10 +466,12 @@ struct StagedStream {
     __device__ __forceinline__ void encode_groups(uint32_t head, SharedRow row,
                                                   const HeadStores<Element>& stores) const {
         const PhasorCodes& codes = stages.codes;
-        uint32_t index = 0;
+        uint32_t index = first_dim / codes.group_dims;
+        uint32_t first = first_dim;
 #pragma unroll 1
-        for (uint32_t first = 0; first < dims; first += codes.group_dims, ++index) {
-            const uint32_t end = first + codes.group_dims;
+        for (; first < end_dim; ++index) {
+            // Dims that share a scale: but for a given one, of which there may be fewer, a group.
+            const uint32_t end = min((index + 1) * codes.group_dims, end_dim);
             float scale;
             if (codes.dynamic) {
                 uint32_t amax = 0;
@@ -456,6 +493,7 @@ struct StagedStream {
                 const float x[1] = {row[d]};
                 encode(codes, scale, x, [&](uint32_t, uint32_t code) { stores.put_code(d, code); });
             }
+            first = end;
         }
     }
 };

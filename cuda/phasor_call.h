@@ -112,7 +112,7 @@ typedef unsigned long long uint64_t;
 
 // The slot of the caches that a token is stored in. Its id, which numbers the slots of all pages through:
 // none if it is negative. Or slot n % page_size of a page, where n is what the cache holds of the
-// token's sequence, plus the token's place in it: page n / page_size of the sequence's row of the page
+// token's sequence (nothing, where no lengths are given), plus the token's place in it: page n / page_size of the sequence's row of the page
 // table; of the indices that are its own, which begin at its offset among all of them; or, where each
 // sequence has a page, the one that its number says.
 //
@@ -249,7 +249,11 @@ typedef unsigned long long uint64_t;
     field(PhasorScale, scale) \
     field(PhasorCodes, codes) \
     field(uint32_t, rotates) \
-    field(uint32_t, present) /* 0: the stream has no stage but its rotation */
+    field(uint32_t, present) /* 0: the stream has no stage but its rotation */ \
+    /* 1: what is read is what the cache has in the token's slot. The dims that rotate are written there, \
+     * and with dynamic codes those that share a scale with one. */ \
+    field(uint32_t, from_cache) \
+    field(uint32_t, reserved)
 
 // The stages of a call's streams; a second parameter of the kernels that perform them.
 #define PHASOR_FIELDS_PhasorFusion(field) \

@@ -94,6 +94,13 @@ __device__ __forceinline__ uint32_t load_2(uint64_t address) {
     return v;
 }
 
+// ld.global.u8, zero-extended into a 32-bit register   PTX 1.0
+__device__ __forceinline__ uint32_t load_1(uint64_t address) {
+    uint32_t v;
+    asm volatile("ld.global.u8 %0, [%1];" : "=r"(v) : "l"(address) : "memory");
+    return v;
+}
+
 // st.global.u16, from the low half of a 32-bit register   PTX 1.0
 __device__ __forceinline__ void store_2(uint64_t address, uint32_t v) {
     asm volatile("st.global.u16 [%0], %1;" : : "l"(address), "r"(v) : "memory");

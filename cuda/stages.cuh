@@ -94,6 +94,15 @@ __device__ __forceinline__ uint32_t e4m3_from_f32(float x) {
     return magnitude > 0x7f800000u ? 0x7fu : code | ((bits >> 24) & 0x80u);
 }
 
+// The value of a code of e4m3.
+__device__ __forceinline__ float e4m3_to_f32(uint32_t code) {
+    const uint32_t magnitude = code & 0x7fu;
+    // Its fields are those of an f32 whose exponent is 120 less, also where it is subnormal.
+    const float value = __fmul_rn(__uint_as_float(magnitude << 20), 0x1p120f);
+    const uint32_t bits = magnitude == 0x7fu ? 0x7fffffffu : __float_as_uint(value);
+    return __uint_as_float(bits | (code & 0x80u) << 24);
+}
+
 // The nearest integer of 8 bits, from `least` on.
 __device__ __forceinline__ uint32_t int8_from_f32(float x, int32_t least) {
     const int32_t code = max(min(__float2int_rn(x), 127), least);
@@ -154,16 +163,42 @@ __device__ __forceinline__ void encode(const PhasorCodes& codes, float scale,
     }
 }
 
+// The value of a code.
+__device__ __forceinline__ float decoded(const PhasorCodes& codes, float scale, uint32_t code) {
+    const float value = codes.type == PHASOR_CODES_E4M3
+                            ? e4m3_to_f32(code)
+                            : __int2float_rn(static_cast<int32_t>(code << 24) >> 24);
+    // By the inverse of the scale is how values became codes.
+    return codes.multiply && !codes.dynamic ? __fdiv_rn(value, scale) : __fmul_rn(value, scale);
+}
+
 // The scale that a call gives for a head.
 __device__ __forceinline__ float given_scale(const PhasorCodes& codes, uint32_t head) {
     return __uint_as_float(ptx::load_4(codes.scales + head * codes.head));
 }
 
-// Writes the scale of a group of a head in a slot.
+// Where the scale of a group of a head in a slot is.
+__device__ __forceinline__ uint64_t scale_address(const PhasorCodes& codes, uint2 slot, uint32_t head,
+                                                  uint32_t group) {
+    return codes.scales + slot.x * codes.page + slot.y * codes.slot + head * codes.head +
+           group * codes.group;
+}
+
+// Reads it.
+__device__ __forceinline__ float stored_scale(const PhasorCodes& codes, uint2 slot, uint32_t head,
+                                              uint32_t group) {
+    const uint64_t address = scale_address(codes, slot, head, group);
+    if (!codes.e8m0) return __uint_as_float(ptx::load_4(address));
+    const uint32_t exponent = ptx::load_1(address);
+    // The first is 2^-127, the last NaN.
+    const uint32_t bits = exponent == 0 ? 0x00400000u : exponent << 23;
+    return __uint_as_float(exponent == 255 ? 0x7fffffffu : bits);
+}
+
+// Writes it.
 __device__ __forceinline__ void put_scale(const PhasorCodes& codes, uint2 slot, uint32_t head,
                                           uint32_t group, float scale) {
-    const uint64_t address = codes.scales + slot.x * codes.page + slot.y * codes.slot +
-                             head * codes.head + group * codes.group;
+    const uint64_t address = scale_address(codes, slot, head, group);
     const uint32_t bits = __float_as_uint(scale);
     if (codes.e8m0) {
         // That of 2^-127 is 0, as it has no exponent.

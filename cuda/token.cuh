@@ -72,7 +72,10 @@ struct Slot {
             n = token_id(slots.ids, token.b, token.t, 0);
             if (static_cast<int64_t>(n) < 0) return none();
         } else {
-            n = token_id(slots.lengths, token.sequence, 0, 0) + token.place;
+            n = token.place;
+            if (slots.lengths.type != PHASOR_IDS_NONE) {
+                n += token_id(slots.lengths, token.sequence, 0, 0);
+            }
             if (static_cast<int64_t>(n) < 0) return out();
         }
         const uint64_t column = n / slots.page_size;

@@ -343,7 +343,8 @@ impl Call {
                 let strides = stages.bias_head | norm.weight_head | norm.bias_head;
                 let begins = stages.bias | norm.weight | norm.bias | strides as u64;
                 let codes = &stages.codes;
-                begins.is_multiple_of(bytes)
+                stages.from_cache == 0
+                    && begins.is_multiple_of(bytes)
                     && norm.across_heads == 0
                     && (codes.type_ == PHASOR_CODES_NONE || codes.group_dims == dims)
             };

@@ -111,7 +111,7 @@ pub use layout::Layout;
 pub use plan::{Appended, InOut, Plan, Problem};
 pub use positions::{FrequencyRowKind, PositionKind, Positions, PositionsIn};
 pub use rope::{Direction, Pairing, Rope};
-pub use shift::{KeyScales, ShiftPlan, SlotRange};
+pub use shift::{KeyScales, KeyScalesIn, ShiftPlan, SlotRange};
 pub use stages::Stages;
 #[cfg(feature = "cuda")]
 pub use step::CudaMemory;

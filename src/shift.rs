@@ -1,14 +1,17 @@
 //! Cached keys that are moved to other positions where they are.
 
 use crate::cache::{CacheLayout, KvCacheLayout};
-use crate::call::{Addresses, AngleAddresses, Call, RawPositions, TensorAddresses};
+use crate::call::{
+    Addresses, AngleAddresses, CacheAddresses, Call, PHASOR_IDS_NONE, RawPositions, RawSlots,
+    StageAddresses, TensorAddresses, VectorAddress,
+};
 use crate::codes::StoredCodes;
 use crate::element::Dtype;
 use crate::error::TensorName;
-use crate::host::HostBytes;
+use crate::ids::{IdType, Ids};
 use crate::layout::Layout;
 use crate::plan::{self, Plan, Problem};
-use crate::step::ByteSpan;
+use crate::step::{ByteSpan, HostMemory, Memory, Resolve};
 use crate::{Angles, Error, Rope};
 
 /// Slots whose keys move by one distance.
@@ -91,16 +94,18 @@ impl Run<'_> {
     }
 }
 
-/// The scales of cached keys that are codes, in host memory.
-#[derive(Debug)]
-pub enum KeyScales<'a> {
+/// The scales of cached keys that are codes.
+pub enum KeyScalesIn<'a, M: Memory> {
     /// There are none, or they lie in the cache.
     None,
     /// Those of [`StoredCodes::given`]: one for all heads, or one for each.
-    Given(&'a [f32]),
+    Given(M::Read<'a, f32>),
     /// The buffer of those of [`StoredCodes::dynamic`], which are read and written.
-    Written(HostBytes<'a>),
+    Written(M::Bytes<'a>),
 }
+
+/// Scales in host memory.
+pub type KeyScales<'a> = KeyScalesIn<'a, HostMemory>;
 
 /// Cached keys that can be moved, checked once, for any number of calls: `HostRotator::shift_plan` and
 /// `CudaRotator::shift_plan` make it.
@@ -112,7 +117,16 @@ pub struct ShiftPlan {
     pub(crate) codes: Option<StoredCodes>,
     pub(crate) rotary_offset: usize,
     /// The rotation of all slots, of which kernels do windows; or why they do not.
-    windows: Result<Plan, Error>,
+    windows: Result<Windows, Error>,
+}
+
+/// How kernels reach all slots.
+#[derive(Clone, Debug)]
+struct Windows {
+    plan: Plan,
+    /// The cache, as one page where that can be.
+    layout: CacheLayout,
+    codes: Option<StoredCodes>,
 }
 
 impl ShiftPlan {
@@ -139,37 +153,19 @@ impl ShiftPlan {
                 what: "there are only values, which do not rotate: give the keys' layout",
             });
         };
-        let [pages, page_size, heads, head_dim] = layout.shape();
+        let [.., heads, head_dim] = layout.shape();
         Layout::tokens(1, heads, head_dim)
             .with_rotary_offset(rotary_offset)
             .check_rotary(rope.rotary_dim(), TensorName::K)?;
         plan::check_keys(cache, dtype)?;
         let codes = cache.codes[0];
-        let windows = || {
-            let what = match (codes, layout.is_dense()) {
-                (Some(_), _) => "8-bit codes",
-                (_, false) => "heads in blocks",
-                (None, true) => {
-                    let (batch, tokens) = match is_flat(&layout) {
-                        true => (1, pages * page_size),
-                        false => (pages, page_size),
-                    };
-                    let slots = Layout::bshd(batch, tokens, heads, head_dim)
-                        .with_strides(layout.page_stride, layout.slot_stride, layout.head_stride)
-                        .with_offset(layout.offset)
-                        .with_rotary_offset(rotary_offset);
-                    return Plan::new(rope, &Problem::new(dtype).k(slots));
-                }
-            };
-            Err(Error::ShiftOnHost { what })
-        };
         Ok(Self {
             rope: rope.clone(),
             dtype,
             layout,
             codes,
             rotary_offset,
-            windows: windows(),
+            windows: Windows::new(rope, dtype, layout, codes, rotary_offset),
         })
     }
 
@@ -186,27 +182,38 @@ impl ShiftPlan {
     /// The plan can be executed by kernels.
     ///
     /// # Errors
-    /// [`Error::ShiftOnHost`] if it cannot, [`Error::LayoutTooLarge`] if the cache has too many slots.
+    /// [`Error::LayoutTooLarge`] if the cache has too many slots.
     pub fn check_device(&self) -> Result<(), Error> {
         self.windows.as_ref().map(|_| ()).map_err(Clone::clone)
     }
 
+    /// Whether kernels move keys inside of the cache: codes, or heads in blocks. Others rotate as tensors do.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn is_in_cache(&self) -> bool {
+        self.codes.is_some() || !self.layout.is_dense()
+    }
+
     /// The calls that move the keys of a cache whose buffer is at an address, the layout's offset being
-    /// added to it: plain rotations in place, in any order. A run of ranges without a gap takes one where
-    /// pages follow each other like their slots, and at most three elsewhere.
+    /// added to it, in any order. A run of ranges without a gap takes one where pages (and scales, if there
+    /// are any) follow each other like their slots, and at most three elsewhere. `scales` are those that are
+    /// given, one or one for each head, or the buffer of those that are written.
     ///
     /// # Errors
     /// [`Error::SlotRange`], [`Error::SlotRangesDiffer`], [`Error::ShiftAxes`], [`Error::FrequencyRows`],
-    /// [`Error::FrequencyRowOutOfRange`]; those of [`check_device`](Self::check_device), and
-    /// [`Error::ShiftOnHost`] for distances that differ by axis.
+    /// [`Error::FrequencyRowOutOfRange`]; those of [`check_device`](Self::check_device),
+    /// [`Error::ShiftOnHost`] for distances that differ by axis, [`Error::Stages`] and
+    /// [`Error::StageLength`] for scales, [`Error::BufferUnaligned`] for scales that are not where an f32
+    /// can be, and [`Error::StagesTooLarge`] for heads that do not fit in the shared memory of a block.
     pub fn calls(
         &self,
         cache: u64,
+        scales: Option<VectorAddress>,
         angles: AngleAddresses,
         ranges: &[SlotRange<'_>],
     ) -> Result<Vec<Call>, Error> {
+        self.check_scales(scales.is_some())?;
         let runs = self.runs(ranges)?;
-        let all = self.windows.as_ref().map_err(Clone::clone)?;
+        let windows = self.windows.as_ref().map_err(Clone::clone)?;
         let axes = self.rope.angles().axes();
         let mut calls = Vec::new();
         for run in &runs {
@@ -220,29 +227,8 @@ impl ShiftPlan {
             if let Some(row) = run.row {
                 positions = positions.frequency_row(row);
             }
-            for window in self.windows_of(run) {
-                let offset = window.offset as u64 * self.dtype.size() as u64;
-                let at = cache.wrapping_add(offset);
-                let part = all
-                    .first_sequences(window.pages)?
-                    .first_tokens(window.slots)?;
-                let call = part.call(&Addresses {
-                    q: TensorAddresses::default(),
-                    k: TensorAddresses {
-                        source: at,
-                        destination: at,
-                    },
-                    v: TensorAddresses::default(),
-                    angles,
-                    positions,
-                    cache: None,
-                    stages: Default::default(),
-                })?;
-                calls.extend(call.map(|mut call| {
-                    // All slots move by the same distance.
-                    call.params.positions.advance = 0;
-                    call
-                }));
+            for window in windows.of(run) {
+                calls.extend(windows.call(&window, cache, scales, angles, positions)?);
             }
         }
         Ok(calls)
@@ -323,18 +309,196 @@ impl ShiftPlan {
         Err(Error::FrequencyRows { what })
     }
 
+    /// Scales are there if and only if a call brings them.
+    pub(crate) fn check_scales(&self, given: bool) -> Result<(), Error> {
+        let what = match (&self.codes, given) {
+            (None, true) => "no codes are planned for these scales",
+            (Some(codes), true) if !codes.has_scale_buffer() => {
+                "scales lie in the cache: give no buffer for them"
+            }
+            (Some(codes), false) if codes.has_scale_buffer() => match codes.dynamic {
+                Some(_) => "codes are planned: give the buffer of their scales, KeyScales::Written",
+                None => "codes are planned: give their scales, KeyScales::Given",
+            },
+            _ => return Ok(()),
+        };
+        Err(Error::Stages {
+            tensor: TensorName::K,
+            what,
+        })
+    }
+
+    /// Where the scales of a call are.
+    pub(crate) fn scale_address<'g, M: Memory>(
+        &self,
+        scales: &'g mut KeyScalesIn<'_, M>,
+        memory: &mut impl Resolve<'g, f32, M>,
+    ) -> Result<Option<VectorAddress>, Error> {
+        self.check_scales(!matches!(scales, KeyScalesIn::None))?;
+        let Some(codes) = &self.codes else {
+            return Ok(None);
+        };
+        let tensor = TensorName::K;
+        let length = |what, expected, or, got| {
+            Err(Error::StageLength {
+                tensor,
+                what,
+                expected,
+                or,
+                got,
+            })
+        };
+        let what = match (scales, codes.dynamic) {
+            (KeyScalesIn::None, _) => return Ok(None),
+            (KeyScalesIn::Given(scales), None) => {
+                let given = memory.read(scales)?;
+                let heads = self.layout.heads;
+                if given.len != heads && given.len != 1 {
+                    return length("scales", heads, Some(1).filter(|_| heads != 1), given.len);
+                }
+                return Ok(Some(VectorAddress {
+                    address: given.address,
+                    len: given.len,
+                }));
+            }
+            (KeyScalesIn::Written(room), Some(dynamic)) => {
+                let room = memory.bytes(room)?;
+                let len = room.room("k's scales", dynamic.size(), None)?;
+                // A planned cache's scales have a length.
+                let bytes = codes.scale_bytes(&self.layout).unwrap_or(usize::MAX);
+                if len < bytes / dynamic.size() {
+                    return length("buffer of scales", bytes / dynamic.size(), None, len);
+                }
+                return Ok(Some(VectorAddress {
+                    address: room.address,
+                    len,
+                }));
+            }
+            (KeyScalesIn::Given(_), Some(_)) => {
+                "its scales are not given but written: use KeyScales::Written"
+            }
+            (KeyScalesIn::Written(_), None) => {
+                "its scales are not written but given: use KeyScales::Given"
+            }
+        };
+        Err(Error::Stages { tensor, what })
+    }
+}
+
+impl Windows {
+    fn new(
+        rope: &Rope,
+        dtype: Dtype,
+        layout: CacheLayout,
+        codes: Option<StoredCodes>,
+        rotary_offset: usize,
+    ) -> Result<Self, Error> {
+        let (layout, codes) = in_one_page(layout, codes);
+        let [pages, page_size, heads, head_dim] = layout.shape();
+        let slots = Layout::bshd(pages, page_size, heads, head_dim);
+        let plan = if codes.is_none() && layout.is_dense() {
+            let slots = slots
+                .with_strides(layout.page_stride, layout.slot_stride, layout.head_stride)
+                .with_offset(layout.offset);
+            let problem = Problem::new(dtype).k(slots.with_rotary_offset(rotary_offset));
+            Plan::new(rope, &problem)?
+        } else {
+            let mut cache = KvCacheLayout::k(layout);
+            if let Some(codes) = codes {
+                cache = cache.with_k_codes(codes);
+            }
+            let problem = Problem::new(dtype)
+                .k_to_cache(slots.with_rotary_offset(rotary_offset))
+                .cache(cache);
+            let mut plan = Plan::new(rope, &problem)?;
+            let fusion = plan.fusion.get_or_insert_default();
+            fusion.k = fusion.k.in_cache();
+            plan
+        };
+        Ok(Self {
+            plan,
+            layout,
+            codes,
+        })
+    }
+
+    /// The call that moves the keys of a window.
+    fn call(
+        &self,
+        window: &Window,
+        cache: u64,
+        scales: Option<VectorAddress>,
+        angles: AngleAddresses,
+        positions: RawPositions,
+    ) -> Result<Option<Call>, Error> {
+        let part = (self.plan)
+            .first_sequences(window.pages)?
+            .first_tokens(window.slots)?;
+        let in_cache = self.plan.fusion.is_some();
+        let size = match self.codes {
+            Some(_) => 1,
+            None => self.plan.dtype.size(),
+        };
+        let offset = window.offset(self.layout.page_stride, self.layout.slot_stride, size);
+        let at = cache.wrapping_add(offset);
+        let keys = match in_cache {
+            true => TensorAddresses::default(),
+            false => TensorAddresses {
+                source: at,
+                destination: at,
+            },
+        };
+        // Each page is a sequence, of which the cache holds nothing before its first slot.
+        let slots = RawSlots::sequences(Ids::at(0, IdType::U32, window.pages));
+        let addresses = Addresses {
+            q: TensorAddresses::default(),
+            k: keys,
+            v: TensorAddresses::default(),
+            angles,
+            positions,
+            cache: in_cache.then_some(CacheAddresses {
+                k: cache,
+                v: 0,
+                slots,
+                report: 0,
+            }),
+            stages: in_cache.then(|| {
+                let of_k = StageAddresses {
+                    scales,
+                    ..StageAddresses::default()
+                };
+                [StageAddresses::default(), of_k, StageAddresses::default()]
+            }),
+        };
+        let Some(mut call) = part.call(&addresses)? else {
+            return Ok(None);
+        };
+        let params = &mut call.params;
+        // All slots move by the same distance.
+        params.positions.advance = 0;
+        if let Some(fusion) = &mut call.fusion {
+            params.k_cache.address = params.k_cache.address.wrapping_add(offset);
+            params.slots.lengths.type_ = PHASOR_IDS_NONE;
+            // As many as fit in a plan.
+            (params.slots.pages, params.slots.page_size) =
+                (window.pages as u32, window.slots as u32);
+            if let Some(dynamic) = self.codes.and_then(|codes| codes.dynamic) {
+                let at = dynamic.layout;
+                let offset = window.offset(at.page, at.slot, dynamic.size());
+                fusion.k.codes.scales = fusion.k.codes.scales.wrapping_add(offset);
+            }
+        }
+        Ok(Some(call))
+    }
+
     /// A run as part of a page, whole pages, and part of a page.
-    fn windows_of(&self, run: &Run) -> impl Iterator<Item = Window> + use<> {
-        let layout = self.layout;
+    fn of(&self, run: &Run) -> impl Iterator<Item = Window> + use<> {
+        let page_size = self.layout.page_size;
         let (mut at, end) = (run.first, run.end);
         std::iter::from_fn(move || {
             if at == end {
                 return None;
             }
-            let page_size = match is_flat(&layout) {
-                true => usize::MAX,
-                false => layout.page_size,
-            };
             let (page, slot) = (at / page_size, at % page_size);
             let whole = (end - at) / page_size;
             let (pages, slots) = match whole > 0 && slot == 0 {
@@ -343,7 +507,7 @@ impl ShiftPlan {
             };
             at += pages * slots;
             Some(Window {
-                offset: page * layout.page_stride + slot * layout.slot_stride,
+                first: [page, slot],
                 pages,
                 slots,
             })
@@ -353,16 +517,49 @@ impl ShiftPlan {
 
 /// Slots that are a part of a layout.
 struct Window {
-    /// Elements from the first slot of all.
-    offset: usize,
+    /// The page and the slot of the first.
+    first: [usize; 2],
     pages: usize,
     slots: usize,
 }
 
-/// Whether slots of the next page follow at the same distance.
-fn is_flat(layout: &CacheLayout) -> bool {
-    let page = layout.page_size.checked_mul(layout.slot_stride);
-    layout.pages <= 1 || page == Some(layout.page_stride)
+impl Window {
+    /// Bytes from what is of the first slot of all, where strides count values of `size` bytes. They are
+    /// those of a planned cache, which fits in memory.
+    fn offset(&self, page: usize, slot: usize, size: usize) -> u64 {
+        let at = |n: usize, stride: usize| n.wrapping_mul(stride);
+        (at(self.first[0], page).wrapping_add(at(self.first[1], slot))).wrapping_mul(size) as u64
+    }
+}
+
+/// A cache as one page, where slots of the next page, and scales, follow at the same distance; else as it is.
+fn in_one_page(
+    layout: CacheLayout,
+    codes: Option<StoredCodes>,
+) -> (CacheLayout, Option<StoredCodes>) {
+    let (mut joined, mut joined_codes) = (layout, codes);
+    let [pages, page_size, ..] = layout.shape();
+    // The distance of slots, if it is one.
+    let distance = |page: usize, slot: usize| match page_size {
+        _ if pages <= 1 => Some(slot),
+        1 => Some(page),
+        _ => (page_size.checked_mul(slot) == Some(page)).then_some(slot),
+    };
+    let Some(slot_stride) = distance(layout.page_stride, layout.slot_stride) else {
+        return (layout, codes);
+    };
+    joined.slot_stride = slot_stride;
+    if let Some(dynamic) = joined_codes
+        .as_mut()
+        .and_then(|codes| codes.dynamic.as_mut())
+    {
+        let Some(slot) = distance(dynamic.layout.page, dynamic.layout.slot) else {
+            return (layout, codes);
+        };
+        dynamic.layout.slot = slot;
+    }
+    (joined.pages, joined.page_size) = (pages.min(1), pages * page_size);
+    (joined, joined_codes)
 }
 
 /// A rotation of which the cached keys have everything but the shift.

@@ -15,8 +15,8 @@ use kernel_cases::{
 };
 use phasor::call::{RawPositions, TensorAddresses};
 use phasor::cuda::{
-    Cuda, CudaIds, CudaInOut, CudaPositions, CudaRotator, CudaStep, CudaWeights, KernelImage,
-    LaunchMode, device_count,
+    Cuda, CudaIds, CudaInOut, CudaKeyScales, CudaPositions, CudaRotator, CudaStep, CudaWeights,
+    KernelImage, LaunchMode, device_count,
 };
 use phasor::cudarc::driver::sys::{self, CUgraphInstantiate_flags, CUstreamCaptureMode};
 use phasor::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
@@ -867,14 +867,65 @@ fn cached_keys_move_as_on_the_host() {
         let plan = rotator.shift_plan(Dtype::Bf16, &cache, 4).unwrap();
         let mut on_device = stream.clone_htod(&keys).unwrap();
         rotator
-            .shift_cached(&stream, &plan, &mut on_device, &ranges)
+            .shift_cached(&stream, &plan, &mut on_device, CudaKeyScales::None, &ranges)
             .unwrap();
         let got = stream.clone_dtoh(&on_device).unwrap();
         stream.synchronize().unwrap();
         assert!(raw(&got) == raw(&expected), "{image}");
         let past = [SlotRange::new(0..16, 1), SlotRange::new(0..321, 1)];
-        let refused = rotator.shift_cached(&stream, &plan, &mut on_device, &past);
+        let none = CudaKeyScales::None;
+        let refused = rotator.shift_cached(&stream, &plan, &mut on_device, none, &past);
         assert!(matches!(refused, Err(Error::SlotRange { .. })));
+    }
+}
+
+/// Codes and their scales, in pages of heads in blocks.
+#[test]
+fn cached_codes_move_as_on_the_host() {
+    let Some(context) = context() else { return };
+    let stream = context.default_stream();
+    let rope = Rope::new(
+        Frequencies::from_theta(10_000.0, 64).unwrap(),
+        Pairing::Interleaved,
+    );
+    let layout = CacheLayout::paged_packed(20, 16, 3, 80, 16);
+    let scale_layout = ScaleLayout::tokens_heads(16, 3, 1);
+    let ranges = [
+        SlotRange::new(5..70, -300),
+        SlotRange::new(200..207, 1 << 40),
+    ];
+    let len = layout.required_len().unwrap();
+    let mut rng = Rng(8);
+    let keys: Vec<u8> = (0..len).map(|_| rng.next() as u8).collect();
+    let scales = vec![0.25f32; 20 * 16 * 3];
+    for codes in [Codes::E4m3, Codes::Int8] {
+        let stored = StoredCodes::dynamic(codes, 1e-6, scale_layout);
+        let cache = KvCacheLayout::k(layout).with_k_codes(stored);
+        let (mut expected, mut expected_scales) = (keys.clone(), scales.clone());
+        let host = Host::new().rotator(&rope);
+        let plan = host.shift_plan(Dtype::Bf16, &cache, 4).unwrap();
+        let written = KeyScales::Written((&mut expected_scales).into());
+        host.shift_cached(&plan, &mut expected, written, &ranges)
+            .unwrap();
+        assert!(expected != keys);
+        for (image, cuda) in images(&context) {
+            let rotator = cuda.rotator(&rope).unwrap();
+            let plan = rotator.shift_plan(Dtype::Bf16, &cache, 4).unwrap();
+            let mut on_device = stream.clone_htod(&keys).unwrap();
+            let mut scales_there = stream.clone_htod(&scales).unwrap();
+            let written = CudaKeyScales::Written((&mut scales_there).into());
+            rotator
+                .shift_cached(&stream, &plan, &mut on_device, written, &ranges)
+                .unwrap();
+            let got = stream.clone_dtoh(&on_device).unwrap();
+            let got_scales = stream.clone_dtoh(&scales_there).unwrap();
+            stream.synchronize().unwrap();
+            assert!(got == expected, "{codes:?}, {image}");
+            assert!(
+                got_scales == expected_scales,
+                "scales of {codes:?}, {image}"
+            );
+        }
     }
 }
 

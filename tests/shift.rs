@@ -4,7 +4,7 @@
 
 mod support;
 
-use phasor::call::AngleAddresses;
+use phasor::call::{AngleAddresses, VectorAddress};
 use phasor::half::{bf16, f16};
 use phasor::launch::Target;
 use phasor::quantize::{
@@ -17,6 +17,7 @@ use phasor::{
 };
 use proptest::prelude::*;
 use ptx_interpreter::{Launch, Memory, Module};
+use std::sync::OnceLock;
 use support::cases::{Random, config, host, variants};
 use support::oracle::{self, Oracle};
 
@@ -1221,74 +1222,59 @@ fn what_does_not_fit_is_refused() {
     );
 }
 
-macro_rules! kernels {
-    ($($dtype:literal),*) => {
-        [$((
-            $dtype,
-            include_str!(concat!("../cuda/prebuilt/rope_", $dtype, ".compute_80.ptx")),
-        )),*]
-    };
+/// The module of a kernel, parsed once.
+fn module(kernel: &str) -> &'static Module {
+    macro_rules! modules {
+        ($($name:literal),*) => {
+            [$(($name, include_str!(concat!("../cuda/prebuilt/", $name, ".compute_80.ptx")))),*]
+        };
+    }
+    const TEXTS: [(&str, &str); 6] = modules!(
+        "rope_f32",
+        "rope_f16",
+        "rope_bf16",
+        "fused_f32",
+        "fused_f16",
+        "fused_bf16"
+    );
+    static PARSED: [OnceLock<Module>; TEXTS.len()] = [const { OnceLock::new() }; TEXTS.len()];
+    let at = TEXTS.iter().position(|(name, _)| kernel.starts_with(name));
+    let at = at.unwrap_or_else(|| panic!("{kernel} is of no module"));
+    PARSED[at].get_or_init(|| Module::parse(TEXTS[at].1).unwrap())
 }
 
-/// The launches of a plan, in the interpreter, leave what the host does.
-#[test]
-fn kernels_move_what_the_host_moves() {
-    let texts = kernels!("f32", "f16", "bf16");
-    let modules = texts.map(|(name, text)| (name, Module::parse(text).unwrap()));
-    let mut random = Random(9);
-    let sources = [
-        Source::Plain,
-        Source::Inverse,
-        Source::Rows,
-        Source::Axes,
-        Source::Factor,
-    ];
-    for n in 0..60u64 {
-        let source = sources[n as usize % sources.len()];
-        let pairs = [32, 5, 64][random.below(3)];
-        let case = Case {
-            dtype: Dtype::ALL[random.below(3)],
-            form: FORMS[random.below(4)],
-            shape: [
-                1 + random.below(4),
-                1 + random.below(5),
-                1 + random.below(3),
-                2 * pairs + 8,
-            ],
-            rope: rope(
-                source,
-                pairs,
-                [Pairing::HalfSplit, Pairing::Interleaved][random.below(2)],
-            ),
-            rotary_offset: 2 * random.below(4),
-            codes: CodeCase::None,
-            round_first: false,
-            seed: n,
-        };
-        let axes = if matches!(source, Source::Axes) { 3 } else { 1 };
-        let row = matches!(source, Source::Rows).then_some(1);
-        let motions = [-70, 1 << 40].map(|distance| Motion {
-            distances: vec![distance; axes],
-            row,
-        });
+proptest! {
+    #![proptest_config(config(250))]
+
+    /// The launches of a plan, in the interpreter, leave what the host does.
+    #[test]
+    fn kernels_move_what_the_host_moves((case, mut motions) in case(), seed in any::<u64>()) {
+        for motion in &mut motions {
+            let distance = motion.distances[0];
+            motion.distances.fill(distance);
+        }
+        let mut random = Random(seed);
         let slots = case.shape[0] * case.shape[1];
         let mut chosen = motions.first();
         let of_slot: Vec<_> = (0..slots)
             .map(|_| {
                 if random.below(4) == 0 {
-                    chosen = motions.get(random.below(3));
+                    chosen = motions.get(random.below(motions.len() + 1));
                 }
                 chosen
             })
             .collect();
         let ranges = ranges(&of_slot, &mut random);
 
-        let (cache, ..) = case.buffers();
-        let mut expected: Vec<u32> = cache.chunks(4).map(from_word).collect();
+        let (cache, scales, given) = case.buffers();
+        let (mut expected, mut expected_scales): (Vec<u32>, Vec<u32>) = (
+            cache.chunks(4).map(from_word).collect(),
+            scales.chunks(4).map(from_word).collect(),
+        );
         let on_host = (
             &mut as_bytes(&mut expected)[..cache.len()],
-            &mut [][..],
-            &[][..],
+            &mut as_bytes(&mut expected_scales)[..scales.len()],
+            &given[..],
         );
         case.shift_on(Host::new(), on_host, &ranges).unwrap();
 
@@ -1297,38 +1283,46 @@ fn kernels_move_what_the_host_moves() {
         let mut memory = Memory::new();
         let address = memory.add("keys", cache.clone(), 0);
         let words = |x: &[u64]| x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+        let floats = |x: &[f32]| x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
         let (steps, factors) = match rope.angles() {
             Angles::Exact(frequencies) => (words(frequencies.steps()), Vec::new()),
-            Angles::Rows(rows) => {
-                let factors = rows
-                    .attention_factors()
-                    .iter()
-                    .flat_map(|x| x.to_le_bytes());
-                (words(rows.steps()), factors.collect())
-            }
+            Angles::Rows(rows) => (words(rows.steps()), floats(rows.attention_factors())),
             other => panic!("{other:?} is not one of these"),
         };
         let angles = AngleAddresses::Steps {
             steps: memory.add("steps", steps, 0),
             factors: memory.add("factors", factors, 0),
         };
-        let calls = plan.calls(address, angles, &ranges).unwrap();
-        assert!(calls.len() <= 3 * slots);
+        let scale_buffer = match case.codes {
+            CodeCase::Given { .. } => {
+                let address = memory.add("given scales", floats(&given), 0);
+                Some(VectorAddress { address, len: given.len() })
+            }
+            CodeCase::Dynamic { at, e8m0, .. } if at != ScalesAt::Inline => {
+                let address = memory.add("scales", scales.clone(), 0);
+                let size = if e8m0 { 1 } else { 4 };
+                Some(VectorAddress { address, len: scales.len() / size })
+            }
+            _ => None,
+        };
+        let calls = plan.calls(address, scale_buffer, angles, &ranges).unwrap();
+        prop_assert!(calls.len() <= 3 * slots);
         for call in calls {
             let launch = call.launch(&Target::new(132));
             let name = launch.kernel.name();
-            let (_, module) = modules
-                .iter()
-                .find(|(dtype, _)| *dtype == case.dtype.name())
-                .unwrap();
-            let mut run = Launch::new(&name, launch.grid, launch.block, launch.params.as_bytes());
+            let mut parameters = launch.params.as_bytes().to_vec();
+            if let Some(fusion) = &launch.fusion {
+                parameters.extend_from_slice(fusion.as_bytes());
+            }
+            let mut run = Launch::new(&name, launch.grid, launch.block, &parameters);
             run.dynamic_shared = launch.shared_bytes as usize;
-            ptx_interpreter::run(module, &mut memory, &run).unwrap();
+            ptx_interpreter::run(module(&name), &mut memory, &run).unwrap();
         }
-        assert!(
-            memory.bytes(address) == &as_bytes(&mut expected)[..cache.len()],
-            "{case:?}"
-        );
+        prop_assert!(memory.bytes(address) == &as_bytes(&mut expected)[..cache.len()]);
+        if let (Some(buffer), CodeCase::Dynamic { .. }) = (scale_buffer, case.codes) {
+            let expected = &as_bytes(&mut expected_scales)[..scales.len()];
+            prop_assert!(memory.bytes(buffer.address) == expected, "scales");
+        }
     }
 }
 
@@ -1343,7 +1337,8 @@ fn what_kernels_do_not_move_is_refused() {
     let cache = KvCacheLayout::k(layout);
     let calls = |cache: &KvCacheLayout, ranges: &[SlotRange<'_>]| {
         let plan = ShiftPlan::new(&rope, Dtype::Bf16, cache, 0).unwrap();
-        plan.calls(1 << 20, angles, ranges).map(|calls| calls.len())
+        plan.calls(1 << 20, None, angles, ranges)
+            .map(|calls| calls.len())
     };
     let on_host = |what| Err(Error::ShiftOnHost { what });
     let range = SlotRange::new(3..70, 2);
@@ -1368,15 +1363,64 @@ fn what_kernels_do_not_move_is_refused() {
         calls(&cache, &[SlotRange::per_axis(3..70, &unlike)]),
         on_host(what)
     );
-    let codes = cache.with_k_codes(StoredCodes::given(Codes::Int8, ScaleForm::Divide));
-    assert_eq!(calls(&codes, &[range]), on_host("8-bit codes"));
-    let blocks = KvCacheLayout::k(CacheLayout::paged_packed(5, 16, 2, 64, 8));
-    assert_eq!(calls(&blocks, &[range]), on_host("heads in blocks"));
     let past = SlotRange::new(3..81, 2);
     let expected = Error::SlotRange {
         first: 3,
         end: 81,
         slots: 80,
     };
-    assert_eq!(calls(&codes, &[past]), Err(expected));
+    assert_eq!(calls(&cache, &[past]), Err(expected));
+
+    // Scales have to follow each other like slots, too.
+    let coded = |cache: KvCacheLayout, codes: StoredCodes, scales: Option<VectorAddress>| {
+        let cache = cache.with_k_codes(codes);
+        let plan = ShiftPlan::new(&rope, Dtype::Bf16, &cache, 0).unwrap();
+        plan.calls(1 << 20, scales, angles, &[range])
+            .map(|calls| calls.len())
+    };
+    let scales = |address, len| Some(VectorAddress { address, len });
+    let tokens_heads =
+        StoredCodes::dynamic(Codes::Int8, FLOOR, ScaleLayout::tokens_heads(16, 2, 1));
+    let heads_tokens =
+        StoredCodes::dynamic(Codes::Int8, FLOOR, ScaleLayout::heads_tokens(16, 2, 1));
+    assert_eq!(coded(flat, tokens_heads, scales(4096, 160)), Ok(1));
+    assert_eq!(coded(flat, heads_tokens, scales(4096, 160)), Ok(3));
+    assert_eq!(coded(cache, tokens_heads, scales(4096, 160)), Ok(3));
+    let blocks = KvCacheLayout::k(CacheLayout::paged_packed(5, 16, 2, 64, 8));
+    assert_eq!(calls(&blocks, &[range]), Ok(3));
+    let unaligned = Error::BufferUnaligned {
+        what: "a scale",
+        align: 4,
+    };
+    assert_eq!(coded(flat, tokens_heads, scales(4098, 160)), Err(unaligned));
+    let short = Error::StageLength {
+        tensor: TensorName::K,
+        what: "buffer of scales",
+        expected: 160,
+        or: None,
+        got: 159,
+    };
+    assert_eq!(coded(flat, tokens_heads, scales(4096, 159)), Err(short));
+    let without = Error::Stages {
+        tensor: TensorName::K,
+        what: "codes are planned: give the buffer of their scales, KeyScales::Written",
+    };
+    assert_eq!(coded(flat, tokens_heads, None), Err(without));
+    let given = StoredCodes::given(Codes::E4m3, ScaleForm::Divide);
+    assert_eq!(coded(flat, given, scales(4096, 2)), Ok(1));
+    let three = Error::StageLength {
+        tensor: TensorName::K,
+        what: "scales",
+        expected: 2,
+        or: Some(1),
+        got: 3,
+    };
+    assert_eq!(coded(flat, given, scales(4096, 3)), Err(three));
+    // A head lies in the shared memory of a block.
+    let wide = KvCacheLayout::k(CacheLayout::paged_packed(5, 16, 2, 8192, 8));
+    let too_large = calls(&wide, &[range]);
+    assert!(
+        matches!(too_large, Err(Error::StagesTooLarge { .. })),
+        "{too_large:?}"
+    );
 }

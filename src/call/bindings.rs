@@ -454,10 +454,12 @@ pub struct PhasorStages {
     pub codes: PhasorCodes,
     pub rotates: u32,
     pub present: u32,
+    pub from_cache: u32,
+    pub reserved: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of PhasorStages"][::std::mem::size_of::<PhasorStages>() - 176usize];
+    ["Size of PhasorStages"][::std::mem::size_of::<PhasorStages>() - 184usize];
     ["Alignment of PhasorStages"][::std::mem::align_of::<PhasorStages>() - 8usize];
     ["Offset of field: PhasorStages::bias"][::std::mem::offset_of!(PhasorStages, bias) - 0usize];
     ["Offset of field: PhasorStages::bias_head"]
@@ -469,6 +471,10 @@ const _: () = {
         [::std::mem::offset_of!(PhasorStages, rotates) - 168usize];
     ["Offset of field: PhasorStages::present"]
         [::std::mem::offset_of!(PhasorStages, present) - 172usize];
+    ["Offset of field: PhasorStages::from_cache"]
+        [::std::mem::offset_of!(PhasorStages, from_cache) - 176usize];
+    ["Offset of field: PhasorStages::reserved"]
+        [::std::mem::offset_of!(PhasorStages, reserved) - 180usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -479,9 +485,9 @@ pub struct PhasorFusion {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of PhasorFusion"][::std::mem::size_of::<PhasorFusion>() - 528usize];
+    ["Size of PhasorFusion"][::std::mem::size_of::<PhasorFusion>() - 552usize];
     ["Alignment of PhasorFusion"][::std::mem::align_of::<PhasorFusion>() - 8usize];
     ["Offset of field: PhasorFusion::q"][::std::mem::offset_of!(PhasorFusion, q) - 0usize];
-    ["Offset of field: PhasorFusion::k"][::std::mem::offset_of!(PhasorFusion, k) - 176usize];
-    ["Offset of field: PhasorFusion::v"][::std::mem::offset_of!(PhasorFusion, v) - 352usize];
+    ["Offset of field: PhasorFusion::k"][::std::mem::offset_of!(PhasorFusion, k) - 184usize];
+    ["Offset of field: PhasorFusion::v"][::std::mem::offset_of!(PhasorFusion, v) - 368usize];
 };

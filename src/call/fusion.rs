@@ -76,6 +76,24 @@ fn stages_of(
         }),
         rotates: u32::from(rotates && stages.rotates),
         present: u32::from(stages.is_present(rotates) || codes.is_some()),
+        from_cache: 0,
+        reserved: 0,
+    }
+}
+
+impl PhasorStages {
+    /// Of keys that rotate in the cache where they are.
+    pub(crate) fn in_cache(self) -> Self {
+        Self {
+            scale: PhasorScale {
+                factor: 1.0,
+                ..PhasorScale::default()
+            },
+            rotates: 1,
+            present: 1,
+            from_cache: 1,
+            ..self
+        }
     }
 }
 

@@ -173,8 +173,11 @@ impl PhasorCall {
                 _ => self.slot_at(id / page_size, id % page_size),
             };
         }
-        // SAFETY: the caller's.
-        let length = unsafe { slots.lengths.at(token.sequence, 0, 0) };
+        let length = match slots.lengths.type_ {
+            PHASOR_IDS_NONE => 0,
+            // SAFETY: the caller's.
+            _ => unsafe { slots.lengths.at(token.sequence, 0, 0) },
+        };
         let n = length.wrapping_add(token.place);
         if n < 0 {
             return Slot::Outside;

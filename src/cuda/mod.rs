@@ -30,7 +30,7 @@ use cudarc::driver::{
 
 pub use crate::launch::{Family, LaunchMode};
 pub use image::KernelImage;
-pub use step::{CudaBytes, CudaReport, CudaStep, CudaWeights};
+pub use step::{CudaBytes, CudaKeyScales, CudaReport, CudaStep, CudaWeights};
 
 use crate::call::{
     Addresses, AngleAddresses, CacheAddresses, Call, RawPositions, StageAddresses, TensorAddresses,

@@ -14,6 +14,7 @@ use crate::cache::Stored;
 use crate::call::Addresses;
 use crate::element::{Dtype, Element};
 use crate::plan::Plan;
+use crate::shift::KeyScalesIn;
 use crate::step::{
     ByteSpan, CudaMemory, Memory, Resolve, Resolved, Span, StageWeights, Step, resolve,
 };
@@ -31,6 +32,9 @@ pub type CudaStep<'a, T> = Step<'a, T, CudaMemory>;
 
 /// What the stages of a tensor need, in device memory.
 pub type CudaWeights<'a, T> = StageWeights<'a, T, CudaMemory>;
+
+/// The scales of cached keys that are codes, in device memory.
+pub type CudaKeyScales<'a> = KeyScalesIn<'a, CudaMemory>;
 
 /// A cache, or room for codes or scales: elements, 8-bit codes, f32 scales, or bytes that may be any of
 /// these. Made by `From` mutable slices and views.
@@ -212,11 +216,7 @@ impl CudaRotator {
         plan.check_dtype(T::DTYPE)?;
         self.loaded(T::DTYPE)?;
         self.cuda().expect_here("the stream", stream.context())?;
-        let mut on_device = OnDevice {
-            cuda: self.cuda(),
-            stream,
-            guards: array::from_fn(|_| None),
-        };
+        let mut on_device = OnDevice::new(self.cuda(), stream);
         let report = report
             .map(|report| on_device.reads(&report.word))
             .transpose()?;
@@ -241,7 +241,7 @@ impl CudaRotator {
 }
 
 /// Where operands in device memory are.
-struct OnDevice<'g> {
+pub(super) struct OnDevice<'g> {
     cuda: &'g Cuda,
     stream: &'g CudaStream,
     /// As many as a step has operands: a report, 9 tensors and 2 of codes, 12 of weights, 4 of caches and
@@ -250,6 +250,14 @@ struct OnDevice<'g> {
 }
 
 impl<'g> OnDevice<'g> {
+    pub(super) fn new(cuda: &'g Cuda, stream: &'g CudaStream) -> Self {
+        Self {
+            cuda,
+            stream,
+            guards: array::from_fn(|_| None),
+        }
+    }
+
     fn keep(&mut self, guard: SyncOnDrop<'g>) {
         if let Some(free) = self.guards.iter_mut().find(|guard| guard.is_none()) {
             *free = Some(guard);

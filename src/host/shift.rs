@@ -1,9 +1,9 @@
 //! Cached keys that move to other positions, in host memory.
 
 use super::run::{AngleBlock, BLOCK, HeadRun, Phases, split};
-use super::step::HostBytes;
+use super::step::{HostBytes, InHost};
 use super::variants::{self, VectorElement};
-use super::{HostRotator, Isa, expose};
+use super::{HostRotator, Isa};
 #[cfg(feature = "rayon")]
 use super::{Threads, threads};
 use crate::angle::phase::Scale;
@@ -11,7 +11,6 @@ use crate::cache::{CacheLayout, KvCacheLayout};
 use crate::call::VectorAddress;
 use crate::codes::{DynamicScales, StoredCodes};
 use crate::element::{Dtype, Element};
-use crate::error::TensorName;
 use crate::quantize::{Factor, amax, e8m0_from_scale, e8m0_to_scale, least_scale, scale_of};
 use crate::rope::Pairings;
 use crate::shift::{KeyScales, Run, ShiftPlan, SlotRange};
@@ -104,12 +103,12 @@ impl HostRotator {
         &self,
         plan: &ShiftPlan,
         cache: impl Into<HostBytes<'a>>,
-        scales: KeyScales<'_>,
+        mut scales: KeyScales<'_>,
         ranges: &[SlotRange<'_>],
     ) -> Result<(), Error> {
         let cache = cache.into().span;
         plan.check_cache(cache)?;
-        let scales = plan.scale_address(scales)?;
+        let scales = plan.scale_address(&mut scales, &mut InHost)?;
         // SAFETY: the lengths have been checked, and the borrows keep the buffers apart.
         unsafe { self.shift_cached_raw(plan, cache.address, scales, ranges) }
     }
@@ -160,76 +159,6 @@ impl HostRotator {
         }
         work_at(0, 1);
         Ok(())
-    }
-}
-
-impl ShiftPlan {
-    /// Scales are there if and only if a call brings them.
-    fn check_scales(&self, given: bool) -> Result<(), Error> {
-        let what = match (&self.codes, given) {
-            (None, true) => "no codes are planned for these scales",
-            (Some(codes), true) if !codes.has_scale_buffer() => {
-                "scales lie in the cache: give no buffer for them"
-            }
-            (Some(codes), false) if codes.has_scale_buffer() => match codes.dynamic {
-                Some(_) => "codes are planned: give the buffer of their scales, KeyScales::Written",
-                None => "codes are planned: give their scales, KeyScales::Given",
-            },
-            _ => return Ok(()),
-        };
-        Err(Error::Stages {
-            tensor: TensorName::K,
-            what,
-        })
-    }
-
-    fn scale_address(&self, scales: KeyScales<'_>) -> Result<Option<VectorAddress>, Error> {
-        self.check_scales(!matches!(scales, KeyScales::None))?;
-        let Some(codes) = &self.codes else {
-            return Ok(None);
-        };
-        let tensor = TensorName::K;
-        let length = |what, expected, or, got| {
-            Err(Error::StageLength {
-                tensor,
-                what,
-                expected,
-                or,
-                got,
-            })
-        };
-        let what = match (scales, codes.dynamic) {
-            (KeyScales::None, _) => return Ok(None),
-            (KeyScales::Given(scales), None) => {
-                let (heads, len) = (self.layout.heads, scales.len());
-                if len != heads && len != 1 {
-                    return length("scales", heads, Some(1).filter(|_| heads != 1), len);
-                }
-                return Ok(Some(VectorAddress {
-                    address: expose(scales.as_ptr()),
-                    len,
-                }));
-            }
-            (KeyScales::Written(room), Some(dynamic)) => {
-                let len = room.span.room("k's scales", dynamic.size(), None)?;
-                // A planned cache's scales have a length.
-                let bytes = codes.scale_bytes(&self.layout).unwrap_or(usize::MAX);
-                if len < bytes / dynamic.size() {
-                    return length("buffer of scales", bytes / dynamic.size(), None, len);
-                }
-                return Ok(Some(VectorAddress {
-                    address: room.span.address,
-                    len,
-                }));
-            }
-            (KeyScales::Given(_), Some(_)) => {
-                "its scales are not given but written: use KeyScales::Written"
-            }
-            (KeyScales::Written(_), None) => {
-                "its scales are not written but given: use KeyScales::Given"
-            }
-        };
-        Err(Error::Stages { tensor, what })
     }
 }
 

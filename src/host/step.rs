@@ -149,7 +149,7 @@ impl HostRotator {
 }
 
 /// Where operands in host memory are.
-struct InHost;
+pub(super) struct InHost;
 
 fn span<T>(address: *const T, len: usize) -> Result<Span, Error> {
     Ok(Span {

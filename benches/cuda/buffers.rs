@@ -1,4 +1,4 @@
-//! q and k in device memory, often enough that a round through all of them does not fit into L2.
+//! What calls read in device memory, often enough that a round through all of it does not fit into L2.
 
 use super::Failure;
 use phasor::DeviceElement;
@@ -7,11 +7,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub struct Buffers<T> {
-    /// q and k, then the next q and k, and so on.
+    /// q and k (or q, k and v) of a call, then those of the next, and so on.
     pairs: CudaSlice<T>,
-    /// Where each pair can be copied to.
+    /// Where each of these can be copied to.
     copies: CudaSlice<T>,
-    /// Elements of q and k.
+    /// Elements of a call.
     length: usize,
 }
 
@@ -46,7 +46,7 @@ impl<T: DeviceElement> Buffers<T> {
         number * self.length..(number + 1) * self.length
     }
 
-    /// q and k as they lie, one after the other.
+    /// Those of a call as they lie, one after the other.
     pub fn pair(&mut self, number: usize) -> CudaViewMut<'_, T> {
         let range = self.range(number);
         self.pairs.slice_mut(range)
@@ -54,10 +54,17 @@ impl<T: DeviceElement> Buffers<T> {
 
     /// The same to read, and where to copy it.
     pub fn copy(&mut self, number: usize) -> (CudaView<'_, T>, CudaViewMut<'_, T>) {
+        self.copy_to(number, self.length)
+    }
+
+    /// The same to read, and where to write so many elements.
+    pub fn copy_to(
+        &mut self,
+        number: usize,
+        written: usize,
+    ) -> (CudaView<'_, T>, CudaViewMut<'_, T>) {
         let range = self.range(number);
-        (
-            self.pairs.slice(range.clone()),
-            self.copies.slice_mut(range),
-        )
+        let to = range.start..range.start + written;
+        (self.pairs.slice(range), self.copies.slice_mut(to))
     }
 }

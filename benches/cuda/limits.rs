@@ -27,22 +27,27 @@ pub enum Pass {
     Copy4,
     Update1,
     Update4,
+    /// Copies that write half as much of what comes last.
+    Narrow1,
+    Narrow4,
     Empty,
     Write,
     WriteAndTrigger,
 }
 
 impl Pass {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 9] = [
         Self::Copy1,
         Self::Copy4,
         Self::Update1,
         Self::Update4,
+        Self::Narrow1,
+        Self::Narrow4,
         Self::Empty,
         Self::Write,
         Self::WriteAndTrigger,
     ];
-    /// Those that are limits by themselves.
+    /// Those that are limits of a rotation by themselves.
     pub const LIMITS: [Self; 5] = [
         Self::Copy1,
         Self::Copy4,
@@ -57,6 +62,8 @@ impl Pass {
             Self::Copy4 => "copy_4",
             Self::Update1 => "update_1",
             Self::Update4 => "update_4",
+            Self::Narrow1 => "narrow_1",
+            Self::Narrow4 => "narrow_4",
             Self::Empty => "empty",
             Self::Write => "write_only",
             Self::WriteAndTrigger => "write_and_trigger",
@@ -65,8 +72,8 @@ impl Pass {
 
     pub fn contender(self) -> String {
         match self {
-            Self::Copy1 => format!("{COPY_KERNEL}, 1 access a thread"),
-            Self::Copy4 => format!("{COPY_KERNEL}, 4 accesses a thread"),
+            Self::Copy1 | Self::Narrow1 => format!("{COPY_KERNEL}, 1 access a thread"),
+            Self::Copy4 | Self::Narrow4 => format!("{COPY_KERNEL}, 4 accesses a thread"),
             Self::Update1 => "update pass, 1 access a thread".to_owned(),
             Self::Update4 => "update pass, 4 accesses a thread".to_owned(),
             Self::Empty => "empty kernel".to_owned(),
@@ -75,12 +82,16 @@ impl Pass {
     }
 
     pub fn is_copy(self) -> bool {
-        matches!(self, Self::Copy1 | Self::Copy4)
+        matches!(self, Self::Copy1 | Self::Copy4) || self.is_narrowing()
+    }
+
+    fn is_narrowing(self) -> bool {
+        matches!(self, Self::Narrow1 | Self::Narrow4)
     }
 
     fn accesses(self) -> u32 {
         match self {
-            Self::Copy4 | Self::Update4 => 4,
+            Self::Copy4 | Self::Update4 | Self::Narrow4 => 4,
             _ => 1,
         }
     }
@@ -126,7 +137,8 @@ impl Limits {
         Ok(limits)
     }
 
-    /// Enqueues a pass over as many bytes as `to` has, a multiple of 16.
+    /// Enqueues a pass over as many bytes as `to` has, a multiple of 16. One that narrows has more to read:
+    /// half of the bytes are written of as many as that takes.
     pub fn enqueue<T>(
         &self,
         pass: Pass,
@@ -134,10 +146,15 @@ impl Limits {
         operands: Operands<'_, T>,
     ) -> Result<(), Failure> {
         let Operands { mut to, from } = operands;
-        let bytes = to.num_bytes();
-        if bytes % ACCESS_BYTES != 0 || from.as_ref().is_some_and(|from| from.num_bytes() != bytes)
-        {
-            return Err(format!("{bytes} bytes do not fit a pass").into());
+        let written = to.num_bytes();
+        let read = from.as_ref().map_or(written, DeviceSlice::num_bytes);
+        let fits = match pass.is_narrowing() {
+            true => (written..=2 * written).contains(&read),
+            false => read == written,
+        };
+        let whole = (2 * written).saturating_sub(read);
+        if !fits || read % ACCESS_BYTES != 0 || whole % ACCESS_BYTES != 0 {
+            return Err(format!("{read} bytes to {written}: not what a pass does").into());
         }
         let (to, _to_guard) = to.device_ptr_mut(&self.stream);
         let (from, _from_guard) = match &from {
@@ -147,10 +164,10 @@ impl Limits {
             }
             None => (to, None),
         };
-        let count = (bytes / ACCESS_BYTES) as u64;
+        let [count, whole] = [read, whole].map(|bytes| (bytes / ACCESS_BYTES) as u64);
         let blocks = count.div_ceil(u64::from(THREADS * pass.accesses()));
         let blocks = u32::try_from(blocks)?;
-        let mut values = [to, from, count];
+        let mut values = [to, from, count, whole];
         let mut parameters = values.each_mut().map(|value| (&raw mut *value).cast());
         let function = self.functions[pass as usize].cu_function();
         let stream = self.stream.cu_stream();
@@ -158,8 +175,9 @@ impl Limits {
         match launch {
             Launch::Ordinary => {
                 let (grid, block) = ((blocks, 1, 1), (THREADS, 1, 1));
-                // SAFETY: every kernel takes two addresses and a count of 8 bytes each; within the
-                // count both addresses are of views, which the stream's order keeps until then.
+                // SAFETY: every kernel takes two addresses and a count of 8 bytes each, and those that
+                // narrow another count; within these both addresses are of views, which the stream's
+                // order keeps until then.
                 unsafe {
                     result::launch_kernel(function, grid, block, 0, stream, &mut parameters)?;
                 }
@@ -181,9 +199,15 @@ impl Limits {
     /// A limit that does less than it claims would be no limit.
     fn check(&self) -> Result<(), Failure> {
         // No multiple of what a block handles.
-        let values: Vec<u32> = (0..4 * 5003u32)
+        const ACCESSES: usize = 5003;
+        const WHOLE: usize = 2001;
+        const WORDS: usize = ACCESS_BYTES / size_of::<u32>();
+        let values: Vec<u32> = (0..(WORDS * ACCESSES) as u32)
             .map(|i| i.wrapping_mul(0x9e37_79b9))
             .collect();
+        let (whole, rest) = values.split_at(WORDS * WHOLE);
+        let halves = rest.chunks_exact(2).map(|words| words[0] ^ words[1]);
+        let narrowed: Vec<u32> = whole.iter().copied().chain(halves).collect();
         let launches = match self.dependent {
             Ok(_) => &[Launch::Ordinary, Launch::Dependent][..],
             Err(_) => &[Launch::Ordinary],
@@ -191,26 +215,22 @@ impl Limits {
         for pass in Pass::ALL {
             for &launch in launches {
                 let from = self.stream.clone_htod(&values)?;
+                let expected: Vec<u32> = match pass {
+                    Pass::Copy1 | Pass::Copy4 | Pass::Empty => values.clone(),
+                    Pass::Narrow1 | Pass::Narrow4 => narrowed.clone(),
+                    Pass::Update1 | Pass::Update4 => values.iter().map(|x| x ^ 1).collect(),
+                    Pass::Write | Pass::WriteAndTrigger => vec![0x3f80_3f80; values.len()],
+                };
                 let mut to = match pass {
                     Pass::Update1 | Pass::Update4 | Pass::Empty => from.clone(),
-                    _ => self.stream.alloc_zeros(values.len())?,
+                    _ => self.stream.alloc_zeros(expected.len())?,
                 };
                 let operands = Operands {
                     to: to.as_view_mut(),
                     from: pass.is_copy().then(|| from.as_view()),
                 };
                 self.enqueue(pass, launch, operands)?;
-                let expected = |value: u32| match pass {
-                    Pass::Copy1 | Pass::Copy4 | Pass::Empty => value,
-                    Pass::Update1 | Pass::Update4 => value ^ 1,
-                    Pass::Write | Pass::WriteAndTrigger => 0x3f80_3f80,
-                };
-                let got = self.stream.clone_dtoh(&to)?;
-                if got
-                    .iter()
-                    .zip(&values)
-                    .any(|(&got, &value)| got != expected(value))
-                {
+                if self.stream.clone_dtoh(&to)? != expected {
                     return Err(format!("the {} kernel is wrong", pass.kernel()).into());
                 }
             }
@@ -280,7 +300,7 @@ impl LaunchEx {
         function: CUfunction,
         blocks: u32,
         stream: CUstream,
-        parameters: &mut [*mut c_void; 3],
+        parameters: &mut [*mut c_void; 4],
     ) -> Result<(), Failure> {
         let attribute = LaunchAttribute {
             id: PROGRAMMATIC_STREAM_SERIALIZATION,

@@ -1,8 +1,9 @@
-//! The CUDA backend on the first GPU: q and k rotated in place, beside limits that move the same bytes in
-//! the same run. Without a GPU it says so and ends.
+//! The CUDA backend on the first GPU: q and k rotated in place, and serving steps from packed qkv to a
+//! written cache, beside limits that move the same bytes in the same run. Without a GPU it says so and ends.
 //!
 //! Each call is captured many times in a graph, whose replays are timed: what a model's step takes, without
-//! the host's part. The usual case is also timed as a stream of launches, and after another kernel.
+//! the host's part. The usual case is also timed as a stream of launches, and after another kernel. Before
+//! a serving step is timed, what it writes is held against the host's result, bit for bit.
 //!
 //! ```sh
 //! cargo bench --bench cuda -- --json FILE
@@ -15,6 +16,8 @@ mod limits;
 mod results;
 mod rotation;
 mod schedule;
+mod serving;
+mod steps;
 mod timer;
 
 use buffers::Buffers;
@@ -27,11 +30,13 @@ use phasor::{DeviceElement, Dtype, Pairing};
 use results::{Kind, Launch, Memory, Meta, PHASOR, Results, Row, Timed};
 use rotation::Rotation;
 use schedule::Group;
+use serving::{Layers, Serving};
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use steps::{Queries, Step};
 use timer::Timer;
 
 const USAGE: &str = "\
@@ -137,26 +142,15 @@ fn run(options: &Options) -> Result<bool, Failure> {
         }
         Err(error) => bench.skip(format!("limits: {error}")),
     }
-    bench.timer.warm_up()?;
-    for group in schedule::groups() {
-        if bench.is_late() {
-            bench.skip(format!("{}: all, as time is over", group.name()));
-            continue;
-        }
-        eprintln!("{}", group.name());
-        let measured = match group.dtype {
-            Dtype::F32 => bench.measure::<f32>(group),
-            Dtype::F16 => bench.measure::<f16>(group),
-            Dtype::Bf16 => bench.measure::<bf16>(group),
-            other => {
-                bench.skip(format!("{other} is not measured"));
-                continue;
-            }
-        };
-        if let Err(error) = measured {
-            bench.skip(format!("{}: {error}", group.name()));
-        }
+    if !bench.cuda.can_launch_dependently(Dtype::Bf16) {
+        bench.skip("dependent launches of phasor: compute capability 9.0 is needed".to_owned());
     }
+    bench.timer.warm_up()?;
+    // Those first that say most: time may run out.
+    let (usual, others) = schedule::groups().into_iter().partition(Group::is_usual);
+    bench.rotations(usual);
+    bench.all_steps();
+    bench.rotations(others);
 
     let results = Results {
         meta: Meta {
@@ -183,12 +177,17 @@ fn summary(results: &Results, loading: Duration) -> String {
     let Meta { device, image, .. } = &results.meta;
     let mut text = format!(
         "{device}, kernels of one element type loaded from {} in {:.1} ms.\n\n\
-         q and k of Llama-3-8B, bf16, half-split, in place: replays of a graph, on buffers that do not\n\
-         fit into L2 together.\n\n{}",
+         Replays of a graph, on buffers that do not fit into L2 together.\n\n\
+         ## q and k of {}, bf16, half-split, in place\n\n{}",
         image.as_deref().unwrap_or("nothing"),
         loading.as_secs_f64() * 1e3,
+        results::LLAMA,
         results::headlines(&results.rows)
     );
+    for step in results::steps(&results.rows) {
+        let table = results::headlines_of_step(&results.rows, step);
+        text += &format!("\n## {step}: {}, bf16, half-split\n\n{table}", steps::SHAPE);
+    }
     for reason in &results.meta.skipped {
         text += &format!("\nnot measured: {reason}");
     }
@@ -219,12 +218,116 @@ impl Bench {
         Instant::now() >= self.deadline
     }
 
+    fn rotations(&mut self, groups: Vec<Group>) {
+        for group in groups {
+            if self.is_late() {
+                self.skip(format!("{}: all, as time is over", group.name()));
+                continue;
+            }
+            eprintln!("{}", group.name());
+            let measured = match group.dtype {
+                Dtype::F32 => self.measure::<f32>(group),
+                Dtype::F16 => self.measure::<f16>(group),
+                Dtype::Bf16 => self.measure::<bf16>(group),
+                other => {
+                    self.skip(format!("{other} is not measured"));
+                    continue;
+                }
+            };
+            if let Err(error) = measured {
+                self.fail(format!("{}: {error}", group.name()));
+            }
+        }
+    }
+
+    fn all_steps(&mut self) {
+        for tokens in steps::TOKENS {
+            let name = format!("{}, bf16, tokens: {tokens}", steps::SHAPE);
+            if self.is_late() {
+                self.skip(format!("{name}: all steps, as time is over"));
+                continue;
+            }
+            eprintln!("{name}");
+            if let Err(error) = self.steps(tokens) {
+                self.fail(format!("{name}: {error}"));
+            }
+        }
+    }
+
+    /// All serving steps of so many tokens, each after its limits.
+    fn steps(&mut self, tokens: usize) -> Result<(), Failure> {
+        let mut layers = Layers::new(&self.stream, tokens, self.l2)?;
+        let mut limited = Vec::new();
+        for step in Step::all() {
+            if self.is_late() {
+                self.skip(format!(
+                    "{}, tokens: {tokens}: as time is over",
+                    step.name()
+                ));
+                continue;
+            }
+            let bytes = step.bytes(tokens);
+            let calls = schedule::calls(bytes / 2, layers.count);
+            if !limited.contains(&bytes) {
+                self.limits_of(step, tokens, calls, &mut layers);
+                limited.push(bytes);
+            }
+            let before = step.unwritten(tokens);
+            let expected = step.on_host(tokens, before.clone())?;
+            for mut serving in Serving::all(&self.cuda, &self.stream, step, tokens)? {
+                let contender = match step.queries {
+                    Queries::Elsewhere => "phasor, q elsewhere",
+                    Queries::InPlace | Queries::Codes => PHASOR,
+                };
+                let row = row_of_step(step, tokens, contender, Kind::Phasor, serving.launch);
+                self.record(row, |bench| {
+                    serving.check(&bench.stream, &mut layers, &before, &expected)?;
+                    bench.timer.replayed(calls, Memory::Cold, |stream, n| {
+                        let layer = n % layers.count;
+                        serving.enqueue(stream, &mut layers, layer)
+                    })
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Copy kernels of as many bytes as a step reads and writes.
+    fn limits_of(&mut self, step: Step, tokens: usize, calls: usize, layers: &mut Layers) {
+        let Some(limits) = self.limits.clone() else {
+            return;
+        };
+        let [read, written] = step.bytes_read_and_written(tokens);
+        let passes = match read == written {
+            true => [Pass::Copy1, Pass::Copy4],
+            false => [Pass::Narrow1, Pass::Narrow4],
+        };
+        for launch in launches(&limits) {
+            for pass in passes {
+                let mut row = row_of_step(step, tokens, &pass.contender(), Kind::Limit, launch);
+                (row.step, row.pairing) = (None, None);
+                self.record(row, |bench| {
+                    bench.timer.replayed(calls, Memory::Cold, |_, n| {
+                        let layer = n % layers.count;
+                        let (from, to) = layers.copy(step, layer);
+                        let from = Some(from);
+                        limits.enqueue(pass, launch, Operands { to, from })
+                    })
+                });
+            }
+        }
+    }
+
+    fn fail(&mut self, reason: String) {
+        self.skip(reason);
+        self.failed = true;
+    }
+
     fn measure<T: DeviceElement>(&mut self, group: Group) -> Result<(), Failure> {
-        let length = group.shape.lengths(group.tokens).iter().sum::<usize>();
-        let bytes = length * size_of::<T>();
+        let (length, bytes) = (group.length(), group.bytes());
         let count = schedule::cold_buffers(bytes, self.l2);
         let mut buffers = Buffers::<T>::new(&self.stream, length, count)?;
-        let rotations = Rotation::all(&self.cuda, group)?;
+        let rotations = Rotation::all(&self.cuda, &self.stream, group)?;
         for &memory in group.memories() {
             let used = match memory {
                 Memory::Cold => count,
@@ -384,7 +487,8 @@ impl Bench {
         let Row {
             contender, launch, ..
         } = &row;
-        let case = format!("{}, {}, tokens: {}", row.shape, row.dtype, row.tokens);
+        let what = row.step.as_ref().unwrap_or(&row.shape);
+        let case = format!("{what}, {}, tokens: {}", row.dtype, row.tokens);
         if self.is_late() {
             return self.skip(format!("{case}: the rest, as time is over"));
         }
@@ -398,8 +502,7 @@ impl Bench {
                 self.skip(format!("{contender}, {launch} launch: {error}"));
             }
             Err(error) => {
-                self.skip(format!("{contender}, {launch} launch, {case}: {error}"));
-                self.failed = true;
+                self.fail(format!("{contender}, {launch} launch, {case}: {error}"));
             }
         }
     }
@@ -430,8 +533,10 @@ impl Case {
             kind,
             shape: self.group.shape.name(),
             dtype: self.group.dtype.to_string(),
-            pairing: pairing.map(|pairing| pairing.name().replace('_', "-")),
+            pairing: pairing.map(name_of),
+            step: None,
             tokens: self.group.tokens,
+            bytes: Some(2 * self.group.bytes()),
             memory: self.memory,
             launch,
             timed: Timed::Graph,
@@ -443,6 +548,28 @@ impl Case {
         let pairing = Some(rotation.pairing);
         self.row(rotation.contender, Kind::Phasor, pairing, rotation.launch)
     }
+}
+
+fn row_of_step(step: Step, tokens: usize, contender: &str, kind: Kind, launch: Launch) -> Row {
+    Row {
+        contender: contender.to_owned(),
+        kind,
+        shape: steps::SHAPE.to_owned(),
+        dtype: Dtype::Bf16.to_string(),
+        pairing: Some(name_of(Pairing::HalfSplit)),
+        step: Some(step.name()),
+        tokens,
+        bytes: Some(step.bytes(tokens)),
+        memory: Memory::Cold,
+        launch,
+        timed: Timed::Graph,
+        us: 0.0,
+    }
+}
+
+/// As results have it.
+fn name_of(pairing: Pairing) -> String {
+    pairing.name().replace('_', "-")
 }
 
 /// The kinds that limits have here.

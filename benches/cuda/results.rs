@@ -51,7 +51,14 @@ pub struct Row {
     pub dtype: String,
     /// Limits have none.
     pub pairing: Option<String>,
+    /// What a serving step does, from packed qkv to a written cache. Otherwise q and k are rotated in place;
+    /// and limits serve all steps that move as many bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<String>,
     pub tokens: usize,
+    /// Bytes that a call has to read and to write, together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<usize>,
     pub memory: Memory,
     pub launch: Launch,
     pub timed: Timed,
@@ -88,6 +95,8 @@ pub enum Launch {
 }
 
 impl Launch {
+    pub const ALL: [Self; 3] = [Self::Ordinary, Self::Dependent, Self::DependentSettled];
+
     /// How others are launched that this is held against.
     fn of_others(self) -> Self {
         match self {
@@ -131,25 +140,55 @@ impl Row {
     pub fn is_headline(&self) -> bool {
         let pairing = self.pairing.as_deref().unwrap_or("half-split");
         self.is_cold_replay()
+            && self.step.is_none()
             && (self.shape.as_str(), self.dtype.as_str(), pairing) == (LLAMA, "bf16", "half-split")
     }
 }
 
 /// The short table: the copy kernel, phasor and the fastest peer by launch and tokens.
 pub fn headlines(rows: &[Row]) -> String {
-    headlines_of(
-        rows,
-        &[
-            Launch::Ordinary,
-            Launch::Dependent,
-            Launch::DependentSettled,
-        ],
-    )
+    headlines_of(rows, &Launch::ALL)
 }
 
 /// The same of some kinds of launches.
 pub fn headlines_of(rows: &[Row], launches: &[Launch]) -> String {
-    let rows: Vec<&Row> = rows.iter().filter(|row| row.is_headline()).collect();
+    short_table(&filtered(rows, Row::is_headline), launches)
+}
+
+/// The same of a serving step.
+pub fn headlines_of_step(rows: &[Row], step: &str) -> String {
+    let is_of_step = is_of_step(rows, step);
+    let rows = filtered(rows, |row| row.is_cold_replay() && is_of_step(row));
+    short_table(&rows, &Launch::ALL)
+}
+
+/// All serving steps that were measured, in the order of first occurrence.
+pub fn steps(rows: &[Row]) -> Vec<&str> {
+    let mut steps = Vec::new();
+    for step in rows.iter().filter_map(|row| row.step.as_deref()) {
+        if !steps.contains(&step) {
+            steps.push(step);
+        }
+    }
+    steps
+}
+
+/// Which rows are of a step: its own, and limits that move as many bytes.
+pub fn is_of_step<'a>(rows: &[Row], step: &'a str) -> impl Fn(&Row) -> bool + 'a + use<'a> {
+    let moved = |row: &Row| Some((row.shape.clone(), row.tokens, row.bytes?));
+    let own = filtered(rows, |row| row.step.as_deref() == Some(step));
+    let own: BTreeSet<_> = own.into_iter().filter_map(moved).collect();
+    move |row| match &row.step {
+        Some(other) => other == step,
+        None => row.kind == Kind::Limit && moved(row).is_some_and(|moved| own.contains(&moved)),
+    }
+}
+
+fn filtered(rows: &[Row], wanted: impl Fn(&Row) -> bool) -> Vec<&Row> {
+    rows.iter().filter(|row| wanted(row)).collect()
+}
+
+fn short_table(rows: &[&Row], launches: &[Launch]) -> String {
     let sizes: BTreeSet<usize> = rows.iter().map(|row| row.tokens).collect();
     let mut text = format!(
         "| launch | tokens | {COPY_KERNEL}, µs | phasor, µs | share of the copy's speed \

@@ -57,6 +57,16 @@ impl Group {
         format!("{shape}, {dtype}, tokens: {tokens}")
     }
 
+    /// Elements of q and k.
+    pub fn length(self) -> usize {
+        self.shape.lengths(self.tokens).iter().sum()
+    }
+
+    /// Their bytes.
+    pub fn bytes(self) -> usize {
+        self.length() * self.dtype.size()
+    }
+
     /// What fits into L2 even of small GPUs is measured there too.
     pub fn memories(self) -> &'static [Memory] {
         match self.tokens {
@@ -71,7 +81,7 @@ impl Group {
     }
 
     /// Whether calls are also measured on a stream, and on several axes.
-    pub fn is_usual(self) -> bool {
+    pub fn is_usual(&self) -> bool {
         self.shape == LLAMA && self.dtype == Dtype::Bf16
     }
 
@@ -81,7 +91,7 @@ impl Group {
     }
 }
 
-/// All groups, those first that say most: time may run out.
+/// All groups of rotations, those first that say most.
 pub fn groups() -> Vec<Group> {
     let all = [1, 32, 256, 2048, 8192, 32_768];
     let mut groups = Vec::new();
@@ -108,7 +118,7 @@ pub fn cold_buffers(bytes: usize, l2: usize) -> usize {
 
 /// Calls in a graph: whole rounds through the buffers.
 pub fn calls(bytes: usize, buffers: usize) -> usize {
-    // 3 TB/s, read and written, and 1 µs for the launch.
+    // As many read as written, at 3 TB/s, and 1 µs for the launch.
     let expected_us = 1 + 2 * bytes / 3_000_000;
     (REPLAY_US / expected_us)
         .clamp(FEWEST_CALLS, MOST_CALLS)

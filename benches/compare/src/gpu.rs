@@ -6,9 +6,15 @@ pub mod results;
 #[cfg(test)]
 #[path = "../../cuda/schedule.rs"]
 pub mod schedule;
+#[cfg(test)]
+#[path = "../../cuda/steps.rs"]
+pub mod steps;
 
 use crate::Failure;
-use results::{Kind, Launch, Memory, PHASOR, Results, Row, Timed, digits, headlines, thousands};
+use results::{
+    Kind, Launch, Memory, PHASOR, Results, Row, Timed, digits, headlines, headlines_of_step,
+    is_of_step, thousands,
+};
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -94,28 +100,19 @@ pub fn markdown(results: &Results, kernels_now: u32) -> String {
         text += &format!("{line}\n");
     }
     text += &format!("\n{}\n", age(results, kernels_now));
-    text += "\nMicroseconds of one call, in place: medians over replays of a CUDA graph of many calls, \
+    text += "\nMicroseconds of one call: medians over replays of a CUDA graph of many calls, \
              between two events. Unless a column says in L2, buffers are taken in turn that do not fit \
-             into L2 together. Limits move the bytes of q and k, once read and once written. Peers read \
+             into L2 together. Limits move the bytes of a call, once read and once written. Peers read \
              tables of cos and sin that were made beforehand, unless the name says otherwise; phasor \
              forms its angles in each call. A dependent launch may start before the kernels before it \
              are done, and waits for them before it reads what they may have written; with settled \
              positions, angles are formed before that.\n\n";
     text += &headlines(&results.rows);
+    text += &steps_section("##", results);
     for (shape, dtype, pairing) in cases(&results.rows) {
         let of = |timed: Timed| -> Vec<&Row> {
-            let mut rows: Vec<_> = results
-                .rows
-                .iter()
-                .filter(|row| row.timed == timed)
-                .collect();
-            rows.retain(|row| is_of(row, (shape, dtype, pairing)));
-            rows.sort_by_key(|row| match row.kind {
-                Kind::Limit => 0,
-                Kind::Phasor => 1,
-                Kind::Peer => 2,
-            });
-            rows
+            let is_wanted = |row: &Row| row.timed == timed && is_of(row, (shape, dtype, pairing));
+            by_kind(&results.rows, is_wanted)
         };
         text += &format!(
             "\n## {shape}, {dtype}, {pairing}\n\n{}",
@@ -152,12 +149,45 @@ pub fn markdown(results: &Results, kernels_now: u32) -> String {
     text
 }
 
+/// What is wanted of the rows: limits, then phasor, then peers.
+fn by_kind(rows: &[Row], is_wanted: impl Fn(&Row) -> bool) -> Vec<&Row> {
+    let mut rows: Vec<_> = rows.iter().filter(|row| is_wanted(row)).collect();
+    rows.sort_by_key(|row| match row.kind {
+        Kind::Limit => 0,
+        Kind::Phasor => 1,
+        Kind::Peer => 2,
+    });
+    rows
+}
+
+/// Serving steps, if any were measured: a short table and one of all contenders for each, with titles of
+/// this level.
+pub fn steps_section(level: &str, results: &Results) -> String {
+    let rows = &results.rows;
+    let steps = results::steps(rows);
+    let mut text = String::new();
+    for step in steps {
+        let of_step = by_kind(rows, is_of_step(rows, step));
+        let own = of_step.iter().find(|row| row.step.is_some());
+        let (shape, dtype) = own.map_or(("", ""), |row| (&row.shape, &row.dtype));
+        text += &format!("\n{level} {step}: {shape}, {dtype}\n\n");
+        if let Some(bytes) = own.and_then(|row| Some(row.bytes? / row.tokens)) {
+            text += &format!(
+                "From packed qkv; {} bytes a token, read and written together.\n\n",
+                thousands(bytes)
+            );
+        }
+        text += &format!("{}\n{}", headlines_of_step(rows, step), table(&of_step));
+    }
+    text
+}
+
 type CaseOf<'a> = (&'a str, &'a str, &'a str);
 
-/// What has rows of its own besides limits, in the order of first occurrence.
+/// Rotations of q and k that have rows of their own besides limits, in the order of first occurrence.
 fn cases(rows: &[Row]) -> Vec<CaseOf<'_>> {
     let mut cases = Vec::new();
-    for row in rows {
+    for row in rows.iter().filter(|row| row.step.is_none()) {
         if let Some(pairing) = &row.pairing {
             let case = (row.shape.as_str(), row.dtype.as_str(), pairing.as_str());
             if !cases.contains(&case) {
@@ -172,6 +202,7 @@ fn cases(rows: &[Row]) -> Vec<CaseOf<'_>> {
 fn is_of(row: &Row, (shape, dtype, pairing): CaseOf<'_>) -> bool {
     let is_wide = |dtype: &str| dtype == "f32";
     row.shape == shape
+        && row.step.is_none()
         && match &row.pairing {
             Some(own) => (row.dtype.as_str(), own.as_str()) == (dtype, pairing),
             None => is_wide(&row.dtype) == is_wide(dtype),
@@ -236,7 +267,9 @@ pub mod tests {
             shape: results::LLAMA.to_owned(),
             dtype: "bf16".to_owned(),
             pairing,
+            step: None,
             tokens,
+            bytes: None,
             memory: Memory::Cold,
             launch,
             timed: Timed::Graph,
@@ -363,13 +396,7 @@ pub mod tests {
     fn what_is_cold_does_not_fit_into_l2_or_has_one_turn_a_replay() {
         let l2 = 50 << 20;
         for group in schedule::groups() {
-            let length: usize = group.shape.lengths(group.tokens).iter().sum();
-            let bytes = length
-                * if group.dtype == phasor::Dtype::F32 {
-                    4
-                } else {
-                    2
-                };
+            let bytes = group.bytes();
             let buffers = schedule::cold_buffers(bytes, l2);
             let calls = schedule::calls(bytes, buffers);
             let is_past_l2 = buffers > 1 && buffers * bytes > 4 * l2;
@@ -396,7 +423,7 @@ pub mod tests {
     fn the_usual_case_of_the_bench_is_the_one_of_the_short_table() {
         let usual = schedule::groups()
             .into_iter()
-            .filter(|group| group.is_usual());
+            .filter(schedule::Group::is_usual);
         let mut sizes = Vec::new();
         for group in usual {
             let mut row = row(PHASOR, Kind::Phasor, Launch::Ordinary, group.tokens, 1.0);
@@ -406,6 +433,156 @@ pub mod tests {
             sizes.push(group.tokens);
         }
         assert_eq!(sizes, [1, 32, 256, 2048, 8192, 32_768]);
+    }
+
+    #[test]
+    fn steps_are_shown_beside_limits_of_as_many_bytes() {
+        let mut results = results();
+        let step = |contender: &str, kind, launch, us| {
+            let mut row = row(contender, kind, launch, 1, us);
+            (row.shape, row.bytes) = (steps::SHAPE.to_owned(), Some(24_576));
+            row.step = (kind != Kind::Limit).then(|| "a step".to_owned());
+            row
+        };
+        let mut others = step("copy kernel, other bytes", Kind::Limit, Launch::Ordinary, 0.1);
+        others.bytes = Some(18_432);
+        let mut another = step(PHASOR, Kind::Phasor, Launch::Ordinary, 0.2);
+        another.step = Some("another step".to_owned());
+        let before = markdown(&results, 0);
+        results.rows.extend([
+            step("copy kernel, slow", Kind::Limit, Launch::Ordinary, 1.5),
+            step("copy kernel, fast", Kind::Limit, Launch::Ordinary, 1.25),
+            others,
+            step("phasor, q elsewhere", Kind::Phasor, Launch::Ordinary, 0.3),
+            step(PHASOR, Kind::Phasor, Launch::Ordinary, 2.5),
+            step("a peer", Kind::Peer, Launch::Ordinary, 5.0),
+            another,
+        ]);
+        let text = markdown(&results, 0);
+        assert_eq!(headlines(&results.rows), headlines(&super::tests::results().rows));
+        let (start, rest) = text.split_once("\n## a step: 32+8+8 heads of 128, bf16\n").unwrap();
+        assert!(before.starts_with(start));
+        let (own, rest) = rest.split_once("\n## another step: ").unwrap();
+        let (_, rest) = rest.split_once("\n## ").unwrap();
+        assert!(before.ends_with(rest), "rotations are shown as before: {rest}");
+        assert!(own.contains("24,576 bytes a token"), "{own}");
+        assert!(
+            own.contains("| ordinary | 1 | 1.25 | 2.50 | 0.50 | a peer | 5.00 | 2.00x |"),
+            "{own}"
+        );
+        assert!(own.contains("| phasor, q elsewhere | ordinary | 0.30 |"), "{own}");
+        assert!(!own.contains("other bytes"), "{own}");
+        let again: Results = results.to_string().parse().unwrap();
+        assert_eq!(markdown(&again, 0), text);
+    }
+
+    #[test]
+    fn a_step_writes_as_many_bytes_as_are_counted() {
+        for step in steps::Step::all() {
+            // Not all slots of the last page have a token.
+            for tokens in [1, 35] {
+                let [read, written] = step.bytes_read_and_written(tokens);
+                assert_eq!(read, 2 * tokens * steps::QKV);
+                assert_eq!(step.bytes(tokens), read + written);
+                let filled = |with: u8| {
+                    let mut before = step.unwritten(tokens);
+                    before.q.fill(half::bf16::from_bits(u16::from_ne_bytes([with; 2])));
+                    before.q_codes.fill(with);
+                    before.caches.iter_mut().for_each(|cache| cache.fill(with));
+                    step.on_host(tokens, before).unwrap()
+                };
+                // What is written is the same, whatever was there.
+                let [a, b] = [0x00, 0xff].map(filled);
+                let same = |a: &[u8], b: &[u8]| a.iter().zip(b).filter(|(a, b)| a == b).count();
+                let elements = a.q.iter().zip(&b.q).filter(|(a, b)| a.to_bits() == b.to_bits());
+                let elsewhere = 2 * elements.count()
+                    + same(&a.q_codes, &b.q_codes)
+                    + same(&a.caches[0], &b.caches[0])
+                    + same(&a.caches[1], &b.caches[1]);
+                let before = step.unwritten(tokens).qkv;
+                let is_q = |i: usize| i % steps::QKV < steps::Q;
+                let mut in_place = 0;
+                for (i, (before, after)) in before.iter().zip(&a.qkv).enumerate() {
+                    let is_written = is_q(i) && step.queries == steps::Queries::InPlace;
+                    in_place += 2 * usize::from(is_written);
+                    assert!(is_written || before.to_bits() == after.to_bits());
+                }
+                assert_eq!(elsewhere + in_place, written, "{}", step.name());
+                let moved = before.iter().zip(&a.qkv).filter(|(a, b)| a != b).count();
+                assert!(moved > in_place / 3, "{}: {moved}", step.name());
+            }
+        }
+    }
+
+    /// Held against q and k that are rotated apart from any step.
+    #[test]
+    fn a_step_stores_rotated_keys_where_slots_say() {
+        use ::phasor::{Host, InOut, Layout, Positions, Problem};
+        let (tokens, head_dim) = (35, schedule::HEAD_DIM);
+        let step = steps::Step::all().next().unwrap();
+        let written = step.on_host(tokens, step.unwritten(tokens)).unwrap();
+        let qkv = steps::qkv(tokens);
+        let heads = |range: std::ops::Range<usize>| -> Vec<half::bf16> {
+            let tokens = qkv.chunks_exact(steps::QKV);
+            let dims = range.start * head_dim..range.end * head_dim;
+            tokens.flat_map(|token| token[dims.clone()].to_vec()).collect()
+        };
+        let (mut q, mut k, v) = (heads(0..32), heads(32..40), heads(40..48));
+        let rotator = Host::new().rotator(&steps::rope().unwrap());
+        let problem = Problem::new(phasor::Dtype::Bf16)
+            .q(Layout::tokens(tokens, 32, head_dim))
+            .k(Layout::tokens(tokens, 8, head_dim));
+        let plan = rotator.plan(&problem).unwrap();
+        let (q_given, k_given) = (InOut::InPlace(&mut q[..]), InOut::InPlace(&mut k[..]));
+        let start = Positions::start(1000);
+        rotator.rotate(&plan, Some(q_given), Some(k_given), start).unwrap();
+        let bytes = |x: &[half::bf16]| -> Vec<u8> {
+            x.iter().flat_map(|x| x.to_bits().to_ne_bytes()).collect()
+        };
+        let slots = steps::slots(tokens);
+        let distinct: BTreeSet<_> = slots.iter().collect();
+        assert_eq!(distinct.len(), tokens);
+        for (t, &slot) in slots.iter().enumerate() {
+            let own = &written.qkv[t * steps::QKV..][..steps::Q];
+            assert_eq!(bytes(own), bytes(&q[t * steps::Q..][..steps::Q]));
+            let slot = 2 * slot as usize * 8 * head_dim..2 * (slot as usize + 1) * 8 * head_dim;
+            for (cache, rows) in written.caches.iter().zip([&k, &v]) {
+                let row = &rows[t * 8 * head_dim..][..8 * head_dim];
+                assert_eq!(cache[slot.clone()], bytes(row), "token {t}");
+            }
+        }
+    }
+
+    #[test]
+    fn other_bits_of_a_step_are_noticed() {
+        let step = steps::Step::all().last().unwrap();
+        let written = step.on_host(2, step.unwritten(2)).unwrap();
+        assert_eq!(written.difference(&written.clone()), None);
+        let (mut a, mut b, mut c) = (written.clone(), written.clone(), written.clone());
+        a.qkv[7] = -a.qkv[7];
+        b.q_codes[2 * steps::Q - 1] ^= 1;
+        c.caches[1][0] ^= 0x80;
+        assert_eq!(written.difference(&a), Some("qkv"));
+        assert_eq!(written.difference(&b), Some("the codes of q"));
+        assert_eq!(written.difference(&c), Some("the cache of values"));
+    }
+
+    #[test]
+    fn steps_are_cold_and_have_names_of_their_own() {
+        let l2 = 50 << 20;
+        let mut seen = Vec::new();
+        for step in steps::Step::all() {
+            let row = (step.name(), step.queries == steps::Queries::Elsewhere);
+            assert!(!seen.contains(&row), "{row:?}");
+            seen.push(row);
+            for tokens in steps::TOKENS {
+                let qkv = 2 * tokens * steps::QKV;
+                let layers = schedule::cold_buffers(qkv, l2);
+                let calls = schedule::calls(step.bytes(tokens) / 2, layers);
+                assert!(layers * qkv > 4 * l2 || calls == layers, "{tokens} tokens");
+                assert_eq!(calls % layers, 0, "{tokens} tokens");
+            }
+        }
     }
 
     #[test]

@@ -287,7 +287,9 @@ fn gpu_section(link: &str, results: &[Published<Results>], kernels: u32) -> Stri
         text += &format!("{}\n\n", gpu::conditions(report).join("\n"));
         text += &format!("**{}**\n\n", gpu::age(report, kernels));
         text += &headlines(&report.rows);
-        text += &format!("\n![{}]({link}/{stem}.svg)\n\n", alternative(GPU));
+        text += &format!("\n![{}]({link}/{stem}.svg)\n", alternative(GPU));
+        text += &gpu::steps_section("####", report);
+        text += "\n";
         text += &format!(
             "[All sizes, types, pairings, limits and peers, in L2 too]({link}/{stem}.md);\n\
              [the results as data]({link}/{stem}.json).\n"

@@ -106,8 +106,7 @@ fn peers_are_measured_where_phasor_is_and_as_often() {
     let mut ours = Vec::new();
     for group in schedule::groups() {
         let (shape, dtype, tokens) = (group.shape.name(), group.dtype, group.tokens);
-        let size = if dtype == Dtype::F32 { 4 } else { 2 };
-        let bytes = size * group.shape.lengths(tokens).iter().sum::<usize>();
+        let bytes = group.bytes();
         for &memory in group.memories() {
             let (memory, count) = match memory {
                 Memory::Cold => ("cold", schedule::cold_buffers(bytes, l2)),
@@ -162,7 +161,8 @@ fn check(folder: &Folder, tests: &str, bench: &str, seconds: &str) -> Output {
 const BENCH: &str = "[ \"$1\" = --seconds ] && [ \"$3\" = --json ] && echo \"$5 $6 $7 $8\" >\"$4\"\n\
     echo '32+8 heads of 128, bf16, tokens: 1' >&2\n\
     echo 'NVIDIA Fake, kernels of one element type loaded from PTX compute_90 in 1.5 ms.'\n\
-    echo '| launch | tokens |'; echo '|---|--:|'; echo '| ordinary | 1 |'\n\
+    echo '## q and k'; echo; echo '| launch | tokens |'; echo '|---|--:|'; echo '| ordinary | 1 |'\n\
+    echo; echo '## a step'; echo; echo '| step | 1 |'\n\
     echo 'not measured: limits: too old'";
 
 #[test]
@@ -187,6 +187,8 @@ fn the_check_of_a_gpu_sums_up_what_ran() {
             "{line}\n{printed}"
         );
     }
+    assert!(printed.contains("\n\n## q and k\n\n| launch | tokens |\n|---|--:|\n| ordinary | 1 |\n\n## a step\n\n| step | 1 |\n"));
+    assert!(!printed.contains("candle"), "{printed}");
     let summary = fs::read_to_string(folder.0.join("out.md")).unwrap();
     assert!(summary.starts_with("# NVIDIA Fake") && printed.contains(&summary));
     let json = fs::read_to_string(folder.0.join("out.json")).unwrap();

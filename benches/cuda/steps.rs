@@ -17,7 +17,8 @@ pub const SHAPE: &str = "32+8+8 heads of 128";
 const Q_HEADS: usize = 32;
 const KV_HEADS: usize = 8;
 const HEADS: usize = Q_HEADS + 2 * KV_HEADS;
-const PAGE: usize = 16;
+/// Slots of a page.
+pub const PAGE: usize = 16;
 /// Of elements of a token: q, k and v.
 pub const QKV: usize = HEADS * HEAD_DIM;
 pub const Q: usize = Q_HEADS * HEAD_DIM;

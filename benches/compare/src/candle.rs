@@ -114,8 +114,7 @@ mod tests {
 
                 let rope = Rope::new(Frequencies::from_theta(THETA, rotary_dim)?, pairing);
                 let rotator = Host::new().rotator(&rope);
-                let problem =
-                    Problem::new(Dtype::F32).q(Layout::bhsd(sequences, tokens, 2, 8));
+                let problem = Problem::new(Dtype::F32).q(Layout::bhsd(sequences, tokens, 2, 8));
                 let mut expected: Vec<f32> = values(case.q_len()).collect();
                 rotator.rotate(
                     &rotator.plan(&problem)?,

@@ -258,6 +258,7 @@ fn table(rows: &[&Row]) -> String {
 pub mod tests {
     use super::results::Meta;
     use super::*;
+    use ::phasor::half;
 
     fn row(contender: &str, kind: Kind, launch: Launch, tokens: usize, us: f64) -> Row {
         let pairing = (kind != Kind::Limit).then(|| "half-split".to_owned());
@@ -444,7 +445,12 @@ pub mod tests {
             row.step = (kind != Kind::Limit).then(|| "a step".to_owned());
             row
         };
-        let mut others = step("copy kernel, other bytes", Kind::Limit, Launch::Ordinary, 0.1);
+        let mut others = step(
+            "copy kernel, other bytes",
+            Kind::Limit,
+            Launch::Ordinary,
+            0.1,
+        );
         others.bytes = Some(18_432);
         let mut another = step(PHASOR, Kind::Phasor, Launch::Ordinary, 0.2);
         another.step = Some("another step".to_owned());
@@ -459,18 +465,29 @@ pub mod tests {
             another,
         ]);
         let text = markdown(&results, 0);
-        assert_eq!(headlines(&results.rows), headlines(&super::tests::results().rows));
-        let (start, rest) = text.split_once("\n## a step: 32+8+8 heads of 128, bf16\n").unwrap();
+        assert_eq!(
+            headlines(&results.rows),
+            headlines(&super::tests::results().rows)
+        );
+        let (start, rest) = text
+            .split_once("\n## a step: 32+8+8 heads of 128, bf16\n")
+            .unwrap();
         assert!(before.starts_with(start));
         let (own, rest) = rest.split_once("\n## another step: ").unwrap();
         let (_, rest) = rest.split_once("\n## ").unwrap();
-        assert!(before.ends_with(rest), "rotations are shown as before: {rest}");
+        assert!(
+            before.ends_with(rest),
+            "rotations are shown as before: {rest}"
+        );
         assert!(own.contains("24,576 bytes a token"), "{own}");
         assert!(
             own.contains("| ordinary | 1 | 1.25 | 2.50 | 0.50 | a peer | 5.00 | 2.00x |"),
             "{own}"
         );
-        assert!(own.contains("| phasor, q elsewhere | ordinary | 0.30 |"), "{own}");
+        assert!(
+            own.contains("| phasor, q elsewhere | ordinary | 0.30 |"),
+            "{own}"
+        );
         assert!(!own.contains("other bytes"), "{own}");
         let again: Results = results.to_string().parse().unwrap();
         assert_eq!(markdown(&again, 0), text);
@@ -486,7 +503,9 @@ pub mod tests {
                 assert_eq!(step.bytes(tokens), read + written);
                 let filled = |with: u8| {
                     let mut before = step.unwritten(tokens);
-                    before.q.fill(half::bf16::from_bits(u16::from_ne_bytes([with; 2])));
+                    before
+                        .q
+                        .fill(half::bf16::from_bits(u16::from_ne_bytes([with; 2])));
                     before.q_codes.fill(with);
                     before.caches.iter_mut().for_each(|cache| cache.fill(with));
                     step.on_host(tokens, before).unwrap()
@@ -494,7 +513,10 @@ pub mod tests {
                 // What is written is the same, whatever was there.
                 let [a, b] = [0x00, 0xff].map(filled);
                 let same = |a: &[u8], b: &[u8]| a.iter().zip(b).filter(|(a, b)| a == b).count();
-                let elements = a.q.iter().zip(&b.q).filter(|(a, b)| a.to_bits() == b.to_bits());
+                let elements =
+                    a.q.iter()
+                        .zip(&b.q)
+                        .filter(|(a, b)| a.to_bits() == b.to_bits());
                 let elsewhere = 2 * elements.count()
                     + same(&a.q_codes, &b.q_codes)
                     + same(&a.caches[0], &b.caches[0])
@@ -509,7 +531,7 @@ pub mod tests {
                 }
                 assert_eq!(elsewhere + in_place, written, "{}", step.name());
                 let moved = before.iter().zip(&a.qkv).filter(|(a, b)| a != b).count();
-                assert!(moved > in_place / 3, "{}: {moved}", step.name());
+                assert!(3 * moved >= in_place, "{}: {moved}", step.name());
             }
         }
     }
@@ -525,7 +547,9 @@ pub mod tests {
         let heads = |range: std::ops::Range<usize>| -> Vec<half::bf16> {
             let tokens = qkv.chunks_exact(steps::QKV);
             let dims = range.start * head_dim..range.end * head_dim;
-            tokens.flat_map(|token| token[dims.clone()].to_vec()).collect()
+            tokens
+                .flat_map(|token| token[dims.clone()].to_vec())
+                .collect()
         };
         let (mut q, mut k, v) = (heads(0..32), heads(32..40), heads(40..48));
         let rotator = Host::new().rotator(&steps::rope().unwrap());
@@ -535,7 +559,9 @@ pub mod tests {
         let plan = rotator.plan(&problem).unwrap();
         let (q_given, k_given) = (InOut::InPlace(&mut q[..]), InOut::InPlace(&mut k[..]));
         let start = Positions::start(1000);
-        rotator.rotate(&plan, Some(q_given), Some(k_given), start).unwrap();
+        rotator
+            .rotate(&plan, Some(q_given), Some(k_given), start)
+            .unwrap();
         let bytes = |x: &[half::bf16]| -> Vec<u8> {
             x.iter().flat_map(|x| x.to_bits().to_ne_bytes()).collect()
         };

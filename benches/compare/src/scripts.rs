@@ -1,8 +1,8 @@
 //! The scripts that measure on a GPU, as far as they go without one.
 
-use crate::gpu::results::{Memory, Results};
+use crate::gpu::results::{self, Memory, Results};
+use crate::gpu::steps::{self, Queries, Step};
 use crate::gpu::{schedule, tests::results};
-use phasor::Dtype;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -123,6 +123,76 @@ fn peers_are_measured_where_phasor_is_and_as_often() {
     theirs.sort();
     ours.sort();
     assert_eq!(theirs, ours);
+}
+
+#[test]
+fn peers_do_the_steps_that_phasor_does_as_often() {
+    let l2 = 60 << 20;
+    let printed = python(
+        "for c in g.step_cases():\n\
+         \x20   count = g.cold_buffers(2 * c.qkv, 60 << 20)\n\
+         \x20   calls = g.calls(c.moved // 2, count, 1)\n\
+         \x20   print(c.step, c.shape, c.dtype, c.tokens, c.moved, count, max(calls, count), sep='|')\n\
+         print(g.SLOT_STRIDE, g.SCALE, g.PAGE)",
+        &[],
+    );
+    let mut ours = Vec::new();
+    for tokens in steps::TOKENS {
+        // Where q goes makes no other step of it.
+        for step in Step::all().filter(|step| step.queries != Queries::Elsewhere) {
+            let (name, shape, bytes) = (step.name(), steps::SHAPE, step.bytes(tokens));
+            let layers = schedule::cold_buffers(2 * tokens * steps::QKV, l2);
+            let calls = schedule::calls(bytes / 2, layers);
+            ours.push(format!(
+                "{name}|{shape}|bf16|{tokens}|{bytes}|{layers}|{calls}"
+            ));
+        }
+    }
+    let in_pages = Step::all().last().unwrap();
+    ours.push(format!(
+        "{} {} {}",
+        steps::slots(8192)[1],
+        1.0 / in_pages.scale(),
+        steps::PAGE
+    ));
+    assert_eq!(printed.lines().collect::<Vec<_>>(), ours);
+}
+
+#[test]
+fn what_is_measured_of_peers_can_be_read_and_shown() {
+    let folder = Folder::new("measured");
+    let path = folder.write("gpu-a.json", &results().to_string());
+    python(
+        "from types import SimpleNamespace as N\n\
+         torch = N(cuda=N(get_device_capability=lambda: (9, 0)))\n\
+         timer = N(replayed=lambda number, cold, call: (call(number), 2.5)[1])\n\
+         by_name = lambda all, name: next(c for c in all if c.name == name)\n\
+         path, rows = Path(sys.argv[1]), []\n\
+         for case, contender in (\n\
+         \x20   (g.cases()[0], by_name(g.CONTENDERS, 'vLLM')),\n\
+         \x20   (g.step_cases()[0], by_name(g.STEP_CONTENDERS, 'SGLang, one launch')),\n\
+         ):\n\
+         \x20   rows += g.measured(torch, timer, case, contender, 4, lambda n: n)\n\
+         g.save(path, g.merged(json.loads(path.read_text()), rows, {}, []))",
+        &[&path],
+    );
+    let written = fs::read_to_string(&path).unwrap();
+    let after: Results = written.parse().unwrap();
+    assert_eq!(after.to_string(), written);
+    let step = Step::all().next().unwrap().name();
+    assert_eq!(results::steps(&after.rows), [&step]);
+    let table = results::headlines_of_step(&after.rows, &step);
+    assert!(
+        table.ends_with("| dependent | 1 |  |  |  | SGLang, one launch | 2.50 |  |\n"),
+        "{table}"
+    );
+    let vllm: Vec<_> = after
+        .rows
+        .iter()
+        .filter(|row| row.contender == "vLLM")
+        .collect();
+    assert!(matches!(vllm[..], [cold, l2] if cold.is_headline() && l2.memory == Memory::L2));
+    assert_eq!(vllm[0].bytes, Some(2 * 40 * 128 * 2));
 }
 
 /// `gpu-check` of a bundle whose programs are these.

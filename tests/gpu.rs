@@ -5,10 +5,13 @@
 
 #[path = "support/call_layout.rs"]
 mod call_layout;
+#[path = "support/gpu.rs"]
+mod gpu;
 #[path = "support/kernel_cases.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod kernel_cases;
 
+use gpu::{context, images, short};
 use kernel_cases::{
     Bits, Case, MODES, Outcome, Rng, TensorCase, TypedIds, Wish, random_case, random_elements, raw,
     typed,
@@ -16,7 +19,7 @@ use kernel_cases::{
 use phasor::call::{RawPositions, TensorAddresses};
 use phasor::cuda::{
     Cuda, CudaIds, CudaInOut, CudaKeyScales, CudaPositions, CudaRotator, CudaStep, CudaWeights,
-    KernelImage, LaunchMode, device_count,
+    KernelImage, LaunchMode,
 };
 use phasor::cudarc::driver::sys::{self, CUgraphInstantiate_flags, CUstreamCaptureMode};
 use phasor::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
@@ -28,76 +31,7 @@ use phasor::{
     HostWeights, IdType, Ids, InOut, Isa, KeyScales, KvCacheLayout, Layout, Pairing, Positions,
     Problem, Rope, ScaleLayout, SlotRange, Slots, SlotsIn, Stages, Stored, StoredCodes,
 };
-use std::io::Write;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// A context on the first GPU, for one test at a time: they share the device's primary context,
-/// where one test's synchronising or allocating would disturb another's capture.
-struct Turn {
-    context: Arc<CudaContext>,
-    _turn: MutexGuard<'static, ()>,
-}
-
-impl std::ops::Deref for Turn {
-    type Target = Arc<CudaContext>;
-    fn deref(&self) -> &Self::Target {
-        &self.context
-    }
-}
-
-/// `None`, said aloud, where there is no GPU.
-fn context() -> Option<Turn> {
-    static TURN: Mutex<()> = Mutex::new(());
-    let found = match device_count() {
-        Ok(0) => Err("the driver lists no device".to_string()),
-        Ok(_) => Ok(()),
-        Err(error) => Err(error.to_string()),
-    };
-    match found {
-        Ok(()) => Some(Turn {
-            // A test that failed has nothing that another needs.
-            _turn: TURN.lock().unwrap_or_else(PoisonError::into_inner),
-            context: CudaContext::new(0).expect("the first device opens"),
-        }),
-        Err(reason) => {
-            assert!(
-                std::env::var("PHASOR_REQUIRE_GPU").as_deref() != Ok("1"),
-                "PHASOR_REQUIRE_GPU=1, but there is no GPU: {reason}"
-            );
-            // Straight to stderr, which the test harness does not swallow; once is enough.
-            static SAID: std::sync::Once = std::sync::Once::new();
-            SAID.call_once(|| {
-                let _ = writeln!(std::io::stderr(), "GPU tests are skipped: {reason}");
-            });
-            None
-        }
-    }
-}
-
-fn short() -> bool {
-    std::env::var("PHASOR_GPU_SHORT").as_deref() == Ok("1")
-}
-
-/// Every image that this build has for this device.
-fn images(context: &Arc<CudaContext>) -> Vec<(KernelImage, Cuda)> {
-    let loaded: Vec<_> = KernelImage::ALL
-        .into_iter()
-        .filter_map(|image| {
-            let cuda = Cuda::with_image(context, &Dtype::ALL, image);
-            if let Err(error) = &cuda {
-                println!("{image} is left out: {error}");
-            }
-            Some((image, cuda.ok()?))
-        })
-        .collect();
-    assert!(
-        loaded
-            .iter()
-            .any(|(image, _)| *image != KernelImage::Fatbin),
-        "the prebuilt PTX loads on every supported GPU"
-    );
-    loaded
-}
+use std::sync::Arc;
 
 /// Ids on the device.
 enum DeviceIds {
@@ -251,7 +185,7 @@ fn random_cases_equal_the_host_bit_for_bit() {
     let Some(context) = context() else { return };
     let stream = context.default_stream();
     let count = if short() { 40 } else { 1500 };
-    for (image, cuda) in images(&context) {
+    for (image, cuda) in images(&context, &Dtype::ALL) {
         for seed in 0..count {
             let case = random_case(&mut Rng(seed), Wish::default());
             let expected = case.on_host(Isa::best());
@@ -266,7 +200,7 @@ fn every_head_dim_equals_the_host_bit_for_bit() {
     let Some(context) = context() else { return };
     let stream = context.default_stream();
     let step = if short() { 62 } else { 2 };
-    for (image, cuda) in images(&context) {
+    for (image, cuda) in images(&context, &Dtype::ALL) {
         for head_dim in (2..=512).step_by(step) {
             for aligned in [false, true] {
                 if aligned && head_dim % 16 != 0 {
@@ -446,7 +380,7 @@ fn dependent_launches_see_what_earlier_ones_wrote() {
     let stream = context.new_stream().unwrap();
     let (major, _) = context.compute_capability().unwrap();
     const CHAIN: i64 = 20;
-    for (image, cuda) in images(&context) {
+    for (image, cuda) in images(&context, &[Dtype::Bf16]) {
         let dependent = cuda.can_launch_dependently(Dtype::Bf16);
         match image {
             KernelImage::PtxCompute75 | KernelImage::PtxCompute80 => assert!(!dependent),
@@ -561,8 +495,9 @@ impl ServingStep {
             .collect()
     }
 
-    /// q, k and v; the caches; and their scales, as bytes of a buffer that has room for elements.
-    fn on_host(
+    /// q, k and v; the caches; and their scales, as bytes of a buffer that has room for elements: after two
+    /// steps, the second of which finds q as the first left it.
+    fn twice_on_host(
         &self,
         rotator: &HostRotator,
         staged: bool,
@@ -572,21 +507,24 @@ impl ServingStep {
         let mut caches = [0; 2].map(|_| vec![0u8; 2 * Self::CACHE]);
         let mut scales = [0; 2].map(|_| vec![0f32; Self::CACHE / 128]);
         let gamma = Self::gamma();
-        let positions = Positions::start_per_sequence(&self.lengths).cu_seqlens(&self.cu_seqlens);
-        let ([k, v], [k_scales, v_scales]) = (&mut caches, &mut scales);
-        let mut step = HostStep::new(positions)
-            .buffer(&mut qkv[..])
-            .k_cache(k)
-            .v_cache(v)
-            .slots(Slots::page_table(&self.pages, &self.lengths));
-        if staged {
-            step = step
-                .q_weights(HostWeights::new().norm(&gamma[..]))
-                .k_weights(HostWeights::new().norm(&gamma[..]))
-                .k_scales(k_scales)
-                .v_scales(v_scales);
+        for _ in 0..2 {
+            let positions =
+                Positions::start_per_sequence(&self.lengths).cu_seqlens(&self.cu_seqlens);
+            let ([k, v], [k_scales, v_scales]) = (&mut caches, &mut scales);
+            let mut step = HostStep::new(positions)
+                .buffer(&mut qkv[..])
+                .k_cache(k)
+                .v_cache(v)
+                .slots(Slots::page_table(&self.pages, &self.lengths));
+            if staged {
+                step = step
+                    .q_weights(HostWeights::new().norm(&gamma[..]))
+                    .k_weights(HostWeights::new().norm(&gamma[..]))
+                    .k_scales(k_scales)
+                    .v_scales(v_scales);
+            }
+            assert_eq!(rotator.step(&plan, step), Ok(Stored::NotAll));
         }
-        assert_eq!(rotator.step(&plan, step), Ok(Stored::NotAll));
         (qkv, caches, scales)
     }
 }
@@ -601,10 +539,13 @@ fn a_serving_step_equals_the_host_and_replays_with_new_pages() {
         Pairing::HalfSplit,
     );
     let host = Host::new().rotator(&rope);
-    for (image, cuda) in images(&context) {
-        for staged in [false, true] {
+    for (image, cuda) in images(&context, &[Dtype::Bf16]) {
+        for (staged, mode) in [false, true]
+            .into_iter()
+            .flat_map(|staged| MODES.map(|mode| (staged, mode)))
+        {
             let stream = context.new_stream().unwrap();
-            let rotator = cuda.rotator(&rope).unwrap();
+            let rotator = cuda.rotator(&rope).unwrap().with_launch_mode(mode);
             let plan = rotator.plan(&ServingStep::problem(staged)).unwrap();
             let mut report = cuda.report().unwrap();
             let first = ServingStep::new(1);
@@ -621,21 +562,24 @@ fn a_serving_step_equals_the_host_and_replays_with_new_pages() {
             stream
                 .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED)
                 .unwrap();
-            let positions = CudaPositions::start_per_sequence(&lengths).cu_seqlens(&cu_seqlens);
-            let ([k, v], [k_scales, v_scales]) = (&mut caches, &mut scales);
-            let mut step = CudaStep::new(positions)
-                .buffer(qkv.as_view_mut())
-                .k_cache(k)
-                .v_cache(v)
-                .slots(SlotsIn::page_table(&pages, &lengths));
-            if staged {
-                step = step
-                    .q_weights(CudaWeights::new().norm(gamma.as_view()))
-                    .k_weights(CudaWeights::new().norm(gamma.as_view()))
-                    .k_scales(k_scales)
-                    .v_scales(v_scales);
+            // A dependent launch has one before it then that writes what it reads.
+            for _ in 0..2 {
+                let positions = CudaPositions::start_per_sequence(&lengths).cu_seqlens(&cu_seqlens);
+                let ([k, v], [k_scales, v_scales]) = (&mut caches, &mut scales);
+                let mut step = CudaStep::new(positions)
+                    .buffer(qkv.as_view_mut())
+                    .k_cache(k)
+                    .v_cache(v)
+                    .slots(SlotsIn::page_table(&pages, &lengths));
+                if staged {
+                    step = step
+                        .q_weights(CudaWeights::new().norm(gamma.as_view()))
+                        .k_weights(CudaWeights::new().norm(gamma.as_view()))
+                        .k_scales(k_scales)
+                        .v_scales(v_scales);
+                }
+                rotator.step(&stream, &plan, step, Some(&report)).unwrap();
             }
-            rotator.step(&stream, &plan, step, Some(&report)).unwrap();
             let graph = stream
                 .end_capture(
                     CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH,
@@ -660,9 +604,10 @@ fn a_serving_step_equals_the_host_and_replays_with_new_pages() {
                 report.clear(&stream).unwrap();
                 assert_eq!(report.stored(&stream), Ok(Stored::All));
                 graph.launch().unwrap();
-                let what = format!("{image}, staged: {staged}, seed {seed}");
+                let what = format!("{image}, staged: {staged}, {mode:?}, seed {seed}");
                 assert_eq!(report.stored(&stream), Ok(Stored::NotAll), "{what}");
-                let (expected, expected_caches, expected_scales) = given.on_host(&host, staged);
+                let (expected, expected_caches, expected_scales) =
+                    given.twice_on_host(&host, staged);
                 let bits = |x: &[bf16]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
                 let got: Vec<bf16> = stream.clone_dtoh(&qkv).unwrap();
                 assert!(bits(&got) == bits(&expected), "{what}");
@@ -862,7 +807,7 @@ fn cached_keys_move_as_on_the_host() {
     let plan = host.shift_plan(Dtype::Bf16, &cache, 4).unwrap();
     host.shift_cached(&plan, &mut expected, KeyScales::None, &ranges)
         .unwrap();
-    for (image, cuda) in images(&context) {
+    for (image, cuda) in images(&context, &[Dtype::Bf16]) {
         let rotator = cuda.rotator(&rope).unwrap();
         let plan = rotator.shift_plan(Dtype::Bf16, &cache, 4).unwrap();
         let mut on_device = stream.clone_htod(&keys).unwrap();

@@ -19,7 +19,6 @@ use phasor::{
     StoredCodes, Threads,
 };
 use ptx_interpreter::{Fault, Memory, Stats};
-use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 
 /// Memory of a call.
@@ -122,6 +121,14 @@ pub struct AppendOutcome {
     pub reported: bool,
 }
 
+/// What a step is given by addresses.
+pub type RawOperands = (
+    [TensorAddresses; 3],
+    Option<CacheAddresses>,
+    [StageAddresses; 3],
+    RawPositions,
+);
+
 pub struct AppendRun {
     pub outcome: AppendOutcome,
     pub stats: Stats,
@@ -213,6 +220,21 @@ impl AppendCase {
         (tensors, cache, positions)
     }
 
+    /// The same and what stages need, where `hold` puts what is only read.
+    pub fn operands_at(
+        &self,
+        at: &[u64],
+        report: u64,
+        mut hold: impl FnMut(&[u8]) -> u64,
+    ) -> RawOperands {
+        let (tensors, cache, positions) = self.addresses(at, report, |_, values| {
+            Ids::at(hold(&values.bytes), values.id_type, values.len())
+        });
+        let stages = (self.operands.each_ref())
+            .map(|operands| operands.placed(at, &mut |_, bytes| hold(bytes)));
+        (tensors, cache, stages, positions)
+    }
+
     pub fn on_host(&self, isa: Isa) -> Result<AppendOutcome, phasor::Error> {
         let mut buffers: Vec<_> = self
             .buffers
@@ -221,18 +243,14 @@ impl AppendCase {
             .collect();
         let at: Vec<_> = buffers.iter_mut().map(HostBuffer::address).collect();
         let mut report = HostBuffer::new(&[0; 4], 0);
-        let held = RefCell::new(Vec::new());
-        let hold = |bytes: &[u8]| {
-            let mut buffer = HostBuffer::new(bytes, 0);
-            let address = buffer.address();
-            held.borrow_mut().push(buffer);
-            address
-        };
-        let (tensors, cache, positions) = self.addresses(&at, report.address(), |_, values| {
-            Ids::at(hold(&values.bytes), values.id_type, values.len())
-        });
-        let stages = (self.operands.each_ref())
-            .map(|operands| operands.placed(&at, &mut |_, bytes| hold(bytes)));
+        let mut held = Vec::new();
+        let (tensors, cache, stages, positions) =
+            self.operands_at(&at, report.address(), |bytes| {
+                let mut buffer = HostBuffer::new(bytes, 0);
+                let address = buffer.address();
+                held.push(buffer);
+                address
+            });
         let host = Host::new()
             .with_isa(isa)
             .unwrap()

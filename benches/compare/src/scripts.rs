@@ -202,6 +202,7 @@ fn check(folder: &Folder, tests: &str, bench: &str, seconds: &str) -> Output {
     folder.write("bundle/REVISION", "abc1234\n");
     folder.write("bundle/KERNELS", "77\n");
     folder.write("bundle/bin/gpu-tests", &format!("#!/bin/sh\n{tests}\n"));
+    folder.write("bundle/bin/gpu-step-tests", &format!("#!/bin/sh\n{tests}\n"));
     folder.write("bundle/bin/gpu-bench", &format!("#!/bin/sh\n{bench}\n"));
     folder.write("path/nvidia-smi", "#!/bin/sh\necho 'NVIDIA Fake, 580.1'\n");
     let sanitizer = "#!/bin/sh\necho \"$*\" >>\"$(dirname \"$0\")/sanitized\"\n";
@@ -247,7 +248,9 @@ fn the_check_of_a_gpu_sums_up_what_ran() {
         "| kernels of one type loaded from | PTX compute_90 in 1.5 ms |",
         "| phasor | abc1234 |",
         "| GPU tests | pass |",
+        "| GPU tests of steps | pass |",
         "| compute-sanitizer racecheck | pass |",
+        "| compute-sanitizer racecheck of steps | pass |",
         "| bench | pass |",
         "| ordinary | 1 |",
         "- not measured: limits: too old",
@@ -264,7 +267,7 @@ fn the_check_of_a_gpu_sums_up_what_ran() {
     let json = fs::read_to_string(folder.0.join("out.json")).unwrap();
     assert_eq!(json, "--revision abc1234 --kernels 77\n");
     let sanitized = fs::read_to_string(folder.0.join("path/sanitized")).unwrap();
-    assert_eq!(sanitized.lines().count(), 3);
+    assert_eq!(sanitized.lines().count(), 6);
 }
 
 #[test]

@@ -853,7 +853,7 @@ fn cached_codes_move_as_on_the_host() {
         host.shift_cached(&plan, &mut expected, written, &ranges)
             .unwrap();
         assert!(expected != keys);
-        for (image, cuda) in images(&context) {
+        for (image, cuda) in images(&context, &[Dtype::Bf16]) {
             let rotator = cuda.rotator(&rope).unwrap();
             let plan = rotator.shift_plan(Dtype::Bf16, &cache, 4).unwrap();
             let mut on_device = stream.clone_htod(&keys).unwrap();

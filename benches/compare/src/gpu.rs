@@ -579,6 +579,73 @@ pub mod tests {
         }
     }
 
+    /// As the bench calls them: the shapes and addresses of every layer allow it.
+    #[test]
+    fn every_step_is_one_launch_of_a_kernel_for_vectors() {
+        use ::phasor::call::{
+            Addresses, AngleAddresses, CacheAddresses, RawPositions, StageAddresses,
+            TensorAddresses, VectorAddress,
+        };
+        use ::phasor::launch::{Family, Target};
+        use ::phasor::{IdType, Ids, Pairing, Plan, SlotsIn};
+        for step in steps::Step::all() {
+            for tokens in steps::TOKENS {
+                let plan = Plan::new(&steps::rope().unwrap(), &step.problem(tokens)).unwrap();
+                // Those of the second layer, where the driver's buffers begin at multiples of 256.
+                let at = |buffer: u64, bytes: usize| (buffer << 40) + bytes as u64;
+                let qkv = at(1, 2 * tokens * steps::QKV);
+                let q = match step.queries {
+                    steps::Queries::InPlace => qkv,
+                    steps::Queries::Elsewhere => at(2, 2 * tokens * steps::Q),
+                    steps::Queries::Codes => at(2, tokens * steps::Q),
+                };
+                let tensor = |destination| TensorAddresses {
+                    source: qkv,
+                    destination,
+                };
+                let vector = |is_there: bool, len| {
+                    let address = at(3, 0);
+                    is_there.then_some(VectorAddress { address, len })
+                };
+                let weights = |normed: bool, coded: bool| StageAddresses {
+                    norm_weight: vector(normed && step.norms, schedule::HEAD_DIM),
+                    scales: vector(coded, 1),
+                    ..StageAddresses::default()
+                };
+                let q_coded = step.queries == steps::Queries::Codes;
+                let ids = Ids::at(at(4, 0), IdType::I64, tokens);
+                let call = plan.call(&Addresses {
+                    q: tensor(q),
+                    k: tensor(0),
+                    v: tensor(0),
+                    angles: AngleAddresses::Steps {
+                        steps: at(5, 0),
+                        factors: 0,
+                    },
+                    positions: RawPositions::per_token(ids),
+                    cache: Some(CacheAddresses {
+                        k: at(6, step.cache_bytes(tokens)),
+                        v: at(7, step.cache_bytes(tokens)),
+                        slots: SlotsIn::mapping(ids),
+                        report: at(8, 0),
+                    }),
+                    stages: Some([
+                        weights(true, q_coded),
+                        weights(true, step.codes),
+                        weights(false, step.codes),
+                    ]),
+                });
+                let kernel = call.unwrap().unwrap().launch(&Target::new(132)).kernel;
+                let family = match step.norms || step.codes {
+                    true => Family::Fused,
+                    false => Family::Append,
+                };
+                assert_eq!(kernel.family, family, "{}", step.name());
+                assert_eq!(kernel.pairing, Some(Pairing::HalfSplit), "{}", step.name());
+            }
+        }
+    }
+
     #[test]
     fn other_bits_of_a_step_are_noticed() {
         let step = steps::Step::all().last().unwrap();

@@ -202,7 +202,10 @@ fn check(folder: &Folder, tests: &str, bench: &str, seconds: &str) -> Output {
     folder.write("bundle/REVISION", "abc1234\n");
     folder.write("bundle/KERNELS", "77\n");
     folder.write("bundle/bin/gpu-tests", &format!("#!/bin/sh\n{tests}\n"));
-    folder.write("bundle/bin/gpu-step-tests", &format!("#!/bin/sh\n{tests}\n"));
+    folder.write(
+        "bundle/bin/gpu-step-tests",
+        &format!("#!/bin/sh\n{tests}\n"),
+    );
     folder.write("bundle/bin/gpu-bench", &format!("#!/bin/sh\n{bench}\n"));
     folder.write("path/nvidia-smi", "#!/bin/sh\necho 'NVIDIA Fake, 580.1'\n");
     let sanitizer = "#!/bin/sh\necho \"$*\" >>\"$(dirname \"$0\")/sanitized\"\n";

@@ -100,7 +100,7 @@ pub fn markdown(results: &Results, kernels_now: u32) -> String {
         text += &format!("{line}\n");
     }
     text += &format!("\n{}\n", age(results, kernels_now));
-    text += "\nMicroseconds of one call: medians over replays of a CUDA graph of many calls, \
+    text += "\nMicroseconds of one call, in place unless it says otherwise: medians over replays of a CUDA graph of many calls, \
              between two events. Unless a column says in L2, buffers are taken in turn that do not fit \
              into L2 together. Limits move the bytes of a call, once read and once written. Peers read \
              tables of cos and sin that were made beforehand, unless the name says otherwise; phasor \

@@ -242,6 +242,10 @@ const BENCH: &str = "[ \"$1\" = --seconds ] && [ \"$3\" = --json ] && echo \"$5 
 #[test]
 fn the_check_of_a_gpu_sums_up_what_ran() {
     let folder = Folder::new("gpu-check");
+    let own_libraries =
+        "#!/bin/sh\ncase \"$LD_LIBRARY_PATH:\" in */bundle/lib:*) ;; *) exit 1 ;; esac\n";
+    folder.write("bundle/bin/candle-tests", own_libraries);
+    folder.write("bundle/lib/libcudart.so.13", "");
     let output = check(&folder, "[ \"$PHASOR_REQUIRE_GPU\" = 1 ]", BENCH, "60");
     let printed = text(&output.stdout);
     assert!(output.status.success(), "{printed}{}", text(&output.stderr));
@@ -255,6 +259,7 @@ fn the_check_of_a_gpu_sums_up_what_ran() {
         "| compute-sanitizer racecheck | pass |",
         "| compute-sanitizer racecheck of steps | pass |",
         "| bench | pass |",
+        "| phasor-candle's GPU tests | pass |",
         "| ordinary | 1 |",
         "- not measured: limits: too old",
     ] {
@@ -264,7 +269,6 @@ fn the_check_of_a_gpu_sums_up_what_ran() {
         );
     }
     assert!(printed.contains("\n\n## q and k\n\n| launch | tokens |\n|---|--:|\n| ordinary | 1 |\n\n## a step\n\n| step | 1 |\n"));
-    assert!(!printed.contains("candle"), "{printed}");
     let summary = fs::read_to_string(folder.0.join("out.md")).unwrap();
     assert!(summary.starts_with("# NVIDIA Fake") && printed.contains(&summary));
     let json = fs::read_to_string(folder.0.join("out.json")).unwrap();
@@ -281,6 +285,18 @@ fn the_check_of_a_gpu_fails_where_a_step_does_or_does_not_end() {
     assert_eq!(output.status.code(), Some(1), "{printed}");
     assert!(printed.contains("| GPU tests | **FAIL** |") && printed.contains("a test failed"));
     assert!(printed.contains("| bench | pass |"), "{printed}");
+    assert!(!printed.contains("candle"), "{printed}");
+
+    folder.write("bundle/bin/candle-tests", "#!/bin/sh\n");
+    folder.write(
+        "path/ldd",
+        "#!/bin/sh\nprintf '\\tlibcublas.so.13 => not found\\n\\tlibc.so.6 => /lib/libc.so.6\\n'\n",
+    );
+    let output = check(&folder, "", BENCH, "60");
+    let printed = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{printed}");
+    let missing = "| phasor-candle's GPU tests | **FAIL**: not found: libcublas.so.13 |";
+    assert!(printed.contains(missing), "{printed}");
 
     let output = check(&folder, "exec sleep 1000", BENCH, "4");
     let printed = text(&output.stdout);

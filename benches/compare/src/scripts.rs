@@ -4,7 +4,7 @@ use crate::gpu::results::{self, Memory, Results};
 use crate::gpu::steps::{self, Queries, Step};
 use crate::gpu::{schedule, tests::results};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -243,9 +243,13 @@ const BENCH: &str = "[ \"$1\" = --seconds ] && [ \"$3\" = --json ] && echo \"$5 
 fn the_check_of_a_gpu_sums_up_what_ran() {
     let folder = Folder::new("gpu-check");
     let own_libraries =
-        "#!/bin/sh\ncase \"$LD_LIBRARY_PATH:\" in */bundle/lib:*) ;; *) exit 1 ;; esac\n";
+        "#!/bin/sh\ncase \"$LD_LIBRARY_PATH:\" in */toolkit/lib64:*) ;; *) exit 1 ;; esac\n";
     folder.write("bundle/bin/candle-tests", own_libraries);
-    folder.write("bundle/lib/libcudart.so.13", "");
+    // Beside the nvcc that is found.
+    folder.write("toolkit/lib64/libcublas.so.13", "");
+    folder.write("toolkit/bin/nvcc", "#!/bin/sh\n");
+    fs::create_dir_all(folder.0.join("path")).unwrap();
+    symlink("../toolkit/bin/nvcc", folder.0.join("path/nvcc")).unwrap();
     let output = check(&folder, "[ \"$PHASOR_REQUIRE_GPU\" = 1 ]", BENCH, "60");
     let printed = text(&output.stdout);
     assert!(output.status.success(), "{printed}{}", text(&output.stderr));

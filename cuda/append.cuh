@@ -65,7 +65,7 @@ __device__ __forceinline__ void append(const PhasorCall& call) {
     };
     if (!early) load();
 
-    const SharedPlace place(SharedAngles<kPairs>::end());
+    const SharedPlace place{SharedAngles<kPairs>::end() + threadIdx.z * SharedPlace::kBytes};
     const bool finds = has_token && SharedPlace::is_found_here();
     if (ragged) {
         if (finds) place.put_sequence(find_sequence(call.sequences, token.t));

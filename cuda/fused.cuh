@@ -29,14 +29,11 @@ __device__ __forceinline__ bool turns(const PhasorCall& call, const PhasorFusion
     return turns(call.q, fusion.q) || turns(call.k, fusion.k);
 }
 
-// What a token's streams are multiplied by, in shared memory.
+// What a token's streams are multiplied by, and whether it rotates, in shared memory.
 struct SharedScales {
     static constexpr uint32_t kBytes = 16; // of a token
 
     uint32_t address; // of this thread's token
-
-    explicit __device__ __forceinline__ SharedScales(uint32_t begin)
-        : address(begin + threadIdx.z * kBytes) {}
 
     __device__ __forceinline__ void put(const PhasorFusion& fusion, uint64_t position) const {
         ptx::store_shared(address, scale_at(fusion.q.scale, position));
@@ -48,32 +45,44 @@ struct SharedScales {
         ptx::load_shared(address + 4 * stream, scale);
         return scale;
     }
+
+    __device__ __forceinline__ void put_rotates(bool rotates) const {
+        ptx::store_shared(address + 12, rotates ? 1.0f : 0.0f);
+    }
+    __device__ __forceinline__ bool rotates() const { return of(3) != 0.0f; }
 };
 
 // The token of a thread.
 struct ServedToken {
     Token token;
     bool exists;  // else it is padding, or past the last one
-    bool rotates; // unless it passes through
-    uint2 slot;
-    SharedScales scales;
+    SharedPlace place;
+
+    // What is shared of a token lies together, so that it is found by one address.
+    static constexpr uint32_t kBytes = SharedPlace::kBytes + SharedScales::kBytes;
+
+    __device__ __forceinline__ SharedScales scales() const {
+        return {place.address + SharedPlace::kBytes};
+    }
 
     // Where it ends in shared memory, of what begins at `places`.
     static __device__ __forceinline__ uint32_t end(uint32_t places) {
-        return places + blockDim.z * (SharedPlace::kBytes + SharedScales::kBytes);
+        return places + blockDim.z * kBytes;
     }
 };
 
 // Finds out what the threads of a block need to know of their tokens, and waits for earlier work. `share`
-// makes the share in the angles of so many pairs; `load` is called with the token, as early as may be.
-template <class Share, class Load>
+// makes the share in the angles of so many pairs; `load` is called with the token, and `weights` to read what
+// stages need beside it, both as early as may be.
+template <class Share, class Load, class Weights>
 __device__ __forceinline__ ServedToken find_token(const PhasorCall& call, const PhasorFusion& fusion,
                                                   uint32_t places, const Share& share,
-                                                  const Load& load) {
+                                                  const Load& load, const Weights& weights) {
     ptx::launch_dependents();
     // Every thread waits once, whatever it has to do: before it reads or writes heads and caches, before
-    // it reads ids unless they are promised, and before it ends.
+    // it reads ids and weights unless they are promised, and before it ends.
     const bool early = ptx::kCanWait && call.angles_before_wait != 0;
+    const bool weights_late = early && fusion.weights_before_wait == 0;
     if (!early) ptx::wait_for_earlier_work();
 
     uint32_t b = 0, token_group = blockIdx.x;
@@ -83,15 +92,16 @@ __device__ __forceinline__ ServedToken find_token(const PhasorCall& call, const 
     }
     const uint32_t own_t = token_group * blockDim.z + threadIdx.z;
     const bool has_token = own_t < call.tokens;
-    const SharedPlace place(places);
-    ServedToken served{Token(call, b, has_token ? own_t : 0), has_token, true, make_uint2(kNone, 0),
-                       SharedScales(places + blockDim.z * SharedPlace::kBytes)};
+    ServedToken served{Token(call, b, has_token ? own_t : 0), has_token,
+                       SharedPlace{places + threadIdx.z * ServedToken::kBytes}};
+    const SharedPlace& place = served.place;
     Token& token = served.token;
     const bool ragged = call.sequences.offsets.type != PHASOR_IDS_NONE;
     TokenPositions positions(call.positions, token.id_batch, token.t, token.step);
     uint64_t position = 0;
     if (!ragged) position = positions.on_axis(call.positions, 0);
     if (!early) load(served);
+    if (!weights_late) weights();
 
     const bool finds = has_token && SharedPlace::is_found_here();
     if (ragged) {
@@ -112,16 +122,17 @@ __device__ __forceinline__ ServedToken find_token(const PhasorCall& call, const 
         const Slot slot = Slot::of(call, token);
         place.put_slot(slot.page, slot.slot);
         outside = slot.outside && blockIdx.y == 0;
-        served.scales.put(fusion, position);
+        served.scales().put(fusion, position);
     }
-    served.rotates = angle_share.form(call, positions, position);
+    const bool rotates = angle_share.form(call, positions, position);
+    if (finds) served.scales().put_rotates(rotates);
     if (early) {
         ptx::wait_for_earlier_work();
         load(served);
     }
+    if (weights_late) weights();
     if (outside) ptx::store_flag(call.slots.report, 1);
     __syncthreads();
-    if (has_token) served.slot = place.slot();
     return served;
 }
 
@@ -221,7 +232,7 @@ struct StagedStream {
                                             const ServedToken& served, uint32_t stream,
                                             uint32_t begin)
         : call(call), stages(stages), served(served), stream(stream),
-          rotates(served.rotates && stages.rotates != 0) {
+          rotates(served.scales().rotates() && stages.rotates != 0) {
         const HeadGroup of = group(0);
         heads = of.of(call.q.heads, call.k.heads, call.v.heads);
         dims = of.of(call.q_output.head_dim, call.k_output.head_dim, call.v_output.head_dim);
@@ -337,7 +348,8 @@ struct StagedStream {
 
     // Reads a head from the token's slot.
     __device__ __forceinline__ void load_cached(uint32_t head, SharedRow row) const {
-        const GroupCache cache(call, group(head), served.slot);
+        const uint2 slot = served.place.slot();
+        const GroupCache cache(call, group(head), slot);
         if (!cache.present) return;
         const PhasorCodes& codes = stages.codes;
         for (uint32_t d = first_dim + threadIdx.x; d < end_dim; d += 32) {
@@ -347,7 +359,7 @@ struct StagedStream {
                 continue;
             }
             const float scale =
-                codes.dynamic ? stored_scale(codes, served.slot, head, d / codes.group_dims)
+                codes.dynamic ? stored_scale(codes, slot, head, d / codes.group_dims)
                               : given_scale(codes, head);
             const uint64_t at = cache.address + cache.template bytes<Code>(d);
             row.put(d, decoded(codes, scale, ptx::load_1(at)));
@@ -443,8 +455,8 @@ struct StagedStream {
         }
         const PhasorCodes& codes = stages.codes;
         const bool has_codes = codes.type != PHASOR_CODES_NONE;
-        const HeadStores<Element> stores(call, group(head), served.token, served.slot, has_codes);
-        const float scale = served.scales.of(stream);
+        const HeadStores<Element> stores(call, group(head), served.token, served.place.slot(), has_codes);
+        const float scale = served.scales().of(stream);
         if (is_there) {
             for (uint32_t d = first_dim + threadIdx.x; d < end_dim; d += 32) {
                 // A product has the canonical NaN, also by 1.
@@ -484,14 +496,16 @@ struct StagedStream {
                 }
                 scale = scale_of(codes, amax);
                 if (threadIdx.x == 0 && stores.cache.present) {
-                    put_scale(codes, served.slot, head, index, scale);
+                    put_scale(codes, served.place.slot(), head, index, scale);
                 }
             } else {
                 scale = given_scale(codes, head);
             }
             for (uint32_t d = first + threadIdx.x; d < end; d += 32) {
                 const float x[1] = {row[d]};
-                encode(codes, scale, x, [&](uint32_t, uint32_t code) { stores.put_code(d, code); });
+                uint32_t code[1];
+                encode(codes, scale, x, code);
+                stores.put_code(d, code[0]);
             }
             first = end;
         }
@@ -509,7 +523,7 @@ __device__ __forceinline__ void serve_plain(const PhasorCall& call, const Served
     const uint32_t offset =
         of.of(call.q.rotary_offset, call.k.rotary_offset, call.v.rotary_offset);
     const PhasorPairing& pairing = call.pairing;
-    const bool rotates = served.rotates && stream != 2;
+    const bool rotates = served.scales().rotates() && stream != 2;
     const uint32_t pairs = rotates ? call.angles.pairs : 0;
 #pragma unroll 1
     for (uint32_t h = blockIdx.y * blockDim.y + threadIdx.y; h < heads;
@@ -517,7 +531,7 @@ __device__ __forceinline__ void serve_plain(const PhasorCall& call, const Served
         const HeadGroup head(stream, h, 1);
         const uint64_t source = head.template at<Element>(call.q.source, call.k.source,
                                                           call.v.source, served.token, 0);
-        HeadStores<Element> stores(call, head, served.token, served.slot, false);
+        HeadStores<Element> stores(call, head, served.token, served.place.slot(), false);
         const auto load = [&](uint32_t dim) {
             return Element::load_one(source + dim * Element::kBytes);
         };
@@ -545,13 +559,46 @@ __device__ __forceinline__ void serve_plain(const PhasorCall& call, const Served
     }
 }
 
+// Brings near what the stages of this warp's heads need beside them: there may be more of it than there are
+// registers.
+template <class Element>
+__device__ __forceinline__ void prefetch_weights(const PhasorCall& call, const PhasorFusion& fusion) {
+    constexpr uint32_t kLine = 128;
+#pragma unroll 1
+    for (uint32_t stream = 0; stream < 3; ++stream) {
+        const PhasorStages& stages = stages_of(fusion, stream);
+        if (stages.present == 0) continue;
+        const HeadGroup of(stream, 0, 1);
+        const uint32_t heads = of.of(call.q.heads, call.k.heads, call.v.heads);
+        const uint32_t row = Element::kBytes *
+            of.of(call.q_output.head_dim, call.k_output.head_dim, call.v_output.head_dim);
+        const uint32_t first = blockIdx.y * blockDim.y + threadIdx.y;
+#pragma unroll 1
+        for (uint32_t head = first; head < heads; head += gridDim.y * blockDim.y) {
+            const auto bring = [&](uint64_t address, int64_t stride, uint32_t bytes) {
+                if (address == 0 || (stride == 0 && head != first)) return;
+                // Up to its last byte, as its first may be anywhere in a line. What is more than a warp
+                // asks for at once is no head of a model.
+                const uint32_t i = threadIdx.x * kLine;
+                if (i < bytes + kLine - 1) ptx::prefetch(address + head * stride + min(i, bytes - 1));
+            };
+            bring(stages.bias, stages.bias_head, row);
+            bring(stages.norm.weight, stages.norm.weight_head, row);
+            bring(stages.norm.bias, stages.norm.bias_head, row);
+            if (has_given_scale(stages.codes)) bring(stages.codes.scales, stages.codes.head, 4);
+        }
+    }
+}
+
 // Any heads, one element at a time. A block is (32 lanes, heads, 1), of one token, and the grid (tokens,
 // heads). A head lies in shared memory from its load to its store.
 template <class Element>
 __device__ __forceinline__ void fused_any(const PhasorCall& call, const PhasorFusion& fusion) {
     const uint32_t places = ptx::shared_memory() + (call.angles.pairs * 8 + 15) / 16 * 16;
     const auto share = [&](uint32_t pairs) { return AngleShare<AnyPairing, 1>(call, pairs); };
-    const ServedToken served = find_token(call, fusion, places, share, [](const ServedToken&) {});
+    prefetch_weights<Element>(call, fusion);
+    const ServedToken served =
+        find_token(call, fusion, places, share, [](const ServedToken&) {}, []() {});
     if (!served.exists) return;
 #pragma unroll 1
     for (uint32_t stream = 0; stream < 3; ++stream) {
@@ -639,7 +686,8 @@ struct HeadPart {
         return __fmul_rn(sum, __uint_as_float((93 + __clz(blockDim.x)) << 23));
     }
 
-    __device__ __forceinline__ void norm(const PhasorNorm& norm, uint32_t head) {
+    // Weights and biases have been read.
+    __device__ __forceinline__ void norm(const PhasorNorm& norm, const Raw& weight, const Raw& bias) {
         if (norm.kind == PHASOR_NORM_LAYER) {
             const float mean = mean_of(plain_pair);
 #pragma unroll
@@ -649,11 +697,11 @@ struct HeadPart {
         apply_norm<Element>(
             norm, r, x,
             [&]() {
-                const HeadPart of(shared_at(norm.weight + head * norm.weight_head));
+                const HeadPart of(weight);
 #pragma unroll
                 for (uint32_t i = 0; i < kValues; ++i) x[i] = weighed(norm, x[i], of.x[i]);
             },
-            [&]() { add(shared_at(norm.bias + head * norm.bias_head)); });
+            [&]() { add(bias); });
     }
 
     __device__ __forceinline__ void rotate() {
@@ -677,14 +725,14 @@ struct HeadPart {
         for (float& value : x) value = __fmul_rn(value, scale);
     }
 
-    // The codes of both vectors. The scale of a head is written for its slot, if it has one.
-    __device__ __forceinline__ uint2 encoded(const PhasorCodes& codes, uint32_t head, bool is_stored,
-                                             uint2 slot) {
+    // The codes of both vectors. The scale of a head is `given`, or written for its slot, if it has one.
+    __device__ __forceinline__ uint2 encoded(const PhasorCodes& codes, float given, uint32_t head,
+                                             bool is_stored, const SharedPlace& place) {
         if (codes.round_first) {
 #pragma unroll
             for (float& value : x) value = rounded<Element>(value);
         }
-        float scale;
+        float scale = given;
         if (codes.dynamic) {
             uint32_t amax = 0;
 #pragma unroll
@@ -694,23 +742,43 @@ struct HeadPart {
                 if (by < blockDim.x) amax = max(amax, __shfl_xor_sync(kAllLanes, amax, by));
             }
             scale = phasor::scale_of(codes, amax);
-            if (is_stored && threadIdx.x == 0) put_scale(codes, slot, head, 0, scale);
-        } else {
-            scale = given_scale(codes, head);
+            if (is_stored && threadIdx.x == 0) put_scale(codes, place.slot(), head, 0, scale);
         }
-        uint32_t words[2] = {};
-        encode(codes, scale, x, [&](uint32_t i, uint32_t code) {
-            words[i / 4] |= code << (i % 4 * 8);
-        });
+        uint32_t words[2];
+        encode(codes, scale, x, words);
         return make_uint2(words[0], words[1]);
     }
 };
 
-// Where the heads of a group are written: a lane's vectors of the next one.
+// What the stages of a head need beside it: a lane's part. Read before its values are there, so that nothing
+// waits for it between a load and a store.
+template <class Part>
+struct HeadWeights {
+    typename Part::Raw bias, norm_weight, norm_bias;
+    float scale = 0.0f; // as where there is none it is handed on
+
+    // Of a head. What all heads of a stream share is read with its `first`.
+    __device__ __forceinline__ void read(const PhasorStages& stages, uint32_t head, bool first) {
+        const PhasorNorm& norm = stages.norm;
+        if (stages.bias != 0) bias = Part::shared_at(stages.bias + head * stages.bias_head);
+        if (norm.weight != 0 && (first || norm.weight_head != 0)) {
+            norm_weight = Part::shared_at(norm.weight + head * norm.weight_head);
+        }
+        if (norm.bias != 0 && (first || norm.bias_head != 0)) {
+            norm_bias = Part::shared_at(norm.bias + head * norm.bias_head);
+        }
+    }
+    __device__ __forceinline__ void read_scale(const PhasorStages& stages, uint32_t head) {
+        if (has_given_scale(stages.codes)) scale = given_scale(stages.codes, head);
+    }
+};
+
+// Where the heads of a group are written: a lane's vectors of the next one. Elements or codes lie `second`
+// bytes apart.
 struct GroupStores {
     bool is_there;
     uint64_t first;
-    int64_t second, head; // bytes from the first vector
+    int64_t head; // bytes
 
     template <class Part, class Written>
     static __device__ __forceinline__ GroupStores out(const PhasorCall& call, const HeadGroup& heads,
@@ -718,32 +786,42 @@ struct GroupStores {
         const PhasorView &q = call.q_output.destination, &k = call.k_output.destination,
                          &v = call.v_output.destination;
         return {is_there, heads.template at<Written>(q, k, v, token, Part::first_dim()),
-                4 * blockDim.x * Written::kBytes, heads.of(q.head, k.head, v.head)};
+                heads.of(q.head, k.head, v.head)};
     }
     template <class Part, class Written>
     static __device__ __forceinline__ GroupStores cached(const GroupCache& cache) {
         if (!cache.present) return {};
-        const int64_t first = cache.template bytes<Written>(Part::first_dim());
-        return {true, cache.address + first,
-                cache.template bytes<Written>(Part::second_dim()) - first, cache.head};
+        return {true, cache.address + cache.template bytes<Written>(Part::first_dim()), cache.head};
+    }
+    // Bytes from a lane's first vector to its second.
+    template <class Part, class Written>
+    static __device__ __forceinline__ int64_t second_cached(const GroupCache& cache) {
+        if (!cache.present) return 0;
+        return cache.template bytes<Written>(Part::second_dim()) -
+               cache.template bytes<Written>(Part::first_dim());
     }
 
     template <class Part>
-    __device__ __forceinline__ void put(const typename Part::Raw& raw) const {
+    __device__ __forceinline__ void put(const typename Part::Raw& raw, int64_t second) const {
         if (!is_there) return;
         Part::Access::store(first, raw.first);
         Part::Access::store(first + second, raw.second);
     }
-    __device__ __forceinline__ void put(uint2 codes) const {
+    __device__ __forceinline__ void put(uint2 codes, int64_t second) const {
         if (!is_there) return;
         ptx::store_4(first, codes.x);
         ptx::store_4(first + second, codes.y);
     }
 };
 
-// As kMinBlocks, of what takes more registers.
+// As kMinBlocks, of what takes more registers: one too many for three blocks on 7.5.
+#if __CUDA_ARCH__ == 750
+template <class Element>
+constexpr uint32_t kFusedBlocks = 2;
+#else
 template <class Element>
 constexpr uint32_t kFusedBlocks = Element::kBytes == 4 ? 2 : 3;
+#endif
 
 // Heads of 64, 128 or 256 dims that rotate as a whole, by vectors. A block is (8 to 32 lanes, rows, tokens), of
 // whole warps, and the grid (tokens, heads). Loads of all heads of a group are in flight together; then they
@@ -773,8 +851,20 @@ __device__ __forceinline__ void fused_vectors(const PhasorCall& call, const Phas
             Part::Access::load(source + 4 * blockDim.x * Element::kBytes, raw[u].second);
         }
     };
+    HeadWeights<Part> weights;
+    // Lanes without a head read what their neighbours do.
+    const auto read_weights = [&]() {
+        if (g >= groups) return;
+        const HeadGroup heads = group_at(call, g, true);
+        const PhasorStages& stages = stages_of(fusion, heads.of(0u, 1u, 2u));
+        if (stages.present == 0) return;
+        const uint32_t head = heads.heads > 0 ? heads.first : 0;
+        weights.read(stages, head, true);
+        weights.read_scale(stages, head);
+    };
     const auto share = [&](uint32_t pairs) { return AngleShare<Pairing, 4>(call, 0, pairs); };
-    const ServedToken served = find_token(call, fusion, SharedAngles<4>::end(), share, load);
+    const ServedToken served =
+        find_token(call, fusion, SharedAngles<4>::end(), share, load, read_weights);
     // A warp is of one token.
     if (!served.exists) return;
 #pragma unroll 1
@@ -784,12 +874,11 @@ __device__ __forceinline__ void fused_vectors(const PhasorCall& call, const Phas
         const PhasorStages& stages = stages_of(fusion, stream);
         const bool is_staged = stages.present != 0;
         const bool rotates =
-            served.rotates && (is_staged ? stages.rotates != 0 : !heads.is_v);
+            served.scales().rotates() && (is_staged ? stages.rotates != 0 : !heads.is_v);
         const bool norms = stages.norm.kind != PHASOR_NORM_NONE;
         const bool after = stages.norm.after_rotation != 0;
         const bool has_codes = stages.codes.type != PHASOR_CODES_NONE;
-        const float scale = is_staged ? served.scales.of(stream) : 1.0f;
-        const GroupCache cache(call, heads, served.slot);
+        const GroupCache cache(call, heads, served.place.slot());
         const GroupOutput output(call, heads);
         const bool goes_out = is_staged ? !output.nowhere : output.takes(rotates);
         const bool codes_out = has_codes && heads.is_q;
@@ -798,40 +887,49 @@ __device__ __forceinline__ void fused_vectors(const PhasorCall& call, const Phas
                       : GroupStores::template out<Part, Element>(call, heads, served.token, goes_out);
         GroupStores stored = has_codes ? GroupStores::template cached<Part, Code>(cache)
                                        : GroupStores::template cached<Part, Element>(cache);
+        const auto out_second = [](uint32_t bytes) { return 4 * blockDim.x * bytes; };
+        const int64_t stored_second =
+            has_codes ? GroupStores::template second_cached<Part, Code>(cache)
+                      : GroupStores::template second_cached<Part, Element>(cache);
         // The first row of a warp has the most heads. Lanes without one take part in sums all the same.
         const uint32_t rounds = __shfl_sync(kAllLanes, heads.heads, 0);
+        const uint32_t end = heads.first + heads.heads;
 #pragma unroll 1
-        for (uint32_t u = 0; u < rounds; ++u) {
-            const uint32_t head = heads.first + u;
-            const bool is_there = u < heads.heads;
+        for (uint32_t head = heads.first, last = head + rounds; head < last; ++head) {
+            const bool is_there = head < end;
             Raw done = raw[0];
 #pragma unroll
             for (uint32_t i = 1; i < kHeads; ++i) raw[i - 1] = raw[i];
             // Without stages, what does not rotate is carried as it is.
             if (is_staged || rotates) {
                 Part part(done);
-                // Lanes without a head read what their neighbours do.
-                const uint32_t safe = is_there ? head : 0;
-                if (stages.bias != 0) part.add(Part::shared_at(stages.bias + safe * stages.bias_head));
-                if (norms && !after) part.norm(stages.norm, safe);
+                if (stages.bias != 0) part.add(weights.bias);
+                if (norms && !after) part.norm(stages.norm, weights.norm_weight, weights.norm_bias);
                 if (rotates) part.rotate();
-                if (norms && after) part.norm(stages.norm, safe);
-                part.multiply(scale);
+                if (norms && after) part.norm(stages.norm, weights.norm_weight, weights.norm_bias);
+                const bool goes_on = is_staged && head + 1 < last;
+                const uint32_t next = head + 1 < end ? head + 1 : 0;
+                if (goes_on) weights.read(stages, next, false);
+                if (is_staged) part.multiply(served.scales().of(stream));
                 if (!codes_out) done = part.packed();
                 if (has_codes) {
-                    const uint2 codes =
-                        part.encoded(stages.codes, safe, is_there && cache.present, served.slot);
-                    if (is_there && codes_out) out.put(codes);
-                    if (is_there && !codes_out) stored.put(codes);
+                    const uint2 codes = part.encoded(stages.codes, weights.scale, head,
+                                                     is_there && cache.present, served.place);
+                    if (goes_on) weights.read_scale(stages, next);
+                    if (is_there && codes_out) out.put(codes, out_second(Code::kBytes));
+                    if (is_there && !codes_out) stored.put(codes, stored_second);
                 }
             }
-            if (is_there && !codes_out) out.template put<Part>(done);
-            if (is_there && !has_codes) stored.template put<Part>(done);
+            if (is_there && !codes_out) {
+                out.template put<Part>(done, out_second(Element::kBytes));
+            }
+            if (is_there && !has_codes) stored.template put<Part>(done, stored_second);
             out.first += out.head;
             stored.first += stored.head;
         }
         g += gridDim.y * blockDim.y;
         load(served);
+        read_weights();
     }
 }
 
@@ -844,7 +942,7 @@ __device__ __forceinline__ void fused_vectors(const PhasorCall& call, const Phas
         phasor::fused_vectors<phasor::element, phasor::pairing>(call, fusion);           \
     }
 #define PHASOR_FUSED_ANY(name, element)                                                  \
-    extern "C" __global__ void __launch_bounds__(256)                                    \
+    extern "C" __global__ void __launch_bounds__(256, 4)                                  \
         name(const __grid_constant__ PhasorCall call,                                    \
              const __grid_constant__ PhasorFusion fusion) {                              \
         phasor::fused_any<phasor::element>(call, fusion);                                \

@@ -259,7 +259,11 @@ typedef unsigned long long uint64_t;
 #define PHASOR_FIELDS_PhasorFusion(field) \
     field(PhasorStages, q) \
     field(PhasorStages, k) \
-    field(PhasorStages, v)
+    field(PhasorStages, v) \
+    /* 1: biases, weights and given scales are written by none of the earlier work that may still be \
+     * running. They are then read before the kernel waits for it. */ \
+    field(uint32_t, weights_before_wait) \
+    field(uint32_t, reserved)
 
 #define PHASOR_STRUCTS(of) \
     of(PhasorView) \

@@ -62,6 +62,12 @@ __device__ __forceinline__ void load_shared_by_tokens(uint64_t address, Words<2>
                  : "memory");
 }
 
+// prefetch.global.L2   PTX 2.0, sm_20
+// Brings the line of an address near.
+__device__ __forceinline__ void prefetch(uint64_t address) {
+    asm volatile("prefetch.global.L2 [%0];" : : "l"(address));
+}
+
 // ld.global.b64   PTX 1.0
 __device__ __forceinline__ uint64_t load_8(uint64_t address) {
     uint64_t v;
@@ -243,6 +249,39 @@ __device__ __forceinline__ uint32_t f16x2_from_f32(float low, float high) {
 __device__ __forceinline__ uint32_t bf16x2_from_f32(float low, float high) {
     uint32_t v;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
+    return v;
+}
+#endif
+
+#if __CUDA_ARCH__ >= 900 || \
+    (__CUDA_ARCH__ == 890 && 100 * __CUDACC_VER_MAJOR__ + __CUDACC_VER_MINOR__ >= 1201)
+#define PHASOR_CASTS_TO_E4M3
+// cvt.rn.satfinite.e4m3x2.f32   PTX 7.8, sm_90; PTX 8.1 (CUDA 12.1), sm_89
+// What is outside becomes +-448. A NaN becomes NaN, but whether with its sign is not said: callers bring the
+// canonical one, which has none, and whose code is 0x7f.
+__device__ __forceinline__ uint32_t e4m3_from_f32(float x) {
+    uint32_t v;
+    asm("{\n\t"
+        ".reg .b16 both;\n\t"
+        "cvt.rn.satfinite.e4m3x2.f32 both, 0f00000000, %1;\n\t"
+        "cvt.u32.u16 %0, both;\n\t"
+        "}"
+        : "=r"(v)
+        : "f"(x));
+    return v;
+}
+
+// The same of four values, from the lowest byte on.
+__device__ __forceinline__ uint32_t e4m3x4_from_f32(float a, float b, float c, float d) {
+    uint32_t v;
+    asm("{\n\t"
+        ".reg .b16 low, high;\n\t"
+        "cvt.rn.satfinite.e4m3x2.f32 low, %2, %1;\n\t"
+        "cvt.rn.satfinite.e4m3x2.f32 high, %4, %3;\n\t"
+        "mov.b32 %0, {low, high};\n\t"
+        "}"
+        : "=r"(v)
+        : "f"(a), "f"(b), "f"(c), "f"(d));
     return v;
 }
 #endif

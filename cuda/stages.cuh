@@ -79,7 +79,23 @@ __device__ __forceinline__ float weighed(const PhasorNorm& norm, float x, float 
     return __fmul_rn(x, offset == 0.0f ? weight : __fadd_rn(offset, weight));
 }
 
-// The nearest value of e4m3, as src/quantize.rs has it.
+// Puts the i-th byte of some words, which is the first that is put of its word if its place is.
+template <uint32_t kWords>
+__device__ __forceinline__ void put_byte(uint32_t (&words)[kWords], uint32_t i, uint32_t byte) {
+    words[i / 4] = i % 4 == 0 ? byte : words[i / 4] | byte << (i % 4 * 8);
+}
+
+// The nearest values of e4m3, as src/quantize.rs has them, of products and quotients: a NaN among these is
+// canonical.
+#ifdef PHASOR_CASTS_TO_E4M3
+__device__ __forceinline__ void e4m3_words(const float (&x)[1], uint32_t (&words)[1]) {
+    words[0] = ptx::e4m3_from_f32(x[0]);
+}
+__device__ __forceinline__ void e4m3_words(const float (&x)[8], uint32_t (&words)[2]) {
+    words[0] = ptx::e4m3x4_from_f32(x[0], x[1], x[2], x[3]);
+    words[1] = ptx::e4m3x4_from_f32(x[4], x[5], x[6], x[7]);
+}
+#else
 __device__ __forceinline__ uint32_t e4m3_from_f32(float x) {
     const uint32_t bits = __float_as_uint(x);
     const uint32_t magnitude = bits & 0x7fffffffu;
@@ -93,6 +109,12 @@ __device__ __forceinline__ uint32_t e4m3_from_f32(float x) {
     const uint32_t code = min(exponent > 120u ? normal : small, 0x7eu);
     return magnitude > 0x7f800000u ? 0x7fu : code | ((bits >> 24) & 0x80u);
 }
+template <uint32_t kCount, uint32_t kWords>
+__device__ __forceinline__ void e4m3_words(const float (&x)[kCount], uint32_t (&words)[kWords]) {
+#pragma unroll
+    for (uint32_t i = 0; i < kCount; ++i) put_byte(words, i, e4m3_from_f32(x[i]));
+}
+#endif
 
 // The value of a code of e4m3.
 __device__ __forceinline__ float e4m3_to_f32(uint32_t code) {
@@ -140,10 +162,10 @@ __device__ __forceinline__ float scale_of(const PhasorCodes& codes, uint32_t ama
     return fmaxf(scale, codes.floor);
 }
 
-// Turns the values of a group into codes, which `put` takes with their index.
-template <uint32_t kCount, class Put>
+// Turns values of a group into codes, of which a word has four, from its lowest byte on.
+template <uint32_t kCount>
 __device__ __forceinline__ void encode(const PhasorCodes& codes, float scale,
-                                       const float (&x)[kCount], const Put& put) {
+                                       const float (&x)[kCount], uint32_t (&words)[(kCount + 3) / 4]) {
     float over[kCount];
     if (codes.multiply) {
         const float by = codes.dynamic ? __fdiv_rn(1.0f, scale) : scale;
@@ -154,12 +176,13 @@ __device__ __forceinline__ void encode(const PhasorCodes& codes, float scale,
         for (uint32_t i = 0; i < kCount; ++i) over[i] = __fdiv_rn(x[i], scale);
     }
     if (codes.type == PHASOR_CODES_E4M3) {
-#pragma unroll
-        for (uint32_t i = 0; i < kCount; ++i) put(i, e4m3_from_f32(over[i]));
+        e4m3_words(over, words);
     } else {
         const int32_t least = codes.type == PHASOR_CODES_INT8 ? -127 : -128;
 #pragma unroll
-        for (uint32_t i = 0; i < kCount; ++i) put(i, int8_from_f32(over[i], least));
+        for (uint32_t i = 0; i < kCount; ++i) {
+            put_byte(words, i, int8_from_f32(over[i], least));
+        }
     }
 }
 
@@ -172,7 +195,12 @@ __device__ __forceinline__ float decoded(const PhasorCodes& codes, float scale, 
     return codes.multiply && !codes.dynamic ? __fdiv_rn(value, scale) : __fmul_rn(value, scale);
 }
 
-// The scale that a call gives for a head.
+// Whether the call gives the scales.
+__device__ __forceinline__ bool has_given_scale(const PhasorCodes& codes) {
+    return codes.type != PHASOR_CODES_NONE && codes.dynamic == 0;
+}
+
+// The scale that it gives for a head.
 __device__ __forceinline__ float given_scale(const PhasorCodes& codes, uint32_t head) {
     return __uint_as_float(ptx::load_4(codes.scales + head * codes.head));
 }

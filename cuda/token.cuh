@@ -111,10 +111,6 @@ struct SharedPlace {
 
     uint32_t address; // of this thread's token
 
-    // From `begin` on lie those of the tokens of a block.
-    explicit __device__ __forceinline__ SharedPlace(uint32_t begin)
-        : address(begin + threadIdx.z * kBytes) {}
-
     // The last thread, as it is the first to be without an angle to form.
     static __device__ __forceinline__ bool is_found_here() {
         return threadIdx.x + 1 == blockDim.x && threadIdx.y + 1 == blockDim.y;

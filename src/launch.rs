@@ -126,18 +126,24 @@ pub enum LaunchMode {
     #[default]
     Ordinary,
     /// Dependent. With positions from a start, angles are formed before the wait; with those in device
-    /// memory after it.
+    /// memory after it. What stages need (biases, weights and given scales) is read after it.
     Dependent,
-    /// Dependent, and the caller promises that positions and rows of frequencies in device memory, and what
-    /// says which sequence and which slot a token has (`cu_seqlens`, slots, page tables and indices, cache
-    /// lengths), are written by no work of the stream that may still be running when this kernel starts.
-    /// That is not just the kernel before: in a chain of dependent launches several are in flight. Ids that
-    /// were uploaded before the chain began, or behind an event or an ordinary launch since, are settled.
-    /// Angles are then formed, and slots looked up, before the wait. What stages need (biases, weights and
-    /// given scales) is read after it in any mode.
+    /// Dependent, and the caller promises that all that the call reads in device memory, but for q, k and v and
+    /// what caches hold, is written by no work of the stream that may still be running when this kernel starts:
     ///
-    /// A false promise gives angles of other positions and stores in other slots, and never an access out of
-    /// bounds.
+    /// - positions, and rows of frequencies;
+    /// - what says which sequence and which slot a token has (`cu_seqlens`, slots, page tables and indices,
+    ///   cache lengths);
+    /// - what stages need: biases, weights and biases of norms, and given scales. Scales that a kernel of this
+    ///   step computes are none that are settled.
+    ///
+    /// That is not just the kernel before: in a chain of dependent launches several are in flight. Ids that
+    /// were uploaded before the chain began, or behind an event or an ordinary launch since, are settled, and
+    /// so are weights that were loaded with the model. Before the wait, angles are then formed, slots looked
+    /// up, and the weights of the first head that a thread serves read.
+    ///
+    /// A false promise gives angles of other positions, stores in other slots, and norms and codes by other
+    /// weights and scales; never an access out of bounds.
     DependentPositionsSettled,
 }
 
@@ -279,6 +285,7 @@ impl Call {
             LaunchMode::DependentPositionsSettled => true,
         };
         params.angles_before_wait = u32::from(before_wait);
+        let settled = target.mode == LaunchMode::DependentPositionsSettled;
         Launch {
             kernel,
             grid: shape.grid,
@@ -286,7 +293,10 @@ impl Call {
             shared_bytes: shape.shared_bytes,
             dependent: target.mode != LaunchMode::Ordinary,
             params,
-            fusion: self.fusion,
+            fusion: self.fusion.map(|fusion| PhasorFusion {
+                weights_before_wait: u32::from(settled),
+                ..fusion
+            }),
         }
     }
 

@@ -97,6 +97,8 @@ struct Step {
     weights_per_head: bool,
     codes: Option<StoredCodes>,
     layout: fn(usize, usize, usize, usize) -> CacheLayout,
+    multiprocessors: u32,
+    mode: LaunchMode,
 }
 
 const NORM: HeadNorm = HeadNorm::rms(1e-6);
@@ -115,6 +117,8 @@ impl Step {
             weights_per_head: false,
             codes: None,
             layout: CacheLayout::paged_nhd,
+            multiprocessors: 1,
+            mode: LaunchMode::DependentPositionsSettled,
         }
     }
 
@@ -237,8 +241,37 @@ impl Step {
             cu_seqlens: Some(Values::new(IdType::I32, &[0, 5, 6, 8])),
             slots: Some(slots),
             operands,
-            multiprocessors: 1,
-            mode: LaunchMode::DependentPositionsSettled,
+            multiprocessors: self.multiprocessors,
+            mode: self.mode,
+        }
+    }
+
+    /// The same without values and caches, from a position on: nothing tells what tokens are.
+    fn without_ids(&self) -> AppendCase {
+        let case = self.case(mapping());
+        let without_scales = |operands: Operands| Operands {
+            given_scales: None,
+            ..operands
+        };
+        let [q, k, _] = case.streams;
+        let (q, k) = (q.unwrap().0, k.unwrap().0);
+        let problem = Problem::new(self.dtype)
+            .q(q)
+            .k(k)
+            .one_buffer()
+            .longer_buffers()
+            .q_stages(self.stages[0])
+            .k_stages(self.stages[1]);
+        AppendCase {
+            problem,
+            streams: [Some((q, Goes::InPlace)), Some((k, Goes::InPlace)), None],
+            tensors: [[0, 0]; 3],
+            caches: None,
+            positions: TestPositions::from(PositionKind::Start, 131_072),
+            cu_seqlens: None,
+            slots: None,
+            operands: case.operands.map(without_scales),
+            ..case
         }
     }
 }
@@ -456,6 +489,82 @@ fn stages_move_every_byte_once() {
                         );
                         let written = counts.iter().filter(|&&(_, writes)| writes == 1).count();
                         assert_eq!(written, bytes, "{name}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What stages need is read before the wait where it is promised to be settled, and only there; by kernels of
+/// any heads it is asked for then. (What the promise does not cover may not even be read: the interpreter
+/// would stop.)
+#[test]
+fn weights_and_scales_are_read_before_the_wait_where_that_is_promised() {
+    let images: Vec<_> = Image::all()
+        .into_iter()
+        .filter(|image| image.dependent())
+        .collect();
+    assert!(!images.is_empty());
+    let vectors = ["bias", "norm weight", "norm bias"];
+    let all = ["bias", "norm weight", "norm bias", "given scales"];
+    let of = |run: &AppendRun, name: &str| {
+        let named = run.stats.buffers.iter().filter(|(n, _)| n == name);
+        let traffic: Vec<_> = named.map(|(_, traffic)| *traffic).collect();
+        let sum = |of: fn(&Traffic) -> u64| traffic.iter().map(of).sum::<u64>();
+        let loads = sum(|t| t.loads.iter().sum());
+        assert!(loads > 0, "{name}");
+        (
+            loads,
+            sum(|t| t.loads_before_wait),
+            (sum(|t| t.prefetches), sum(|t| t.prefetches_before_wait)),
+        )
+    };
+    for (dtype, per_head, window) in [
+        (Dtype::F32, false, (128, 128)),
+        (Dtype::F16, true, (64, 64)),
+        (Dtype::Bf16, false, (128, 128)),
+        (Dtype::Bf16, true, (80, 20)),
+    ] {
+        let step = |mode, multiprocessors| Step {
+            weights_per_head: per_head,
+            codes: Some(StoredCodes::given(Codes::E4m3, ScaleForm::Divide)),
+            mode,
+            multiprocessors,
+            ..Step::new(dtype)
+                .head_dim(window.0, (0, window.1))
+                .all_stages(Stages::new().bias().norm(HeadNorm::layer(1e-5)))
+        };
+        let by_vectors = window.0 == window.1;
+        // Few tokens, so that a thread serves one head; and one that serves several.
+        for multiprocessors in [132, 1] {
+            let settled = step(LaunchMode::DependentPositionsSettled, multiprocessors);
+            for run in check(&images, &settled.case(mapping()), "settled") {
+                assert_eq!(run.kernel.unwrap().pairing.is_some(), by_vectors);
+                for name in all {
+                    let (loads, early, prefetches) = of(&run, name);
+                    match (by_vectors, multiprocessors) {
+                        // The first heads are those of queries, which have no codes.
+                        (true, 1) => assert!(early > 0 || name == "given scales", "{name}"),
+                        (true, _) => assert_eq!(early, loads, "{name}"),
+                        (false, _) => assert_eq!(early, 0, "{name}"),
+                    }
+                    assert_eq!(prefetches.0 > 0, !by_vectors, "{name}");
+                    assert_eq!(prefetches.0, prefetches.1, "{name}");
+                }
+            }
+            // With positions in memory all is behind the wait; with those from a start but angles.
+            for mode in [LaunchMode::Ordinary, LaunchMode::Dependent] {
+                let step = step(mode, multiprocessors);
+                let ids = check(&images, &step.case(mapping()), "not settled");
+                let start = check(&images, &step.without_ids(), "from a start");
+                for (runs, names, angles) in [
+                    (ids, &all[..], false),
+                    (start, &vectors[..], mode == LaunchMode::Dependent),
+                ] {
+                    for run in runs {
+                        assert_eq!(run.stats.loads_before_wait > 0, angles, "{mode:?}");
+                        assert!(names.iter().all(|name| of(&run, name).1 == 0), "{mode:?}");
                     }
                 }
             }

@@ -6,7 +6,7 @@ use phasor::call::{
 use phasor::launch::{Family, Kernel, LaunchMode, Target};
 use phasor::{
     CacheLayout, Dtype, Error, Frequencies, FrequencyRows, IdType, Ids, InOut, KvCacheLayout,
-    Layout, Pairing, Plan, Problem, Rope,
+    Layout, Pairing, Plan, Problem, Rope, Stages,
 };
 use std::collections::HashSet;
 
@@ -301,6 +301,27 @@ fn slots_are_looked_up_before_the_wait_where_they_are_promised() {
             let launch = call.launch(&Target::new(132).with_mode(mode));
             assert_eq!(launch.params.angles_before_wait, before_wait, "{mode:?}");
         }
+    }
+}
+
+/// Angles may be formed before the wait without a promise, where positions are no ids; weights may not.
+#[test]
+fn weights_are_read_before_the_wait_where_they_are_promised() {
+    let heads = Layout::tokens(5, 2, 64);
+    let problem = Problem::new(Dtype::F16)
+        .q(heads)
+        .q_stages(Stages::new().scale(0.5));
+    let rope = rope(32, Pairing::HalfSplit);
+    let call = call(&rope, &problem, 4096, RawPositions::start(9));
+    for (mode, angles, weights) in [
+        (LaunchMode::Ordinary, 0, 0),
+        (LaunchMode::Dependent, 1, 0),
+        (LaunchMode::DependentPositionsSettled, 1, 1),
+    ] {
+        let launch = call.launch(&Target::new(132).with_mode(mode));
+        assert_eq!(launch.params.angles_before_wait, angles, "{mode:?}");
+        let fusion = launch.fusion.unwrap();
+        assert_eq!(fusion.weights_before_wait, weights, "{mode:?}");
     }
 }
 

@@ -51,6 +51,59 @@ fn the_cast_is_the_nearest_value_for_every_f32() {
     });
 }
 
+/// Whether `cvt.rn.satfinite.e4m3x2.f32`, as the interpreter of PTX has it, gives the code of the cast. Of a
+/// NaN the PTX ISA does not say which one it becomes. Kernels bring the one that arithmetic makes.
+#[track_caller]
+fn check_the_instruction(bits: u32) {
+    const CANONICAL_NAN: u32 = 0x7fff_ffff;
+    let x = f32::from_bits(bits);
+    let (cast, instruction) = (e4m3_from_f32(x), ptx_interpreter::e4m3(x));
+    let agree = match x.is_nan() && bits != CANONICAL_NAN {
+        true => cast == 0x7f && instruction & 0x7f == 0x7f,
+        false => cast == instruction,
+    };
+    assert!(
+        agree,
+        "{x:e} ({bits:#x}): {cast:#x}, the instruction gives {instruction:#x}"
+    );
+}
+
+/// Every change of the code, what is next to it, and one in 4,099 of all.
+#[test]
+fn the_instruction_gives_the_codes_of_the_cast() {
+    let ends = [0, f32::INFINITY.to_bits(), 0x7fff_ffff];
+    let codes = (0..0x7f).flat_map(|code| {
+        let value = e4m3_to_f32(code);
+        // Past the largest code too, where 480 would be.
+        let next = if code < 0x7e {
+            e4m3_to_f32(code + 1)
+        } else {
+            480.0
+        };
+        [value, (value + next) / 2.0, next].map(f32::to_bits)
+    });
+    for at in ends.into_iter().chain(codes) {
+        for bits in at.saturating_sub(2)..=(at + 2).min(0x7fff_ffff) {
+            check_the_instruction(bits);
+            check_the_instruction(bits | 1 << 31);
+        }
+    }
+    (0..=u32::MAX).step_by(4099).for_each(check_the_instruction);
+}
+
+#[test]
+#[ignore = "takes a minute; the one above has every change of the code"]
+fn the_instruction_gives_the_codes_of_the_cast_for_every_f32() {
+    std::thread::scope(|scope| {
+        for part in 0..8u32 {
+            scope.spawn(move || {
+                let first = part << 29;
+                (first..=first + ((1 << 29) - 1)).for_each(check_the_instruction);
+            });
+        }
+    });
+}
+
 #[test]
 fn codes_come_back() {
     for code in 0..=255u8 {

@@ -482,12 +482,18 @@ pub struct PhasorFusion {
     pub q: PhasorStages,
     pub k: PhasorStages,
     pub v: PhasorStages,
+    pub weights_before_wait: u32,
+    pub reserved: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of PhasorFusion"][::std::mem::size_of::<PhasorFusion>() - 552usize];
+    ["Size of PhasorFusion"][::std::mem::size_of::<PhasorFusion>() - 560usize];
     ["Alignment of PhasorFusion"][::std::mem::align_of::<PhasorFusion>() - 8usize];
     ["Offset of field: PhasorFusion::q"][::std::mem::offset_of!(PhasorFusion, q) - 0usize];
     ["Offset of field: PhasorFusion::k"][::std::mem::offset_of!(PhasorFusion, k) - 184usize];
     ["Offset of field: PhasorFusion::v"][::std::mem::offset_of!(PhasorFusion, v) - 368usize];
+    ["Offset of field: PhasorFusion::weights_before_wait"]
+        [::std::mem::offset_of!(PhasorFusion, weights_before_wait) - 552usize];
+    ["Offset of field: PhasorFusion::reserved"]
+        [::std::mem::offset_of!(PhasorFusion, reserved) - 556usize];
 };

@@ -43,6 +43,7 @@ pub(crate) fn fusion(
         q: of(0, q_codes.map(|codes| (codes, None))),
         k: of(1, k.as_ref().map(|(codes, layout)| (*codes, Some(layout)))),
         v: of(2, v.as_ref().map(|(codes, layout)| (*codes, Some(layout)))),
+        ..PhasorFusion::default()
     };
     some.then_some(fusion)
 }

@@ -296,6 +296,31 @@ pub fn pick(a: f32, b: f32, nan: bool, max: bool) -> u64 {
     bits_of(if a_below == max { b } else { a })
 }
 
+/// What `cvt.rn.satfinite.e4m3x2.f32` makes of one operand.
+///
+/// The PTX ISA says of `.e4m3` that it has 4 bits of exponent and 3 of mantissa, no infinity, and 0x7f and
+/// 0xff as its only NaNs; of `.rn` that ties go to even; and of `.satfinite` that a NaN becomes a NaN and
+/// what is larger than the largest number becomes that, with its sign (sections "Alternate Floating-Point
+/// Data Formats" and "cvt"). Which of the two NaNs it does not say. Here it is the one with the operand's
+/// sign, so that code which needs another one is found out.
+pub fn e4m3(x: f32) -> u8 {
+    let sign = u8::from(x.is_sign_negative()) << 7;
+    if x.is_nan() {
+        return sign | 0x7f;
+    }
+    let magnitude = f64::from(x.abs());
+    // Above it the byte would be that of NaN or of none.
+    const LARGEST: f64 = 448.0;
+    if magnitude > LARGEST {
+        return sign | 0x7e;
+    }
+    // Numbers of one exponent lie 2^-3 of its power of two apart; those below 2^-6 as those from there on.
+    let exponent = ((magnitude.to_bits() >> 52) as i32 - 1023).max(-6);
+    let steps = (magnitude / f64::from(exponent - 3).exp2()).round_ties_even() as i32;
+    // Of 8 to 15 steps 8 are said by the exponent, which 16 bring to the next one.
+    sign | ((exponent + 6) * 8 + steps) as u8
+}
+
 fn round_integral(x: f64, round: Round) -> f64 {
     match round {
         Round::Nearest => x.round_ties_even(),

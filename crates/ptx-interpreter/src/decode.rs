@@ -527,6 +527,25 @@ impl<'a, 'm> Body<'a, 'm> {
             "cvta" => self.cvta(st, m),
             "ld" => self.load(st, m),
             "st" => self.store(st, m),
+            "prefetch" => {
+                m.one_of(&["global"])?;
+                m.one_of(&["L1", "L2"])?;
+                m.end()?;
+                let [address] = exactly(&st.operands)?;
+                let (slot, offset) = self.address(address, Space::Global)?;
+                let mut inst = Inst::new(Op::Prefetch(Access {
+                    space: Space::Global,
+                    ty: Ty::B8,
+                    elements: 1,
+                    offset,
+                    non_coherent: false,
+                    relaxed: false,
+                    register: 8,
+                }));
+                inst.src_count = 1;
+                inst.src[0] = slot;
+                Ok(inst)
+            }
             "bra" => {
                 let uniform = m.flag("uni");
                 m.end()?;
@@ -741,6 +760,15 @@ impl<'a, 'm> Body<'a, 'm> {
 
     fn cvt(&mut self, st: &Statement<'a>, m: &mut Mods) -> Parsed<Inst> {
         let rounding = m.take(&["rn", "rz", "rm", "rp", "rni", "rzi", "rmi", "rpi"]);
+        if m.flag("satfinite") {
+            m.one_of(&["e4m3x2"])?;
+            m.last_ty(&[Ty::F32])?;
+            return match (rounding, self.target) {
+                (_, ..89) => Err(format!("sm_{} does not convert to e4m3", self.target)),
+                (Some("rn"), _) => self.alu(st, Op::ConvertPairE4m3, Ty::B16, &[Ty::F32; 2]),
+                _ => Err("this cvt takes .rn".into()),
+            };
+        }
         let saturate = m.flag("sat");
         if let Some(to) = m.ty_if(&[Ty::F16x2, Ty::Bf16x2]) {
             m.last_ty(&[Ty::F32])?;

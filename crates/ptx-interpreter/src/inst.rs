@@ -303,6 +303,8 @@ pub enum Op {
         to: Ty,
         round: Round,
     },
+    /// Two `f32` into the bytes of a 16-bit register as e4m3, the first operand on top.
+    ConvertPairE4m3,
     Setp {
         cmp: Cmp,
         ty: Ty,
@@ -318,6 +320,8 @@ pub enum Op {
     Cvta(u64),
     Ld(Access),
     St(Access),
+    /// Of the line that has one byte.
+    Prefetch(Access),
     Bra {
         target: u32,
         uniform: bool,

@@ -64,6 +64,7 @@ mod parse;
 mod regular;
 mod warp;
 
+pub use alu::e4m3;
 pub use inst::Space;
 pub use machine::{Fault, FaultKind, Launch, Place, Stats, run};
 pub use memory::{AccessError, Memory, Touches, Traffic};

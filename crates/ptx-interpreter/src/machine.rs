@@ -571,6 +571,7 @@ impl<'a> Machine<'a> {
             }
             Op::Ld(access) => self.load(warp, index, inst, access, mask)?,
             Op::St(access) => self.store(warp, index, inst, access, mask)?,
+            Op::Prefetch(access) => self.prefetch(warp, index, inst, access, mask)?,
             _ => warp.execute(inst, mask)?,
         }
         Ok(Flow::Next)
@@ -671,6 +672,25 @@ impl<'a> Machine<'a> {
                 }
             };
             stored.map_err(|error| self.access_fault(error, a, address, lane, thread, true))?;
+        }
+        Ok(())
+    }
+
+    fn prefetch(
+        &mut self,
+        warp: &mut Warp,
+        index: u32,
+        inst: &Inst,
+        a: Access,
+        mask: u32,
+    ) -> Result<(), Raised> {
+        for lane in lanes(mask) {
+            let address = warp.get(inst.src[0])[lane].wrapping_add(a.offset as u64);
+            let thread = index * LANES as u32 + lane as u32;
+            let earlier = self.who(thread, warp.waited >> lane & 1 == 1).earlier;
+            self.memory
+                .prefetch(address, Some(a.space), earlier, &mut self.hint)
+                .map_err(|error| self.access_fault(error, a, address, lane, thread, false))?;
         }
         Ok(())
     }

@@ -85,6 +85,11 @@ impl fmt::Display for AccessError {
 pub struct Traffic {
     pub loads: [u64; 5],
     pub stores: [u64; 5],
+    pub prefetches: u64,
+    /// Of the loads, those by threads of a dependent launch before their `griddepcontrol.wait`.
+    pub loads_before_wait: u64,
+    /// The same of the prefetches.
+    pub prefetches_before_wait: u64,
 }
 
 fn bytes_of(counts: &[u64; 5]) -> u64 {
@@ -114,6 +119,9 @@ impl Traffic {
             self.loads[n] += other.loads[n];
             self.stores[n] += other.stores[n];
         }
+        self.prefetches += other.prefetches;
+        self.loads_before_wait += other.loads_before_wait;
+        self.prefetches_before_wait += other.prefetches_before_wait;
     }
 }
 
@@ -726,12 +734,28 @@ impl Memory {
             return Err(AccessError::NonCoherentWithEarlier);
         }
         buffer.traffic.loads[width.trailing_zeros() as usize] += 1;
+        buffer.traffic.loads_before_wait += u64::from(who.earlier == Earlier::Runs);
         let (chunk, at) = buffer
             .chunk(address, false)
             .ok_or(AccessError::Unwritten { at: address })?;
         chunk
             .load(at, width, generation, who, non_coherent)
             .map_err(|(i, e)| e.at(address + i as u64))
+    }
+
+    /// A prefetch reads nothing, so that earlier work may write the byte all the same.
+    pub(crate) fn prefetch(
+        &mut self,
+        address: u64,
+        space: Option<Space>,
+        earlier: Earlier,
+        hint: &mut usize,
+    ) -> Result<(), AccessError> {
+        let index = self.prepare(address, 1, space, hint)?;
+        let traffic = &mut self.buffers[index].traffic;
+        traffic.prefetches += 1;
+        traffic.prefetches_before_wait += u64::from(earlier == Earlier::Runs);
+        Ok(())
     }
 
     pub(crate) fn store(

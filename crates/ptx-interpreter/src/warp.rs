@@ -272,6 +272,10 @@ impl Warp {
                     half(a) << 16 | half(b)
                 });
             }
+            Op::ConvertPairE4m3 => self.binary(i, mask, |a, b| {
+                let byte = |x| u64::from(alu::e4m3(alu::f32_of(x)));
+                byte(a) << 8 | byte(b)
+            }),
             Op::Setp { cmp, ty, combine } => {
                 let signed = |a| alu::sign_extend(a, ty.bits());
                 let bits = if ty == Ty::F32 {
@@ -320,6 +324,7 @@ impl Warp {
             Op::WaitForEarlier => self.waited |= mask,
             Op::Ld(_)
             | Op::St(_)
+            | Op::Prefetch(_)
             | Op::Bra { .. }
             | Op::Ret
             | Op::Barrier(_)

@@ -1213,6 +1213,39 @@ fn an_ordinary_launch_need_not_wait() {
 }
 
 #[test]
+fn a_prefetch_reads_nothing() {
+    // Not even what earlier work may write.
+    let prefetch = "prefetch.global.L2 [%from];";
+    let body = format!("{prefetch} {WAIT} {prefetch} prefetch.global.L1 [%a+159]; {LOAD} {STORE}");
+    let (stats, copied) = dependent(&body, earlier_writes).expect("all is behind the wait");
+    let a = stats.buffer("a").copied().unwrap_or_default();
+    assert_eq!((a.prefetches, a.prefetches_before_wait), (120, 40));
+    assert_eq!((a.loads_of(4), a.loads_before_wait), (40, 0));
+    assert_eq!(copied, (0..160).collect::<Vec<u8>>());
+    // A byte that holds no value yet can be asked for, one that is nowhere cannot.
+    let (stats, ..) = on_64("prefetch.global.L2 [%b+63];", 1, 1).expect("it is there");
+    assert_eq!(stats.buffer("b").map(|b| b.prefetches), Some(1));
+    let outside = on_64("prefetch.global.L2 [%b+64];", 1, 1);
+    assert_eq!(access_error(outside), AccessError::OutOfBounds);
+}
+
+#[test]
+fn loads_before_the_wait_are_counted_by_buffer() {
+    let body = format!("{LOAD} {WAIT} {LOAD} {STORE}");
+    let (stats, _) = dependent(&body, Memory::set_promised).expect("promised");
+    let early = |name| stats.buffer(name).map(|traffic| traffic.loads_before_wait);
+    assert_eq!((early("a"), early("b")), (Some(40), Some(0)));
+}
+
+#[test]
+fn older_targets_cannot_convert_to_e4m3() {
+    let text = ".version 8.0\n.target sm_86\n.address_size 64\n.visible .entry k()\n{
+        .reg .b16 %h0; .reg .b32 %r0; cvt.rn.satfinite.e4m3x2.f32 %h0, %r0, %r0; ret; }";
+    let error = Module::parse(text).expect_err("refused").to_string();
+    assert!(error.contains("sm_86 does not convert to e4m3"), "{error}");
+}
+
+#[test]
 fn older_targets_have_no_griddepcontrol() {
     let text = ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k()\n{ griddepcontrol.wait; ret; }";
     let error = Module::parse(text).expect_err("refused").to_string();

@@ -35,7 +35,7 @@ fn try_one(op: &str, signature: &str, inputs: &[u64]) -> Result<u64, String> {
 /// Runs statements in one thread; inputs are at `[p+8]` on, the result is `%d20`.
 fn one_thread(body: &str, inputs: &[u64]) -> Result<u64, String> {
     let text = format!(
-        ".version 8.0\n.target sm_80\n.address_size 64\n
+        ".version 8.0\n.target sm_90\n.address_size 64\n
         .visible .entry k(.param .align 8 .b8 p[{}])\n{{
         .reg .pred %p<32>;\n.reg .b16 %h<32>;\n.reg .b32 %r<32>;\n.reg .b64 %d<32>;\n
         {body}
@@ -760,6 +760,28 @@ fn cvt_bf16() {
     );
 }
 
+#[test]
+fn cvt_e4m3() {
+    check(
+        "
+        // The first operand becomes the upper byte.
+        cvt.rn.satfinite.e4m3x2.f32 hrr: 1.0 2.0 = 0x3840, -1.0 0.5 = 0xb830
+        // 1.0625 is halfway between 1 and 1.125, and 1.1875 between that and 1.25.
+        cvt.rn.satfinite.e4m3x2.f32 hrr: 1.0625 1.1875 = 0x383a, 0x3f880001 0x3f97ffff = 0x3939
+        cvt.rn.satfinite.e4m3x2.f32 hrr: 1.9375 1.9374 = 0x403f
+        // 448 is the largest number.
+        cvt.rn.satfinite.e4m3x2.f32 hrr: 432.0 431.9 = 0x7e7d, 464.0 -480.0 = 0x7efe
+        cvt.rn.satfinite.e4m3x2.f32 hrr: max -inf = 0x7efe, inf 449.0 = 0x7e7e
+        // Below 2^-6 numbers are multiples of 2^-9, and half of one is a tie to zero.
+        cvt.rn.satfinite.e4m3x2.f32 hrr: 0x3c800000 0x3c700000 = 0x0808, 0x3c6fffff 0x3b000000 = 0x0701
+        cvt.rn.satfinite.e4m3x2.f32 hrr: 0x3a800000 0x3a800001 = 0x0001, 0x3b400000 0xbac00000 = 0x0281
+        cvt.rn.satfinite.e4m3x2.f32 hrr: 0.0 -0.0 = 0x0080, 1 0x80000001 = 0x0080
+        // A NaN has the sign of its operand.
+        cvt.rn.satfinite.e4m3x2.f32 hrr: quiet payload = 0x7fff, nan 0xff800001 = 0x7fff
+        ",
+    );
+}
+
 // What must be refused
 
 #[track_caller]
@@ -806,6 +828,16 @@ fn whatever_is_not_listed_is_refused() {
         "setp.eq.f16 %p0, %h1, %h2;",
         "cvt.f16.f32 %h0, %r1;",
         "cvt.rn.satfinite.f16.f32 %h0, %r1;",
+        "cvt.rn.satfinite.e5m2x2.f32 %h0, %r1, %r2;",
+        "cvt.rz.satfinite.e4m3x2.f32 %h0, %r1, %r2;",
+        "cvt.rn.e4m3x2.f32 %h0, %r1, %r2;",
+        "cvt.rn.satfinite.relu.e4m3x2.f32 %h0, %r1, %r2;",
+        "cvt.rn.satfinite.e4m3x2.f16x2 %h0, %r1;",
+        "cvt.rn.satfinite.e4m3x2.f32 %r0, %r1, %r2;",
+        "prefetch.L2 [%d1];",
+        "prefetch.local.L2 [%d1];",
+        "prefetch.global.L2::evict_last [%d1];",
+        "prefetch.global.L2 [%r1];",
         "cvt.rn.relu.f16.f32 %h0, %r1;",
         "cvt.rp.bf16.f32 %h0, %r1;",
         "cvt.rna.tf32.f32 %r0, %r1;",

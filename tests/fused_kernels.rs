@@ -66,7 +66,7 @@ fn random_stages_equal_the_host_bit_for_bit() {
             wish.aligned = Some(true);
         }
         let case = random_append(&mut rng, wish);
-        for run in check(&images, &case, &format!("seed {seed:#x}")) {
+        for run in check(images, &case, &format!("seed {seed:#x}")) {
             if let Some(kernel) = run.kernel {
                 *seen.lock().unwrap().entry(kernel.name()).or_insert(0) += 1;
             }
@@ -405,7 +405,7 @@ fn models_stages_equal_the_host() {
             if step.head_dim > 256 && dtype != Dtype::F16 {
                 continue;
             }
-            for run in check(&images, &step.case(mapping()), name) {
+            for run in check(images, &step.case(mapping()), name) {
                 let kernel = run.kernel.unwrap();
                 assert_eq!(
                     (kernel.family, kernel.pairing),
@@ -447,7 +447,7 @@ fn stages_move_every_byte_once() {
                     step.codes = Some(StoredCodes::dynamic(Codes::E4m3, 1e-6, scales));
                 }
                 let case = step.case(mapping());
-                for run in check(&images, &case, "traffic") {
+                for run in check(images, &case, "traffic") {
                     let (size, [q_heads, kv_heads]) = (dtype.size(), step.heads);
                     let row = (q_heads + 2 * kv_heads) * dim * size;
                     // What is read of padding was on its way before that was known, where vectors are loaded
@@ -593,7 +593,7 @@ fn no_slot_leads_outside() {
             let mut case = step.case(slots);
             case.mode = rng.pick(&[LaunchMode::Ordinary, LaunchMode::DependentPositionsSettled]);
             let run = case
-                .on_image(&image, true)
+                .on_image(image, true)
                 .unwrap_or_else(|fault| panic!("{}: {fault}\n{:?}", image.name(), case.slots));
             let expected = case.on_host(Isa::Scalar).unwrap();
             assert_eq!(run.outcome.reported, expected.reported, "{:?}", case.slots);

@@ -22,9 +22,8 @@ mod ptx_backend;
 mod suite;
 
 use mutants::{KernelText, Kind, Mutant, mutants};
-use phasor::Dtype;
 use phasor::launch::{Family, Kernel};
-use ptx_backend::{COMPUTE_75, COMPUTE_80, COMPUTE_90};
+use ptx_backend::{COMPUTE_75, COMPUTE_80, COMPUTE_90, modules};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -41,8 +40,8 @@ enum Fate {
     Survived,
     /// The generator is wrong: no PTX.
     Unreadable(String),
-    /// The generator is wrong: exempt, but caught.
-    NotEquivalent(&'static str),
+    /// The generator is wrong: exempt, but caught by this check.
+    NotEquivalent(&'static str, &'static str),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -63,15 +62,17 @@ struct Target {
     text: KernelText,
 }
 
-/// Every kernel for compute_90, and for the older targets those that differ from the next newer one.
-fn targets() -> Vec<Target> {
+/// Every kernel of a family for compute_90, and for the older targets those that differ from the next
+/// newer one.
+fn targets_of(family: Family) -> Vec<Target> {
     let mut targets = Vec::new();
-    for (n, dtype) in Dtype::ALL.into_iter().enumerate() {
-        for kernel in Kernel::all(Family::Rope, dtype) {
-            let mut newer = KernelText::of(kernel, COMPUTE_90[0][n]);
+    let texts = modules().zip(COMPUTE_90.concat().into_iter().enumerate());
+    for ((_, dtype), (n, newest)) in texts.filter(|((of, _), _)| *of == family) {
+        for kernel in Kernel::all(family, dtype) {
+            let mut newer = KernelText::of(kernel, newest);
             let mut name = kernel.name();
             for (target, texts) in [("compute_80", COMPUTE_80), ("compute_75", COMPUTE_75)] {
-                let text = KernelText::of(kernel, texts[0][n]);
+                let text = KernelText::of(kernel, texts.concat()[n]);
                 if !text.same_code(&newer) {
                     let older = format!("{}, {target}", kernel.name());
                     let name = std::mem::replace(&mut name, older);
@@ -109,13 +110,13 @@ fn seed(target: &Target, mutants: Vec<Mutant>) -> Vec<Seeded> {
         };
         if let Some(reason) = mutant.equivalent {
             // Every check must pass; one mutant for each reason shows it.
-            let first = excused.insert(reason);
-            let passes = !first || checks.iter().all(|check| check.run(&subject).is_ok());
-            return if passes {
-                Fate::Exempt(reason)
-            } else {
-                Fate::NotEquivalent(reason)
-            };
+            if excused.insert(reason) {
+                let mut failed = checks.iter().filter(|check| check.run(&subject).is_err());
+                if let Some(check) = failed.next() {
+                    return Fate::NotEquivalent(reason, check.name);
+                }
+            }
+            return Fate::Exempt(reason);
         }
         let likely = last.get(&mutant.kind).copied();
         for n in likely.into_iter().chain(0..checks.len()) {
@@ -150,7 +151,12 @@ fn seed_all(
     let work = || {
         let mut done = Vec::new();
         while let Some(&n) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
-            done.push((n, seed(&targets[n], mutants(&targets[n]))));
+            let seeded = [seed(&targets[n], mutants(&targets[n]))];
+            // Of a run that takes hours, what is known so far.
+            let missed = missed(&targets[n..=n], &seeded);
+            println!("{missed}{}, {}", targets[n].name, summary(&seeded));
+            let [seeded] = seeded;
+            done.push((n, seeded));
         }
         done
     };
@@ -166,41 +172,125 @@ fn seed_all(
 
 /// Up to three faults of each kind, far apart, that are not exempt.
 fn some_mutants(target: &Target) -> Vec<Mutant> {
-    let mut by_kind: HashMap<Kind, Vec<Mutant>> = HashMap::new();
-    for mutant in mutants(&target.text) {
-        if mutant.equivalent.is_none() {
-            by_kind.entry(mutant.kind).or_default().push(mutant);
-        }
-    }
-    let some = by_kind.into_values().flat_map(|mutants| {
-        let apart = mutants.len().div_ceil(3);
-        mutants.into_iter().step_by(apart)
+    let some = by_kind(target).into_iter().flat_map(|mutants| {
+        let faults = mutants.into_iter().filter(|m| m.equivalent.is_none());
+        let faults: Vec<_> = faults.collect();
+        let apart = faults.len().div_ceil(3).max(1);
+        faults.into_iter().step_by(apart)
     });
     some.collect()
 }
 
+/// Of each kind every so many-th fault, one at least, from one on that is another for each kernel; and one of
+/// those that are exempt for each reason.
+fn every(apart: usize, target: &Target) -> Vec<Mutant> {
+    let hash = |hash: usize, byte: u8| (hash ^ usize::from(byte)).wrapping_mul(0x0100_0193);
+    let first = target.name.bytes().fold(0x811c_9dc5, hash);
+    let mut reasons = HashSet::new();
+    let some = by_kind(target).into_iter().flat_map(|mutants| {
+        let (faults, exempt): (Vec<_>, Vec<_>) =
+            (mutants.into_iter()).partition(|m| m.equivalent.is_none());
+        let exempt = exempt.into_iter().filter(|m| reasons.insert(m.equivalent));
+        let exempt: Vec<_> = exempt.collect();
+        let first = first % apart.min(faults.len()).max(1);
+        let faults = faults.into_iter().skip(first).step_by(apart);
+        faults.chain(exempt).collect::<Vec<_>>()
+    });
+    some.collect()
+}
+
+/// The mutants of each kind.
+fn by_kind(target: &Target) -> Vec<Vec<Mutant>> {
+    let mut by_kind: Vec<Vec<Mutant>> = Kind::ALL.iter().map(|_| Vec::new()).collect();
+    for mutant in mutants(&target.text) {
+        let kind = Kind::ALL.iter().position(|&kind| kind == mutant.kind);
+        by_kind[kind.expect("one of all")].push(mutant);
+    }
+    by_kind
+}
+
+/// What `PHASOR_MUTANTS` asks for.
+enum Mode {
+    /// Some faults of each kind in three kernels.
+    Few,
+    /// All of the kernels that rotate and a share of the others, as docs/kernel-mutants.md has it.
+    Page { writes: bool },
+    /// Those of one family, or every so many-th of them.
+    Family(Family, usize),
+}
+
+impl Mode {
+    fn asked_for() -> Mode {
+        let Ok(mode) = std::env::var("PHASOR_MUTANTS") else {
+            return Mode::Few;
+        };
+        if let "check" | "write" = mode.as_str() {
+            let writes = mode == "write";
+            return Mode::Page { writes };
+        }
+        let (name, apart) = mode.split_once(':').unwrap_or((&mode, "1"));
+        let family = Family::ALL.into_iter().find(|f| f.name() == name);
+        match (family, apart.parse()) {
+            (Some(family), Ok(apart @ 1..)) => Mode::Family(family, apart),
+            _ => panic!("PHASOR_MUTANTS is check, write, a family or family:apart, not {mode}"),
+        }
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        let mut targets = match self {
+            Mode::Family(family, _) => return targets_of(*family),
+            Mode::Few | Mode::Page { .. } => targets_of(Family::Rope),
+        };
+        match self {
+            Mode::Few => targets.retain(|target| FEW.contains(&target.name.as_str())),
+            _ => targets.extend(
+                (Family::ALL.into_iter().skip(1).flat_map(targets_of))
+                    .filter(|target| SHARED.contains(&target.name.as_str())),
+            ),
+        }
+        targets
+    }
+
+    fn mutants(&self, target: &Target) -> Vec<Mutant> {
+        match self {
+            Mode::Few => some_mutants(target),
+            Mode::Page { .. } if target.text.kernel.family != Family::Rope => every(SHARE, target),
+            Mode::Page { .. } | Mode::Family(_, 1) => mutants(&target.text),
+            Mode::Family(_, apart) => every(*apart, target),
+        }
+    }
+}
+
+/// Of each pairing one, of each element type and of each target.
+const FEW: [&str; 3] = [
+    "rope_f32_half_split",
+    "rope_f16_any, compute_80",
+    "rope_bf16_interleaved, compute_75",
+];
+
+/// Of the other families, for compute_90, where they do the most: the others are the same source with another
+/// of the two.
+const SHARED: [&str; 3] = [
+    "append_bf16_half_split",
+    "append_f32_interleaved",
+    "append_f16_any",
+];
+
+/// One of so many of their faults is seeded.
+const SHARE: usize = 25;
+
 #[test]
 fn every_seeded_fault_is_caught() {
-    let mode = std::env::var("PHASOR_MUTANTS").ok();
-    let mut targets = targets();
-    let seeded = match mode {
-        Some(_) => seed_all(&targets, |target| mutants(&target.text)),
-        None => {
-            let some = [
-                "rope_f32_half_split",
-                "rope_f16_any, compute_80",
-                "rope_bf16_interleaved, compute_75",
-            ];
-            targets.retain(|target| some.contains(&target.name.as_str()));
-            let seeded = seed_all(&targets, some_mutants);
-            let kinds = seeded.iter().flatten().map(|s| s.mutant.kind);
-            let seeded_kinds: HashSet<_> = kinds.collect();
-            let missing = Kind::ALL.iter().filter(|kind| !seeded_kinds.contains(kind));
-            let missing: Vec<_> = missing.collect();
-            assert!(missing.is_empty(), "not seeded: {missing:?}");
-            seeded
-        }
-    };
+    let mode = Mode::asked_for();
+    let targets = mode.targets();
+    let seeded = seed_all(&targets, |target| mode.mutants(target));
+    if let Mode::Few = mode {
+        let kinds = seeded.iter().flatten().map(|s| s.mutant.kind);
+        let kinds: HashSet<_> = kinds.collect();
+        let missing = Kind::ALL.iter().filter(|kind| !kinds.contains(kind));
+        let missing: Vec<_> = missing.collect();
+        assert!(missing.is_empty(), "not seeded: {missing:?}");
+    }
 
     let report = report(&targets, &seeded);
     let missed = missed(&targets, &seeded);
@@ -210,14 +300,13 @@ fn every_seeded_fault_is_caught() {
     }
     assert!(missed.is_empty(), "{missed}{summary}");
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/kernel-mutants.md");
-    match mode.as_deref() {
-        Some("write") => std::fs::write(path, report).unwrap(),
-        Some("check") => assert!(
+    match mode {
+        Mode::Page { writes: true } => std::fs::write(path, report).unwrap(),
+        Mode::Page { writes: false } => assert!(
             std::fs::read_to_string(path).is_ok_and(|written| written == report),
             "docs/kernel-mutants.md is not what this run found: scripts/kernel-mutants --write"
         ),
-        Some(other) => panic!("PHASOR_MUTANTS is check or write, not {other}"),
-        None => {}
+        Mode::Few | Mode::Family(..) => {}
     }
 }
 
@@ -229,7 +318,9 @@ fn missed(targets: &[Target], seeded: &[Vec<Seeded>]) -> String {
             let why = match fate {
                 Fate::Survived => "survived".into(),
                 Fate::Unreadable(error) => format!("no PTX ({error})"),
-                Fate::NotEquivalent(reason) => format!("caught, though exempt ({reason})"),
+                Fate::NotEquivalent(reason, check) => {
+                    format!("caught by {check}, though exempt ({reason})")
+                }
                 Fate::Caught { .. } | Fate::Exempt(_) => continue,
             };
             let (kind, name) = (mutant.kind.describe(), &target.name);
@@ -262,7 +353,7 @@ impl Counts {
                     How::Traffic => counts.traffic += 1,
                 },
                 Fate::Exempt(_) => counts.exempt += 1,
-                Fate::Survived | Fate::Unreadable(_) | Fate::NotEquivalent(_) => {}
+                Fate::Survived | Fate::Unreadable(_) | Fate::NotEquivalent(..) => {}
             }
         }
         counts

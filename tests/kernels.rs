@@ -56,7 +56,7 @@ fn random_cases_equal_the_host_bit_for_bit() {
     let images = Image::all();
     for_each_seed(3000, |seed| {
         let case = random_case(&mut Rng(seed), Wish::default());
-        for image in &images {
+        for image in images {
             check(image, &case, seed);
         }
     });
@@ -69,7 +69,7 @@ fn random_appends_equal_the_host_bit_for_bit() {
     for_each_seed(3000, |seed| {
         let case = random_append(&mut Rng(seed), AppendWish::default());
         let expected = case.on_host(Isa::Scalar).unwrap();
-        for image in &images {
+        for image in images {
             let run = case.on_image(image, false).unwrap_or_else(|fault| {
                 panic!("{}, seed {seed:#x}: {fault}\n{case:?}", image.name())
             });
@@ -208,7 +208,7 @@ fn appends_move_every_byte_once() {
                     ];
                 }
                 let case = step.case(page_table());
-                let run = case.on_image(&image, false).unwrap();
+                let run = case.on_image(image, false).unwrap();
                 assert_eq!(run.outcome, case.on_host(Isa::Scalar).unwrap());
                 assert!(!run.outcome.reported && run.triggers);
                 let size = dtype.size();
@@ -317,7 +317,7 @@ fn no_slot_page_or_offset_leads_outside() {
                 if !sane {
                     case.cu_seqlens = Some(offsets);
                 }
-                let run = case.on_image(&image, true).unwrap_or_else(|fault| {
+                let run = case.on_image(image, true).unwrap_or_else(|fault| {
                     panic!(
                         "{}: {fault}\n{:?} {:?}",
                         image.name(),
@@ -348,7 +348,7 @@ fn tokens_of_one_slot_do_not_mix_with_others() {
         let step = step(Dtype::F32, Pairing::HalfSplit);
         let slots = |slots: &[i64]| TestSlots::Mapping(Values::new(IdType::I32, slots));
         let all = step.case(slots(&[3, 9, 3, 3, 9, 20, 3, 9, -1, -1]));
-        let got = all.on_image(&image, true).unwrap().outcome;
+        let got = all.on_image(image, true).unwrap().outcome;
         let alone: Vec<_> = (0..8)
             .map(|token| {
                 let mut only = [-1; 10];
@@ -506,7 +506,7 @@ fn in_place_touches_only_rotated_dims_and_each_once() {
                 let q = Layout::tokens(7, 12, head_dim).with_rotary_offset(offset);
                 let k = Layout::tokens(7, 4, head_dim).with_rotary_offset(offset);
                 let case = plain_case(dtype, theta(rotary_dim, pairing), q.into(), k.into());
-                let run = check(&image, &case, 0);
+                let run = check(image, &case, 0);
                 let size = dtype.size();
                 for (name, heads) in [("q", 12), ("k", 4)] {
                     let traffic = run.stats.buffer(name).unwrap();
@@ -546,7 +546,7 @@ fn out_of_place_moves_every_byte_once() {
                 let k = Layout::tokens(5, 2, head_dim).with_rotary_offset(offset);
                 let rope = theta(rotary_dim, Pairing::HalfSplit);
                 let case = plain_case(dtype, rope, (q, q).into(), (k, k).into());
-                let run = check(&image, &case, 0);
+                let run = check(image, &case, 0);
                 for (name, written) in [("q", "q_out"), ("k", "k_out")] {
                     assert!(run.counts[name].iter().all(|&c| c == (1, 0)), "{name}");
                     assert!(
@@ -582,7 +582,7 @@ fn no_position_reads_outside_the_table() {
                 let layout = Layout::tokens(positions.len(), 2, rotary_dim);
                 let mut case = plain_case(Dtype::F16, rope, layout.into(), (layout, layout).into());
                 case.positions = TestPositions::of(PositionKind::PerToken, IdType::I64, &positions);
-                check(&image, &case, 0);
+                check(image, &case, 0);
             }
         }
     }

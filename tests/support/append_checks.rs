@@ -9,7 +9,7 @@ use crate::kernel_cases::{
     AngleKind, Case, FACTOR, MODES, PHASES, PHASES_WITH_FACTOR, Rng, TestPositions, Values, bytes,
     edge_phases, random_elements, sharp_case, ties_case,
 };
-use crate::ptx_backend::{COMPUTE_80, Image, modules, run_launch, settle_ids, triggers};
+use crate::ptx_backend::{Image, run_launch, settle_ids, triggers};
 use crate::suite::{
     Counts, FAR, Failure, ROW_SPREAD, ROWS, Shape, Subject, far_case, floats, kinds_cases,
     spread_position, spread_rows,
@@ -225,7 +225,7 @@ fn in_mode(case: Case, n: usize) -> Case {
 /// Every angle source with every kind of position, and slots of each kind in turn.
 fn random_checks(kernel: Kernel) -> Vec<AppendCheck> {
     const EACH: usize = 4;
-    let image = Image::parse("compute_80", modules().zip(COMPUTE_80.concat()));
+    let image = &Image::all()[0];
     let mut rng = Rng(kernel.index() as u64);
     let mut checks = Vec::new();
     for angles in AngleKind::ALL {
@@ -243,7 +243,7 @@ fn random_checks(kernel: Kernel) -> Vec<AppendCheck> {
                 };
                 let case = random_append(&mut rng, wish);
                 // Others have nothing to do, or happen to suit vectors, or to need none of this family.
-                let run = case.on_image(&image, false).unwrap();
+                let run = case.on_image(image, false).unwrap();
                 if run.kernel == Some(kernel) && case.slots.is_some() {
                     checks.push(AppendCheck::counted(kernel, case));
                     found += 1;
@@ -854,7 +854,12 @@ fn elsewhere(
         let Moved {
             mut far, written, ..
         } = moved;
-        let stats = run_launch(subject.module(), &mut far, &launch, image.dependent())?;
+        let stats = run_launch(
+            image.module(launch.kernel),
+            &mut far,
+            &launch,
+            image.dependent(),
+        )?;
         for (from, to, len) in written {
             let buffer = (0..at.len())
                 .find(|&n| (at[n]..at[n] + case.buffers[n].bytes.len() as u64).contains(&from));
@@ -866,7 +871,12 @@ fn elsewhere(
         outcome.reported = far.bytes(report)[0] == 1;
         stats
     } else {
-        let stats = run_launch(subject.module(), &mut near, &launch, image.dependent())?;
+        let stats = run_launch(
+            image.module(launch.kernel),
+            &mut near,
+            &launch,
+            image.dependent(),
+        )?;
         outcome.buffers = at.iter().map(|&at| near.bytes(at).to_vec()).collect();
         outcome.reported = near.bytes(report)[0] == 1;
         stats

@@ -318,6 +318,11 @@ const Q_HEADS: i64 = offset_of!(PhasorCall, q.heads) as i64;
 const K_HEADS: i64 = offset_of!(PhasorCall, k.heads) as i64;
 const BATCH: i64 = offset_of!(PhasorCall, batch) as i64;
 const CHOICE: i64 = offset_of!(PhasorCall, angles.row_choice) as i64;
+const V_OFFSET: i64 = offset_of!(PhasorCall, v.rotary_offset) as i64;
+const EACH_TOKEN: i64 = offset_of!(PhasorCall, sequences.each_token) as i64;
+const SEQUENCES: i64 = offset_of!(PhasorCall, sequences.count) as i64;
+const PAGES: i64 = offset_of!(PhasorCall, slots.pages) as i64;
+const ID_TYPE: i64 = offset_of!(PhasorCall, slots.ids.type_) as i64;
 const AXES: i64 = offset_of!(PhasorCall, angles.axes) as i64;
 
 impl<'a> Code<'a> {
@@ -420,6 +425,43 @@ impl<'a> Code<'a> {
                     .zip(compares(args[2], AXES))
                     .is_some_and(|(choice, axes)| [choice, axes].concat().contains(&inst.line))
         })
+    }
+
+    /// Whether what an instruction selects is asked of the call: if each token is a sequence.
+    fn asks_whether_each_token_is_one(&self, inst: &Inst) -> bool {
+        let compare = inst
+            .args
+            .get(3)
+            .and_then(|predicate| self.writer(predicate));
+        compare.is_some_and(|c| c.is("setp") && self.parameters.get(c.args[1]) == Some(&EACH_TOKEN))
+    }
+
+    /// Whether a register's value is compared with the number of pages, and so is a page.
+    fn is_page(&self, register: &str) -> bool {
+        self.insts.iter().any(|i| {
+            let with = i.is("setp") && i.args[1] == register;
+            with && i.op.ends_with("64") && self.comes_from(i.args[2], PAGES)
+        })
+    }
+
+    /// Whether an instruction makes a page 64 bits wide, or decides whether it has a sign: what it does so
+    /// for is a page in all that follow it before the next comparison of the ids' type.
+    fn is_of_page(&self, inst: &Inst) -> bool {
+        if inst.is("cvt") {
+            return self.is_page(inst.args[0]);
+        }
+        let of_type = |i: &Inst| {
+            i.is("setp") && self.parameters.get(i.args[1]) == Some(&ID_TYPE) && i.args[2] == "3"
+        };
+        let decides = match inst.guard {
+            Some(guard) => self
+                .writer(guard.trim_start_matches('!'))
+                .is_some_and(of_type),
+            None => of_type(inst),
+        };
+        let behind = self.insts.iter().skip_while(|i| i.line <= inst.line);
+        let widened = behind.take(4).find(|i| i.is("cvt"));
+        decides && widened.is_some_and(|widened| self.is_page(widened.args[0]))
     }
 
     /// Whether an instruction comes after the angles have been taken from shared memory.
@@ -794,6 +836,31 @@ fn equivalent(code: &Code, inst: &Inst, kind: Kind, now: &str) -> Option<&'stati
                 "the first head of a round is compared twice, at the end of the round before and in \
              this one, so either comparison may let one more through",
             )
+        }
+        Kind::Select if code.asks_whether_each_token_is_one(inst) => {
+            let mut before = code.insts.iter().take_while(|i| i.line != inst.line);
+            before.any(|i| i.is("bar") || i.is("barrier")).then_some(
+                "in a ragged batch no sequence is known to be one token, and all threads that have a token \
+                 are told its sequence by another",
+            )
+        }
+        Kind::Select
+            if code.parameters.get(args[2]) == Some(&V_OFFSET) && now.starts_with("mov")
+                || code.parameters.get(args[1]) == Some(&V_OFFSET) && now.starts_with("mov") =>
+        {
+            let kept = now.trim_end_matches(';').rsplit(' ').next();
+            kept.is_some_and(|kept| code.parameters.get(kept) != Some(&V_OFFSET))
+                .then_some(
+                    "values have no rotated dims, and so it does not count where these begin",
+                )
+        }
+        Kind::BoundValue
+            if code.parameters.get(args[1]) == Some(&SEQUENCES) && now.ends_with("-1;") =>
+        {
+            Some("a call without sequences is none, and never launched")
+        }
+        Kind::Extension | Kind::BoundValue | Kind::Branch if code.is_of_page(inst) => {
+            Some("a page of 2^31 or more is outside of the caches, and so is a negative one")
         }
         Kind::Coefficient if args[1] == "0f00000000" => {
             let mut uses = code

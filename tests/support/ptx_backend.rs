@@ -4,15 +4,22 @@ use crate::kernel_cases::{Case, Elements, Outcome, TensorCase, bytes, from_bytes
 use phasor::call::{Addresses, AngleAddresses, TensorAddresses};
 use phasor::launch::{Family, Kernel, Launch as PlannedLaunch, LaunchMode, Target};
 use phasor::{Angles, Dtype, Ids, InOut, Layout, Plan, Problem};
-use ptx_interpreter::{Fault, Launch, Memory, Module, Stats, run};
+use ptx_interpreter::{Error, Fault, Launch, Memory, Module, Stats, run};
 use std::collections::HashMap;
+use std::sync::{LazyLock, OnceLock};
 
 /// The kernel modules of one target.
 pub struct Image {
     name: String,
     /// Whether its kernels can be launched dependently.
     dependent: bool,
-    modules: HashMap<(Family, Dtype), Module>,
+    modules: HashMap<(Family, Dtype), Source>,
+}
+
+/// A module, which is parsed when it is first run: most tests run few of them.
+struct Source {
+    text: String,
+    parsed: OnceLock<Module>,
 }
 
 /// A finished case.
@@ -73,38 +80,49 @@ pub fn texts_of(folder: &str) -> Vec<String> {
 
 impl Image {
     /// The prebuilt images, and what `PHASOR_EXTRA_PTX` names.
-    pub fn all() -> Vec<Image> {
-        let of = |name, texts: Texts| Image::parse(name, modules().zip(texts.concat()));
-        let mut images = vec![
-            of("compute_75", COMPUTE_75),
-            of("compute_80", COMPUTE_80),
-            of("compute_90", COMPUTE_90),
-        ];
-        if let Ok(folder) = std::env::var("PHASOR_EXTRA_PTX") {
-            let texts = texts_of(&folder);
-            let texts = texts.iter().map(String::as_str);
-            images.push(Image::parse(&folder, modules().zip(texts)));
-        }
-        images
+    pub fn all() -> &'static [Image] {
+        static ALL: LazyLock<Vec<Image>> = LazyLock::new(|| {
+            let of = |name, texts: Texts| Image::new(name, modules().zip(texts.concat()));
+            let mut images = vec![
+                of("compute_75", COMPUTE_75),
+                of("compute_80", COMPUTE_80),
+                of("compute_90", COMPUTE_90),
+            ];
+            if let Ok(folder) = std::env::var("PHASOR_EXTRA_PTX") {
+                let texts = texts_of(&folder);
+                let texts = texts.iter().map(String::as_str);
+                images.push(Image::new(&folder, modules().zip(texts)));
+            }
+            images
+        });
+        &ALL
     }
 
     /// From the texts of some modules.
-    pub fn parse<'a>(
+    pub fn new<'a>(
         name: &str,
         texts: impl IntoIterator<Item = ((Family, Dtype), &'a str)>,
     ) -> Image {
-        let mut dependent = false;
-        let mut modules = HashMap::new();
-        for (module, text) in texts {
-            dependent |= text.contains("griddepcontrol.wait");
-            let parsed = Module::parse(text).unwrap_or_else(|error| panic!("{name}: {error}"));
-            modules.insert(module, parsed);
-        }
+        let source = |text: &str| Source {
+            text: text.into(),
+            parsed: OnceLock::new(),
+        };
+        let modules: HashMap<_, _> = (texts.into_iter())
+            .map(|(module, text)| (module, source(text)))
+            .collect();
         Image {
             name: name.into(),
-            dependent,
+            dependent: (modules.values()).any(|m| m.text.contains("griddepcontrol.wait")),
             modules,
         }
+    }
+
+    /// Of one module, whose text may be none.
+    pub fn of_module(name: &str, module: (Family, Dtype), text: &str) -> Result<Image, Error> {
+        let mut image = Image::new(name, [(module, text)]);
+        let source = image.modules.get_mut(&module).expect("it is there");
+        source.parsed = Module::parse(text)?.into();
+        Ok(image)
     }
 
     pub fn name(&self) -> &str {
@@ -116,7 +134,11 @@ impl Image {
     }
 
     pub fn module(&self, kernel: Kernel) -> &Module {
-        &self.modules[&(kernel.family, kernel.dtype)]
+        let source = &self.modules[&(kernel.family, kernel.dtype)];
+        source.parsed.get_or_init(|| {
+            let parsed = Module::parse(&source.text);
+            parsed.unwrap_or_else(|error| panic!("{}: {error}", self.name))
+        })
     }
 
     /// Runs a case as the CUDA backend would.

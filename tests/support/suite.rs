@@ -7,37 +7,26 @@ use crate::kernel_cases::{
     TensorCase, TestPositions, Values, Wish, bytes, edge_phases, from_bytes, random_case,
     random_elements, sharp_case, ties_case,
 };
-use crate::ptx_backend::{
-    COMPUTE_80, Image, Run, constant, constant_angles, modules, run_launch, settle_ids, triggers,
-};
+use crate::ptx_backend::{Image, Run, constant, constant_angles, run_launch, settle_ids, triggers};
 use phasor::call::{Addresses, AngleAddresses, TensorAddresses};
 use phasor::launch::{Family, Kernel, LaunchMode};
 use phasor::{
     Angles, CosSinTable, Dtype, Frequencies, FrequencyRowKind, FrequencyRows, IdType, Ids, InOut,
     Isa, Layout, OutOfRange, Pairing, Plan, PositionKind, Problem, Rope,
 };
-use ptx_interpreter::{Error, Fault, Memory, Module};
+use ptx_interpreter::{Error, Fault, Memory};
 use std::collections::HashMap;
 
 /// PTX that is held to the checks: the kernels of one element type, or one of them.
-pub struct Subject {
-    image: Image,
-    module: Module,
-}
+pub struct Subject(Image);
 
 impl Subject {
     pub fn image(&self) -> &Image {
-        &self.image
+        &self.0
     }
 
-    pub fn module(&self) -> &Module {
-        &self.module
-    }
-
-    pub fn new(name: &str, (family, dtype): (Family, Dtype), text: &str) -> Result<Subject, Error> {
-        let module = Module::parse(text)?;
-        let image = Image::parse(name, [((family, dtype), text)]);
-        Ok(Subject { image, module })
+    pub fn new(name: &str, module: (Family, Dtype), text: &str) -> Result<Subject, Error> {
+        Image::of_module(name, module, text).map(Subject)
     }
 }
 
@@ -116,7 +105,7 @@ impl Rotation {
         let fault = |fault: Fault| Failure::Fault(fault.to_string());
         let (outcome, traffic) = match &self.how {
             How::Planned(counts) => {
-                let run = subject.image.run(&self.case).map_err(fault)?;
+                let run = subject.image().run(&self.case).map_err(fault)?;
                 assert_eq!(run.kernel, Some(self.kernel.name()));
                 let early = usize::from(run.stats.loads_before_wait > 0);
                 let traffic = run.counts == counts[early]
@@ -248,7 +237,7 @@ fn in_mode(case: Case, n: usize) -> Case {
 /// Every angle source with every kind of position and every form of call, some of each.
 fn random_checks(kernel: Kernel) -> Vec<Check> {
     const EACH: usize = 3;
-    let image = Image::parse("compute_80", modules().zip(COMPUTE_80.concat()));
+    let image = &Image::all()[0];
     let mut rng = Rng(kernel.index() as u64);
     let mut checks = Vec::new();
     for angles in AngleKind::ALL {
@@ -762,7 +751,7 @@ fn by_hand(
         stages: Default::default(),
     };
     let call = plan.call(&addresses).unwrap().expect("something to rotate");
-    let mut launch = call.launch(&subject.image.target(case.multiprocessors, case.mode));
+    let mut launch = call.launch(&subject.image().target(case.multiprocessors, case.mode));
     assert_eq!(launch.kernel, check.kernel);
     if spread {
         let params = &mut launch.params;
@@ -790,10 +779,10 @@ fn by_hand(
             8 * block[0] * block[2] * if check.kernel.pairing.is_some() { 4 } else { 1 };
     }
     let stats = run_launch(
-        &subject.module,
+        subject.image().module(launch.kernel),
         &mut memory,
         &launch,
-        subject.image.dependent(),
+        subject.image().dependent(),
     )?;
     let once = angle_bytes(case, tokens, u64::from(launch.grid[1]));
     let loaded = ["steps", "cos", "sin"].map(|name| stats.buffer(name));
@@ -817,7 +806,7 @@ fn by_hand(
         }
         outcome.push(elements);
     }
-    let triggers = triggers(&launch, &stats, subject.image.dependent());
+    let triggers = triggers(&launch, &stats, subject.image().dependent());
     Ok((Outcome(outcome), once == loaded && triggers))
 }
 

@@ -10,10 +10,11 @@ const FIRST_ADDRESS: u64 = 0x7f40_0000_0000;
 const GAP: u64 = 1 << 20;
 /// Every buffer starts at a multiple of this plus its own misalignment.
 const GRAIN: u64 = 256;
-/// Storage unit of a sparse buffer.
-const PAGE: u64 = 1 << 16;
+/// Storage unit of a sparse buffer. Small, as it is cleared when it is made, and what is in one is often a
+/// head of a tensor that is spread far.
+const PAGE: u64 = 1 << 10;
 /// Bytes whose access records are allocated and cleared together.
-const RECORDS: usize = 1024;
+const RECORDS: usize = 256;
 
 /// Why a load or store was refused.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -602,10 +603,13 @@ impl Memory {
             chunk.fill((address - buffer.address + buffer.lead) as usize, bytes);
             return;
         }
-        for (address, &byte) in (address..).zip(bytes) {
-            if let Some((chunk, at)) = buffer.chunk(address, true) {
-                chunk.fill(at, &[byte]);
-            }
+        let (mut address, mut bytes) = (address, bytes);
+        while !bytes.is_empty() {
+            let (chunk, at) = buffer.chunk(address, true).expect("it is made");
+            let (here, further) = bytes.split_at(bytes.len().min(PAGE as usize - at));
+            chunk.fill(at, here);
+            address += here.len() as u64;
+            bytes = further;
         }
     }
 

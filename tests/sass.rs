@@ -7,17 +7,29 @@
 //! the numbers the version of ptxas in scripts/requirements-toolkit.txt; without them the tests say
 //! so and pass, unless `PHASOR_REQUIRE_CUDA_TOOLS=1`.
 
+#[path = "support/executed.rs"]
+mod executed;
+#[path = "support/kernel_cases.rs"]
+#[allow(dead_code, reason = "each test binary uses a part of it")]
+mod kernel_cases;
+#[path = "support/ptx_backend.rs"]
+#[allow(dead_code, reason = "each test binary uses a part of it")]
+mod ptx_backend;
 #[path = "support/sass.rs"]
 mod sass;
 
+use executed::{HEAD_DIM, HEADS, Issued, PAGE_SIZE, StageSet, Step};
 use phasor::call::{
-    Addresses, AngleAddresses, CacheAddresses, PhasorCall, RawPositions, TensorAddresses,
+    Addresses, AngleAddresses, CacheAddresses, PhasorCall, RawPositions, StageAddresses,
+    TensorAddresses, VectorAddress,
 };
 use phasor::launch::{Family, Kernel, Launch, LaunchMode, Target};
+use phasor::norm::HeadNorm;
 use phasor::{
     CacheLayout, Dtype, Frequencies, IdType, Ids, KvCacheLayout, Layout, Pairing, Plan, Problem,
-    Rope, SlotsIn,
+    Rope, SlotsIn, Stages,
 };
+use ptx_interpreter::Module;
 use sass::{Accesses, Bank, Code, Effect, End};
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -53,13 +65,16 @@ macro_rules! prebuilt {
     };
 }
 
-const PREBUILT: [Prebuilt; 6] = [
+const PREBUILT: [Prebuilt; 9] = [
     prebuilt!(Rope, F32, "rope_f32"),
     prebuilt!(Rope, F16, "rope_f16"),
     prebuilt!(Rope, Bf16, "rope_bf16"),
     prebuilt!(Append, F32, "append_f32"),
     prebuilt!(Append, F16, "append_f16"),
     prebuilt!(Append, Bf16, "append_bf16"),
+    prebuilt!(Fused, F32, "fused_f32"),
+    prebuilt!(Fused, F16, "fused_f16"),
+    prebuilt!(Fused, Bf16, "fused_bf16"),
 ];
 
 #[cfg(phasor_fatbin)]
@@ -74,13 +89,16 @@ macro_rules! fatbin {
 }
 
 #[cfg(phasor_fatbin)]
-const FATBINS: [(Family, Dtype, &[u8]); 6] = [
+const FATBINS: [(Family, Dtype, &[u8]); 9] = [
     fatbin!(Rope, F32, "rope_f32"),
     fatbin!(Rope, F16, "rope_f16"),
     fatbin!(Rope, Bf16, "rope_bf16"),
     fatbin!(Append, F32, "append_f32"),
     fatbin!(Append, F16, "append_f16"),
     fatbin!(Append, Bf16, "append_bf16"),
+    fatbin!(Fused, F32, "fused_f32"),
+    fatbin!(Fused, F16, "fused_f16"),
+    fatbin!(Fused, Bf16, "fused_bf16"),
 ];
 
 /// Whether the tool runs; skipping is said, or refused.
@@ -173,27 +191,34 @@ fn check(architecture: &str, kernel: Kernel, listing: &str) {
     }
 }
 
-/// q and k are accessed by the kernel's width alone, and ids never through the non-coherent cache.
+/// q, k and v are accessed by the kernel's width alone, and ids never through the non-coherent cache. Codes are
+/// stored four at a time or, like scales of a byte, alone.
 fn check_accesses(context: &str, kernel: Kernel, code: &Code) {
-    let width = kernel.vector() * kernel.dtype.size();
+    let size = kernel.dtype.size();
+    let width = kernel.vector() * size;
+    let vectors = kernel.pairing.is_some();
+    let has_codes = kernel.family == Family::Fused;
     let mut seen: HashMap<(Effect, usize), usize> = HashMap::new();
     for access in code.accesses() {
         if let Effect::Load | Effect::Store = access.effect {
-            let vectors = kernel.pairing.is_some();
-            assert_eq!(
-                (access.bytes, access.leaves_l1),
-                (width, vectors),
-                "{context}: {}",
-                access.text
-            );
+            let element = (access.bytes, access.leaves_l1) == (width, vectors);
+            let code = has_codes
+                && access.effect == Effect::Store
+                && matches!((access.bytes, access.leaves_l1), (1 | 4, false));
+            assert!(element || code, "{context}: {}", access.text);
         }
         *seen.entry((access.effect, access.bytes)).or_default() += 1;
     }
     let angle = size_of::<f32>();
+    // Heads that are loaded together and stored together, of two places each.
+    let (loaded, stored) = match (has_codes, vectors) {
+        (false, _) => (4, 4),
+        (true, true) => (8 / size, 1),
+        (true, false) => (1, 1),
+    };
     for (effect, bytes, at_least) in [
-        // Four heads in flight, two places each.
-        (Effect::Load, width, 8),
-        (Effect::Store, width, 8),
+        (Effect::Load, width, 2 * loaded),
+        (Effect::Store, width, 2 * stored),
         // Positions and rows, of either width; some assemblers share a load.
         (Effect::LoadId, 4, 2),
         (Effect::LoadId, 8, 2),
@@ -534,21 +559,17 @@ fn registers(report: &str) -> HashMap<String, u32> {
     registers
 }
 
-const HEADS: [usize; 2] = [32, 8];
-const HEAD_DIM: usize = 128;
-const PAGE_SIZE: usize = 16;
-
 /// Heads that a kernel visits: those of q and k, and of v where it appends.
 fn heads_of(family: Family) -> usize {
     let values = match family {
-        Family::Append => HEADS[1],
-        _ => 0,
+        Family::Rope => 0,
+        _ => HEADS[1],
     };
     HEADS.iter().sum::<usize>() + values
 }
 
 /// How the library launches a kernel on q and k of Llama 3 8B, in place; one that appends on q in place, and
-/// on k and v that go to a paged cache alone, by slots.
+/// on k and v that go to a paged cache alone, by slots; one with stages so with the norm of q and k.
 fn launch(kernel: Kernel, tokens: usize, target: &Target) -> Launch {
     let frequencies = Frequencies::from_theta(5e5, HEAD_DIM).unwrap();
     let rope = Rope::new(frequencies, kernel.pairing.unwrap_or(Pairing::HalfSplit));
@@ -563,7 +584,8 @@ fn launch(kernel: Kernel, tokens: usize, target: &Target) -> Launch {
         destination: address,
     };
     let [q, k] = HEADS.map(|heads| Layout::tokens(tokens, heads, HEAD_DIM));
-    let appends = kernel.family == Family::Append;
+    let appends = kernel.family != Family::Rope;
+    let norms = kernel.family == Family::Fused;
     let problem = Problem::new(kernel.dtype).q(q);
     let problem = match appends {
         false => problem.k(k),
@@ -572,6 +594,20 @@ fn launch(kernel: Kernel, tokens: usize, target: &Target) -> Launch {
             let caches = KvCacheLayout::separate(cache, cache);
             problem.k_to_cache(k).v_to_cache(k).cache(caches)
         }
+    };
+    let problem = match norms {
+        false => problem,
+        true => {
+            let norm = Stages::new().norm(HeadNorm::rms(1e-6));
+            problem.q_stages(norm).k_stages(norm)
+        }
+    };
+    let weight = StageAddresses {
+        norm_weight: Some(VectorAddress {
+            address,
+            len: HEAD_DIM,
+        }),
+        ..StageAddresses::default()
     };
     let cache = appends.then(|| CacheAddresses {
         k: address,
@@ -592,7 +628,7 @@ fn launch(kernel: Kernel, tokens: usize, target: &Target) -> Launch {
             false => TensorAddresses::default(),
         },
         cache,
-        stages: Default::default(),
+        stages: norms.then_some([weight, weight, StageAddresses::default()]),
     };
     let plan = Plan::new(&rope, &problem).unwrap();
     let call = plan.call(&addresses).unwrap().unwrap();
@@ -844,30 +880,33 @@ fn table(measured: &HashMap<(&'static str, Kernel), Figures>) -> String {
     page
 }
 
-/// The kernels that append. Their ways are not followed: a thread's groups are of q, k or v, and the reader
-/// does not know that no group is of two.
+/// The kernels that append, and those with stages. Their ways are not followed: a thread's groups are of q, k or v,
+/// and the reader does not know that no group is of two.
 fn appends(measured: &HashMap<(&'static str, Kernel), Figures>, page: &mut String) {
-    page.push_str(APPENDS);
-    for multiprocessor in &MULTIPROCESSORS {
-        let architecture = multiprocessor.architecture;
-        for kernel in Dtype::ALL
-            .map(|dtype| Kernel::all(Family::Append, dtype))
-            .concat()
-        {
-            let figures = &measured[&(architecture, kernel)];
-            let work = Work::of(&launch(kernel, 8192, &Target::new(100)));
-            writeln!(
-                page,
-                "| {architecture} | {} | {} | {} | {} | {} | {} | {} |",
-                kernel.name(),
-                figures.registers,
-                work.threads_of_block,
-                work.shared_bytes,
-                work.heads_of_thread,
-                work.resident(multiprocessor, figures.registers),
-                figures.code.len(),
-            )
-            .unwrap();
+    for (family, about) in [(Family::Append, APPENDS), (Family::Fused, WITH_STAGES)] {
+        page.push_str(about);
+        page.push_str(
+            "| architecture | kernel | registers | threads | shared | heads | warps | code |\n\
+             | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n",
+        );
+        for multiprocessor in &MULTIPROCESSORS {
+            let architecture = multiprocessor.architecture;
+            for kernel in Dtype::ALL.map(|dtype| Kernel::all(family, dtype)).concat() {
+                let figures = &measured[&(architecture, kernel)];
+                let work = Work::of(&launch(kernel, 8192, &Target::new(100)));
+                writeln!(
+                    page,
+                    "| {architecture} | {} | {} | {} | {} | {} | {} | {} |",
+                    kernel.name(),
+                    figures.registers,
+                    work.threads_of_block,
+                    work.shared_bytes,
+                    work.heads_of_thread,
+                    work.resident(multiprocessor, figures.registers),
+                    figures.code.len(),
+                )
+                .unwrap();
+            }
         }
     }
 }
@@ -878,8 +917,14 @@ const APPENDS: &str = "
 Here q is in place, and k and v (8 heads of 128 each) go to a cache of pages of 16, by slot ids. Instructions
 on a thread's way are not counted.
 
-| architecture | kernel | registers | threads | shared | heads | warps | code |
-| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |
+";
+
+const WITH_STAGES: &str = "
+## Kernels with stages
+
+The same step with an RMS norm of q and k, by a weight of their heads. What its warps execute is counted in
+[gpu-prediction.md](gpu-prediction.md).
+
 ";
 
 impl Work {
@@ -1180,31 +1225,61 @@ type Part = fn(&Prediction) -> f64;
 impl Subject<'_> {
     fn predict(&self, gpu: &Gpu, work: &Work, tokens: usize, mode: LaunchMode) -> Prediction {
         let elements = tokens * HEADS.iter().sum::<usize>() * HEAD_DIM;
-        let megabytes = (2 * elements * self.dtype.size()) as f64 / 1e6;
+        let burden = Burden {
+            registers: self.registers,
+            blocks: work.blocks,
+            threads_of_block: work.threads_of_block,
+            shared_bytes: work.shared_bytes,
+            bytes: 2 * elements * self.dtype.size(),
+            issued: f64::from(work.blocks) * work.issued(self.thread) as f64,
+            thread: self.one_token as f64,
+            after_wait: self.after_wait as f64,
+        };
+        burden.predict(gpu, tokens, mode)
+    }
+}
+
+/// What the formula takes of a launch.
+struct Burden {
+    registers: u32,
+    blocks: u32,
+    threads_of_block: u32,
+    shared_bytes: u32,
+    /// Read and written.
+    bytes: usize,
+    /// Instructions of all warps.
+    issued: f64,
+    /// Of a thread that has one head of one token, and of those what is left after the wait where angles are formed
+    /// before it.
+    thread: f64,
+    after_wait: f64,
+}
+
+impl Burden {
+    fn predict(&self, gpu: &Gpu, tokens: usize, mode: LaunchMode) -> Prediction {
+        let megabytes = self.bytes as f64 / 1e6;
         let multiprocessors = f64::from(gpu.multiprocessors);
         let cycles_per_us = gpu.clock * 1e3;
         let memory = megabytes / (gpu.memory * SHARE);
-        let issued = f64::from(work.blocks) * work.issued(self.thread) as f64;
-        let issue = issued / (4.0 * multiprocessors * cycles_per_us);
-        let thread =
-            |instructions: usize| (instructions as f64 - HIDDEN).max(0.0) * CYCLES / cycles_per_us;
+        let issue = self.issued / (4.0 * multiprocessors * cycles_per_us);
+        let thread = |instructions: f64| (instructions - HIDDEN).max(0.0) * CYCLES / cycles_per_us;
         let resident = multiprocessor(gpu.architecture).resident_blocks(
             self.registers,
-            work.threads_of_block,
-            work.shared_bytes,
+            self.threads_of_block,
+            self.shared_bytes,
         );
-        let waves = f64::from(work.blocks) / (f64::from(resident) * multiprocessors);
+        let waves = f64::from(self.blocks) / (f64::from(resident) * multiprocessors);
         let second_wave = (waves - 1.0).clamp(0.0, 1.0);
         let first_wave = match mode {
             LaunchMode::DependentPositionsSettled => self.after_wait,
-            _ => self.one_token,
+            _ => self.thread,
         };
         let launch = match mode {
             LaunchMode::Ordinary => LAUNCH,
             _ => LAUNCH - DEPENDENT,
         };
         let latency = LATENCY[usize::from(tokens > 1)];
-        let thread = thread(first_wave) + second_wave * thread(self.one_token);
+        let thread = thread(first_wave) + second_wave * thread(self.thread);
         Prediction {
             memory,
             issue,
@@ -1275,7 +1350,7 @@ fn prediction(measured: &HashMap<(&'static str, Kernel), Figures>) -> String {
     let mut page = String::from(PREDICTION_INTRODUCTION);
 
     page.push_str(HOW_WELL);
-    head(&mut page, "kernel | type | launch |");
+    head::<6>(&mut page, "kernel | type | launch |");
     let mut worst = [0.0f64; 2];
     for run in &RUNS {
         let (name, dtype, mode) = (run.name, run.dtype, mode_name(run.mode));
@@ -1284,7 +1359,7 @@ fn prediction(measured: &HashMap<(&'static str, Kernel), Figures>) -> String {
             &format!("{name} | {dtype} | {mode} | measured"),
             run.times.map(microseconds),
         );
-        let predicted = std::array::from_fn(|n| {
+        let predicted: [_; 6] = std::array::from_fn(|n| {
             let predicted = predict_run(run, TOKENS[n]);
             let off = 100.0 * (predicted / run.times[n] - 1.0);
             let worst = &mut worst[usize::from(name == "prototype")];
@@ -1302,7 +1377,7 @@ fn prediction(measured: &HashMap<(&'static str, Kernel), Figures>) -> String {
     .unwrap();
 
     page.push_str(ON_AN_H200);
-    head(&mut page, "type |");
+    head::<6>(&mut page, "type |");
     for run in &COPIES {
         let dtype = run.dtype;
         line(
@@ -1335,8 +1410,9 @@ fn prediction(measured: &HashMap<(&'static str, Kernel), Figures>) -> String {
         }
     }
 
+    steps(measured, &mut page);
     page.push_str(ON_OTHERS);
-    head(&mut page, "GPU | type |");
+    head::<6>(&mut page, "GPU | type |");
     for gpu in &OTHERS {
         let has_dependent = compute_capability(gpu.architecture) >= 90;
         for dtype in [Dtype::Bf16, Dtype::F32] {
@@ -1350,16 +1426,276 @@ fn prediction(measured: &HashMap<(&'static str, Kernel), Figures>) -> String {
     page
 }
 
+/// Tokens of the measurements of whole steps.
+const STEP_TOKENS: [usize; 5] = [1, 32, 256, 2048, 8192];
+
+/// From packed q, k and v to rotated q and a written cache: measured times of a prototype and of a copy kernel of
+/// as many bytes, on an H200; and what the assembler made of the prototype, counted as the kernels are.
+struct StepRun {
+    stages: StageSet,
+    name: &'static str,
+    /// Ordinary, and dependent.
+    copies: [[f64; 5]; 2],
+    /// Ordinary, and dependent with angles and slots before the wait.
+    prototype: [[f64; 5]; 2],
+    /// Of a warp of the launch for one token, whose threads have one head: ordinary, and after the wait.
+    one_token: [f64; 2],
+    /// Of all warps of a token, whose threads have three heads.
+    token: f64,
+    registers: u32,
+}
+
+const STEP_RUNS: [StepRun; 3] = [
+    StepRun {
+        stages: StageSet {
+            norms: false,
+            codes: false,
+        },
+        name: "rotate, append",
+        copies: [
+            [1.25, 1.60, 2.89, 13.8, 49.9],
+            [0.99, 1.27, 2.64, 13.4, 49.6],
+        ],
+        prototype: [
+            [1.68, 2.08, 3.35, 14.6, 51.9],
+            [1.09, 1.45, 2.81, 14.1, 51.4],
+        ],
+        one_token: [167.0, 119.0],
+        token: 2357.0,
+        registers: 57,
+    },
+    StepRun {
+        stages: StageSet {
+            norms: true,
+            codes: false,
+        },
+        name: "norm, rotate, append",
+        copies: [
+            [1.25, 1.60, 2.89, 13.8, 49.9],
+            [0.99, 1.27, 2.64, 13.4, 49.6],
+        ],
+        prototype: [
+            [1.80, 2.24, 3.83, 16.9, 58.0],
+            [1.24, 1.63, 3.13, 14.5, 52.1],
+        ],
+        one_token: [232.0, 167.0],
+        token: 3547.0,
+        registers: 86,
+    },
+    StepRun {
+        stages: StageSet {
+            norms: true,
+            codes: true,
+        },
+        name: "norm, rotate, append e4m3",
+        copies: [
+            [1.28, 1.63, 2.87, 12.8, 46.3],
+            [1.02, 1.26, 2.62, 12.5, 46.0],
+        ],
+        prototype: [
+            [1.80, 2.23, 3.83, 16.3, 55.1],
+            [1.22, 1.60, 3.09, 13.9, 48.4],
+        ],
+        one_token: [240.0, 172.0],
+        token: 3755.0,
+        registers: 86,
+    },
+];
+
+const STEP_MODES: [LaunchMode; 2] = [LaunchMode::Ordinary, LaunchMode::DependentPositionsSettled];
+
+impl StepRun {
+    /// Bytes that a step reads and writes: q in place, k and v to the caches.
+    fn bytes(&self, tokens: usize) -> usize {
+        let [q, kv] = HEADS;
+        let stored = if self.stages.codes { 1 } else { 2 };
+        tokens * HEAD_DIM * (2 * (q + 2 * kv) + 2 * q + stored * 2 * kv)
+    }
+
+    /// The prototype as it was launched, or close to it: blocks of 16 rows of 16 lanes, three for a token up to
+    /// 32 tokens, and one else.
+    fn prototype(&self, tokens: usize) -> Burden {
+        let few = tokens <= 32;
+        let token = if few {
+            24.0 * self.one_token[0]
+        } else {
+            self.token
+        };
+        Burden {
+            registers: self.registers,
+            blocks: tokens as u32 * if few { 3 } else { 1 },
+            threads_of_block: 256,
+            shared_bytes: 8576,
+            bytes: self.bytes(tokens),
+            issued: tokens as f64 * token,
+            thread: self.one_token[0],
+            after_wait: self.one_token[1],
+        }
+    }
+}
+
+/// What our kernels issue for a step of so many tokens.
+struct StepFigures {
+    kernel: Kernel,
+    launch: Launch,
+    issued: Issued,
+}
+
+/// Steps in the prebuilt PTX, with the lines that machine code was made of.
+struct StepCode {
+    family: Family,
+    module: Module,
+    listings: HashMap<String, String>,
+}
+
+impl StepCode {
+    fn assemble(folder: &Path, family: Family) -> StepCode {
+        let is_it = |&&(f, dtype, _): &&Prebuilt| (f, dtype) == (family, Dtype::Bf16);
+        let (_, _, [.., ptx]) = PREBUILT.iter().find(is_it).unwrap();
+        let path = write(folder, "lines.ptx", ptx.as_bytes());
+        let cubin = folder.join("lines.cubin");
+        run(Command::new("ptxas")
+            .args(["-lineinfo", "-arch", H200.architecture, "-o"])
+            .arg(&cubin)
+            .arg(&path));
+        let listing = run(Command::new("nvdisasm").args(["-gp", "-c"]).arg(&cubin));
+        let parts = listing.split(".section\t.text.").skip(1);
+        let listings = parts.filter_map(|part| part.split_once(','));
+        StepCode {
+            family,
+            module: Module::parse(ptx).unwrap(),
+            listings: listings
+                .map(|(name, listing)| (name.into(), listing.into()))
+                .collect(),
+        }
+    }
+}
+
+impl StepFigures {
+    fn new(codes: &[StepCode], stages: StageSet, tokens: usize, mode: LaunchMode) -> StepFigures {
+        let target = Target::new(H200.multiprocessors).with_mode(mode);
+        let mut step = Step::new(stages, tokens, &target);
+        let kernel = step.launch.kernel;
+        let code = codes
+            .iter()
+            .find(|code| code.family == kernel.family)
+            .unwrap();
+        let issued = step.issued(&code.module, &code.listings[&kernel.name()]);
+        StepFigures {
+            kernel,
+            launch: step.launch,
+            issued,
+        }
+    }
+
+    /// Of a warp, on average.
+    fn warp(&self, issued: u64) -> f64 {
+        issued as f64 / f64::from(self.issued.warps)
+    }
+}
+
+/// Whole steps on an H200.
+fn steps(measured: &HashMap<(&'static str, Kernel), Figures>, page: &mut String) {
+    let folder = tempfile::tempdir().unwrap();
+    let codes =
+        [Family::Append, Family::Fused].map(|family| StepCode::assemble(folder.path(), family));
+    let figures = |stages, tokens, mode| StepFigures::new(&codes, stages, tokens, mode);
+    let [ordinary, settled] = STEP_MODES;
+
+    page.push_str(STEPS);
+    for run in &STEP_RUNS {
+        let (one, late, many) = (
+            figures(run.stages, 1, ordinary),
+            figures(run.stages, 1, settled),
+            figures(run.stages, 8192, ordinary),
+        );
+        let registers = measured[&(H200.architecture, many.kernel)].registers;
+        let heads = (HEADS[0] + 2 * HEADS[1]) as f64;
+        writeln!(
+            page,
+            "| {} | {} | {registers} | {:.0} | {:.0} | {:.0} | {:.0} |\n\
+             | | prototype | {} | {:.0} | {:.0} | {:.0} | {:.0} |",
+            run.name,
+            many.kernel.name(),
+            one.warp(one.issued.all),
+            late.warp(late.issued.after_wait),
+            many.issued.all as f64,
+            many.issued.all as f64 / heads,
+            run.registers,
+            run.one_token[0],
+            run.one_token[1],
+            run.token,
+            run.token / heads,
+        )
+        .unwrap();
+    }
+
+    page.push_str(STEP_TIMES);
+    head::<5>(page, "stages | kernel | launch |");
+    for run in &STEP_RUNS {
+        let name = run.name;
+        for (n, mode) in STEP_MODES.into_iter().enumerate() {
+            let launched = mode_name(mode);
+            let copy = ["ordinary", "dependent"][n];
+            line(
+                page,
+                &format!("{name} | copy kernel, measured | {copy}"),
+                run.copies[n].map(microseconds),
+            );
+            line(
+                page,
+                &format!("{name} | prototype, measured | {launched}"),
+                run.prototype[n].map(microseconds),
+            );
+            let predicted: [_; 5] = std::array::from_fn(|size| {
+                let tokens = STEP_TOKENS[size];
+                let predicted = run.prototype(tokens).predict(&H200, tokens, mode).all;
+                let off = 100.0 * (predicted / run.prototype[n][size] - 1.0);
+                format!("{} ({off:+.0}%)", microseconds(predicted))
+            });
+            line(
+                page,
+                &format!("{name} | prototype, predicted | {launched}"),
+                predicted,
+            );
+            let one = figures(run.stages, 1, mode);
+            let times = STEP_TOKENS.map(|tokens| {
+                let figures = figures(run.stages, tokens, mode);
+                let launch = &figures.launch;
+                let burden = Burden {
+                    registers: measured[&(H200.architecture, figures.kernel)].registers,
+                    blocks: launch.grid.iter().product(),
+                    threads_of_block: launch.block.iter().product(),
+                    shared_bytes: launch.shared_bytes,
+                    bytes: run.bytes(tokens),
+                    issued: tokens as f64 * figures.issued.all as f64,
+                    thread: one.warp(one.issued.all),
+                    after_wait: one.warp(one.issued.after_wait),
+                };
+                let prediction = burden.predict(&H200, tokens, mode);
+                format!("**{}**", microseconds(prediction.all))
+            });
+            let kernel = one.kernel.name();
+            line(page, &format!("{name} | **{kernel}** | {launched}"), times);
+        }
+    }
+    page.push_str(ASSEMBLING);
+}
+
 /// The head of a table whose columns are these, one that says of what the times are, and the tokens.
-fn head(page: &mut String, first: &str) {
-    let tokens = ["1", "32", "256", "2,048", "8,192", "32,768"].map(str::to_string);
-    line(page, &format!("{first} µs"), tokens);
+fn head<const N: usize>(page: &mut String, first: &str) {
+    let tokens = ["1", "32", "256", "2,048", "8,192", "32,768"];
+    line(
+        page,
+        &format!("{first} µs"),
+        std::array::from_fn::<_, N, _>(|n| tokens[n].into()),
+    );
     let columns = first.matches('|').count() + 1;
-    let numbers = " ---: |".repeat(TOKENS.len());
+    let numbers = " ---: |".repeat(N);
     writeln!(page, "|{}{numbers}", " --- |".repeat(columns)).unwrap();
 }
 
-fn line(page: &mut String, first: &str, cells: [String; TOKENS.len()]) {
+fn line<const N: usize>(page: &mut String, first: &str, cells: [String; N]) {
     writeln!(page, "| {first} | {} |", cells.join(" | ")).unwrap();
 }
 
@@ -1419,6 +1755,44 @@ const ON_AN_H200: &str = "
 launches were faster than predicted; these may be too. What would point at the kernels rather than at
 this page: 1.15 times these times from 256 tokens on, or 1.25 times below.
 
+";
+
+const STEPS: &str = "
+## Whole steps, not measured
+
+From packed q, k and v in bf16 (32, 8 and 8 heads of 128, half-split) to q rotated in place and k and v in a
+paged cache, each token with its own position and slot; with an RMS norm of q and k, and with codes of e4m3 by
+given scales. `prototype` is a kernel for each of these sets and no more, which was measured on the H200 in the
+best of a few shapes. Instructions are those that warps issue: the interpreter of the tests counts how often each
+line of the PTX is executed, and the assembler says of which line each instruction was made. For the kernels that
+rotate, this gives 3 to 8% fewer than the ways in [kernel-sass.md](kernel-sass.md).
+
+- **a warp, one token**: of the launch for one token, whose threads have one head, on average.
+- **after the wait**: of those, where angles are formed before it.
+- **a token**: of all warps that serve one of 8,192 tokens; **a head**: a 48th of it.
+
+| stages | kernel | registers | a warp, one token | after the wait | a token | a head |
+| --- | --- | ---: | ---: | ---: | ---: | ---: |
+";
+
+const STEP_TIMES: &str = "
+By the formula above, with an average warp of the launch for one token for its thread. The prototype's rows
+show how far to trust it.
+
+";
+
+const ASSEMBLING: &str = "
+### Loading, an estimate
+
+A driver assembles the PTX of a module when it is first used on a GPU that no machine code was built for, and
+keeps what it made. How long that takes is not measured; ptxas took these CPU seconds on an AMD EPYC core, for
+sm_90, which stands in for the assembler in a driver.
+
+| module | PTX, KB | instructions | seconds | µs an instruction |
+| --- | ---: | ---: | ---: | ---: |
+| rope_bf16 | 115 | 3,288 | 0.16 | 49 |
+| append_bf16 | 184 | 5,024 | 0.27 | 54 |
+| fused_bf16 | 369 | 11,592 | 0.84 | 72 |
 ";
 
 const ON_OTHERS: &str = "

@@ -322,6 +322,17 @@ pub fn run_launch(
     planned: &PlannedLaunch,
     dependent: bool,
 ) -> Result<Stats, Fault> {
+    run_counting(module, memory, planned, dependent, false)
+}
+
+/// The same, and how often each line was executed if that is wanted.
+pub fn run_counting(
+    module: &Module,
+    memory: &mut Memory,
+    planned: &PlannedLaunch,
+    dependent: bool,
+    counts_lines: bool,
+) -> Result<Stats, Fault> {
     let name = planned.kernel.name();
     let mut params = planned.params.as_bytes().to_vec();
     if let Some(fusion) = &planned.fusion {
@@ -330,6 +341,7 @@ pub fn run_launch(
     let mut launch = Launch::new(&name, planned.grid, planned.block, &params);
     launch.dynamic_shared = planned.shared_bytes as usize;
     launch.dependent = dependent;
+    launch.counts_lines = counts_lines;
     run(module, memory, &launch)
 }
 

@@ -680,16 +680,24 @@ impl Code {
         starts.extend([0, instructions.len()]);
         starts.sort_unstable();
         starts.dedup();
-        // Division by 64 bits is a function, whose name starts so. Some compilers call it in two branches: it
-        // is taken to return to either, which adds ways that no thread goes.
-        let calls = instructions.iter().enumerate().filter(|(_, instruction)| {
-            instruction.name() == "CALL" && instruction.label().starts_with('$')
-        });
-        let returns_to: Vec<usize> = calls.map(|(call, _)| call + 1).collect();
+        // Divisions and roots may be functions, whose names start so. Where one is called from several places, it
+        // is taken to return to any of them, which adds ways that no thread goes.
+        let functions = labels.iter().filter(|(label, _)| label.starts_with('$'));
+        let functions: Vec<(usize, &str)> =
+            functions.map(|(label, &at)| (at, &label[..])).collect();
+        let returns_to = |at: usize| -> Vec<usize> {
+            let before = functions.iter().filter(|(start, _)| *start <= at);
+            let of = before.max().map_or("", |(_, label)| label);
+            let calls = instructions
+                .iter()
+                .enumerate()
+                .filter(|(_, i)| i.name() == "CALL" && i.label() == of);
+            calls.map(|(call, _)| call + 1).collect()
+        };
         let blocks = starts.windows(2).map(|bounds| {
             let last = &instructions[bounds[1] - 1];
             let targets: Vec<usize> = match last.name() {
-                "RET" => returns_to.clone(),
+                "RET" => returns_to(bounds[1] - 1),
                 "BRX" => last.table().map(|label| labels[label]).collect(),
                 _ if last.is_branch() => vec![labels[last.label()]],
                 _ => Vec::new(),

@@ -5,7 +5,7 @@ use crate::inst::*;
 use crate::memory::{AccessError, Earlier, Memory, Stored, Traffic, Who};
 use crate::parse::Module;
 use crate::warp::{Group, LANES, Raised, Warp, lanes, raise};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 /// Offset of a space in the generic address space; global memory is the generic space itself.
@@ -34,6 +34,8 @@ pub struct Launch<'a> {
     /// thread must then execute `griddepcontrol.wait` before it reads what earlier work may write, before
     /// it stores, and before it ends.
     pub dependent: bool,
+    /// Whether to count how often each line is executed ([`Stats::lines`]).
+    pub counts_lines: bool,
 }
 
 impl<'a> Launch<'a> {
@@ -46,6 +48,7 @@ impl<'a> Launch<'a> {
             dynamic_shared: 0,
             budget: 1 << 22,
             dependent: false,
+            counts_lines: false,
         }
     }
 }
@@ -66,6 +69,9 @@ pub struct Stats {
     pub local: Traffic,
     /// Global traffic by buffer, in order of address; module variables are last.
     pub buffers: Vec<(String, Traffic)>,
+    /// How often warps executed the instruction of each line of the PTX, numbered from 1, if that was asked
+    /// for. Lanes that have parted execute it apart.
+    pub lines: BTreeMap<u32, u64>,
 }
 
 impl Stats {
@@ -306,6 +312,8 @@ struct Machine<'a> {
     /// The buffer last used, likely the next one too.
     hint: usize,
     stats: Stats,
+    /// How often each instruction was executed, where that is counted.
+    executed: Vec<u64>,
     warps: Vec<Warp>,
 }
 
@@ -355,6 +363,10 @@ impl<'a> Machine<'a> {
             block_epoch: 0,
             hint: 0,
             stats: Stats::default(),
+            executed: match launch.counts_lines {
+                true => vec![0; function.code.len()],
+                false => Vec::new(),
+            },
             warps,
         }
     }
@@ -372,6 +384,9 @@ impl<'a> Machine<'a> {
         }
         self.stats.shared = total(std::slice::from_ref(&self.shared));
         self.stats.local = total(&self.local);
+        for (inst, times) in self.function.code.iter().zip(self.executed) {
+            *self.stats.lines.entry(inst.line).or_default() += times;
+        }
         Ok(self.stats)
     }
 
@@ -520,6 +535,9 @@ impl<'a> Machine<'a> {
         }
         let mask = warp.pred(inst.guard, lanes)?;
         self.stats.warp_instructions += 1;
+        if let Some(times) = self.executed.get_mut(pc as usize) {
+            *times += 1;
+        }
         self.stats.thread_instructions += u64::from(mask.count_ones());
         if mask == 0 {
             return Ok(Flow::Next);

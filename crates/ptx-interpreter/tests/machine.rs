@@ -950,6 +950,34 @@ fn control_must_not_run_off_the_end() {
 
 // Counts
 
+/// A loop of which the lanes leave one after the other: each line as often as any of them comes to it.
+#[test]
+fn lines_are_counted_where_that_is_asked_for() {
+    let text = ".version 8.0
+.target sm_80
+.address_size 64
+.entry k()
+{
+.reg .pred %p; .reg .b32 %r<2>;
+mov.u32 %r0, %tid.x; mov.u32 %r1, 0;
+L:
+add.u32 %r1, %r1, 1;
+setp.le.u32 %p, %r1, %r0;
+@%p bra L;
+ret;
+}";
+    let module = Module::parse(text).expect("reads");
+    let mut launch = Launch::new("k", [2, 1, 1], [3, 1, 1], &[]);
+    let stats = run(&module, &mut Memory::new(), &launch).expect("runs");
+    assert!(stats.lines.is_empty());
+    launch.counts_lines = true;
+    let stats = run(&module, &mut Memory::new(), &launch).expect("runs");
+    // Two blocks of one warp each.
+    let expected = [(7, 2 * 2), (9, 2 * 3), (10, 2 * 3), (11, 2 * 3), (12, 2)];
+    assert!(stats.lines.into_iter().eq(expected));
+    assert_eq!(stats.warp_instructions, 4 + 3 * 6 + 2);
+}
+
 #[test]
 fn counts() {
     let body =

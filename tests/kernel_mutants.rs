@@ -1,15 +1,18 @@
 //! Shows that the kernel suite would notice a wrong kernel: faults are seeded in the PTX, one at a
 //! time, and the checks of `support/suite.rs` must catch every one.
 //!
-//! A plain run takes a few faults of each kind in three kernels. `scripts/kernel-mutants` takes all
-//! of them (`PHASOR_MUTANTS=check`, or `write` to write docs/kernel-mutants.md, and
-//! `PHASOR_MUTANTS_REPORT` for a copy of the report).
+//! A plain run takes a few faults of each kind in three kernels. `scripts/kernel-mutants` takes all of
+//! those that rotate and a share of the others (`PHASOR_MUTANTS=check`, or `write` to write
+//! docs/kernel-mutants.md, and `PHASOR_MUTANTS_REPORT` for a copy of the report), or, with
+//! `PHASOR_MUTANTS=append`, all of a family; with `append:20` every 20th of them.
 
 #[path = "support/append_cases.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod append_cases;
 #[path = "support/append_checks.rs"]
 mod append_checks;
+#[path = "support/fused_checks.rs"]
+mod fused_checks;
 #[path = "support/kernel_cases.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod kernel_cases;
@@ -26,6 +29,7 @@ use phasor::launch::{Family, Kernel};
 use ptx_backend::{COMPUTE_75, COMPUTE_80, COMPUTE_90, modules};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use suite::{CHECKS, Check, Failure, Subject, checks};
 
@@ -86,8 +90,11 @@ fn targets_of(family: Family) -> Vec<Target> {
     targets
 }
 
+/// Of which kernels each reason of exemption has been tried.
+type Excused = Mutex<HashSet<(String, &'static str)>>;
+
 /// Runs the checks on each mutant of a target.
-fn seed(target: &Target, mutants: Vec<Mutant>) -> Vec<Seeded> {
+fn seed(target: &Target, mutants: Vec<Mutant>, excused: &Excused) -> Vec<Seeded> {
     let kernel = target.text.kernel;
     let checks = checks(kernel);
     let whole = Subject::new(
@@ -101,7 +108,11 @@ fn seed(target: &Target, mutants: Vec<Mutant>) -> Vec<Seeded> {
     }
     // The check that caught the last fault of a kind is likely to catch the next one.
     let mut last: HashMap<Kind, usize> = HashMap::new();
-    let mut excused = HashSet::new();
+    // One of each reason for each kernel that rotates; for one kernel of the others, as their checks take longer.
+    let of_reasons = match kernel.family {
+        Family::Rope => target.name.as_str(),
+        other => other.name(),
+    };
     let mut fate = |mutant: &Mutant| {
         let text = target.text.apply(mutant);
         let subject = match Subject::new(&target.name, (kernel.family, kernel.dtype), &text) {
@@ -110,7 +121,9 @@ fn seed(target: &Target, mutants: Vec<Mutant>) -> Vec<Seeded> {
         };
         if let Some(reason) = mutant.equivalent {
             // Every check must pass; one mutant for each reason shows it.
-            if excused.insert(reason) {
+            let key = (of_reasons.to_owned(), reason);
+            let is_first = excused.lock().unwrap().insert(key);
+            if is_first {
                 let mut failed = checks.iter().filter(|check| check.run(&subject).is_err());
                 if let Some(check) = failed.next() {
                     return Fate::NotEquivalent(reason, check.name);
@@ -148,10 +161,11 @@ fn seed_all(
     let mut order: Vec<usize> = (0..targets.len()).collect();
     order.sort_by_key(|&n| std::cmp::Reverse(targets[n].text.text().len()));
     let next = AtomicUsize::new(0);
+    let excused = Excused::default();
     let work = || {
         let mut done = Vec::new();
         while let Some(&n) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let seeded = [seed(&targets[n], mutants(&targets[n]))];
+            let seeded = [seed(&targets[n], mutants(&targets[n]), &excused)];
             // Of a run that takes hours, what is known so far.
             let missed = missed(&targets[n..=n], &seeded);
             println!("{missed}{}, {}", targets[n].name, summary(&seeded));
@@ -181,20 +195,17 @@ fn some_mutants(target: &Target) -> Vec<Mutant> {
     some.collect()
 }
 
-/// Of each kind every so many-th fault, one at least, from one on that is another for each kernel; and one of
-/// those that are exempt for each reason.
-fn every(apart: usize, target: &Target) -> Vec<Mutant> {
+/// Of each kind every so many-th fault, one at least, from one on that is another for each kernel; and those that
+/// are exempt, if they are wanted.
+fn every(apart: usize, target: &Target, with_exempt: bool) -> Vec<Mutant> {
     let hash = |hash: usize, byte: u8| (hash ^ usize::from(byte)).wrapping_mul(0x0100_0193);
     let first = target.name.bytes().fold(0x811c_9dc5, hash);
-    let mut reasons = HashSet::new();
     let some = by_kind(target).into_iter().flat_map(|mutants| {
         let (faults, exempt): (Vec<_>, Vec<_>) =
             (mutants.into_iter()).partition(|m| m.equivalent.is_none());
-        let exempt = exempt.into_iter().filter(|m| reasons.insert(m.equivalent));
-        let exempt: Vec<_> = exempt.collect();
         let first = first % apart.min(faults.len()).max(1);
         let faults = faults.into_iter().skip(first).step_by(apart);
-        faults.chain(exempt).collect::<Vec<_>>()
+        faults.chain(exempt.into_iter().filter(|_| with_exempt))
     });
     some.collect()
 }
@@ -254,9 +265,11 @@ impl Mode {
     fn mutants(&self, target: &Target) -> Vec<Mutant> {
         match self {
             Mode::Few => some_mutants(target),
-            Mode::Page { .. } if target.text.kernel.family != Family::Rope => every(SHARE, target),
+            Mode::Page { .. } if target.text.kernel.family != Family::Rope => {
+                every(SHARE, target, true)
+            }
             Mode::Page { .. } | Mode::Family(_, 1) => mutants(&target.text),
-            Mode::Family(_, apart) => every(*apart, target),
+            Mode::Family(_, apart) => every(*apart, target, false),
         }
     }
 }
@@ -287,7 +300,9 @@ fn every_seeded_fault_is_caught() {
     if let Mode::Few = mode {
         let kinds = seeded.iter().flatten().map(|s| s.mutant.kind);
         let kinds: HashSet<_> = kinds.collect();
-        let missing = Kind::ALL.iter().filter(|kind| !kinds.contains(kind));
+        // Rotations have no shuffles.
+        let possible = Kind::ALL.iter().filter(|kind| **kind != Kind::Shuffle);
+        let missing = possible.filter(|kind| !kinds.contains(kind));
         let missing: Vec<_> = missing.collect();
         assert!(missing.is_empty(), "not seeded: {missing:?}");
     }
@@ -458,10 +473,12 @@ Written by `scripts/kernel-mutants --write`; CI runs `scripts/kernel-mutants`, w
 fault goes unnoticed or this page is out of date.
 
 A mutant is a kernel's PTX with one fault, at each place where the kind of fault applies: in the nine
-kernels for compute_90, and in those for compute_80 and compute_75 whose code differs. The checks are those of
+kernels that rotate for compute_90, and in those for compute_80 and compute_75 whose code differs; and of
+the kernels that append, at every 25th place of three, in which each pairing and each element type is. All
+places of a family are `scripts/kernel-mutants append`, every 20th `append:20`. The checks are those of
 `tests/support/suite.rs`, which `tests/kernels.rs` holds every kernel to. A mutant is caught where
 the interpreter stops at a fault, where the result differs from the host backend's in any bit, or
 where a byte is moved, or an angle loaded, more or less often than it must be; the first check that
-fails is counted.
+fails is counted. Mutants that are exempt are all listed, and one of each reason is held to all checks.
 
 ";

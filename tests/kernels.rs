@@ -11,6 +11,8 @@ mod append_cases;
 mod append_checks;
 #[path = "support/call_layout.rs"]
 mod call_layout;
+#[path = "support/fused_checks.rs"]
+mod fused_checks;
 #[path = "support/kernel_cases.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod kernel_cases;

@@ -11,8 +11,8 @@ use crate::kernel_cases::{
 };
 use crate::ptx_backend::{Image, run_launch, settle_ids, triggers};
 use crate::suite::{
-    Counts, FAR, Failure, ROW_SPREAD, ROWS, Shape, Subject, far_case, floats, kinds_cases,
-    spread_position, spread_rows,
+    Counts, FAR, Failure, ROW_SPREAD, ROWS, Shape, Subject, by_position, far_case, far_types,
+    floats, kinds_cases, spread_position, spread_rows,
 };
 use phasor::call::{
     PHASOR_IDS_I32, PHASOR_IDS_I64, PHASOR_IDS_NONE, PHASOR_SLOT_IDS, PHASOR_SLOT_PAGE_TABLE,
@@ -30,8 +30,9 @@ enum How {
     /// As the driver would get it. Every byte is also counted, where angles are formed after the loads and
     /// where before.
     Planned([Counts; 2]),
-    /// In another shape than the plan's, where there is one; the kernels accept any. `far`: with all
-    /// strides past 2^32.
+    /// In another shape than the plan's; the kernels accept any. Bytes are counted too.
+    Shaped(Shape, [Counts; 2]),
+    /// The same, if there is one, where bytes are not counted. `far`: with all strides past 2^32.
     Elsewhere { far: bool, shape: Option<Shape> },
 }
 
@@ -86,13 +87,25 @@ impl AppendCheck {
                     && run.triggers;
                 (run.outcome, traffic)
             }
-            How::Elsewhere { far, shape } => {
-                let (outcome, stats, launch) =
-                    elsewhere(subject, &self.case, *far, *shape).map_err(fault)?;
-                assert_eq!(launch.kernel, self.kernel);
-                let traffic = self.looks_up_once(&stats, launch.grid)
-                    && triggers(&launch, &stats, subject.image().dependent());
+            How::Shaped(shape, counts) => {
+                let (outcome, stats, launch, counted) =
+                    elsewhere(subject, &self.case, false, Some(*shape)).map_err(fault)?;
+                let early = stats.loads_before_wait > 0;
+                let [late_counts, early_counts] = counts;
+                // What a token's first heads are loaded for in vain, later ones are not: by then it is known.
+                let as_wanted = |(name, found): (&&'static str, &Vec<(u32, u32)>)| {
+                    let wanted = late_counts[name].iter().zip(&early_counts[name]);
+                    let mut both = found.iter().zip(wanted);
+                    both.all(|(n, (late, known))| n == known || !early && n == late)
+                };
+                let traffic =
+                    counted.iter().all(as_wanted) && self.does_as_told(subject, &stats, &launch);
                 (outcome, traffic)
+            }
+            How::Elsewhere { far, shape } => {
+                let (outcome, stats, launch, _) =
+                    elsewhere(subject, &self.case, *far, *shape).map_err(fault)?;
+                (outcome, self.does_as_told(subject, &stats, &launch))
             }
         };
         if outcome != self.expected {
@@ -102,6 +115,12 @@ impl AppendCheck {
             return Err(Failure::Traffic);
         }
         Ok(())
+    }
+
+    fn does_as_told(&self, subject: &Subject, stats: &Stats, launch: &Launch) -> bool {
+        assert_eq!(launch.kernel, self.kernel);
+        self.looks_up_once(stats, launch.grid)
+            && triggers(launch, stats, subject.image().dependent())
     }
 
     fn accesses_are_of_one_width(&self, run: &AppendRun) -> bool {
@@ -143,15 +162,15 @@ pub fn append_checks(kernel: Kernel) -> Vec<(&'static str, AppendCheck)> {
     for check in random_checks(kernel) {
         checks.push(("random", check));
     }
-    // One row of threads, which go from one stream to the next.
-    let one_row = ([1, 1, 3], [1, 1]);
+    // One row of threads, which go from one stream to the next, by each number of heads at once.
+    let one_row = [1, 2, 3].map(|blocks| ([1, 1, 3], [blocks, 1]));
     for case in flow_cases(kernel) {
-        checks.push(("flows", AppendCheck::counted(kernel, case.clone())));
-        let how = How::Elsewhere {
-            far: false,
-            shape: Some(one_row),
-        };
-        checks.push(("flows", AppendCheck::new(kernel, case, how)));
+        for shape in one_row {
+            let counts = [false, true].map(|early| once(&case, early));
+            let how = How::Shaped(shape, counts);
+            checks.push(("flows", AppendCheck::new(kernel, case.clone(), how)));
+        }
+        checks.push(("flows", AppendCheck::counted(kernel, case)));
     }
     for case in slot_cases(kernel) {
         for (far, shape) in [(false, None), (true, None), (true, Some(FAR[8].1.unwrap()))] {
@@ -211,6 +230,14 @@ pub fn append_checks(kernel: Kernel) -> Vec<(&'static str, AppendCheck)> {
             let case = carrying(kernel, in_mode(case, n));
             checks.push((name, AppendCheck::new(kernel, case, how)));
         }
+    }
+    let by_position = by_position(far_case(kernel, AngleKind::Rows, true, [5, 5]));
+    for case in far_types(kernel).into_iter().chain([by_position]) {
+        let how = How::Elsewhere {
+            far: true,
+            shape: None,
+        };
+        checks.push(("far", AppendCheck::new(kernel, carrying(kernel, case), how)));
     }
     checks
 }
@@ -379,14 +406,16 @@ fn ragged(kernel: Kernel, id_type: IdType, slots: Option<TestSlots>, n: usize) -
         1 => [Goes::Out, Goes::InPlaceAndCache, Goes::ToCache],
         _ => [Goes::InPlace, Goes::OutAndCache, Goes::InPlaceAndCache],
     };
-    flowing(kernel, id_type, slots, goes, n)
+    flowing(kernel, id_type, slots, goes, [(4, 4), (5, 1)], n)
 }
 
+/// `cached` has the dims of keys and of values, and how many of them a cache has in a block, in units of a vector.
 fn flowing(
     kernel: Kernel,
     id_type: IdType,
     slots: Option<TestSlots>,
     goes: [Goes; 3],
+    cached: [(usize, usize); 2],
     n: usize,
 ) -> AppendCase {
     let mut rng = Rng(17);
@@ -397,7 +426,8 @@ fn flowing(
         ends.push(ends[ends.len() - 1] + n as i64);
     }
     let rotary_dim = 2 * unit;
-    let dims = [3 * unit, 4 * unit, 5 * unit];
+    let [(k_dims, k_block), (v_dims, v_block)] = cached;
+    let dims = [3, k_dims, v_dims].map(|dims| dims * unit);
     let heads = [5, 2, 3];
     let layouts = [0, 1, 2].map(|n| Layout::tokens(tokens, heads[n], dims[n]));
     let [q, k, v] = layouts;
@@ -434,8 +464,14 @@ fn flowing(
         };
     }
     let [k_cached, v_cached] = [1, 2].map(|which| goes[which].cached());
-    let k_cache = CacheLayout::paged_nhd(PAGES, PAGE_SIZE, heads[1], dims[1]);
-    let v_cache = CacheLayout::paged_packed(PAGES, PAGE_SIZE, heads[2], dims[2], unit);
+    let cache_of = |which: usize, block: usize| {
+        let (heads, dims) = (heads[which], dims[which]);
+        match block * unit {
+            block if block == dims => CacheLayout::paged_nhd(PAGES, PAGE_SIZE, heads, dims),
+            block => CacheLayout::paged_packed(PAGES, PAGE_SIZE, heads, dims, block),
+        }
+    };
+    let (k_cache, v_cache) = (cache_of(1, k_block), cache_of(2, v_block));
     let cache = match (k_cached, v_cached) {
         (true, true) => Some(KvCacheLayout::separate(k_cache, v_cache)),
         (true, false) => Some(KvCacheLayout::k(k_cache)),
@@ -492,9 +528,16 @@ fn flow_cases(kernel: Kernel) -> Vec<AppendCase> {
                 let q = [Goes::InPlace, Goes::Out][cases.len() / 2 % 2];
                 let slots = (k.cached() || v.cached())
                     .then(|| TestSlots::Mapping(Values::new(IdType::I64, &slots)));
-                cases.push(flowing(kernel, IdType::I32, slots, [q, k, v], n));
+                let cached = [(4, 4), (5, 1)];
+                cases.push(flowing(kernel, IdType::I32, slots, [q, k, v], cached, n));
             }
         }
+    }
+    // Blocks of the one as wide as heads of the other.
+    for cached in [[(8, 4), (4, 4)], [(4, 4), (8, 4)]] {
+        let slots = TestSlots::Mapping(Values::new(IdType::I64, &slots));
+        let goes = [Goes::InPlace, Goes::ToCache, Goes::ToCache];
+        cases.push(flowing(kernel, IdType::I32, Some(slots), goes, cached, 0));
     }
     cases
 }
@@ -565,7 +608,21 @@ fn slot_cases(kernel: Kernel) -> Vec<AppendCase> {
             odd[1] = -1;
             odd
         };
+        // Sequence 2 begins at index -1, and its slot is in the page after that. Sequence 8 has its second page
+        // behind the last index, where it ends far behind that.
+        let mut behind = offsets.clone();
+        behind[2] = -1;
+        behind[8] = 26;
+        behind[9] = far[0];
+        // What is not in 32 bits is in the next ones: 7 begins far behind, and ends so.
+        let mut wide = offsets.clone();
+        if id_type == IdType::I64 {
+            wide[3] = (1 << 32) + 9;
+            wide[8] = 1 << 32;
+        }
         let all = [
+            TestSlots::PageIndices(values(&behind), values(&table), lengths(&[(8, 3)])),
+            TestSlots::PageIndices(values(&wide), values(&table), lengths(&[])),
             TestSlots::Mapping(values(&mapping)),
             TestSlots::PageTable(values(&table), lengths(&[])),
             TestSlots::PageTable(
@@ -586,6 +643,17 @@ fn slot_cases(kernel: Kernel) -> Vec<AppendCase> {
             cases.push(ragged(kernel, id_type, Some(slots), n));
         }
         cases.push(ragged(kernel, id_type, None, cases.len()));
+        // Positions of tokens count by places in their sequences where strides are far.
+        let ids: Vec<i64> = (0..mapping.len() as i64).map(|token| 7 * token).collect();
+        cases.push(AppendCase {
+            positions: TestPositions::of(PositionKind::PerToken, id_type, &ids),
+            ..ragged(
+                kernel,
+                id_type,
+                Some(TestSlots::Mapping(values(&mapping))),
+                cases.len(),
+            )
+        });
     }
     cases
 }
@@ -628,7 +696,11 @@ fn odd_sequences(kernel: Kernel) -> Vec<(AppendCase, u64, AppendOutcome)> {
             ends.push(ends[ends.len() - 1] + n as i64);
         }
         // The first sequence has two tokens.
-        for (first, none) in [(1, 1), (2, 2), (-1, 2), (i64::from(i32::MIN), 2)] {
+        let mut begins = vec![(1, 1), (2, 2), (-1, 2), (i64::from(i32::MIN), 2)];
+        if id_type == IdType::I64 {
+            begins.push((1 << 32, 2));
+        }
+        for (first, none) in begins {
             let odd = [&[first], &ends[1..]].concat();
             add(&odd, &ends, none);
         }
@@ -814,13 +886,14 @@ fn once(case: &AppendCase, early: bool) -> Counts {
         .collect()
 }
 
-/// Runs a case in another shape or with other strides than it has, as the driver could be told to.
+/// Runs a case in another shape or with other strides than it has, as the driver could be told to. Tells also how
+/// often each byte was read and written, if it lies where it is in the case.
 fn elsewhere(
     subject: &Subject,
     case: &AppendCase,
     far: bool,
     shape: Option<Shape>,
-) -> Result<(AppendOutcome, Stats, Launch), Fault> {
+) -> Result<(AppendOutcome, Stats, Launch, Counts), Fault> {
     let image = subject.image();
     let mut near = Memory::new();
     let Placed { at, report, call } = case.placed(&mut near, false);
@@ -843,6 +916,7 @@ fn elsewhere(
         buffers: case.buffers.iter().map(|b| b.bytes.clone()).collect(),
         reported: false,
     };
+    let mut counts = Counts::new();
     let stats = if far {
         let mut moved = Moved {
             near: &near,
@@ -879,9 +953,14 @@ fn elsewhere(
         )?;
         outcome.buffers = at.iter().map(|&at| near.bytes(at).to_vec()).collect();
         outcome.reported = near.bytes(report)[0] == 1;
+        let buffers = case.buffers.iter().zip(&at);
+        let buffers = buffers.filter(|(buffer, _)| !buffer.bytes.is_empty());
+        counts.extend(
+            buffers.map(|(buffer, &at)| (buffer.name, near.counts(at, buffer.bytes.len()))),
+        );
         stats
     };
-    Ok((outcome, stats, launch))
+    Ok((outcome, stats, launch, counts))
 }
 
 /// Bytes from one head, token, page, block of dims or id to the next: no 32 bits hold them, nor their
@@ -1126,7 +1205,11 @@ impl Moved<'_> {
 
         // A position is start + n * advance + id: each takes its share.
         let ids = params.positions.ids;
-        let by_token = ids.token != 0 && !is_ragged;
+        let by_token = ids.token != 0;
+        let places: Vec<i64> = token_sequences(case)
+            .into_iter()
+            .map(|of| of.map_or(0, |(_, place)| place as i64))
+            .collect();
         let row_spread = match case.rope.angles() {
             Angles::Table(_) if by_token => ROW_SPREAD,
             _ => 0,
@@ -1148,7 +1231,7 @@ impl Moved<'_> {
             let share = |[_, _, t]: [i64; 3], id: i64| {
                 spread_position(id, row_spread)
                     .wrapping_sub(start)
-                    .wrapping_sub(t * advance)
+                    .wrapping_sub(places[t as usize] * advance)
             };
             let (ids, axis) = self.ids_of("ids", ids, axis, counts, mode, share);
             params.positions.ids = ids;

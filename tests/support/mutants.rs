@@ -4,7 +4,7 @@
 //! with them, never by their numbers, so that the rules outlive a new compiler.
 
 use phasor::Pairing;
-use phasor::call::PhasorCall;
+use phasor::call::{PhasorCall, PhasorFusion};
 use phasor::launch::Kernel;
 use std::collections::{HashMap, HashSet};
 use std::mem::offset_of;
@@ -41,10 +41,11 @@ pub enum Kind {
     Parameter,
     StoreDropped,
     StoresSwapped,
+    Shuffle,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 29] = [
+    pub const ALL: [Kind; 30] = [
         Kind::Barrier,
         Kind::WaitDropped,
         Kind::WaitLater,
@@ -74,6 +75,7 @@ impl Kind {
         Kind::Parameter,
         Kind::StoreDropped,
         Kind::StoresSwapped,
+        Kind::Shuffle,
     ];
 
     pub fn describe(self) -> &'static str {
@@ -109,6 +111,7 @@ impl Kind {
             Kind::Parameter => "a parameter read from the next field",
             Kind::StoreDropped => "a store dropped",
             Kind::StoresSwapped => "the stores of a head's two places swapped",
+            Kind::Shuffle => "a shuffle that leaves each lane its own value",
         }
     }
 }
@@ -309,6 +312,10 @@ struct Code<'a> {
     factors: HashSet<&'a str>,
 }
 
+/// Bytes of the struct that all kernels take, and of the one that those with stages take too.
+const CALL: i64 = size_of::<PhasorCall>() as i64;
+const FUSION: i64 = size_of::<PhasorFusion>() as i64;
+
 /// Offsets in the parameters.
 const COS: i64 = offset_of!(PhasorCall, table.cos) as i64;
 const SIN: i64 = offset_of!(PhasorCall, table.sin) as i64;
@@ -322,7 +329,20 @@ const V_OFFSET: i64 = offset_of!(PhasorCall, v.rotary_offset) as i64;
 const EACH_TOKEN: i64 = offset_of!(PhasorCall, sequences.each_token) as i64;
 const SEQUENCES: i64 = offset_of!(PhasorCall, sequences.count) as i64;
 const PAGES: i64 = offset_of!(PhasorCall, slots.pages) as i64;
-const ID_TYPE: i64 = offset_of!(PhasorCall, slots.ids.type_) as i64;
+const ID_TYPES: [i64; 3] = [
+    offset_of!(PhasorCall, slots.ids.type_) as i64,
+    offset_of!(PhasorCall, slots.offsets.type_) as i64,
+    offset_of!(PhasorCall, sequences.offsets.type_) as i64,
+];
+const BLOCK_DIMS: [i64; 2] = [
+    offset_of!(PhasorCall, k_cache.block_dims) as i64,
+    offset_of!(PhasorCall, v_cache.block_dims) as i64,
+];
+const Q_NOWHERE: i64 = offset_of!(PhasorCall, q_output.nowhere) as i64;
+const KV_NOWHERE: [i64; 2] = [
+    offset_of!(PhasorCall, k_output.nowhere) as i64,
+    offset_of!(PhasorCall, v_output.nowhere) as i64,
+];
 const AXES: i64 = offset_of!(PhasorCall, angles.axes) as i64;
 
 impl<'a> Code<'a> {
@@ -335,15 +355,29 @@ impl<'a> Code<'a> {
         let mut parameters = HashMap::new();
         let mut writers = HashMap::new();
         let mut written_again = HashSet::new();
+        // Names of the second struct.
+        let mut second: HashSet<&str> = HashSet::new();
+        for inst in insts.iter().filter(|inst| inst.is("mov")) {
+            if inst.args[1].ends_with("_param_1") || second.contains(inst.args[1]) {
+                second.insert(inst.args[0]);
+            }
+        }
+        let of_second = insts.iter().filter(|inst| inst.is("ld.param"));
+        let bases = of_second.map(|inst| inst.args[1].trim_matches(['[', ']']));
+        let bases = bases.map(|at| at.split_once('+').map_or(at, |(base, _)| base));
+        second.extend(bases.filter(|base| base.ends_with("_param_1")));
         for (n, inst) in insts.iter().enumerate() {
             for register in inst.destinations() {
                 if writers.insert(register, n).is_some() {
                     written_again.insert(register);
                 }
             }
+            // Those of the second struct count on from the end of the first.
             if inst.is("ld.param") {
                 let at = inst.args[1].trim_matches(['[', ']']);
-                let offset = at.split_once('+').map_or(Some(0), |(_, n)| integer(n));
+                let (base, offset) = at.split_once('+').unwrap_or((at, "0"));
+                let offset =
+                    integer(offset).map(|n| n + if second.contains(base) { CALL } else { 0 });
                 let registers = inst.destinations();
                 let size = inst.width() / registers.len() as i64;
                 for (n, register) in registers.into_iter().enumerate() {
@@ -436,22 +470,37 @@ impl<'a> Code<'a> {
         compare.is_some_and(|c| c.is("setp") && self.parameters.get(c.args[1]) == Some(&EACH_TOKEN))
     }
 
-    /// Whether a register's value is compared with the number of pages, and so is a page.
-    fn is_page(&self, register: &str) -> bool {
-        self.insts.iter().any(|i| {
-            let with = i.is("setp") && i.args[1] == register;
-            with && i.op.ends_with("64") && self.comes_from(i.args[2], PAGES)
-        })
+    /// Why a register's sign is nothing to the kernel, if it is not.
+    fn needs_no_sign(&self, register: &str) -> Option<&'static str> {
+        let compares = |op: &str, at: usize, with: &dyn Fn(&str) -> bool| {
+            let is_it = |i: &&Inst| i.op == op && i.args[at] == register && with(i.args[3 - at]);
+            self.insts.iter().any(|i| is_it(&i))
+        };
+        let is_pages = |with: &str| self.comes_from(with, PAGES);
+        if compares("setp.ge.u64", 1, &is_pages) {
+            return Some(
+                "a page of 2^31 or more is outside of the caches, and so is a negative one",
+            );
+        }
+        if compares("setp.gt.u64", 1, &|_| true) {
+            return Some("a sequence that begins at 2^31 or later, or before 0, has no token");
+        }
+        if compares("setp.lt.s64", 1, &|with| with == "0") && compares("setp.lt.s64", 2, &|_| true)
+        {
+            return Some("pages that begin at index 2^31 or later, or before 0, are none");
+        }
+        None
     }
 
-    /// Whether an instruction makes a page 64 bits wide, or decides whether it has a sign: what it does so
-    /// for is a page in all that follow it before the next comparison of the ids' type.
-    fn is_of_page(&self, inst: &Inst) -> bool {
+    /// The id that an instruction makes 64 bits wide, or of which it decides whether it has a sign: that of the
+    /// next conversion.
+    fn id_of_sign(&self, inst: &Inst<'a>) -> Option<&'a str> {
         if inst.is("cvt") {
-            return self.is_page(inst.args[0]);
+            return Some(inst.args[0]);
         }
         let of_type = |i: &Inst| {
-            i.is("setp") && self.parameters.get(i.args[1]) == Some(&ID_TYPE) && i.args[2] == "3"
+            let parameter = i.args.get(1).and_then(|value| self.parameters.get(value));
+            i.is("setp") && parameter.is_some_and(|at| ID_TYPES.contains(at)) && i.args[2] == "3"
         };
         let decides = match inst.guard {
             Some(guard) => self
@@ -459,9 +508,86 @@ impl<'a> Code<'a> {
                 .is_some_and(of_type),
             None => of_type(inst),
         };
-        let behind = self.insts.iter().skip_while(|i| i.line <= inst.line);
-        let widened = behind.take(4).find(|i| i.is("cvt"));
-        decides && widened.is_some_and(|widened| self.is_page(widened.args[0]))
+        let mut behind = self
+            .insts
+            .iter()
+            .skip_while(|i| i.line <= inst.line)
+            .take(4);
+        behind
+            .find(|i| i.is("cvt"))
+            .filter(|_| decides)
+            .map(|widened| widened.args[0])
+    }
+
+    /// Whether a register has 0 or 1.
+    fn is_flag(&self, register: &str) -> bool {
+        let is_constant = |value: &str| {
+            let known = self
+                .writer(value)
+                .filter(|w| w.is("mov"))
+                .map_or(value, |w| w.args[1]);
+            matches!(known, "0" | "1")
+        };
+        let mut writers = self
+            .insts
+            .iter()
+            .filter(|i| i.destinations().contains(&register));
+        writers.all(|w| {
+            w.is("mov") && is_constant(w.args[1]) || w.is("selp") && w.args[1..3] == ["1", "0"]
+        })
+    }
+
+    /// The only instruction that reads a register.
+    fn only_user(&self, register: &str) -> Option<&Inst<'a>> {
+        let reads = |i: &&Inst| {
+            let guard = i.guard.map(|guard| guard.trim_start_matches('!'));
+            let operands = i
+                .args
+                .iter()
+                .skip(usize::from(!i.destinations().is_empty()));
+            guard == Some(register)
+                || operands
+                    .copied()
+                    .flat_map(members)
+                    .any(|arg| arg == register)
+        };
+        let mut users = self.insts.iter().filter(reads);
+        users.next().filter(|_| users.next().is_none())
+    }
+
+    /// Whether a register has the dims of a block of a cache, of k or of v.
+    fn is_block_dims(&self, register: &str) -> bool {
+        let of_parameter = |register: &str| {
+            let at = self.parameters.get(register);
+            at.is_some_and(|at| BLOCK_DIMS.contains(at))
+        };
+        let chosen = self.writer(register).filter(|w| w.is("selp"));
+        of_parameter(register)
+            || chosen.is_some_and(|w| w.args[1..3].iter().all(|arg| of_parameter(arg)))
+    }
+
+    /// Whether a register has how many heads a group has at most.
+    fn is_heads_at_once(&self, register: &str) -> bool {
+        self.writer(register).is_some_and(|w| {
+            w.op == "shl.b32"
+                && self
+                    .writer(w.args[1])
+                    .is_some_and(|one| one.is("mov") && one.args[1] == "1")
+        })
+    }
+
+    /// Whether a register has the upper half of another, which decides how wide a division is.
+    fn chooses_division(&self, register: &str) -> bool {
+        self.writer(register)
+            .is_some_and(|w| w.op == "and.b64" && w.args[2] == "-4294967296")
+    }
+
+    /// Whether the next access of global memory is a load.
+    fn leads_to_load(&self, inst: &Inst) -> bool {
+        let mut behind = self.insts.iter().skip_while(|i| i.line <= inst.line);
+        let access =
+            behind.find(|i| i.is_global_load() && !i.is_constant_load() || i.is_global_store());
+        access.is_some_and(|access| access.is_global_load())
     }
 
     /// Whether an instruction comes after the angles have been taken from shared memory.
@@ -598,6 +724,10 @@ fn values(code: &Code, inst: &Inst, add: &mut impl FnMut(Kind, String)) {
             add(Kind::Clamp, inst.with(&mov, &[args[0], kept]));
         }
     }
+    if inst.is("shfl") {
+        let result = args[0].split('|').next().expect("a register");
+        add(Kind::Shuffle, inst.with("mov.b32", &[result, args[1]]));
+    }
     if inst.is("selp") {
         let [d, a, b, p] = args else { return };
         let mov = inst.op.replacen("selp", "mov", 1);
@@ -686,7 +816,7 @@ fn accesses(kernel: Kernel, code: &Code, inst: &Inst, add: &mut impl FnMut(Kind,
             add(Kind::SharedOther, inst.elsewhere(way, chunk, "%ntid.x"));
         }
     }
-    if inst.is("ld.shared") {
+    if inst.is("ld.shared") && members(args[0]).len() > 1 {
         let values = members(args[0]);
         let exchanged: Vec<_> = values.chunks(2).flat_map(|v| [v[1], v[0]]).collect();
         let exchanged = format!("{{{}}}", exchanged.join(", "));
@@ -711,9 +841,8 @@ fn accesses(kernel: Kernel, code: &Code, inst: &Inst, add: &mut impl FnMut(Kind,
     }
     if inst.is("ld.param") {
         let size = inst.width();
-        let last = size_of::<PhasorCall>() as i64 - size;
         let mut at = further(args[1], size);
-        if at.contains(&format!("+{}]", last + size)) {
+        if at.contains(&format!("+{CALL}]")) || at.contains(&format!("+{FUSION}]")) {
             at = further(args[1], -size);
         }
         add(Kind::Parameter, inst.with(inst.op, &[args[0], &at]));
@@ -783,7 +912,7 @@ fn exchanges(kernel: &KernelText, code: &Code, all: &mut Vec<Mutant>) {
 }
 
 /// Why a mutant is the kernel still, for the few that are.
-fn equivalent(code: &Code, inst: &Inst, kind: Kind, now: &str) -> Option<&'static str> {
+fn equivalent<'a>(code: &Code<'a>, inst: &Inst<'a>, kind: Kind, now: &str) -> Option<&'static str> {
     let args = &inst.args[..];
     match kind {
         // The index in a vector, beside which the chunk is put.
@@ -859,8 +988,93 @@ fn equivalent(code: &Code, inst: &Inst, kind: Kind, now: &str) -> Option<&'stati
         {
             Some("a call without sequences is none, and never launched")
         }
-        Kind::Extension | Kind::BoundValue | Kind::Branch if code.is_of_page(inst) => {
-            Some("a page of 2^31 or more is outside of the caches, and so is a negative one")
+        Kind::Extension | Kind::BoundValue | Kind::Branch
+            if let Some(id) = code.id_of_sign(inst)
+                && let Some(reason) = code.needs_no_sign(id) =>
+        {
+            Some(reason)
+        }
+        Kind::BoundValue
+            if inst.op == "setp.lt.s64"
+                && now.ends_with("-1;")
+                && code.writer(args[1]).is_none()
+                && code
+                    .insts
+                    .iter()
+                    .any(|i| i.op == "add.s64" && i.args[0] == args[1]) =>
+        {
+            Some("slot -1 of a sequence is, without its sign, past all of its pages")
+        }
+        Kind::BoundValue if code.chooses_division(args[1]) => {
+            Some("a division of 64 bits gives what one of 32 does")
+        }
+        Kind::BoundValue
+            if now.ends_with("-1;")
+                && code
+                    .writer(args[1])
+                    .is_some_and(|w| w.op == "min.u32" && code.is_heads_at_once(w.args[2])) =>
+        {
+            Some("a group has a head")
+        }
+        Kind::MaskDropped if inst.op == "and.b16" && code.is_flag(args[1]) => {
+            Some("the mask leaves 0 and 1 as they are")
+        }
+        Kind::MaskDropped if code.chooses_division(args[0]) => {
+            Some("a division of 64 bits gives what one of 32 does")
+        }
+        Kind::MaskDropped
+            if inst.op == "and.b64"
+                && args[2] == "4294967295"
+                && code
+                    .insts
+                    .iter()
+                    .any(|i| i.op.starts_with("setp.ge.") && i.args[1] == args[1]) =>
+        {
+            Some("what is in bounds of a table has 32 bits")
+        }
+        Kind::Parameter
+            if let Some(reason) = code.only_user(args[0]).and_then(|compare| {
+                (compare.is("setp"))
+                    .then(|| code.id_of_sign(compare))?
+                    .and_then(|id| code.needs_no_sign(id))
+            }) =>
+        {
+            Some(reason)
+        }
+        Kind::Select
+            if args[2] == "0"
+                && now.ends_with(&format!("{};", args[1]))
+                && code
+                    .only_user(args[0])
+                    .filter(|user| user.op == "sub.s32")
+                    .is_some_and(|user| {
+                        let first = code.writer(user.args[2]).filter(|w| w.op == "cvt.u32.u64");
+                        first.is_some_and(|w| code.needs_no_sign(w.args[1]).is_some())
+                    }) =>
+        {
+            Some("only a thread that has a token looks for its sequence")
+        }
+        Kind::Bound if inst.op == "setp.lt.u32" && code.is_block_dims(args[1]) => {
+            Some("in a block that is as long as its head, both ways lead to the same place")
+        }
+        Kind::Parameter if code.parameter(inst) == Some(Q_NOWHERE) => {
+            Some("q goes somewhere in every call, and the field behind that has the same 0")
+        }
+        Kind::Parameter
+            if code
+                .parameter(inst)
+                .is_some_and(|at| KV_NOWHERE.contains(&at))
+                && code.leads_to_load(inst) =>
+        {
+            Some("what goes nowhere else is stored in a cache, and so is loaded")
+        }
+        Kind::Select
+            if code.parameters.get(args[1]) == Some(&Q_NOWHERE)
+                && now.starts_with("mov")
+                && now.ends_with(&format!("{};", args[1]))
+                && code.leads_to_load(inst) =>
+        {
+            Some("what goes nowhere else is stored in a cache, and so is loaded")
         }
         Kind::Coefficient if args[1] == "0f00000000" => {
             let mut uses = code

@@ -2,6 +2,7 @@
 //! `kernels.rs` holds every image to them; `kernel_mutants.rs` shows that they catch seeded faults.
 
 use crate::append_checks::{AppendCheck, append_checks};
+use crate::fused_checks::{FusedCheck, fused_checks};
 use crate::kernel_cases::{
     AngleKind, Case, Elements, FACTOR, Form, MODES, Outcome, PHASES, PHASES_WITH_FACTOR, Rng,
     TensorCase, TestPositions, Values, Wish, bytes, edge_phases, from_bytes, random_case,
@@ -54,6 +55,7 @@ pub struct Check {
 enum CheckedCall {
     Rotation(Box<Rotation>),
     Append(Box<AppendCheck>),
+    Fused(Box<FusedCheck>),
 }
 
 /// A rotation, and what it must do.
@@ -96,6 +98,7 @@ impl Check {
         match &self.call {
             CheckedCall::Rotation(rotation) => rotation.run(subject),
             CheckedCall::Append(append) => append.run(subject),
+            CheckedCall::Fused(fused) => fused.run(subject),
         }
     }
 }
@@ -137,10 +140,14 @@ impl Rotation {
 }
 
 /// Names of the checks, and what they are.
-pub const CHECKS: [(&str, &str); 8] = [
+pub const CHECKS: [(&str, &str); 9] = [
     (
         "random",
         "every kind of position with every form of call, four random cases of each",
+    ),
+    (
+        "stages",
+        "every kind of position with biases, norms, scales and codes, ten random cases of each",
     ),
     (
         "flows",
@@ -174,6 +181,11 @@ pub const CHECKS: [(&str, &str); 8] = [
 
 /// All checks of a kernel.
 pub fn checks(kernel: Kernel) -> Vec<Check> {
+    if kernel.family == Family::Fused {
+        let all = fused_checks(kernel).into_iter();
+        let checks = all.map(|check| Check::of("stages", CheckedCall::Fused(Box::new(check))));
+        return checks.collect();
+    }
     if kernel.family == Family::Append {
         let all = append_checks(kernel).into_iter();
         let checks = all.map(|(name, check)| Check::of(name, CheckedCall::Append(Box::new(check))));
@@ -478,7 +490,7 @@ pub fn far_case(kernel: Kernel, kind: AngleKind, in_place: bool, heads: [usize; 
 
 /// Positions of 32 bits; indices of rows of 64, of which the last is past what 32 bits hold; and signed ones,
 /// of which the last is the most negative.
-fn far_types(kernel: Kernel) -> [Case; 3] {
+pub fn far_types(kernel: Kernel) -> [Case; 3] {
     let near = far_case(kernel, AngleKind::Exact, true, [2, 1]);
     let positions = TestPositions {
         ids: Values::new(IdType::I32, &near.positions.ids.values()),
@@ -524,7 +536,7 @@ fn on_one_axis(case: Case) -> (FrequencyRows, Case) {
 }
 
 /// The same, where positions choose between them.
-fn by_position(case: Case) -> Case {
+pub fn by_position(case: Case) -> Case {
     let (rows, case) = on_one_axis(case);
     Case {
         rope: Rope::new(rows.by_position(2).unwrap(), case.rope.pairing()),

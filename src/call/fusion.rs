@@ -169,7 +169,13 @@ impl Plan {
             return Ok(());
         }
         *fusion = self.fusion;
-        let given = addresses.stages.unwrap_or_default();
+        const NONE: StageAddresses = StageAddresses {
+            bias: None,
+            norm_weight: None,
+            norm_bias: None,
+            scales: None,
+        };
+        let given = addresses.stages.as_ref().unwrap_or(&[NONE; 3]);
         let Some(fusion) = fusion else {
             let some = |given: &StageAddresses| *given != StageAddresses::default();
             return match given.iter().position(some) {

@@ -54,25 +54,25 @@ pub(crate) struct Stream<'a> {
 
 impl Call {
     /// q, k and v, with their stages if they have any.
+    #[inline]
     pub(crate) fn streams_and_stages(&self) -> [(Stream<'_>, Option<&PhasorStages>); 3] {
         let [q, k, v] = self.params.streams();
-        let stages = self
-            .fusion
-            .as_ref()
-            .map(|fusion| [&fusion.q, &fusion.k, &fusion.v]);
-        let of = |at: usize| {
-            stages
-                .map(|stages| stages[at])
-                .filter(|stages| stages.present == 1)
+        let Some(fusion) = &self.fusion else {
+            return [(q, None), (k, None), (v, None)];
         };
-        [(q, of(0)), (k, of(1)), (v, of(2))]
+        let present = |stages: &&PhasorStages| stages.present == 1;
+        [
+            (q, Some(&fusion.q).filter(present)),
+            (k, Some(&fusion.k).filter(present)),
+            (v, Some(&fusion.v).filter(present)),
+        ]
     }
 
     /// Bytes of elements that the call reads and writes, where those of a stream with stages count
     /// `staged` times.
     pub(crate) fn bytes(&self, staged: u64) -> u64 {
         let call = &self.params;
-        let heads = |(stream, stages): (Stream<'_>, Option<&PhasorStages>)| {
+        let heads = |(stream, stages): &(Stream<'_>, Option<&PhasorStages>)| {
             let whole = stages.is_some() || stream.cache.is_some() || stream.output.in_place == 0;
             let dims = match whole {
                 true => stream.output.head_dim,
@@ -82,7 +82,7 @@ impl Call {
             let times = if stages.is_some() { staged } else { 1 };
             times * u64::from(stream.read.heads) * u64::from(dims)
         };
-        let token: u64 = self.streams_and_stages().map(heads).iter().sum();
+        let token: u64 = self.streams_and_stages().iter().map(heads).sum();
         let tokens = u64::from(call.batch) * u64::from(call.tokens);
         2 * tokens * token * self.dtype.size() as u64
     }
@@ -112,6 +112,7 @@ impl PhasorCall {
     }
 
     /// q, k and v.
+    #[inline]
     pub(crate) fn streams(&self) -> [Stream<'_>; 3] {
         [
             Stream {
@@ -139,7 +140,7 @@ impl PhasorCall {
     pub(crate) fn rotates_only(&self) -> bool {
         self.v.heads == 0
             && self.k_cache.present == 0
-            && self.sequences.offsets.type_ == PHASOR_IDS_NONE
+            && !self.is_ragged()
     }
 
     /// Whether angles come from a table.

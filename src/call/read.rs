@@ -77,30 +77,40 @@ impl PhasorCall {
     ///
     /// # Safety
     /// The call's ids are in host memory and reach as far as its tokens.
-    #[inline]
     pub(crate) unsafe fn token(&self, b: u32, t: u32) -> Option<Token> {
-        let sequences = &self.sequences;
-        if sequences.offsets.type_ == PHASOR_IDS_NONE {
-            let each_is_one = sequences.each_token == 1;
-            return Some(Token {
-                b,
-                t,
-                sequence: if each_is_one { t } else { b },
-                place: if each_is_one { 0 } else { t.into() },
-                step: t.into(),
-                id_batch: b,
-            });
+        match self.is_ragged() {
+            false => Some(self.plain_token(b, t)),
+            // SAFETY: the caller's.
+            true => unsafe { self.ragged_token(b, t) },
         }
-        // SAFETY: the caller's.
-        unsafe { self.ragged_token(b, t) }
     }
 
-    /// The same in a ragged batch.
+    /// Whether sequences lie one after the other.
+    #[inline(always)]
+    pub(crate) fn is_ragged(&self) -> bool {
+        self.sequences.offsets.type_ != PHASOR_IDS_NONE
+    }
+
+    /// [`token`](Self::token) unless the batch is ragged.
+    #[inline(always)]
+    pub(crate) fn plain_token(&self, b: u32, t: u32) -> Token {
+        let each_is_one = self.sequences.each_token == 1;
+        Token {
+            b,
+            t,
+            sequence: if each_is_one { t } else { b },
+            place: if each_is_one { 0 } else { t.into() },
+            step: t.into(),
+            id_batch: b,
+        }
+    }
+
+    /// [`token`](Self::token) of a ragged batch.
     ///
     /// # Safety
     /// That of [`token`](Self::token).
     #[cold]
-    unsafe fn ragged_token(&self, b: u32, t: u32) -> Option<Token> {
+    pub(crate) unsafe fn ragged_token(&self, b: u32, t: u32) -> Option<Token> {
         let sequences = &self.sequences;
         // SAFETY: the caller's.
         let offset = |sequence| unsafe { sequences.offsets.at(sequence, 0, 0) };

@@ -11,12 +11,12 @@ use super::driver::During;
 use super::{Cuda, CudaRotator};
 use crate::Error;
 use crate::cache::Stored;
-use crate::call::Addresses;
+use crate::call::{RawPositions, TensorAddresses};
 use crate::element::{Dtype, Element};
 use crate::plan::Plan;
 use crate::shift::KeyScalesIn;
 use crate::step::{
-    ByteSpan, CudaMemory, Memory, Resolve, Resolved, Span, StageWeights, Step, resolve,
+    ByteSpan, CudaMemory, Memory, Resolve, Span, StageWeights, Step, resolve,
 };
 
 impl Memory for CudaMemory {
@@ -221,18 +221,9 @@ impl CudaRotator {
             .map(|report| on_device.reads(&report.word))
             .transpose()?;
         let report = report.map(|word| word.address);
-        let Resolved {
-            tensors: [q, k, v],
-            cache,
-            stages,
-            positions,
-        } = resolve(plan, &mut step, report, &mut on_device)?;
-        let addresses = Addresses {
-            v,
-            cache,
-            stages: Some(stages),
-            ..self.rotation(q, k, positions)
-        };
+        let none = TensorAddresses::default();
+        let mut addresses = self.rotation(none, none, RawPositions::start(0));
+        resolve(plan, &mut step, report, &mut on_device, &mut addresses)?;
         // SAFETY: lengths and contexts have been checked; the plan proved, or its maker vouched, that the
         // layouts are free of overlap; the guards, dropped after this, order this launch with other uses
         // of the buffers.

@@ -597,8 +597,9 @@ impl HostRotator {
         positions: RawPositions,
     ) -> Result<(), Error> {
         self.check(plan, plan.dtype())?;
+        let addresses = self.addresses(tensors, positions, cache, Some(stages));
         // SAFETY: the caller's.
-        unsafe { self.perform(plan, tensors, positions, cache, Some(stages)) }
+        unsafe { self.perform(plan, &addresses) }
     }
 
     fn check(&self, plan: &Plan, given: crate::Dtype) -> Result<(), Error> {
@@ -617,40 +618,47 @@ impl HostRotator {
         positions: RawPositions,
     ) -> Result<(), Error> {
         let v = TensorAddresses::default();
+        let addresses = self.addresses([q, k, v], positions, None, None);
         // SAFETY: the caller's.
-        unsafe { self.perform(plan, [q, k, v], positions, None, Default::default()) }
+        unsafe { self.perform(plan, &addresses) }
     }
 
-    /// # Safety
-    /// That of [`step_raw`](Self::step_raw).
-    unsafe fn perform(
+    /// These addresses, and those of the rotation's angles.
+    #[inline]
+    fn addresses(
         &self,
-        plan: &Plan,
         [q, k, v]: [TensorAddresses; 3],
         positions: RawPositions,
         cache: Option<CacheAddresses>,
         stages: Option<[StageAddresses; 3]>,
-    ) -> Result<(), Error> {
-        let (angles, table_is_ordinary) = match self.rope.angles() {
-            Angles::Exact(frequencies) => (of_steps(frequencies.steps(), &[]), false),
-            Angles::Rows(rows) => (of_steps(rows.steps(), rows.attention_factors()), false),
-            Angles::Table(table) => {
-                let [cos, sin] = [table.cos(), table.sin()].map(|x| expose(x.as_ptr()));
-                let angles = AngleAddresses::Table { cos, sin };
-                (angles, run::is_ordinary(table.magnitudes()))
-            }
-        };
-        let addresses = Addresses {
+    ) -> Addresses {
+        Addresses {
             q,
             k,
             v,
-            angles,
+            angles: match self.rope.angles() {
+                Angles::Exact(frequencies) => of_steps(frequencies.steps(), &[]),
+                Angles::Rows(rows) => of_steps(rows.steps(), rows.attention_factors()),
+                Angles::Table(table) => AngleAddresses::Table {
+                    cos: expose(table.cos().as_ptr()),
+                    sin: expose(table.sin().as_ptr()),
+                },
+            },
             positions,
             cache,
             stages,
+        }
+    }
+
+    /// # Safety
+    /// That of [`step_raw`](Self::step_raw), for the angles too.
+    unsafe fn perform(&self, plan: &Plan, addresses: &Addresses) -> Result<(), Error> {
+        let table_is_ordinary = match self.rope.angles() {
+            Angles::Table(table) => run::is_ordinary(table.magnitudes()),
+            _ => false,
         };
-        // SAFETY: the caller's; the rotation, which this rotator holds, has the angles.
-        unsafe { self.run(plan, &addresses, table_is_ordinary) }
+        // SAFETY: the caller's.
+        unsafe { self.run(plan, addresses, table_is_ordinary) }
     }
 
     /// # Safety

@@ -25,6 +25,9 @@ use std::time::Duration;
 /// Pairs whose cos and sin are formed at a time; they stay in the first-level cache.
 pub(super) const BLOCK: usize = 128;
 
+/// The fewest pairs that any instruction set has in a vector. Divides [`BLOCK`].
+pub(super) const FEWEST_LANES: usize = 8;
+
 /// The largest ordinary factor. Its inverse is the smallest, for the larger of cos and sin.
 const LARGEST_ORDINARY: f32 = 4096.0;
 
@@ -48,21 +51,35 @@ pub(super) fn bytes_per_nanosecond(isa: Isa, dtype: Dtype) -> u64 {
 #[cfg(feature = "rayon")]
 const STAGES_TAKE: u64 = 4;
 
-/// The angles of up to [`BLOCK`] pairs of a token.
+/// The angles of up to [`BLOCK`] pairs of a token. Those that were formed have a value, and so have the
+/// others of the last [`FEWEST_LANES`] that vectors may read with them.
 #[repr(align(64))]
 pub struct AngleBlock {
-    pub(super) phases: [u64; BLOCK],
-    pub(super) cos: [f32; BLOCK],
-    pub(super) sin: [f32; BLOCK],
+    pub(super) phases: [MaybeUninit<u64>; BLOCK],
+    pub(super) cos: [MaybeUninit<f32>; BLOCK],
+    pub(super) sin: [MaybeUninit<f32>; BLOCK],
 }
 
 impl AngleBlock {
+    // Zeros would be a twelfth of a call of one head.
     pub(super) fn new() -> Self {
         Self {
-            phases: [0; BLOCK],
-            cos: [0.0; BLOCK],
-            sin: [0.0; BLOCK],
+            phases: [MaybeUninit::uninit(); BLOCK],
+            cos: [MaybeUninit::uninit(); BLOCK],
+            sin: [MaybeUninit::uninit(); BLOCK],
         }
+    }
+
+    /// cos and sin of the first pairs.
+    ///
+    /// # Safety
+    /// So many have been formed.
+    pub(super) unsafe fn turns(&self, pairs: usize) -> [&[f32]; 2] {
+        [&self.cos, &self.sin].map(|values| {
+            let values = &values[..pairs];
+            // SAFETY: the caller's: they have values.
+            unsafe { from_raw_parts(values.as_ptr().cast(), values.len()) }
+        })
     }
 }
 
@@ -199,7 +216,12 @@ struct Share {
 }
 
 /// Part `part` of `parts` nearly equal parts of `0..n`.
+#[inline]
 pub(super) fn split(n: usize, parts: usize, part: usize) -> Range<usize> {
+    // Two divisions of 128 bits would be a tenth of a call of one head.
+    if parts == 1 {
+        return 0..n;
+    }
     let bound = |i: usize| (n as u128 * i as u128 / parts as u128) as usize;
     bound(part)..bound(part + 1)
 }
@@ -222,18 +244,26 @@ impl<'a> Work<'a> {
         };
         let all = match STAGED {
             true => self.whole.streams_and_stages(),
-            false => call.streams().map(|stream| (stream, None)),
+            false => {
+                let [q, k, v] = call.streams();
+                [(q, None), (k, None), (v, None)]
+            }
         };
-        let streams = all.map(|(stream, stages)| match stages {
-            None => (stream, heads_of(&stream)),
+        let plain = |at: usize| match all[at] {
+            (stream, None) => (stream, heads_of(&stream)),
             // What has stages is served apart.
-            Some(_) => (stream, 0..0),
-        });
-        let streams = || streams.iter().filter(|(_, heads)| !heads.is_empty());
+            (stream, Some(_)) => (stream, 0..0),
+        };
+        let plain = [plain(0), plain(1), plain(2)];
+        let streams = || plain.iter().filter(|(_, heads)| !heads.is_empty());
         let turns_plainly = !STAGED || streams().any(|(stream, _)| stream.rotates);
         let mut room = None;
         let mut staged = STAGED.then(|| {
-            let staged = all.map(|(stream, stages)| Some((stream, stages?, heads_of(&stream))));
+            let staged = |at: usize| {
+                let (stream, stages): (_, Option<_>) = all[at];
+                Some((stream, stages?, heads_of(&stream)))
+            };
+            let staged = [staged(0), staged(1), staged(2)];
             let (dims, across_heads) = staged_sizes(&staged);
             let room = room.insert(Room::<T>::new(dims, across_heads));
             Staged::new(staged, pairs, pairings, room)
@@ -244,27 +274,35 @@ impl<'a> Work<'a> {
         scratch.resize_with(room.max().unwrap_or(0), MaybeUninit::uninit);
         let scratch = scratch.as_mut_ptr().expose_provenance();
         for token in share.tokens.clone() {
-            // SAFETY: the token is one of the call's.
-            let Some(token) =
-                (unsafe { call.token(token as u32 / call.tokens, token as u32 % call.tokens) })
-            else {
-                continue;
+            let (b, t) = match call.batch {
+                1 => (0, token as u32),
+                _ => (token as u32 / call.tokens, token as u32 % call.tokens),
+            };
+            // No option of a token: one that is handed on by way of memory costs as much as ten loads.
+            let token = if call.is_ragged() {
+                // SAFETY: the token is one of the call's.
+                let Some(token) = (unsafe { call.ragged_token(b, t) }) else {
+                    continue;
+                };
+                token
+            } else {
+                call.plain_token(b, t)
             };
             // SAFETY: the token is one of the call's.
             let (row, slot) = unsafe { (self.row(&token), self.slot(&token, &share)) };
-            let heads_of = |(stream, heads): &(Stream<'a>, Range<usize>)| {
-                Heads::of::<T>(stream, heads, &token, slot, scratch)
-            };
-            for served in streams() {
+            let mut served = [const { None }; 3];
+            for (served, (stream, heads)) in served.iter_mut().zip(&plain) {
+                if !heads.is_empty() {
+                    *served = Heads::of::<T>(stream, heads, &token, slot, scratch);
+                }
+            }
+            let served = || served.iter().flatten();
+            for heads in served() {
                 // Whole heads, though some dims are written again: fewer and longer copies.
-                let (stream, _) = served;
-                let whole = 2 * pairs == stream.output.head_dim as usize;
-                if stream.output.in_place == 1 || row.is_some() && stream.rotates && whole {
+                let whole = 2 * pairs == heads.head_dim;
+                if heads.in_place || row.is_some() && heads.rotate && whole {
                     continue;
                 }
-                let Some(heads) = heads_of(served).filter(|heads| !heads.in_place) else {
-                    continue;
-                };
                 // SAFETY: the token and the heads are the stream's; source and destination do not
                 // overlap, because it is not in place.
                 unsafe {
@@ -277,11 +315,8 @@ impl<'a> Work<'a> {
                 };
                 let block = BLOCK.min(pairs - first);
                 // SAFETY: the pairs are the call's.
-                unsafe { row.form(self, first..first + block, &mut formed, &mut angles) };
-                for served in streams().filter(|(stream, _)| stream.rotates) {
-                    let Some(heads) = heads_of(served) else {
-                        continue;
-                    };
+                unsafe { row.form(self, &token, first..first + block, &mut formed, &mut angles) };
+                for heads in served().filter(|heads| heads.rotate) {
                     let window = heads.rotary_offset * size_of::<T>();
                     let run = HeadRun {
                         source: with_exposed_provenance(heads.source.first + window),
@@ -301,12 +336,10 @@ impl<'a> Work<'a> {
                     unsafe { T::rotate_heads(self.isa, pairings, &run, &angles, block) };
                 }
             }
-            for served in streams().filter(|(stream, _)| stream.cache.is_some()) {
-                if let Some(heads) = heads_of(served)
-                    && let Some(cached) = &heads.cached
-                {
+            for heads in served() {
+                if let Some(cached) = &heads.cached {
                     // SAFETY: the heads are the stream's, and the slot is in its cache.
-                    unsafe { store_heads::<T>(&heads, cached) };
+                    unsafe { store_heads::<T>(heads, cached) };
                 }
             }
             if let Some(staged) = &mut staged {
@@ -314,7 +347,7 @@ impl<'a> Work<'a> {
                 let is_formed = turns_plainly && pairs <= BLOCK;
                 if let Some(row) = row.as_ref().filter(|_| staged.turns && !is_formed) {
                     // SAFETY: the pairs are the call's.
-                    unsafe { staged.form(self, row, &mut formed, &mut angles) };
+                    unsafe { staged.form(self, &token, row, &mut formed, &mut angles) };
                 }
                 // SAFETY: the token is one of the call's, and so is its slot.
                 unsafe { staged.token(self, &token, row.is_some(), slot, &angles) };
@@ -380,11 +413,7 @@ impl<'a> Work<'a> {
         // The larger of cos and sin is at least half of the square root of 2.
         let magnitudes = 0.7 * factor..=factor;
         Some(Row {
-            source: Source::Steps {
-                row,
-                position,
-                token: *token,
-            },
+            source: Source::Steps { row, position },
             scale: Scale::new(factor, inverse),
             ordinary: is_ordinary(magnitudes),
         })
@@ -443,6 +472,7 @@ impl<'a, T: VectorElement> Staged<'a, T> {
     unsafe fn form(
         &mut self,
         work: &Work<'_>,
+        token: &Token,
         row: &Row,
         formed: &mut Option<(u32, i64)>,
         angles: &mut AngleBlock,
@@ -451,10 +481,12 @@ impl<'a, T: VectorElement> Staged<'a, T> {
         for first in (0..self.pairs).step_by(BLOCK) {
             let block = first..self.pairs.min(first + BLOCK);
             // SAFETY: the pairs are the call's.
-            unsafe { row.form(work, block.clone(), formed, angles) };
+            unsafe { row.form(work, token, block.clone(), formed, angles) };
             if self.pairs > BLOCK {
-                cos[block.clone()].copy_from_slice(&angles.cos[..block.len()]);
-                sin[block.clone()].copy_from_slice(&angles.sin[..block.len()]);
+                // SAFETY: they have just been formed.
+                let [of_cos, of_sin] = unsafe { angles.turns(block.len()) };
+                cos[block.clone()].copy_from_slice(of_cos);
+                sin[block.clone()].copy_from_slice(of_sin);
             }
         }
     }
@@ -472,7 +504,11 @@ impl<'a, T: VectorElement> Staged<'a, T> {
         angles: &AngleBlock,
     ) {
         let [cos, sin] = match &self.more {
-            _ if self.pairs <= BLOCK => [&angles.cos[..self.pairs], &angles.sin[..self.pairs]],
+            // SAFETY: the caller's, where anything turns.
+            _ if self.pairs <= BLOCK => match rotates && self.turns {
+                true => unsafe { angles.turns(self.pairs) },
+                false => [&[][..], &[]],
+            },
             [cos, sin] => [&cos[..], &sin[..]],
         };
         for (stream, stages, heads) in self.streams.iter().flatten() {
@@ -548,6 +584,7 @@ struct Heads<'a> {
     count: usize,
     head_dim: usize,
     rotary_offset: usize,
+    rotate: bool,
     in_place: bool,
     /// Whether heads of the next token follow at the same distance.
     continues: bool,
@@ -636,6 +673,7 @@ impl<'a> Heads<'a> {
             count: heads.len(),
             head_dim,
             rotary_offset: read.rotary_offset as usize,
+            rotate: stream.rotates,
             in_place: source.first == destination.first,
             continues: read.source.token == read.source.head.wrapping_mul(i64::from(read.heads)),
             cached,
@@ -717,7 +755,6 @@ enum Source {
         row: u32,
         /// On the first axis.
         position: i64,
-        token: Token,
     },
     Table {
         row: u32,
@@ -733,6 +770,7 @@ impl Row {
     unsafe fn form(
         &self,
         work: &Work<'_>,
+        token: &Token,
         range: Range<usize>,
         formed: &mut Option<(u32, i64)>,
         angles: &mut AngleBlock,
@@ -755,7 +793,7 @@ impl Row {
             unsafe { variants::form(work.isa, steps, phases, self.scale, angles) };
         };
         match self.source {
-            Source::Steps { row, position, .. } if axes == 1 => {
+            Source::Steps { row, position } if axes == 1 => {
                 let phases = match *formed {
                     Some(before) if before == (row, position.wrapping_sub(1)) => Phases::Next,
                     _ => Phases::At(position),
@@ -763,11 +801,11 @@ impl Row {
                 *formed = (range.len() == pairs).then_some((row, position));
                 form(steps(row, 0), phases, angles);
             }
-            Source::Steps { row, token, .. } => {
+            Source::Steps { row, .. } => {
                 let mut phases = [0u64; BLOCK];
                 for axis in 0..axes {
                     // SAFETY: the caller's.
-                    let position = unsafe { call.positions.at(axis as u32, &token) } as u64;
+                    let position = unsafe { call.positions.at(axis as u32, token) } as u64;
                     for (phase, step) in phases.iter_mut().zip(steps(row, axis)) {
                         *phase = phase.wrapping_add(step.wrapping_mul(position));
                     }
@@ -777,11 +815,16 @@ impl Row {
             }
             Source::Table { row } => {
                 let cos = values(call.table.cos, row as usize);
-                angles.cos[..cos.len()].copy_from_slice(cos);
                 let sin = values(call.table.sin, row as usize);
-                for (to, &from) in angles.sin.iter_mut().zip(sin) {
-                    *to = self.scale.turned(from);
+                for (to, &from) in angles.cos.iter_mut().zip(cos) {
+                    to.write(from);
                 }
+                for (to, &from) in angles.sin.iter_mut().zip(sin) {
+                    to.write(self.scale.turned(from));
+                }
+                let rest = cos.len()..cos.len().next_multiple_of(FEWEST_LANES);
+                angles.cos[rest.clone()].fill(MaybeUninit::new(0.0));
+                angles.sin[rest].fill(MaybeUninit::new(0.0));
             }
         }
     }

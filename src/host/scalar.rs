@@ -6,14 +6,20 @@ use crate::element::Element;
 use crate::rope::{Pairing, Pairings};
 
 /// cos and sin of as many phases as there are steps, scaled.
-pub(super) fn form(steps: &[u64], phases: Phases, scale: Scale, angles: &mut AngleBlock) {
+///
+/// # Safety
+/// Phases that follow others are of as many steps.
+pub(super) unsafe fn form(steps: &[u64], phases: Phases, scale: Scale, angles: &mut AngleBlock) {
     for (i, &step) in steps.iter().enumerate() {
         let phase = match phases {
             Phases::At(position) => step.wrapping_mul(position as u64),
-            Phases::Next => angles.phases[i].wrapping_add(step),
+            // SAFETY: the caller's: the block has those before.
+            Phases::Next => unsafe { angles.phases[i].assume_init() }.wrapping_add(step),
         };
-        angles.phases[i] = phase;
-        (angles.cos[i], angles.sin[i]) = phase::cos_sin(phase, scale);
+        let (cos, sin) = phase::cos_sin(phase, scale);
+        angles.phases[i].write(phase);
+        angles.cos[i].write(cos);
+        angles.sin[i].write(sin);
     }
 }
 
@@ -33,15 +39,17 @@ fn members(pairing: Pairing, pair: usize, pairs: usize) -> (usize, usize) {
 /// Rotates all heads of a run by the first `pairs` angles.
 ///
 /// # Safety
-/// The run's pointers are valid for its heads and these pairs.
+/// The run's pointers are valid for its heads and these pairs, whose angles have been formed.
 pub(super) unsafe fn rotate_heads<T: Element>(
     pairings: Pairings,
     run: &HeadRun<T>,
     angles: &AngleBlock,
     pairs: usize,
 ) {
+    // SAFETY: the caller's.
+    let [cos, sin] = unsafe { angles.turns(pairs) };
     for h in 0..run.heads {
-        for (j, (&cos, &sin)) in angles.cos.iter().zip(&angles.sin).take(pairs).enumerate() {
+        for (j, (&cos, &sin)) in cos.iter().zip(sin).enumerate() {
             let (a, b) = members(pairings.source, run.first + j, run.pairs);
             let (to_a, to_b) = members(pairings.destination, run.first + j, run.pairs);
             // SAFETY: the caller vouches for every head of the run; the members are inside its

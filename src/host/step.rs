@@ -3,10 +3,11 @@
 use super::{HostDestination, HostRotator, expose};
 use crate::Error;
 use crate::cache::Stored;
+use crate::call::{RawPositions, TensorAddresses};
 use crate::element::{Dtype, Element};
 use crate::plan::Plan;
 use crate::step::{
-    ByteSpan, HostMemory, Memory, Resolve, Resolved, Span, StageWeights, Step, resolve,
+    ByteSpan, HostMemory, Memory, Resolve, Span, StageWeights, Step, resolve,
 };
 use std::marker::PhantomData;
 use std::sync::atomic::AtomicU32;
@@ -127,20 +128,20 @@ impl HostRotator {
     /// # Errors
     /// Those of [`append`](Self::append), [`Error::Stages`], [`Error::StageLength`],
     /// [`Error::BufferType`] and [`Error::BufferUnaligned`].
-    pub fn step<T: Element>(&self, plan: &Plan, step: HostStep<'_, T>) -> Result<Stored, Error> {
+    pub fn step<T: Element>(
+        &self,
+        plan: &Plan,
+        mut step: HostStep<'_, T>,
+    ) -> Result<Stored, Error> {
         self.check(plan, T::DTYPE)?;
         let report = AtomicU32::new(0);
-        let mut step = step;
         let told = Some(expose(&raw const report));
-        let Resolved {
-            tensors,
-            cache,
-            stages,
-            positions,
-        } = resolve(plan, &mut step, told, &mut InHost)?;
+        let none = [TensorAddresses::default(); 3];
+        let mut addresses = self.addresses(none, RawPositions::start(0), None, None);
+        resolve(plan, &mut step, told, &mut InHost, &mut addresses)?;
         // SAFETY: the plan proved, or its maker vouched, that what is written does not overlap; the
         // borrows keep the buffers apart; their lengths have been checked.
-        unsafe { self.perform(plan, tensors, positions, cache, Some(stages))? };
+        unsafe { self.perform(plan, &addresses)? };
         Ok(match report.into_inner() {
             0 => Stored::All,
             _ => Stored::NotAll,

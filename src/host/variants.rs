@@ -135,7 +135,8 @@ impl<T: Rows> VectorElement for T {
 /// cos and sin of as many phases as there are steps, scaled.
 ///
 /// # Safety
-/// There are at most [`super::run::BLOCK`] steps; the variant can run here.
+/// There are at most [`super::run::BLOCK`] steps; phases that follow others are of as many; the variant
+/// can run here.
 pub(super) unsafe fn form(
     isa: Isa,
     steps: &[u64],
@@ -153,7 +154,8 @@ pub(super) unsafe fn form(
         #[cfg(target_arch = "aarch64")]
         // SAFETY: the caller's.
         Isa::Neon => unsafe { neon::form(steps, phases, scale, angles) },
-        _ => scalar::form(steps, phases, scale, angles),
+        // SAFETY: the caller's.
+        _ => unsafe { scalar::form(steps, phases, scale, angles) },
     }
 }
 
@@ -477,9 +479,8 @@ mod tests {
                         // SAFETY: the variant is available, and a block has as many pairs.
                         unsafe { form(isa, &steps, phases, Scale::new(1.3, true), &mut angles) };
                     }
-                    let bits = |x: &[f32]| x[..pairs].iter().map(|x| x.to_bits()).collect();
-                    let (cos, sin): (Vec<_>, Vec<_>) = (bits(&angles.cos), bits(&angles.sin));
-                    (cos, sin)
+                    // SAFETY: so many have been formed.
+                    unsafe { angles.turns(pairs) }.map(|x| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>())
                 };
                 let next = formed(&[Phases::At(-2), Phases::Next, Phases::Next, Phases::Next]);
                 assert_eq!(next, formed(&[Phases::At(1)]), "{} {pairs}", isa.name());

@@ -4,9 +4,9 @@
 //! All of this is inlined into functions that enable the set's features, and called from there only.
 //! So the unsafe functions here have two conditions throughout: the processor has what the set needs,
 //! and pointers are valid for the vectors that are read or written, which lie in the rotated windows of
-//! a run's heads or in an [`AngleBlock`]. What else one needs, it says.
+//! a run's heads or in an [`AngleBlock`], whose angles have been formed. What else one needs, it says.
 
-use super::run::{AngleBlock, BLOCK, HeadRun, Phases};
+use super::run::{AngleBlock, BLOCK, FEWEST_LANES, HeadRun, Phases};
 use super::stages::{Room, Rows, TokenWork};
 #[cfg(doc)]
 use super::vector_stages;
@@ -16,9 +16,8 @@ use crate::rope::{Pairing, Pairings};
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// The most pairs that any set has in a vector, and the fewest.
+/// The most pairs that any set has in a vector.
 pub(super) const MOST_LANES: usize = 32;
-pub(super) const FEWEST_LANES: usize = 8;
 
 /// Vectors of a block.
 const MOST_VECTORS: usize = BLOCK / FEWEST_LANES;
@@ -393,7 +392,7 @@ where
     let (whole, parts) = (PAIRS / S::LANES, PAIRS % S::LANES / rest);
     // SAFETY: the caller vouches for every head of the run.
     unsafe {
-        let (cos, sin) = (angles.cos.as_ptr(), angles.sin.as_ptr());
+        let (cos, sin) = (angles.cos.as_ptr().cast(), angles.sin.as_ptr().cast::<f32>());
         let mut factors = [S::factors(cos, sin); MOST_VECTORS];
         let mut i = 1;
         while i < whole {
@@ -626,8 +625,8 @@ unsafe fn turn<V: PairVectors<T>, T, const HALVES: bool>(
 ) -> (V::Vector, V::Vector) {
     // SAFETY: the caller's.
     unsafe {
-        let cos = V::Vector::load(angles.cos.as_ptr().add(at));
-        let sin = V::Vector::load(angles.sin.as_ptr().add(at));
+        let cos = V::Vector::load(angles.cos.as_ptr().add(at).cast());
+        let sin = V::Vector::load(angles.sin.as_ptr().add(at).cast());
         rotate(load::<V, T, HALVES>(group.source), cos, sin)
     }
 }
@@ -733,7 +732,7 @@ unsafe fn form_vector<V: PhaseVectors>(
 ) {
     // SAFETY: the caller's.
     unsafe {
-        let kept = angles.phases.as_mut_ptr().add(at);
+        let kept = angles.phases.as_mut_ptr().add(at).cast();
         let phases = match phases {
             Phases::At(position) => V::mul(V::load(steps), position as u64),
             Phases::Next => V::add(V::load(kept), V::load(steps)),
@@ -779,7 +778,7 @@ unsafe fn form_vector<V: PhaseVectors>(
             (cosine, high.mul_add(sin_1, sine))
         };
         let (cos, sin) = V::place(phases, cosine, sine, scale.sin_flip);
-        cos.store(angles.cos.as_mut_ptr().add(at));
-        sin.store(angles.sin.as_mut_ptr().add(at));
+        cos.store(angles.cos.as_mut_ptr().add(at).cast());
+        sin.store(angles.sin.as_mut_ptr().add(at).cast());
     }
 }

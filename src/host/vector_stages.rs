@@ -10,7 +10,8 @@
 //! windows.
 
 use super::stages::{Room, Rows, Statistic, Sum, TokenWork, Turns, USUAL_DIMS, at_head, fold};
-use super::vector::{self, FEWEST_LANES, Float, Loops, MOST_LANES, PairVectors};
+use super::run::FEWEST_LANES;
+use super::vector::{self, Float, Loops, MOST_LANES, PairVectors};
 use crate::call::{PHASOR_CODES_NONE, PHASOR_NORM_LAYER, PHASOR_NORM_NONE, PHASOR_NORM_RMS};
 use crate::rope::Pairing::{HalfSplit, Interleaved};
 use std::marker::PhantomData;

@@ -55,6 +55,8 @@ pub struct Plan {
     pub(crate) q_codes: Option<StoredCodes>,
     sources: Sources,
     longer_buffers: bool,
+    /// Elements or codes that the caches of keys and of values reach. Known beforehand, as each call asks.
+    cache_lengths: [Option<usize>; 2],
     pub(crate) batch: usize,
     pub(crate) tokens: usize,
     /// What is known of its calls.
@@ -100,6 +102,15 @@ impl Plan {
         }
         check_cache(problem, [&k, &v])?;
         let [batch, tokens, ..] = first.source.shape();
+        let cache_lengths = problem.cache.as_ref().map_or([None; 2], |cache| {
+            [0, 1].map(|at| {
+                let (_, layout) = cache.parts()[at];
+                // A planned cache has a length.
+                layout.map(|layout| {
+                    cache_len(layout, cache.codes[at].as_ref()).unwrap_or(usize::MAX)
+                })
+            })
+        });
         Ok(Self {
             rope: rope.clone(),
             dtype: problem.dtype,
@@ -111,6 +122,7 @@ impl Plan {
             q_codes: problem.q_codes,
             sources: problem.sources,
             longer_buffers: problem.longer_buffers,
+            cache_lengths,
             batch,
             tokens,
             template: call::template(

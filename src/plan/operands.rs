@@ -1,8 +1,7 @@
 //! Whether a call brings what was planned.
 
-use super::checks::cache_len;
 use super::problem::Sources;
-use super::tensor::{PlannedTensor, Reach};
+use super::tensor::{Form, PlannedTensor, Reach};
 use super::{Appended, InOut, Plan};
 use crate::Error;
 use crate::element::Dtype;
@@ -28,40 +27,28 @@ impl Plan {
 
     /// The caches reach as far as their layouts do: buffers of keys and of values, or one for both.
     pub(crate) fn check_cache_lengths(&self, lengths: [Option<usize>; 2]) -> Result<(), Error> {
-        let parts = match &self.cache {
-            Some(cache) => cache.parts(),
-            None => [(TensorName::K, None), (TensorName::V, None)],
-        };
-        let codes = self.cache.as_ref().map_or([None; 2], |cache| cache.codes);
-        for (((name, layout), codes), got) in parts.into_iter().zip(&codes).zip(lengths) {
-            let (Some(layout), Some(got)) = (layout, got) else {
-                if layout.is_some() != got.is_some() {
-                    return Err(Error::CacheMissing {
-                        tensor: name,
-                        what: match layout {
-                            Some(_) => "the plan has a cache for it, and the call has none",
-                            None => "the call has a cache for it, and the plan has none",
-                        },
-                    });
+        for (at, (needed, got)) in self.cache_lengths.into_iter().zip(lengths).enumerate() {
+            let what = match (needed, got) {
+                (None, None) => continue,
+                (Some(needed), Some(got)) if got >= needed => continue,
+                (Some(needed), Some(got)) => {
+                    let what = ["k's cache", "v's cache"][at];
+                    return Err(Error::BufferTooShort { what, needed, got });
                 }
-                continue;
+                (Some(_), None) => "the plan has a cache for it, and the call has none",
+                (None, Some(_)) => "the call has a cache for it, and the plan has none",
             };
-            // A planned cache has a length.
-            let needed = cache_len(layout, codes.as_ref()).unwrap_or(usize::MAX);
-            if got < needed {
-                let what = match name {
-                    TensorName::V => "v's cache",
-                    _ => "k's cache",
-                };
-                return Err(Error::BufferTooShort { what, needed, got });
-            }
+            return Err(Error::CacheMissing {
+                tensor: [TensorName::K, TensorName::V][at],
+                what,
+            });
         }
         Ok(())
     }
 
     /// Whether keys and values are cached in one buffer.
     pub(crate) fn caches_are_one_buffer(&self) -> bool {
-        self.cache.is_some_and(|cache| cache.one_buffer)
+        self.cache.as_ref().is_some_and(|cache| cache.one_buffer)
     }
 
     pub(crate) fn all_tensors(&self) -> [Option<&PlannedTensor>; 3] {
@@ -72,7 +59,7 @@ impl Plan {
     pub(crate) fn cache_types(&self) -> [(usize, Option<Dtype>); 2] {
         match &self.cache {
             None => [(1, None); 2],
-            Some(cache) => cache.codes.map(|codes| match codes {
+            Some(cache) => cache.codes.each_ref().map(|codes| match codes {
                 Some(_) => (1, None),
                 None => (self.dtype.size(), Some(self.dtype)),
             }),
@@ -89,8 +76,8 @@ impl Plan {
     /// Scales are given where they are to be, and have room where they are written.
     pub(crate) fn check_scales(&self, at: usize, given: bool, room: bool) -> Result<(), Error> {
         let codes = match at {
-            0 => self.q_codes,
-            _ => self.cache.as_ref().and_then(|cache| cache.codes[at - 1]),
+            0 => self.q_codes.as_ref(),
+            _ => self.cache.as_ref().and_then(|cache| cache.codes[at - 1].as_ref()),
         };
         let what = match codes {
             Some(codes) if codes.dynamic.is_some() && given => {
@@ -222,9 +209,8 @@ impl Plan {
     ) -> Result<(), Error> {
         self.check_apart()?;
         let form = |operand: &Option<InOut<S, D, O>>| match operand {
-            None => "absent",
-            Some(InOut::InPlace(_)) => "in place",
-            Some(InOut::OutOfPlace { .. }) => "out of place",
+            None => Form::Absent,
+            Some(operand) => Form::of(operand),
         };
         self.check_form(TensorName::Q, &self.q, form(q))?;
         match k {
@@ -284,10 +270,9 @@ impl Plan {
 
     fn check_kv_forms<S, D, O>(&self, kv: [&Option<Appended<S, D, O>>; 2]) -> Result<(), Error> {
         let forms = kv.map(|operand| match operand {
-            None => "absent",
-            Some(Appended::ToCache(_)) => "to the cache",
-            Some(Appended::InOut(InOut::InPlace(_))) => "in place",
-            Some(Appended::InOut(InOut::OutOfPlace { .. })) => "out of place",
+            None => Form::Absent,
+            Some(Appended::ToCache(_)) => Form::ToCache,
+            Some(Appended::InOut(operand)) => Form::of(operand),
         });
         self.check_form(TensorName::K, &self.k, forms[0])?;
         self.check_form(TensorName::V, &self.v, forms[1])
@@ -297,14 +282,14 @@ impl Plan {
         &self,
         tensor: TensorName,
         planned: &Option<PlannedTensor>,
-        given: &'static str,
+        given: Form,
     ) -> Result<(), Error> {
-        let planned = planned.as_ref().map_or("absent", PlannedTensor::form);
+        let planned = planned.as_ref().map_or(Form::Absent, PlannedTensor::form);
         if planned != given {
             return Err(Error::OperandMismatch {
                 tensor,
-                planned,
-                given,
+                planned: planned.name(),
+                given: given.name(),
             });
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! One tensor of a plan, and how long its buffers are.
 
+use super::InOut;
 use crate::Error;
 use crate::error::TensorName;
 use crate::layout::{Layout, Region};
@@ -19,6 +20,34 @@ pub(crate) struct PlannedTensor {
     pub(super) whole_heads: bool,
     /// Of the source and of the destination.
     pub(super) reach: [Reach; 2],
+}
+
+/// How a tensor is planned, or given.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    Absent,
+    InPlace,
+    OutOfPlace,
+    ToCache,
+}
+
+impl Form {
+    /// For errors.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Form::Absent => "absent",
+            Form::InPlace => "in place",
+            Form::OutOfPlace => "out of place",
+            Form::ToCache => "to the cache",
+        }
+    }
+
+    pub(super) const fn of<S, D, O>(operand: &InOut<S, D, O>) -> Self {
+        match operand {
+            InOut::InPlace(_) => Form::InPlace,
+            InOut::OutOfPlace { .. } => Form::OutOfPlace,
+        }
+    }
 }
 
 /// How long a buffer is for a layout. Known beforehand, as each call asks.
@@ -79,13 +108,13 @@ impl Reach {
 }
 
 impl PlannedTensor {
-    pub(crate) const fn form(&self) -> &'static str {
+    pub(crate) const fn form(&self) -> Form {
         if self.nowhere {
-            "to the cache"
+            Form::ToCache
         } else if self.in_place {
-            "in place"
+            Form::InPlace
         } else {
-            "out of place"
+            Form::OutOfPlace
         }
     }
 

@@ -8,7 +8,7 @@ use crate::{HostRotator, Problem, Stages, StoredCodes};
 
 mod resolve;
 
-pub(crate) use resolve::{ByteSpan, Resolve, Resolved, Span, resolve};
+pub(crate) use resolve::{ByteSpan, Resolve, Span, resolve};
 
 mod sealed {
     pub trait Sealed {}
@@ -63,6 +63,13 @@ impl<'a, T, M: Memory> StageWeights<'a, T, M> {
             norm_bias: None,
             given_scales: None,
         }
+    }
+
+    pub(crate) fn has_any(&self) -> bool {
+        self.bias.is_some()
+            || self.norm_weight.is_some()
+            || self.norm_bias.is_some()
+            || self.given_scales.is_some()
     }
 
     /// What is added first, `[heads, head_dim]`; planned with [`Stages::bias`].

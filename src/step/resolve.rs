@@ -2,7 +2,7 @@
 
 use super::{Caches, Memory, StageWeights, Step, Stored, Tensor};
 use crate::Error;
-use crate::call::{CacheAddresses, RawPositions, StageAddresses, TensorAddresses, VectorAddress};
+use crate::call::{Addresses, CacheAddresses, StageAddresses, TensorAddresses, VectorAddress};
 use crate::element::Dtype;
 use crate::error::TensorName;
 use crate::plan::{Appended, InOut, Plan, PlannedTensor};
@@ -55,23 +55,18 @@ pub(crate) trait Resolve<'g, T, M: Memory> {
     fn ids(&mut self, ids: &'g M::Ids<'_>) -> Result<u64, Error>;
 }
 
-/// All addresses of a step but those of the angles.
-pub(crate) struct Resolved {
-    pub(crate) tensors: [TensorAddresses; 3],
-    pub(crate) cache: Option<CacheAddresses>,
-    pub(crate) stages: [StageAddresses; 3],
-    pub(crate) positions: RawPositions,
-}
-
 const NAMES: [TensorName; 3] = [TensorName::Q, TensorName::K, TensorName::V];
 
-/// Checks a step against its plan. `report` is the address of its report, if there is one.
+/// Checks a step against its plan, and fills in all addresses but those of the angles. `report` is the
+/// address of its report, if there is one.
+// What is filled in is too large to be handed on.
 pub(crate) fn resolve<'g, T, M: Memory>(
     plan: &Plan,
     step: &'g mut Step<'_, T, M>,
     report: Option<u64>,
     memory: &mut impl Resolve<'g, T, M>,
-) -> Result<Resolved, Error> {
+    addresses: &mut Addresses,
+) -> Result<(), Error> {
     let Step {
         buffer,
         q,
@@ -137,16 +132,21 @@ pub(crate) fn resolve<'g, T, M: Memory>(
     if let Some(codes) = codes {
         tensors[0].destination = codes;
     }
-    let mut stages = [StageAddresses::default(); 3];
+    [addresses.q, addresses.k, addresses.v] = tensors;
+    addresses.stages = None;
     for (at, weights) in weights.iter().enumerate() {
         let room = at > 0 && scales[at - 1].is_some();
         plan.check_scales(at, weights.given_scales.is_some(), room)?;
-        stages[at] = weight_addresses(weights, memory)?;
+        if weights.has_any() {
+            let stages = addresses.stages.get_or_insert_default();
+            weight_addresses(weights, memory, &mut stages[at])?;
+        }
     }
     for (at, room) in scales.iter_mut().enumerate() {
         if let Some(room) = room {
             let what = ["k's scales", "v's scales"][at];
             let room = memory.bytes(room)?;
+            let stages = addresses.stages.get_or_insert_default();
             stages[at + 1].scales = Some(VectorAddress {
                 address: room.address,
                 len: room.room(what, plan.scale_size(at + 1), None)?,
@@ -154,7 +154,7 @@ pub(crate) fn resolve<'g, T, M: Memory>(
         }
     }
     let caches = cache_addresses(plan, cache, memory)?;
-    let cache = match (caches, slots, report) {
+    addresses.cache = match (caches, slots, report) {
         (None, None, _) => None,
         (Some([k, v]), Some(slots), Some(report)) => Some(CacheAddresses {
             k,
@@ -181,12 +181,8 @@ pub(crate) fn resolve<'g, T, M: Memory>(
             });
         }
     };
-    Ok(Resolved {
-        tensors,
-        cache,
-        stages,
-        positions: positions.try_map(|ids| memory.ids(ids))?,
-    })
+    addresses.positions = positions.try_map(|ids| memory.ids(ids))?;
+    Ok(())
 }
 
 fn both(address: u64) -> TensorAddresses {
@@ -245,7 +241,7 @@ fn destination(
         None if !wanted => Ok(None),
         given => Err(Error::OperandMismatch {
             tensor: planned.name,
-            planned: planned.form(),
+            planned: planned.form().name(),
             given: match given {
                 Some(_) => "out of place",
                 None => "without a destination",
@@ -306,14 +302,14 @@ fn appended<'g, T, M: Memory>(
 fn weight_addresses<'g, T, M: Memory>(
     weights: &'g StageWeights<'_, T, M>,
     memory: &mut impl Resolve<'g, T, M>,
-) -> Result<StageAddresses, Error> {
+    stages: &mut StageAddresses,
+) -> Result<(), Error> {
     fn vector(span: Span) -> VectorAddress {
         VectorAddress {
             address: span.address,
             len: span.len,
         }
     }
-    let mut stages = StageAddresses::default();
     if let Some(bias) = &weights.bias {
         stages.bias = Some(vector(memory.read(bias)?));
     }
@@ -326,7 +322,7 @@ fn weight_addresses<'g, T, M: Memory>(
     if let Some(scales) = &weights.given_scales {
         stages.scales = Some(vector(memory.read(scales)?));
     }
-    Ok(stages)
+    Ok(())
 }
 
 /// Where the caches of keys and of values are, if they are planned.

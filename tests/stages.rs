@@ -6,9 +6,9 @@ use phasor::half::{bf16, f16};
 use phasor::norm::HeadNorm;
 use phasor::quantize::{Codes, Quantization, Scale, ScaleForm, ScaleRounding, e8m0_from_scale};
 use phasor::{
-    CacheLayout, Dtype, Element, Error, Frequencies, Host, HostRotator, HostStep, HostWeights, Isa,
-    KvCacheLayout, Layout, Pairing, Positions, Problem, Rope, ScaleLayout, Slots, Stages, Stored,
-    StoredCodes, TensorName, Threads,
+    CacheLayout, Dtype, Element, Error, Frequencies, Host, HostBytes, HostRotator, HostStep,
+    HostWeights, Isa, KvCacheLayout, Layout, Pairing, Positions, Problem, Rope, ScaleLayout, Slots,
+    Stages, Stored, StoredCodes, TensorName, Threads,
 };
 use proptest::prelude::*;
 
@@ -671,6 +671,108 @@ proptest! {
     fn any_stages_are_those_of_their_definitions(case in cases()) {
         check_dtypes(&case);
     }
+}
+
+/// Heads that rotate as a whole after a norm, k to its cache only: what a step leaves behind.
+fn straight<T: Element>(
+    isa: Isa,
+    pairing: Pairing,
+    [heads, head_dim]: [usize; 2],
+    norm: HeadNorm,
+    coded: bool,
+) -> [Vec<u32>; 2]
+where
+    for<'a> HostBytes<'a>: From<&'a mut Vec<T>>,
+{
+    let rope = Rope::new(Frequencies::from_theta(1e4, head_dim).unwrap(), pairing);
+    let rotator = Host::new().with_isa(isa).unwrap().rotator(&rope);
+    let window = |at: usize| {
+        Layout::packed_heads(1, TOKENS, 2 * heads, head_dim, at * heads..(at + 1) * heads)
+    };
+    let cache = CacheLayout::paged_nhd(3, 4, heads, head_dim);
+    let mut caches = KvCacheLayout::k(cache);
+    if coded {
+        caches = caches.with_k_codes(StoredCodes::given(Codes::E4m3, ScaleForm::Divide));
+    }
+    let stages = Stages::new().norm(norm);
+    let problem = Problem::new(T::DTYPE)
+        .q(window(0))
+        .k_to_cache(window(1))
+        .one_buffer()
+        .q_stages(stages)
+        .k_stages(stages)
+        .cache(caches);
+    let plan = rotator.plan(&problem).unwrap();
+
+    let len = 2 * TOKENS * heads * head_dim;
+    let mut buffer: Vec<T> = narrowed(&values(len, 7));
+    // One to a head, with heads between that have none; and one head that is tiny.
+    let special = [f32::NAN, f32::INFINITY, -1e-39, -0.0, 3e38, 1e-25];
+    for (at, &x) in special.iter().enumerate() {
+        buffer[(2 * at + 1) * head_dim % len + (11 * at + 5)] = T::narrow(x);
+    }
+    buffer[..head_dim].fill(T::narrow(1e-22));
+    let mut gamma: Vec<T> = narrowed(&values(head_dim, 8));
+    // Results that are subnormal, and zero.
+    (gamma[3], gamma[9]) = (T::narrow(1e-38), T::narrow(0.0));
+    let mut elements = vec![T::narrow(-7.0); 12 * heads * head_dim];
+    let mut codes = vec![0xeeu8; 12 * heads * head_dim];
+    let weights = HostWeights::new().norm(&gamma[..]);
+    let step = HostStep::new(Positions::per_token(&POSITIONS))
+        .buffer(&mut buffer[..])
+        .slots(Slots::mapping(&SLOTS))
+        .q_weights(weights)
+        .k_weights(match coded {
+            true => HostWeights::new().norm(&gamma[..]).scales(&[0.3][..]),
+            false => HostWeights::new().norm(&gamma[..]),
+        });
+    let step = match coded {
+        true => step.k_cache(&mut codes),
+        false => step.k_cache(&mut elements),
+    };
+    assert_eq!(rotator.step(&plan, step), Ok(Stored::All));
+    let mut cached = bits(&elements);
+    cached.extend(codes.iter().map(|&code| u32::from(code)));
+    [bits(&buffer), cached]
+}
+
+fn check_straight<T: Element>()
+where
+    for<'a> HostBytes<'a>: From<&'a mut Vec<T>>,
+{
+    let norms = [
+        HeadNorm::rms(1e-6),
+        HeadNorm::rms(0.0).with_weight_offset(1.0),
+        HeadNorm::rms(1e-6).round_before_weight().round_after(),
+    ];
+    for pairing in [Pairing::HalfSplit, Pairing::Interleaved] {
+        for shape in [[1, 64], [5, 128], [6, 256], [2, 512], [3, 192]] {
+            for norm in norms {
+                for coded in [false, true] {
+                    let of = |isa| straight::<T>(isa, pairing, shape, norm, coded);
+                    let expected = of(Isa::Scalar);
+                    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                        let got = of(isa);
+                        let label = format!(
+                            "{} {}, {pairing:?}, {shape:?}, {norm:?}, codes: {coded}",
+                            T::DTYPE,
+                            isa.name()
+                        );
+                        assert!(got[0] == expected[0], "q: {label}");
+                        assert!(got[1] == expected[1], "k's cache: {label}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Common sizes are straight code on vectors, which looks at the results of a head at once.
+#[test]
+fn straight_code_gives_the_scalar_bits() {
+    check_straight::<f32>();
+    check_straight::<f16>();
+    check_straight::<bf16>();
 }
 
 /// A step in f64, from the formulas.

@@ -138,9 +138,7 @@ impl PhasorCall {
 
     /// Whether q and k are rotated, in sequences of as many tokens, and that is all.
     pub(crate) fn rotates_only(&self) -> bool {
-        self.v.heads == 0
-            && self.k_cache.present == 0
-            && !self.is_ragged()
+        self.v.heads == 0 && self.k_cache.present == 0 && !self.is_ragged()
     }
 
     /// Whether angles come from a table.

@@ -15,9 +15,7 @@ use crate::call::{RawPositions, TensorAddresses};
 use crate::element::{Dtype, Element};
 use crate::plan::Plan;
 use crate::shift::KeyScalesIn;
-use crate::step::{
-    ByteSpan, CudaMemory, Memory, Resolve, Span, StageWeights, Step, resolve,
-};
+use crate::step::{ByteSpan, CudaMemory, Memory, Resolve, Span, StageWeights, Step, resolve};
 
 impl Memory for CudaMemory {
     type Read<'a, T: 'a> = CudaView<'a, T>;

@@ -144,15 +144,17 @@ impl Float for __m256 {
     }
     #[inline]
     #[target_feature(enable = "avx")]
-    unsafe fn add_neighbours(self) -> Self {
-        _mm256_add_ps(self, _mm256_permute_ps::<0b10_11_00_01>(self))
+    unsafe fn add_neighbours(self, second: Self) -> Self {
+        let even = _mm256_shuffle_ps::<0b10_00_10_00>(self, second);
+        _mm256_add_ps(even, _mm256_shuffle_ps::<0b11_01_11_01>(self, second))
     }
     #[inline]
     #[target_feature(enable = "avx")]
-    unsafe fn fold_to_neighbours(self) -> f32 {
+    unsafe fn fold_both(self) -> [f32; 2] {
         let upper = _mm256_extractf128_ps::<1>(self);
         let x = _mm_add_ps(_mm256_castps256_ps128(self), upper);
-        _mm_cvtss_f32(_mm_add_ps(x, _mm_movehl_ps(x, x)))
+        let x = _mm_add_ps(x, _mm_movehdup_ps(x));
+        [_mm_cvtss_f32(x), _mm_cvtss_f32(_mm_movehl_ps(x, x))]
     }
 }
 

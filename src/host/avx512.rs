@@ -130,15 +130,16 @@ impl Float for __m512 {
     }
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn add_neighbours(self) -> Self {
-        _mm512_add_ps(self, _mm512_permute_ps::<0b10_11_00_01>(self))
+    unsafe fn add_neighbours(self, second: Self) -> Self {
+        let even = _mm512_shuffle_ps::<0b10_00_10_00>(self, second);
+        _mm512_add_ps(even, _mm512_shuffle_ps::<0b11_01_11_01>(self, second))
     }
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq,avx2,fma")]
-    unsafe fn fold_to_neighbours(self) -> f32 {
+    unsafe fn fold_both(self) -> [f32; 2] {
         let upper = _mm512_extractf32x8_ps::<1>(self);
         // SAFETY: the caller's.
-        unsafe { _mm256_add_ps(_mm512_castps512_ps256(self), upper).fold_to_neighbours() }
+        unsafe { _mm256_add_ps(_mm512_castps512_ps256(self), upper).fold_both() }
     }
 }
 
@@ -519,6 +520,10 @@ impl PairVectors<f16> for Avx512 {
 
 /// How 32 values become bf16.
 pub(super) trait NarrowBf16 {
+    /// Whether [`joined`](Self::joined) and [`merged`](Self::merged) convert, and what is not ordinary
+    /// stays so by that.
+    const CONVERTS: bool = false;
+
     /// # Safety
     /// The processor has what the variant needs.
     unsafe fn narrow(low: __m512, high: __m512) -> __m512i;
@@ -691,13 +696,48 @@ impl<N: NarrowBf16> PairVectors<bf16> for N {
         }
     }
 
-    // Whether the upper two bits of every exponent differ.
+    // Converts would take subnormals for zeros, and keep NaNs as they are: both show in what is converted,
+    // of which there are half as many vectors, and integers leave the units free that multiply.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn store_head<const COUNT: usize, const HALVES: bool>(
+        to: *mut bf16,
+        members: [(Self::Vector, Self::Vector); COUNT],
+    ) {
+        let mut converted = [[_mm512_setzero_si512(); 2]; COUNT];
+        let mut all = _mm512_set1_epi16(UPPER);
+        let mut i = 0;
+        // SAFETY: the caller's, for all below.
+        unsafe {
+            while N::CONVERTS && i < COUNT {
+                let (x, y) = members[i];
+                converted[i] = match HALVES {
+                    true => [N::joined(x), N::joined(y)],
+                    false => [N::merged(x[0], y[0]), N::merged(x[1], y[1])],
+                };
+                all = marked(all, converted[i]);
+                i += 1;
+            }
+            let ordinary = N::CONVERTS && are_marked(all);
+            let mut i = 0;
+            while i < COUNT {
+                let (a, b) = vector::members::<HALVES>(i * Self::LANES, COUNT * Self::LANES);
+                let b = if HALVES { b } else { a + Self::LANES };
+                if ordinary {
+                    _mm512_storeu_si512(to.add(a).cast(), converted[i][0]);
+                    _mm512_storeu_si512(to.add(b).cast(), converted[i][1]);
+                } else {
+                    vector::store::<Self, bf16, HALVES, 0>([to.add(a), to.add(b)], members[i]);
+                }
+                i += 1;
+            }
+        }
+    }
+
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn are_ordinary<const COUNT: usize>(a: *const bf16, b: *const bf16) -> bool {
-        // Where they do, this addition leaves the upper one set.
-        let (lower, upper) = (_mm512_set1_epi16(0x2000), _mm512_set1_epi16(0x4000));
-        let mut all = upper;
+        let mut all = _mm512_set1_epi16(UPPER);
         let mut i = 0;
         while i < COUNT.div_ceil(32) {
             let at = vector_at(i, 32, COUNT);
@@ -708,12 +748,30 @@ impl<N: NarrowBf16> PairVectors<bf16> for N {
                     _mm512_loadu_si512(b.add(at).cast()),
                 )
             };
-            let (x, y) = (_mm512_add_epi16(x, lower), _mm512_add_epi16(y, lower));
-            all = _mm512_and_si512(all, _mm512_and_si512(x, y));
+            all = marked(all, [x, y]);
             i += 1;
         }
-        _mm512_testn_epi16_mask(all, upper) == 0
+        are_marked(all)
     }
+}
+
+/// The uppermost bit of a bf16's exponent.
+const UPPER: i16 = 0x4000;
+
+/// Keeps [`UPPER`] in `all` where the upper two bits of both exponents differ, as those of ordinary
+/// elements do: then adding the lower one leaves the upper one set.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn marked(all: __m512i, [x, y]: [__m512i; 2]) -> __m512i {
+    let lower = _mm512_set1_epi16(UPPER / 2);
+    let (x, y) = (_mm512_add_epi16(x, lower), _mm512_add_epi16(y, lower));
+    _mm512_and_si512(all, _mm512_and_si512(x, y))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn are_marked(all: __m512i) -> bool {
+    _mm512_testn_epi16_mask(all, _mm512_set1_epi16(UPPER)) == 0
 }
 
 impl<N: NarrowBf16> Straight<bf16> for Halves<N> {

@@ -110,6 +110,8 @@ impl Loops for Avx512Bf16 {
 }
 
 impl NarrowBf16 for Avx512Bf16 {
+    const CONVERTS: bool = true;
+
     #[inline]
     #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     unsafe fn narrow(low: __m512, high: __m512) -> __m512i {

@@ -130,13 +130,14 @@ impl Float for float32x4_t {
     }
     #[inline]
     #[target_feature(enable = "neon")]
-    unsafe fn add_neighbours(self) -> Self {
-        vaddq_f32(self, vrev64q_f32(self))
+    unsafe fn add_neighbours(self, second: Self) -> Self {
+        vpaddq_f32(self, second)
     }
     #[inline]
     #[target_feature(enable = "neon")]
-    unsafe fn fold_to_neighbours(self) -> f32 {
-        vgetq_lane_f32::<0>(self) + vgetq_lane_f32::<2>(self)
+    unsafe fn fold_both(self) -> [f32; 2] {
+        let sums = vpadd_f32(vget_low_f32(self), vget_high_f32(self));
+        [vget_lane_f32::<0>(sums), vget_lane_f32::<1>(sums)]
     }
 }
 

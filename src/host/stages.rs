@@ -75,6 +75,12 @@ pub(super) struct HeadsAt {
 }
 
 impl HeadsAt {
+    /// One place for every head.
+    #[inline(always)]
+    pub(super) fn one(first: usize) -> Self {
+        Self { first, stride: 0 }
+    }
+
     #[inline(always)]
     pub(super) fn head(&self, head: usize) -> usize {
         at_head(self.first as u64, self.stride, head)
@@ -379,8 +385,20 @@ impl TokenWork<'_> {
     /// Where a head can be written first, in one piece, if it does not become codes.
     #[inline(always)]
     pub(super) fn place(&self, head: usize) -> Option<usize> {
-        let cached = || self.cache.as_ref()?.whole(head, self.head_dim);
-        self.elements_at(head).or_else(cached)
+        self.places().map(|places| places.head(head))
+    }
+
+    /// [`place`](Self::place) of all heads.
+    #[inline(always)]
+    pub(super) fn places(&self) -> Option<HeadsAt> {
+        match (&self.destination, &self.cache) {
+            (Some(destination), _) if !self.destination_is_codes => Some(*destination),
+            (_, Some(slot)) => slot.whole(0, self.head_dim).map(|first| HeadsAt {
+                first,
+                stride: slot.cache.head,
+            }),
+            _ => None,
+        }
     }
 
     /// Stores a head of elements wherever it is not yet: at its destination, and in a cache unless that

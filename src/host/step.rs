@@ -6,9 +6,7 @@ use crate::cache::Stored;
 use crate::call::{RawPositions, TensorAddresses};
 use crate::element::{Dtype, Element};
 use crate::plan::Plan;
-use crate::step::{
-    ByteSpan, HostMemory, Memory, Resolve, Span, StageWeights, Step, resolve,
-};
+use crate::step::{ByteSpan, HostMemory, Memory, Resolve, Span, StageWeights, Step, resolve};
 use std::marker::PhantomData;
 use std::sync::atomic::AtomicU32;
 

@@ -480,7 +480,8 @@ mod tests {
                         unsafe { form(isa, &steps, phases, Scale::new(1.3, true), &mut angles) };
                     }
                     // SAFETY: so many have been formed.
-                    unsafe { angles.turns(pairs) }.map(|x| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>())
+                    unsafe { angles.turns(pairs) }
+                        .map(|x| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>())
                 };
                 let next = formed(&[Phases::At(-2), Phases::Next, Phases::Next, Phases::Next]);
                 assert_eq!(next, formed(&[Phases::At(1)]), "{} {pairs}", isa.name());

@@ -40,10 +40,12 @@ pub trait Float: Copy {
     unsafe fn interleave(self, second: Self) -> [Self; 2];
     /// The reverse of [`interleave`](Self::interleave).
     unsafe fn deinterleave(both: [Self; 2]) -> (Self, Self);
-    /// Each lane plus its neighbour, so that two have the same sum.
-    unsafe fn add_neighbours(self) -> Self;
-    /// The sum of the lanes folded in halves, down to two neighbours that are the same.
-    unsafe fn fold_to_neighbours(self) -> f32;
+    /// Each even lane plus the odd one after it, of both: in every four lanes two such sums of the first,
+    /// then two of the second.
+    unsafe fn add_neighbours(self, second: Self) -> Self;
+    /// Folds sums of two, as [`add_neighbours`](Self::add_neighbours) leaves them, in halves: to one of
+    /// each.
+    unsafe fn fold_both(self) -> [f32; 2];
 }
 
 /// Twice the width.
@@ -110,14 +112,15 @@ impl<F: Float> Float for [F; 2] {
         }
     }
     #[inline(always)]
-    unsafe fn add_neighbours(self) -> Self {
+    unsafe fn add_neighbours(self, second: Self) -> Self {
+        let [a, b] = self;
         // SAFETY: the caller's.
-        unsafe { [self[0].add_neighbours(), self[1].add_neighbours()] }
+        unsafe { [a.add_neighbours(second[0]), b.add_neighbours(second[1])] }
     }
     #[inline(always)]
-    unsafe fn fold_to_neighbours(self) -> f32 {
+    unsafe fn fold_both(self) -> [f32; 2] {
         // SAFETY: the caller's.
-        unsafe { self[0].add(self[1]).fold_to_neighbours() }
+        unsafe { self[0].add(self[1]).fold_both() }
     }
 }
 
@@ -163,6 +166,21 @@ pub trait PairVectors<T>: Sized {
         to: *mut T,
         members: (Self::Vector, Self::Vector),
     );
+
+    /// Stores a head of `COUNT` times [`LANES`](Self::LANES) pairs: halves, or adjacent ones.
+    #[inline(always)]
+    unsafe fn store_head<const COUNT: usize, const HALVES: bool>(
+        to: *mut T,
+        members: [(Self::Vector, Self::Vector); COUNT],
+    ) {
+        let mut i = 0;
+        while i < COUNT {
+            let (a, b) = self::members::<HALVES>(i * Self::LANES, COUNT * Self::LANES);
+            // SAFETY: the caller's.
+            unsafe { store::<Self, T, HALVES, 0>([to.add(a), to.add(b)], members[i]) };
+            i += 1;
+        }
+    }
 }
 
 /// How straight code for one pairing reads and writes. It may leave out what ordinary values do not
@@ -392,7 +410,10 @@ where
     let (whole, parts) = (PAIRS / S::LANES, PAIRS % S::LANES / rest);
     // SAFETY: the caller vouches for every head of the run.
     unsafe {
-        let (cos, sin) = (angles.cos.as_ptr().cast(), angles.sin.as_ptr().cast::<f32>());
+        let (cos, sin) = (
+            angles.cos.as_ptr().cast(),
+            angles.sin.as_ptr().cast::<f32>(),
+        );
         let mut factors = [S::factors(cos, sin); MOST_VECTORS];
         let mut i = 1;
         while i < whole {

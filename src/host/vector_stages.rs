@@ -9,8 +9,10 @@
 //! Conditions of the unsafe functions are those of `vector.rs`, with rows of a head's dims in place of
 //! windows.
 
-use super::stages::{Room, Rows, Statistic, Sum, TokenWork, Turns, USUAL_DIMS, at_head, fold};
 use super::run::FEWEST_LANES;
+use super::stages::{
+    HeadsAt, Room, Rows, Statistic, Sum, TokenWork, Turns, USUAL_DIMS, at_head, fold,
+};
 use super::vector::{self, Float, Loops, MOST_LANES, PairVectors};
 use crate::call::{PHASOR_CODES_NONE, PHASOR_NORM_LAYER, PHASOR_NORM_NONE, PHASOR_NORM_RMS};
 use crate::rope::Pairing::{HalfSplit, Interleaved};
@@ -19,8 +21,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::ptr::{null, with_exposed_provenance, with_exposed_provenance_mut};
 
-/// Heads whose sums are found before the first of them is normed: roots and divisions of as many are
-/// vectors too.
+/// Heads whose sums are found before the first of them is normed.
 const TOGETHER: usize = 16;
 
 /// Vectors of a head's pairs.
@@ -59,10 +60,7 @@ fn is_lean(work: &TokenWork<'_>) -> bool {
     let stages = work.stages;
     let norm = &stages.norm;
     let weighted = norm.kind == PHASOR_NORM_RMS && norm.weight != 0 && norm.weight_head == 0;
-    let other = norm.bias != 0
-        || norm.after_rotation == 1
-        || norm.round_before_weight == 1
-        || norm.round_after == 1;
+    let other = norm.bias != 0 || norm.after_rotation == 1;
     stages.bias == 0 && work.scale == 1.0 && (norm.kind == PHASOR_NORM_NONE || weighted && !other)
 }
 
@@ -120,61 +118,52 @@ pub(super) unsafe fn heads<
         set: PhantomData,
     };
     let across = normed && norm.across_heads == 1;
-    let (mut means, mut rs) = ([0.0; TOGETHER], [1.0; TOGETHER]);
-    let mut sums = [0.0; TOGETHER];
     let all = work.heads.clone();
     if normed {
         // SAFETY: the caller's.
         unsafe { walk.prepare(all.start, true) };
     }
+    if LEAN && normed && !across && walk.window == (0..walk.dims) {
+        let groups = walk.dims / (2 * V::LANES);
+        let only_codes = work.stages.codes.type_ != PHASOR_CODES_NONE
+            && work.stages.codes.round_first == 0
+            && work.elements_at(all.start).is_none();
+        // SAFETY: the caller's.
+        let done = unsafe {
+            match (groups, work.stages.codes.type_) {
+                (1, PHASOR_CODES_NONE) => walk.straight_heads::<1, false>(),
+                (2, PHASOR_CODES_NONE) => walk.straight_heads::<2, false>(),
+                (4, PHASOR_CODES_NONE) => walk.straight_heads::<4, false>(),
+                (8, PHASOR_CODES_NONE) => walk.straight_heads::<8, false>(),
+                (1, _) if only_codes => walk.straight_heads::<1, true>(),
+                (2, _) if only_codes => walk.straight_heads::<2, true>(),
+                (4, _) if only_codes => walk.straight_heads::<4, true>(),
+                (8, _) if only_codes => walk.straight_heads::<8, true>(),
+                _ => false,
+            }
+        };
+        if done {
+            return;
+        }
+    }
+    let mut found = [Statistic { mean: 0.0, r: 1.0 }; TOGETHER];
     let mut first = all.start;
     while first < all.end {
         let together = first..all.end.min(first + TOGETHER);
-        if normed && (!across || first == all.start) {
-            // One place for both, as a sum is a lot of code.
-            let heads = if across {
-                all.clone()
-            } else {
-                together.clone()
-            };
-            for squares in [false, true] {
-                if !squares && (LEAN || norm.kind != PHASOR_NORM_LAYER) {
-                    continue;
-                }
-                for (at, head) in heads.clone().enumerate() {
-                    let sum = match squares {
-                        false => Sum::Plain,
-                        true => Sum::Squares(means[at % TOGETHER]),
-                    };
-                    // SAFETY: the caller's.
-                    let sum = unsafe { walk.sum(head, sum) };
-                    match across {
-                        true => room.heads[at] = sum,
-                        false => sums[at] = sum,
-                    }
-                }
-                let mut count = work.head_dim as f32;
-                if across {
-                    count = (heads.len() * work.head_dim) as f32;
-                    let terms = &mut room.heads[..heads.len().next_power_of_two()];
-                    terms[heads.len()..].fill(0.0);
-                    sums = [fold(terms); TOGETHER];
-                }
-                for ((mean, r), sum) in means.iter_mut().zip(&mut rs).zip(&sums) {
-                    match squares {
-                        false => *mean = sum / count,
-                        true => *r = Statistic::of(norm, *mean, *sum, count).r,
-                    }
-                }
-            }
+        if normed && !across {
+            // SAFETY: the caller's.
+            unsafe { walk.statistics(together.clone(), &mut found) };
+        } else if across && first == all.start {
+            // SAFETY: the caller's.
+            found = [unsafe { walk.statistic_across(&mut room.heads) }; TOGETHER];
         }
-        for (head, (mean, r)) in together.clone().zip(means.into_iter().zip(rs)) {
+        for (head, found) in together.clone().zip(found) {
             // SAFETY: the caller's.
             unsafe {
                 if normed && !LEAN {
                     walk.prepare(head, false);
                 }
-                walk.head(head, mean, r);
+                walk.head(head, found);
             }
         }
         first = together.end;
@@ -209,9 +198,6 @@ struct Group {
 struct Norm<F> {
     mean: Option<F>,
     r: F,
-    /// Null where there is none.
-    weight: *const f32,
-    bias: *const f32,
     round_before_weight: bool,
     round_after: bool,
 }
@@ -323,64 +309,102 @@ where
         (with_exposed_provenance(self.work.source.head(head)), bias)
     }
 
-    /// The sum of one head. Members of pairs meet first, then neighbours, then vectors in halves, then the
-    /// halves of one: the defined order, but that all of it is vertical up to there.
+    /// What a norm finds of each of up to [`TOGETHER`] heads.
     #[inline(always)]
-    unsafe fn sum(&self, head: usize, sum: Sum) -> f32 {
-        let after_rotation = self.after_rotation();
-        let (from, bias) = self.source(head);
-        // SAFETY: the caller's, for all below.
-        unsafe {
-            if after_rotation {
-                self.pass::<true>(head, None, 1.0, self.row.cast());
+    unsafe fn statistics(&self, heads: Range<usize>, found: &mut [Statistic; TOGETHER]) {
+        let norm = &self.work.stages.norm;
+        let count = self.dims as f32;
+        // One place for both sums, as one is a lot of code.
+        for squares in [false, true] {
+            if !squares && (LEAN || norm.kind != PHASOR_NORM_LAYER) {
+                continue;
             }
-            let count = self.dims / Self::GROUP;
-            // In registers where that is known and there are few.
-            match count {
-                1 => self.sum_groups::<1>(1, [from, bias], sum),
-                2 => self.sum_groups::<2>(2, [from, bias], sum),
-                4 => self.sum_groups::<4>(4, [from, bias], sum),
-                8 => self.sum_groups::<8>(8, [from, bias], sum),
-                _ => self.sum_groups::<MOST_VECTORS>(count, [from, bias], sum),
+            for (head, found) in heads.clone().zip(&mut *found) {
+                let sum = match squares {
+                    false => Sum::Plain,
+                    true => Sum::Squares(found.mean),
+                };
+                // SAFETY: the caller's.
+                let sum = unsafe { self.sum(head, sum) };
+                match squares {
+                    false => found.mean = sum / count,
+                    true => *found = Statistic::of(norm, found.mean, sum, count),
+                }
             }
         }
     }
 
-    /// The sum of `count` groups, for which there is room.
+    /// What a norm finds of all heads. `sums` has room for theirs.
     #[inline(always)]
-    unsafe fn sum_groups<const ROOM: usize>(
+    unsafe fn statistic_across(&self, sums: &mut [f32]) -> Statistic {
+        let (norm, heads) = (&self.work.stages.norm, self.work.heads.clone());
+        let count = (heads.len() * self.dims) as f32;
+        let sums = &mut sums[..heads.len().next_power_of_two()];
+        let mut found = Statistic::default();
+        for squares in [false, true] {
+            if !squares && norm.kind != PHASOR_NORM_LAYER {
+                continue;
+            }
+            for (head, of_head) in heads.clone().zip(&mut *sums) {
+                let sum = match squares {
+                    false => Sum::Plain,
+                    true => Sum::Squares(found.mean),
+                };
+                // SAFETY: the caller's.
+                *of_head = unsafe { self.sum(head, sum) };
+            }
+            sums[heads.len()..].fill(0.0);
+            let sum = fold(sums);
+            match squares {
+                false => found.mean = sum / count,
+                true => found = Statistic::of(norm, found.mean, sum, count),
+            }
+        }
+        found
+    }
+
+    /// The sum of one head.
+    #[inline(always)]
+    unsafe fn sum(&self, head: usize, sum: Sum) -> f32 {
+        // SAFETY: the caller's, for all below.
+        unsafe {
+            if self.after_rotation() {
+                self.pass::<true>(head, None, 1.0, self.row.cast());
+            }
+            let count = self.dims / Self::GROUP;
+            // In registers where that is known and there are few.
+            let [sum, _] = match count {
+                1 => self.sums::<1>(1, [head; 2], sum),
+                2 => self.sums::<2>(2, [head; 2], sum),
+                4 => self.sums::<4>(4, [head; 2], sum),
+                8 => self.sums::<8>(8, [head; 2], sum),
+                _ => self.sums::<MOST_VECTORS>(count, [head; 2], sum),
+            };
+            sum
+        }
+    }
+
+    /// The sums of two heads, in `count` groups, for which there is room. Members of pairs meet first, then
+    /// neighbours, then vectors in halves, then the halves of one: the defined order, but that all of it
+    /// is vertical up to there.
+    #[inline(always)]
+    unsafe fn sums<const ROOM: usize>(
         &self,
         count: usize,
-        [from, bias]: [*const T; 2],
+        heads: [usize; 2],
         sum: Sum,
-    ) -> f32 {
-        let after_rotation = self.after_rotation();
+    ) -> [f32; 2] {
         let mut groups = [const { MaybeUninit::<V::Vector>::uninit() }; ROOM];
         // SAFETY: the caller's, for all below; groups have a value when they are read.
         unsafe {
             let mut i = 0;
             while i < count {
-                let at = i * Self::GROUP;
-                let (mut a, mut b) = if after_rotation {
-                    let (first, second) = self.load_row(at);
-                    V::Vector::deinterleave([first, second])
-                } else {
-                    V::load_adjacent(from.add(at))
+                let first = self.sums_of_pairs(heads[0], i * Self::GROUP, sum);
+                let second = match heads[0] == heads[1] {
+                    true => first,
+                    false => self.sums_of_pairs(heads[1], i * Self::GROUP, sum),
                 };
-                if !after_rotation && !bias.is_null() {
-                    let bias = V::load_adjacent(bias.add(at));
-                    (a, b) = (a.add(bias.0), b.add(bias.1));
-                }
-                let pairs = match sum {
-                    Sum::Plain => a.add(b),
-                    Sum::Squares(_) if LEAN => b.mul_add(b, a.mul(a)),
-                    Sum::Squares(mean) => {
-                        let mean = V::Vector::splat(mean);
-                        let (a, b) = (a.sub(mean), b.sub(mean));
-                        b.mul_add(b, a.mul(a))
-                    }
-                };
-                groups[i].write(pairs.add_neighbours());
+                groups[i].write(first.add_neighbours(second));
                 i += 1;
             }
             let mut left = count.next_power_of_two();
@@ -397,37 +421,152 @@ where
                     i += 1;
                 }
             }
-            groups[0].assume_init().fold_to_neighbours()
+            groups[0].assume_init().fold_both()
         }
+    }
+
+    /// What is summed of each pair of a group.
+    #[inline(always)]
+    unsafe fn sums_of_pairs(&self, head: usize, at: usize, sum: Sum) -> V::Vector {
+        // SAFETY: the caller's, for all below.
+        unsafe {
+            let (mut a, mut b);
+            if self.after_rotation() {
+                let (first, second) = self.load_row(at);
+                (a, b) = V::Vector::deinterleave([first, second]);
+            } else {
+                let (from, bias) = self.source(head);
+                (a, b) = V::load_adjacent(from.add(at));
+                if !bias.is_null() {
+                    let bias = V::load_adjacent(bias.add(at));
+                    (a, b) = (a.add(bias.0), b.add(bias.1));
+                }
+            }
+            match sum {
+                Sum::Plain => a.add(b),
+                Sum::Squares(_) if LEAN => b.mul_add(b, a.mul(a)),
+                Sum::Squares(mean) => {
+                    let mean = V::Vector::splat(mean);
+                    let (a, b) = (a.sub(mean), b.sub(mean));
+                    b.mul_add(b, a.mul(a))
+                }
+            }
+        }
+    }
+
+    /// The sums of squares of two heads, of `COUNT` groups each, as far as they are there.
+    #[inline(always)]
+    unsafe fn two_sums<const COUNT: usize>(&self, first: usize) -> [f32; 2] {
+        let last = self.work.heads.end - 1;
+        if first > last {
+            return [0.0; 2];
+        }
+        let two = [first, last.min(first + 1)];
+        // SAFETY: the caller's.
+        unsafe { self.sums::<COUNT>(COUNT, two, Sum::Squares(0.0)) }
+    }
+
+    /// What heads with these sums are multiplied by.
+    #[inline(always)]
+    fn rs<const COUNT: usize>(&self, [a, b]: [f32; 2]) -> [f32; 2] {
+        let (norm, count) = (&self.work.stages.norm, (COUNT * Self::GROUP) as f32);
+        [
+            Statistic::of(norm, 0.0, a, count).r,
+            Statistic::of(norm, 0.0, b, count).r,
+        ]
+    }
+
+    /// All stages of heads of `COUNT` groups that rotate as a whole, to elements, or to codes only if
+    /// `WIDE`; returns true. Weights and factors stay in registers, as far as there are enough.
+    #[inline(always)]
+    unsafe fn straight_heads<const COUNT: usize, const WIDE: bool>(&self) -> bool {
+        let Some(turns) = &self.work.turns else {
+            return false;
+        };
+        let (work, heads) = (self.work, self.work.heads.clone());
+        let params = &work.stages.norm;
+        let pairs = COUNT * V::LANES;
+        let (to, is_place) = match work.places() {
+            _ if WIDE => (HeadsAt::one(self.row.expose_provenance()), false),
+            Some(places) => (places, work.cache.is_none() || work.destination.is_none()),
+            None => (HeadsAt::one(self.elements.expose_provenance()), false),
+        };
+        // SAFETY: the caller's, for all below.
+        unsafe {
+            let cos = vectors::<V::Vector, COUNT>(turns.cos.as_ptr());
+            let sin = vectors::<V::Vector, COUNT>(turns.sin.as_ptr());
+            let weights = [
+                vectors::<V::Vector, COUNT>(self.weight),
+                vectors::<V::Vector, COUNT>(self.weight.add(pairs)),
+            ];
+            // Two heads are normed while the roots of the next two are found, and the sums of those behind
+            // them: none of it waits for another.
+            let (mut first, end) = (heads.start, heads.end);
+            let mut rs = self.rs::<COUNT>(self.two_sums::<COUNT>(first));
+            let mut sums = self.two_sums::<COUNT>(first + 2);
+            while first < end {
+                let next = self.rs::<COUNT>(sums);
+                sums = self.two_sums::<COUNT>(first + 4);
+                for (head, r) in (first..end).zip(rs) {
+                    let (from, _) = self.source(head);
+                    let place = to.head(head);
+                    let norm = Norm {
+                        mean: None,
+                        r: V::Vector::splat(r),
+                        round_before_weight: params.round_before_weight == 1,
+                        round_after: params.round_after == 1,
+                    };
+                    let mut members = [(norm.r, norm.r); COUNT];
+                    let mut i = 0;
+                    while i < COUNT {
+                        let (a, b) = vector::members::<FROM_HALVES>(i * V::LANES, pairs);
+                        let x = vector::load::<V, T, FROM_HALVES>([from.add(a), from.add(b)]);
+                        let weight = (weights[0][i], weights[1][i]);
+                        let x = norm.apply::<V, T>(x, Some(weight), None);
+                        members[i] = vector::rotate(x, cos[i], sin[i]);
+                        i += 1;
+                    }
+                    let to = with_exposed_provenance_mut::<u8>(place);
+                    if !WIDE {
+                        V::store_head::<COUNT, TO_HALVES>(to.cast(), members);
+                        if !is_place {
+                            work.store_elements(head, to.cast_const().cast::<T>());
+                        }
+                        continue;
+                    }
+                    let mut i = 0;
+                    while i < COUNT {
+                        let (a, b) = vector::members::<TO_HALVES>(i * V::LANES, pairs);
+                        put::<V, T, TO_HALVES, true>(to, [a, b], members[i]);
+                        i += 1;
+                    }
+                    let row = std::slice::from_raw_parts(self.row, 2 * pairs);
+                    L::store_codes(work, head, row, self.elements.cast());
+                }
+                (first, rs) = (first + 2, next);
+            }
+        }
+        true
     }
 
     /// All stages of a head.
     #[inline(always)]
-    unsafe fn head(&self, head: usize, mean: f32, r: f32) {
+    unsafe fn head(&self, head: usize, found: Statistic) {
         let work = self.work;
         let coded = work.stages.codes.type_ != PHASOR_CODES_NONE;
         let params = &work.stages.norm;
-        let row_or_null = |row: *mut f32, address| match address {
-            0 => null(),
-            _ => row.cast_const(),
-        };
         // SAFETY: the caller's, for all below.
         unsafe {
             let mut norm = None;
             if params.kind != PHASOR_NORM_NONE {
                 norm = Some(Norm {
                     mean: match params.kind {
-                        PHASOR_NORM_LAYER if !LEAN => Some(V::Vector::splat(mean)),
+                        PHASOR_NORM_LAYER if !LEAN => Some(V::Vector::splat(found.mean)),
                         _ => None,
                     },
-                    r: V::Vector::splat(r),
-                    weight: match LEAN {
-                        true => self.weight,
-                        false => row_or_null(self.weight, params.weight),
-                    },
-                    bias: row_or_null(self.bias, if LEAN { 0 } else { params.bias }),
-                    round_before_weight: !LEAN && params.round_before_weight == 1,
-                    round_after: !LEAN && params.round_after == 1,
+                    r: V::Vector::splat(found.r),
+                    round_before_weight: params.round_before_weight == 1,
+                    round_after: params.round_after == 1,
                 });
             }
             let norm = norm.as_ref();
@@ -496,7 +635,8 @@ where
                     x = (x.0.add(bias.0), x.1.add(bias.1));
                 }
                 if let Some(norm) = norm {
-                    x = norm.apply::<V, T, LEAN>(x, group.prepared);
+                    let [weight, bias] = self.prepared(group.prepared);
+                    x = norm.apply::<V, T>(x, weight, bias);
                 }
                 if let (Some(pair), Some(turns)) = (group.pair, &self.work.turns) {
                     let cos = V::Vector::load(turns.cos.as_ptr().add(pair));
@@ -516,16 +656,37 @@ where
         }
     }
 
+    /// The norm's weight and bias of a group, if it has them.
+    #[inline(always)]
+    unsafe fn prepared(&self, at: [usize; 2]) -> [Option<(V::Vector, V::Vector)>; 2] {
+        let norm = &self.work.stages.norm;
+        // SAFETY: the caller's: rows have been prepared.
+        unsafe {
+            [
+                match norm.weight {
+                    0 if !LEAN => None,
+                    _ => Some(Self::load_both(self.weight, at)),
+                },
+                match norm.bias {
+                    _ if LEAN => None,
+                    0 => None,
+                    _ => Some(Self::load_both(self.bias, at)),
+                },
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_both(row: *const f32, [a, b]: [usize; 2]) -> (V::Vector, V::Vector) {
+        // SAFETY: the caller's.
+        unsafe { (V::Vector::load(row.add(a)), V::Vector::load(row.add(b))) }
+    }
+
     /// Consecutive dims of the row.
     #[inline(always)]
     unsafe fn load_row(&self, at: usize) -> (V::Vector, V::Vector) {
         // SAFETY: the caller's.
-        unsafe {
-            (
-                V::Vector::load(self.row.add(at)),
-                V::Vector::load(self.row.add(at + V::LANES)),
-            )
-        }
+        unsafe { Self::load_both(self.row, [at, at + V::LANES]) }
     }
 
     /// [`pass`](Self::pass) from the row, without a rotation.
@@ -543,7 +704,8 @@ where
                 let mut x = self.load_row(at);
                 let both = [at, at + V::LANES];
                 if let Some(norm) = norm {
-                    x = norm.apply::<V, T, false>(x, both);
+                    let [weight, bias] = self.prepared(both);
+                    x = norm.apply::<V, T>(x, weight, bias);
                 }
                 put::<V, T, true, WIDE>(to, both, scaled(x, scale));
                 at += Self::GROUP;
@@ -552,17 +714,33 @@ where
     }
 }
 
+/// Consecutive vectors.
+#[inline(always)]
+unsafe fn vectors<F: Float, const COUNT: usize>(first: *const f32) -> [F; COUNT] {
+    // SAFETY: the caller's, for all of the loop.
+    unsafe {
+        let mut vectors = [F::load(first); COUNT];
+        let mut i = 1;
+        while i < COUNT {
+            vectors[i] = F::load(first.add(i * F::LANES));
+            i += 1;
+        }
+        vectors
+    }
+}
+
 impl<F: Float> Norm<F> {
     #[inline(always)]
-    unsafe fn apply<V, T, const LEAN: bool>(
+    unsafe fn apply<V, T>(
         &self,
         (mut a, mut b): (F, F),
-        prepared: [usize; 2],
+        weight: Option<(F, F)>,
+        bias: Option<(F, F)>,
     ) -> (F, F)
     where
         V: PairVectors<T, Vector = F>,
     {
-        // SAFETY: the caller's: rows have been prepared.
+        // SAFETY: the caller's.
         unsafe {
             if let Some(mean) = self.mean {
                 (a, b) = (a.sub(mean), b.sub(mean));
@@ -571,15 +749,11 @@ impl<F: Float> Norm<F> {
             if self.round_before_weight {
                 (a, b) = rounded::<V, T>((a, b));
             }
-            let row = |row: *const f32| prepared.map(|at| row.wrapping_add(at));
-            // A lean norm has one.
-            if LEAN || !self.weight.is_null() {
-                let [of_a, of_b] = row(self.weight);
-                (a, b) = (a.mul(F::load(of_a)), b.mul(F::load(of_b)));
+            if let Some((of_a, of_b)) = weight {
+                (a, b) = (a.mul(of_a), b.mul(of_b));
             }
-            if !self.bias.is_null() {
-                let [of_a, of_b] = row(self.bias);
-                (a, b) = (a.add(F::load(of_a)), b.add(F::load(of_b)));
+            if let Some((of_a, of_b)) = bias {
+                (a, b) = (a.add(of_a), b.add(of_b));
             }
             if self.round_after {
                 (a, b) = rounded::<V, T>((a, b));

@@ -106,9 +106,8 @@ impl Plan {
             [0, 1].map(|at| {
                 let (_, layout) = cache.parts()[at];
                 // A planned cache has a length.
-                layout.map(|layout| {
-                    cache_len(layout, cache.codes[at].as_ref()).unwrap_or(usize::MAX)
-                })
+                layout
+                    .map(|layout| cache_len(layout, cache.codes[at].as_ref()).unwrap_or(usize::MAX))
             })
         });
         Ok(Self {

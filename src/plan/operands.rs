@@ -26,9 +26,9 @@ impl Plan {
     }
 
     /// The caches reach as far as their layouts do: buffers of keys and of values, or one for both.
-    pub(crate) fn check_cache_lengths(&self, lengths: [Option<usize>; 2]) -> Result<(), Error> {
-        for (at, (needed, got)) in self.cache_lengths.into_iter().zip(lengths).enumerate() {
-            let what = match (needed, got) {
+    pub(crate) fn check_cache_lengths(&self, lengths: &[Option<usize>; 2]) -> Result<(), Error> {
+        for at in 0..2 {
+            let what = match (self.cache_lengths[at], lengths[at]) {
                 (None, None) => continue,
                 (Some(needed), Some(got)) if got >= needed => continue,
                 (Some(needed), Some(got)) => {
@@ -77,7 +77,10 @@ impl Plan {
     pub(crate) fn check_scales(&self, at: usize, given: bool, room: bool) -> Result<(), Error> {
         let codes = match at {
             0 => self.q_codes.as_ref(),
-            _ => self.cache.as_ref().and_then(|cache| cache.codes[at - 1].as_ref()),
+            _ => self
+                .cache
+                .as_ref()
+                .and_then(|cache| cache.codes[at - 1].as_ref()),
         };
         let what = match codes {
             Some(codes) if codes.dynamic.is_some() && given => {

@@ -356,6 +356,6 @@ fn cache_addresses<'g, T, M: Memory>(
             addresses = [span.address; 2];
         }
     }
-    plan.check_cache_lengths(lengths)?;
+    plan.check_cache_lengths(&lengths)?;
     Ok(plan.cache.is_some().then_some(addresses))
 }

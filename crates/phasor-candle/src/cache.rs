@@ -290,9 +290,14 @@ impl RotaryEmbedding {
         positions: Positions<'_>,
         slots: Slots<'_>,
     ) -> Result<Option<Stored>> {
-        let q = self.view("q", q, Rank::Either)?.untracked()?;
-        let k = self.view("k", k, Rank::Either)?.untracked()?.beside(&q)?;
-        let v = self.view("v", v, Rank::Either)?.untracked()?.beside(&q)?;
+        let q = self.view("q", q, Rank::Either)?;
+        q.check_untracked()?;
+        let k = self.view("k", k, Rank::Either)?;
+        let v = self.view("v", v, Rank::Either)?;
+        for view in [&k, &v] {
+            view.check_untracked()?;
+            view.check_beside(&q)?;
+        }
         let device = q.tensor.device();
         let mut caches = [("k's cache", cache.k), ("v's cache", cache.v)].into_iter();
         caches.try_for_each(|(name, tensor)| {
@@ -349,7 +354,7 @@ impl RotaryEmbedding {
             caches,
             one_cache,
         };
-        let plan = self.shared.plan(q.0.dtype, work)?;
+        let plan = self.shared.plan(q.0.dtype, &work)?;
         if plan.is_empty() {
             return Ok(Some(Stored::All));
         }

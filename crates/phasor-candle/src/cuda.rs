@@ -353,7 +353,7 @@ pub(crate) fn rotated_by_tables(
     let (cos, sin) = (cos?, sin?);
     let [.., dim] = view.layout.shape();
     let rotary = crate::rotary_emb::rotation(dim / 2, pairing)?;
-    let plan = rotary.shared.plan(view.dtype, view.anew(order))?;
+    let plan = rotary.shared.plan(view.dtype, &view.anew(order))?;
     let starts = match starts {
         [] => None,
         _ => Some(Tensor::from_slice(

@@ -105,10 +105,15 @@ impl std::ops::Deref for Planned {
 
 impl Plans {
     /// The plan of some work, made if there is none yet.
-    pub(crate) fn get(&self, rope: &Rope, dtype: Dtype, work: Work) -> Result<Arc<Planned>, Error> {
+    pub(crate) fn get(
+        &self,
+        rope: &Rope,
+        dtype: Dtype,
+        work: &Work,
+    ) -> Result<Arc<Planned>, Error> {
         // What a panic elsewhere left behind are plans all the same.
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_it = |known: &Arc<Planned>| known.work == work && known.dtype == dtype;
+        let is_it = |known: &Arc<Planned>| known.work == *work && known.dtype == dtype;
         if let Some(at) = known.iter().position(is_it) {
             let planned = known[at].clone();
             known[..=at].rotate_right(1);
@@ -116,7 +121,7 @@ impl Plans {
         }
         let planned = Arc::new(Planned {
             dtype,
-            work,
+            work: *work,
             plan: Plan::new(rope, &work.problem(dtype))?,
         });
         known.truncate(MOST - 1);
@@ -135,7 +140,7 @@ mod tests {
         let rope = Rope::new(Frequencies::from_theta(1e4, 8).unwrap(), Pairing::HalfSplit);
         let work = |tokens, dim| Work::InPlace(Layout::tokens(tokens, 1, dim));
         let plans = Plans::default();
-        let get = |tokens| plans.get(&rope, Dtype::F32, work(tokens, 8)).unwrap();
+        let get = |tokens| plans.get(&rope, Dtype::F32, &work(tokens, 8)).unwrap();
         let first = get(0);
         for tokens in 1..100 {
             let planned = get(tokens);
@@ -145,8 +150,8 @@ mod tests {
             assert!(Arc::ptr_eq(&first, &get(0)));
         }
         assert_eq!(plans.0.lock().unwrap().len(), MOST);
-        assert!(plans.get(&rope, Dtype::F32, work(1, 4)).is_err());
-        let other = plans.get(&rope, Dtype::F16, work(99, 8)).unwrap();
+        assert!(plans.get(&rope, Dtype::F32, &work(1, 4)).is_err());
+        let other = plans.get(&rope, Dtype::F16, &work(99, 8)).unwrap();
         assert!(!Arc::ptr_eq(&other, &get(99)));
     }
 }

@@ -67,7 +67,7 @@ impl Shared {
         })
     }
 
-    pub(crate) fn plan(&self, dtype: Dtype, work: Work) -> Result<Arc<Planned>> {
+    pub(crate) fn plan(&self, dtype: Dtype, work: &Work) -> Result<Arc<Planned>> {
         Ok(self.plans.get(&self.rope, dtype, work)?)
     }
 }
@@ -256,7 +256,7 @@ impl RotaryEmbedding {
 
     /// A new storage with `view` rotated.
     fn rotated(&self, view: &View<'_>, positions: &Positions<'_>) -> Result<Storage> {
-        let plan = self.shared.plan(view.dtype, view.anew(self.order))?;
+        let plan = self.shared.plan(view.dtype, &view.anew(self.order))?;
         let len = view.tensor.elem_count();
         let mut request = Request::<{ 1 + OF_POSITIONS }>::new();
         let source = request.read(view.tensor);
@@ -281,7 +281,8 @@ impl RotaryEmbedding {
     /// # Errors
     /// [`Error`]: each names what to change. Nothing is written then.
     pub fn apply_inplace<'p>(&self, x: &Tensor, positions: impl Into<Positions<'p>>) -> Result<()> {
-        let x = self.view("the tensor", x, Rank::Either)?.untracked()?;
+        let x = self.view("the tensor", x, Rank::Either)?;
+        x.check_untracked()?;
         self.in_place(x, None, positions.into())
     }
 
@@ -314,8 +315,11 @@ impl RotaryEmbedding {
         k: &Tensor,
         positions: impl Into<Positions<'p>>,
     ) -> Result<()> {
-        let q = self.view("q", q, Rank::Either)?.untracked()?;
-        let k = self.view("k", k, Rank::Either)?.untracked()?.beside(&q)?;
+        let q = self.view("q", q, Rank::Either)?;
+        q.check_untracked()?;
+        let k = self.view("k", k, Rank::Either)?;
+        k.check_untracked()?;
+        k.check_beside(&q)?;
         self.in_place(q, Some(k), positions.into())
     }
 
@@ -358,7 +362,7 @@ impl RotaryEmbedding {
         tensors: &[(View<'_>, Slot)],
         asked: &Asked<'_>,
     ) -> Result<()> {
-        let plan = self.shared.plan(tensors[0].0.dtype, work)?;
+        let plan = self.shared.plan(tensors[0].0.dtype, &work)?;
         if plan.is_empty() {
             return Ok(());
         }
@@ -393,7 +397,7 @@ impl RotaryEmbedding {
         (view, slot, base): (View<'_>, Slot, usize),
         asked: &Asked<'_>,
     ) -> Result<()> {
-        let plan = self.shared.plan(view.dtype, work)?;
+        let plan = self.shared.plan(view.dtype, &work)?;
         if plan.is_empty() {
             return Ok(());
         }
@@ -440,11 +444,11 @@ impl RotaryEmbedding {
         destination: &Tensor,
         positions: impl Into<Positions<'p>>,
     ) -> Result<()> {
-        let source = self.view("the tensor", x, Rank::Either)?.untracked()?;
-        let destination = self
-            .view("the destination", destination, Rank::Either)?
-            .untracked()?
-            .beside(&source)?;
+        let source = self.view("the tensor", x, Rank::Either)?;
+        source.check_untracked()?;
+        let destination = self.view("the destination", destination, Rank::Either)?;
+        destination.check_untracked()?;
+        destination.check_beside(&source)?;
         let positions = positions.into().on(x.device())?;
         let mut request = Request::<{ 2 + OF_POSITIONS }>::new();
         let (to, from) = (
@@ -466,7 +470,7 @@ impl RotaryEmbedding {
             to: destination.layout,
             one_buffer: false,
         };
-        let plan = self.shared.plan(source.dtype, work)?;
+        let plan = self.shared.plan(source.dtype, &work)?;
         if plan.is_empty() {
             return Ok(());
         }

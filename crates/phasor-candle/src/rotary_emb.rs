@@ -211,7 +211,7 @@ fn by_tables(
         return crate::cuda::rotated_by_tables(&view, order, pairing, [&cos, &sin], &starts);
     }
     let rotary = rotation(dim / 2, pairing)?;
-    let plan = rotary.shared.plan(view.dtype, view.anew(order))?;
+    let plan = rotary.shared.plan(view.dtype, &view.anew(order))?;
     let mut request = Request::<3>::new();
     let slot = request.read(&xs);
     let (of_cos, of_sin) = (request.read(&cos), request.read(&sin));

@@ -108,15 +108,16 @@ impl<'t> View<'t> {
     }
 
     /// It may be written: no gradient is to flow through it.
-    pub(crate) fn untracked(self) -> Result<Self> {
+    // Views are not handed on: moving one takes longer than a check.
+    pub(crate) fn check_untracked(&self) -> Result<()> {
         match self.tensor.track_op() {
             true => Err(Error::Tracked { tensor: self.name }),
-            false => Ok(self),
+            false => Ok(()),
         }
     }
 
     /// Of one element type and device with another tensor.
-    pub(crate) fn beside(self, first: &View<'_>) -> Result<Self> {
+    pub(crate) fn check_beside(&self, first: &View<'_>) -> Result<()> {
         same_device(
             first.name,
             first.tensor.device(),
@@ -130,7 +131,7 @@ impl<'t> View<'t> {
             }
             .into());
         }
-        Ok(self)
+        Ok(())
     }
 }
 

@@ -616,6 +616,62 @@ fn hostile_slots_stay_inside() {
     }
 }
 
+/// What is behind the ids that are given, and would be in the cache, is not looked at.
+#[test]
+fn slots_end_where_their_ids_end() {
+    let cache = KvCacheLayout::k(CacheLayout::paged_nhd(4, 2, 1, 8));
+    let problem = Problem::new(Dtype::F32).cache(cache);
+    let rotator = Host::new().rotator(&rope(8, Pairing::HalfSplit));
+    let k = vec![1.0f32; 24];
+    // The slots that are written, of all pages: two of each.
+    let run = |tokens: Layout, positions: Positions<'_>, slots: Slots<'_>| {
+        let plan = rotator.plan(&problem.k_to_cache(tokens)).unwrap();
+        let mut cache = vec![0.0f32; 4 * 2 * 8];
+        let operand = HostKvCache::Separate {
+            k: Some(&mut cache),
+            v: None,
+        };
+        let keys = Some((&k).into());
+        let stored = rotator
+            .append(&plan, None, keys, None, operand, positions, slots)
+            .unwrap();
+        let written = cache.chunks(8).map(|slot| slot.iter().any(|&x| x != 0.0));
+        let written = written.enumerate().filter(|&(_, written)| written);
+        (stored, written.map(|(slot, _)| slot).collect::<Vec<_>>())
+    };
+    let (three, start) = (Layout::tokens(3, 1, 8), Positions::start(0));
+    let pages = [3i64, 1, 0];
+    let table = |pages, length: &[i64; 1]| run(three, start, Slots::page_table(pages, length));
+    assert_eq!(table(&pages[..2], &[0]), (Stored::All, vec![2, 6, 7]));
+    assert_eq!(table(&pages[..2], &[1]), (Stored::All, vec![2, 3, 7]));
+    assert_eq!(table(&pages[..2], &[3]), (Stored::NotAll, vec![3]));
+    assert_eq!(table(&pages[..2], &[4]), (Stored::NotAll, vec![]));
+    assert_eq!(table(&pages[..0], &[0]), (Stored::NotAll, vec![]));
+    let list = |indptr: &[i64; 2]| run(three, start, Slots::page_indices(indptr, &pages[..], &[0]));
+    assert_eq!(list(&[0, 3]), (Stored::All, vec![2, 6, 7]));
+    assert_eq!(list(&[1, 3]), (Stored::All, vec![0, 2, 3]));
+    assert_eq!(list(&[1, 2]), (Stored::NotAll, vec![2, 3]));
+    assert_eq!(list(&[0, 0]), (Stored::NotAll, vec![]));
+    // Offsets past the indices end with them.
+    let two = Slots::page_indices(&[1, 3], &pages[..2], &[0]);
+    assert_eq!(run(three, start, two), (Stored::NotAll, vec![2, 3]));
+    // A second sequence, of two tokens behind one that it holds.
+    let ragged = start.cu_seqlens(&[0, 1, 3]);
+    let both = Slots::page_indices(&[0, 1, 3], &pages[..], &[0, 1]);
+    assert_eq!(run(three, ragged, both), (Stored::All, vec![0, 3, 6]));
+    let sequence = |length| run(three, start, Slots::sequences(&[length]));
+    assert_eq!(sequence(0i64), (Stored::NotAll, vec![0, 1]));
+    assert_eq!(sequence(1), (Stored::NotAll, vec![1]));
+    assert_eq!(sequence(2), (Stored::NotAll, vec![]));
+    // A token of each of three sequences.
+    let batch = run(
+        Layout::bshd(3, 1, 1, 8),
+        start,
+        Slots::sequences(&[0, 1, 0]),
+    );
+    assert_eq!(batch, (Stored::All, vec![0, 3, 4]));
+}
+
 #[test]
 fn nothing_is_stored_in_a_cache_without_slots() {
     let heads = Layout::tokens(2, 1, 8);
@@ -690,6 +746,24 @@ fn what_is_given_per_sequence_follows_the_offsets() {
         .unwrap();
     assert_eq!(ragged[..5 * 16], by_token[..5 * 16]);
     assert_eq!(ragged[5 * 16..], x[5 * 16..], "padding is not touched");
+
+    // One token, which is the second sequence.
+    let problem = Problem::new(Dtype::F32).q(Layout::tokens(1, 2, 8));
+    let plan = rotator.plan(&problem).unwrap();
+    let rotated = |positions: Positions<'_>| {
+        let mut q = x[..16].to_vec();
+        rotator
+            .rotate(&plan, Some((&mut q).into()), None, positions)
+            .unwrap();
+        q
+    };
+    let second = Positions::start_per_sequence(&[100i64, -3])
+        .frequency_rows_per_sequence(&[0, 1])
+        .cu_seqlens(&[0u32, 0, 1]);
+    assert_eq!(
+        rotated(second),
+        rotated(Positions::start(-3).frequency_row(1))
+    );
 }
 
 #[test]
@@ -786,6 +860,10 @@ fn errors_say_what_to_change() {
             ..
         })
     ));
+    let slots = || Slots::mapping(&[0i64, 1, 2, 3]);
+    for offsets in [&[0i64][..], &[0, 4], &[0, 3, 3, 4]] {
+        assert_eq!(run(start.cu_seqlens(offsets), slots(), 96), Ok(()));
+    }
     for (offsets, phrase) in [
         (vec![], "at least one"),
         (vec![1i64, 4], "first must be 0"),
@@ -801,6 +879,14 @@ fn errors_say_what_to_change() {
         .unwrap_err();
         assert!(error.to_string().contains(phrase), "{offsets:?}: {error}");
     }
+    // A ragged batch is one sequence of tokens.
+    let batch = Problem::new(Dtype::F32).q(Layout::bshd(2, 2, 2, 8));
+    let two = rotator.plan(&batch).unwrap();
+    let ragged = start.cu_seqlens(&[0, 4]);
+    let error = rotator
+        .rotate(&two, Some((&mut vec![0.0f32; 64]).into()), None, ragged)
+        .unwrap_err();
+    assert!(error.to_string().contains("planned as one sequence"));
     // What is planned to append is not rotated, and the other way round.
     let error = rotator
         .rotate(&plan, Some((&mut q).into()), None, Positions::start(0))

@@ -1747,6 +1747,16 @@ fn ggml_refuses_what_has_no_meaning() {
     };
     assert!(Rope::ext(&host(), None, &plain).is_ok());
     assert!(Rope::ext(&host(), None, &yarn).is_ok());
+    // The most dims, a factor of 1, and turns of one number: the ramp is a step.
+    let most = Arguments::new(8192, Mode::Neox, 1e4);
+    assert!(Rope::ext(&host(), None, &most).is_ok());
+    let one = Arguments {
+        freq_scale: 1.0,
+        beta_fast: 4.0,
+        beta_slow: 4.0,
+        ..yarn
+    };
+    assert!(Rope::ext(&host(), None, &one).is_ok());
     let refused = |argument: &str, arguments: Arguments| {
         names(argument, Rope::ext(&host(), None, &arguments), argument);
         names(
@@ -1884,6 +1894,7 @@ fn ggml_refuses_what_has_no_meaning() {
         names("b has the shape [2]", call(2), "one axis");
         let wide = rotated(&zeros(&[2, 1, width + 2]), |a| rope.call(a, &[0; 8]));
         assert_eq!(wide.is_err(), mode == Mode::Vision);
+        assert!(rope.clone().with_offset(0).is_ok());
         assert_eq!(rope.with_offset(2).is_err(), mode == Mode::Vision);
     }
     let vision = Arguments {

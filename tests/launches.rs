@@ -163,8 +163,17 @@ fn angles_are_formed_before_the_wait_where_nothing_is_read_for_them() {
     }
 }
 
-/// A call that appends at these addresses of k's cache, from start 0 unless told.
+/// A call that appends at these addresses of k's cache.
 fn appends(problem: &Problem, cache: u64, positions: RawPositions, slots: RawSlots) -> Call {
+    try_to_append(problem, cache, positions, slots).unwrap()
+}
+
+fn try_to_append(
+    problem: &Problem,
+    cache: u64,
+    positions: RawPositions,
+    slots: RawSlots,
+) -> Result<Call, Error> {
     let tensor = TensorAddresses {
         source: 4096,
         destination: 1 << 20,
@@ -187,7 +196,7 @@ fn appends(problem: &Problem, cache: u64, positions: RawPositions, slots: RawSlo
         stages: Default::default(),
     };
     let plan = Plan::new(&rope(32, Pairing::HalfSplit), problem).unwrap();
-    plan.call(&addresses).unwrap().unwrap()
+    plan.call(&addresses).map(Option::unwrap)
 }
 
 fn mapping() -> RawSlots {
@@ -206,6 +215,17 @@ fn what_more_than_rotates_is_launched_as_append() {
     };
     assert_eq!(family(&plain, RawPositions::start(0)), Family::Rope);
     assert_eq!(family(&plain, offsets), Family::Append);
+    // Nothing is stored of keys without heads.
+    let none = Layout::tokens(5, 0, 64);
+    let empty = KvCacheLayout::k(CacheLayout::paged_nhd(3, 4, 0, 64));
+    let problem = Problem::new(Dtype::F16).q(heads).k_to_cache(none);
+    let call = appends(
+        &problem.cache(empty),
+        4096,
+        RawPositions::start(0),
+        mapping(),
+    );
+    assert_eq!(call.launch(&Target::new(132)).kernel.family, Family::Rope);
     let with_v = plain.v((heads, heads));
     assert_eq!(family(&with_v, RawPositions::start(0)), Family::Append);
     let cache = CacheLayout::paged_nhd(3, 4, 2, 64);
@@ -263,6 +283,12 @@ fn vectors_serve_caches_that_hold_them_whole() {
             assert_eq!(kernel.pairing, expected, "{layout:?} {at}");
         }
     }
+    // Strides of one page, slot and head are not walked.
+    let one = CacheLayout::paged_nhd(1, 1, 1, 64).with_strides(1, 2, 3);
+    let problem = Problem::new(Dtype::F16).k_to_cache(Layout::tokens(5, 1, 64));
+    let problem = problem.cache(KvCacheLayout::k(one));
+    let call = appends(&problem, 4096, RawPositions::start(0), mapping());
+    assert_eq!(call.launch(&Target::new(132)).kernel.pairing, some);
     // A head is carried in whole vectors.
     let odd = Layout::tokens(5, 2, 66).with_strides(0, 160, 80);
     let cache = CacheLayout::paged_nhd(3, 4, 2, 66).with_strides(640, 160, 80);
@@ -322,6 +348,76 @@ fn weights_are_read_before_the_wait_where_they_are_promised() {
         assert_eq!(launch.params.angles_before_wait, angles, "{mode:?}");
         let fusion = launch.fusion.unwrap();
         assert_eq!(fusion.weights_before_wait, weights, "{mode:?}");
+    }
+}
+
+/// Ids are as many as the sequences and tokens ask for, and no more than kernels count.
+#[test]
+fn ids_of_caches_are_counted() {
+    let heads = Layout::tokens(5, 2, 64);
+    let cache = KvCacheLayout::k(CacheLayout::paged_nhd(3, 4, 2, 64));
+    let problem = Problem::new(Dtype::F16).k_to_cache(heads).cache(cache);
+    let ids = |len| Ids::at(1 << 16, IdType::I64, len);
+    // Two sequences.
+    let ragged = RawPositions::start(0).cu_seqlens(ids(3));
+    let counted = |slots| try_to_append(&problem, 4096, ragged, slots).map(|_| ());
+    let fails = |slots, phrase: &str, numbers: [usize; 2]| match counted(slots) {
+        Err(Error::SlotsLength {
+            what,
+            expected,
+            got,
+        }) => {
+            assert!(what.contains(phrase), "{what}");
+            assert_eq!([expected, got], numbers, "{what}");
+        }
+        other => panic!("{phrase}: {other:?}"),
+    };
+    assert_eq!(counted(mapping()), Ok(()));
+    fails(RawSlots::mapping(ids(4)), "slots", [5, 4]);
+    assert_eq!(counted(RawSlots::page_table(ids(6), ids(2))), Ok(()));
+    fails(RawSlots::page_table(ids(7), ids(2)), "pages", [6, 7]);
+    fails(RawSlots::page_table(ids(6), ids(3)), "lengths", [2, 3]);
+    assert_eq!(
+        counted(RawSlots::page_indices(ids(3), ids(9), ids(2))),
+        Ok(())
+    );
+    fails(
+        RawSlots::page_indices(ids(2), ids(9), ids(2)),
+        "offsets",
+        [3, 2],
+    );
+    fails(
+        RawSlots::page_indices(ids(3), ids(9), ids(1)),
+        "lengths",
+        [2, 1],
+    );
+    assert_eq!(counted(RawSlots::sequences(ids(2))), Ok(()));
+    fails(RawSlots::sequences(ids(5)), "lengths", [2, 5]);
+    let most = u32::MAX as usize;
+    for (indices, fits) in [(most, true), (most + 1, false)] {
+        let table = RawSlots::page_table(ids(2 * indices), ids(2));
+        let list = RawSlots::page_indices(ids(3), ids(indices), ids(2));
+        for slots in [table, list] {
+            match fits {
+                true => assert_eq!(counted(slots), Ok(())),
+                false => fails(slots, "2^32", [most, most + 1]),
+            }
+        }
+    }
+    // Sequences of a ragged batch, in 31 bits.
+    let most = i32::MAX as usize;
+    for (sequences, fits) in [(most, true), (most + 1, false)] {
+        let positions = RawPositions::start(0).cu_seqlens(ids(sequences + 1));
+        match try_to_append(&problem, 4096, positions, mapping()) {
+            Ok(call) => {
+                assert!(fits);
+                assert_eq!(call.params.sequences.count as usize, sequences);
+            }
+            Err(error) => {
+                assert!(!fits);
+                assert!(error.to_string().contains("2^31"), "{error}");
+            }
+        }
     }
 }
 

@@ -633,6 +633,14 @@ fn what_omni_models_cannot_number_is_refused() {
             matches!(error, MultimodalError::TooLong { which: 1, .. }),
             "{error}"
         );
+        // The sixth frame is at 65 billion, the seventh at 78; 2^36 is 69.
+        for (frames, fits) in [(6, true), (7, false)] {
+            let video = Segment::Video {
+                grid: Grid::video(frames, 2, 2),
+                seconds_per_grid: 1e9,
+            };
+            assert_eq!(index.position_ids(&[video]).is_ok(), fits);
+        }
     }
 }
 

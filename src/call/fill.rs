@@ -491,7 +491,7 @@ fn check_offsets(offsets: impl Iterator<Item = i64>, tokens: usize) -> Result<()
 }
 
 /// Strides are given in values.
-fn ids_at(ids: &Ids<u64>, batch: usize, token: usize) -> PhasorIds {
+pub(super) fn ids_at(ids: &Ids<u64>, batch: usize, token: usize) -> PhasorIds {
     // A plan without elements, whose ids nothing reads, may have any shape.
     let bytes = |values: usize| values.wrapping_mul(ids.id_type().size()) as i64;
     PhasorIds {
@@ -568,7 +568,6 @@ pub(crate) fn template(
         q_output,
         k_output,
         pairing: pairing_params(rope),
-        token_groups: 1,
         v,
         v_output,
         k_cache,
@@ -605,9 +604,8 @@ fn angle_params(rope: &Rope) -> PhasorAngles {
     let angles = rope.angles();
     let (row_choice, passes, factor) = match angles {
         Angles::Exact(frequencies) => (PHASOR_ROW_ONLY, false, frequencies.attention_factor()),
-        Angles::Rows(rows) if rows.boundary().is_some() => (PHASOR_ROW_BY_POSITION, false, 1.0),
-        // Each call says how they are chosen.
-        Angles::Rows(_) => (PHASOR_ROW_OF_CALL, false, 1.0),
+        // Where there is no boundary, each call says how they are chosen.
+        Angles::Rows(_) => (PHASOR_ROW_BY_POSITION, false, 1.0),
         // Positions that must be in range are checked for each call.
         Angles::Table(table) => {
             let passes = table.out_of_range() == OutOfRange::PassThrough;

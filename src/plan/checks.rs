@@ -120,11 +120,8 @@ pub(super) fn check_pair(
             right,
         });
     }
-    match problem.sources {
-        Sources::Apart => return Ok(()),
-        // Only what is written in place is in the buffer.
-        Sources::Packed if !(a.in_place || b.in_place) => return Ok(()),
-        _ => {}
+    if problem.sources == Sources::Apart {
+        return Ok(());
     }
     check_apart(a, b, rotary_dim, problem)?;
     check_apart(b, a, rotary_dim, problem)
@@ -384,6 +381,7 @@ fn check_apart(
     if written.source.is_empty() || other.source.is_empty() {
         return Ok(());
     }
+    // Of packed sources, only what is written in place is in the buffer.
     let in_buffer =
         |tensor: &PlannedTensor| problem.sources == Sources::OneBuffer || tensor.in_place;
     if !in_buffer(written) {

@@ -117,30 +117,18 @@ impl Plan {
         self.sources == Sources::Packed
     }
 
-    /// The buffer of packed sources reaches as far as they do.
-    pub(crate) fn check_packed(&self, len: usize) -> Result<(), Error> {
-        if !self.is_packed() {
-            return Err(Error::OneBufferMismatch {
-                planned: "separate buffers",
-                remedy: "give q, k and v, or plan with Problem::packed or Problem::one_buffer",
-            });
-        }
-        self.check_shared(len, |tensor| [tensor.sides()[0]])
-    }
-
-    /// The plan is over one buffer, which reaches as far as its layouts do and, unless that is meant, has
-    /// no room for another token or sequence.
+    /// The plan is over one buffer, or its sources are. That one reaches as far as its layouts do and,
+    /// unless that is meant, has no room for another token or sequence.
     pub(crate) fn check_one_buffer(&self, len: usize) -> Result<(), Error> {
-        if self.sources != Sources::OneBuffer {
-            return Err(Error::OneBufferMismatch {
-                planned: match self.sources {
-                    Sources::Packed => "packed sources",
-                    _ => "separate buffers",
-                },
-                remedy: "call rotate or step, or plan with Problem::one_buffer",
-            });
+        match self.sources {
+            Sources::OneBuffer => self.check_shared(len, PlannedTensor::sides),
+            Sources::Packed => self.check_shared(len, |tensor| [tensor.sides()[0]]),
+            Sources::Apart => Err(Error::OneBufferMismatch {
+                planned: "separate buffers",
+                remedy: "give q, k and v by themselves, or plan with Problem::one_buffer or \
+                         Problem::packed",
+            }),
         }
-        self.check_shared(len, PlannedTensor::sides)
     }
 
     /// The layouts of one buffer that `sides` has of each tensor.

@@ -95,11 +95,7 @@ pub(crate) fn resolve<'g, T, M: Memory>(
                 });
             }
             let buffer = memory.write(buffer)?;
-            if plan.is_packed() {
-                plan.check_packed(buffer.len)?;
-            } else {
-                plan.check_one_buffer(buffer.len)?;
-            }
+            plan.check_one_buffer(buffer.len)?;
             let mut all = [both(buffer.address); 3];
             for (at, given) in elsewhere.iter_mut().enumerate() {
                 let given = given.as_mut().map(|given| memory.fill(given)).transpose()?;

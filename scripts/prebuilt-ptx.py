@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Compiles cuda/*.cu to the PTX that every build of phasor embeds (cuda/prebuilt/), and the kernels
-that the GPU bench measures beside phasor (benches/cuda/).
+"""Compiles cuda/*.cu to the PTX that every build of phasor embeds (cuda/prebuilt/), the kernels of
+crates/phasor-attention likewise, and those that the GPU bench measures beside phasor (benches/cuda/).
 
 The oldest supported toolkit makes it, CUDA 12.0 through NVRTC (PTX ISA 8.0), so that every driver
 from 525 on can load it. No GPU and no CUDA installation are needed, only two wheels:
 
     pip install -r scripts/requirements-prebuilt.txt
-    python scripts/prebuilt-ptx.py            # writes both
+    python scripts/prebuilt-ptx.py            # writes all
     python scripts/prebuilt-ptx.py --check    # compares, exit code 1 on any difference
 
 The bytes depend on the program names handed to NVRTC, so these are fixed: the file's own name.
@@ -35,6 +35,9 @@ HEADERS = [
     "append.cuh",
     "fused.cuh",
 ]
+ATTENTION = ROOT / "crates" / "phasor-attention" / "cuda"
+ATTENTION_SOURCES = ["attend_f32", "attend_f16", "attend_bf16"]
+ATTENTION_HEADERS = ["attention_call.h", "functions.cuh", "attend.cuh"]
 ARCHITECTURES = ["compute_75", "compute_80", "compute_90"]
 BENCHES = ROOT / "benches" / "cuda"
 BENCH_SOURCES = ["limits"]
@@ -59,10 +62,11 @@ def load_nvrtc():
 
 def outputs():
     """Each file of PTX, with its source and its architecture."""
-    for architecture in ARCHITECTURES:
-        for name in SOURCES:
-            path = ROOT / "cuda" / "prebuilt" / f"{name}.{architecture}.ptx"
-            yield path, ROOT / "cuda" / f"{name}.cu", architecture
+    for folder, names in [(ROOT / "cuda", SOURCES), (ATTENTION, ATTENTION_SOURCES)]:
+        for architecture in ARCHITECTURES:
+            for name in names:
+                path = folder / "prebuilt" / f"{name}.{architecture}.ptx"
+                yield path, folder / f"{name}.cu", architecture
     for architecture in BENCH_ARCHITECTURES:
         for name in BENCH_SOURCES:
             yield BENCHES / f"{name}.{architecture}.ptx", BENCHES / f"{name}.cu", architecture
@@ -73,15 +77,19 @@ def compile_ptx(nvrtc, path, architecture):
         return (ctypes.c_char_p * len(values))(*values)
 
     source = path.read_bytes()
-    headers = [(ROOT / "cuda" / header).read_bytes() for header in HEADERS]
+    # The other crate's headers include phasor's by name.
+    paths = [ROOT / "cuda" / header for header in HEADERS]
+    if path.parent == ATTENTION:
+        paths += [ATTENTION / header for header in ATTENTION_HEADERS]
+    headers = [header.read_bytes() for header in paths]
     program = ctypes.c_void_p()
     status = nvrtc.nvrtcCreateProgram(
         ctypes.byref(program),
         source,
         path.name.encode(),
-        len(HEADERS),
+        len(headers),
         strings(headers),
-        strings([header.encode() for header in HEADERS]),
+        strings([header.name.encode() for header in paths]),
     )
     if status != 0:
         sys.exit(f"nvrtcCreateProgram: status {status}")

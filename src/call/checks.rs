@@ -124,7 +124,7 @@ fn rows_of_frequencies_end() {
     }
     params.angles.row_choice = PHASOR_ROW_IDS;
     for (given, expected) in [(0i64, 0), (4, 4), (5, 4), (-1, 4), (1 << 32, 4)] {
-        params.rows.ids = super::fill::ids_at(
+        params.rows.ids = PhasorIds::of(
             &crate::Ids::at(
                 (&raw const given).expose_provenance() as u64,
                 crate::IdType::I64,

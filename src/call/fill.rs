@@ -83,7 +83,7 @@ impl Plan {
         let positions = &addresses.positions;
         // SAFETY: the caller's.
         let values = |ids: &Ids<u64>| {
-            let at = ids_at(ids, 0, 1);
+            let at = PhasorIds::of(ids, 0, 1);
             (0..ids.len() as u32).map(move |n| unsafe { at.at(0, n, 0) })
         };
         if let Some(offsets) = positions.as_cu_seqlens() {
@@ -153,7 +153,7 @@ impl Plan {
             });
         };
         Ok(PhasorSequences {
-            offsets: ids_at(offsets, 1, 0),
+            offsets: PhasorIds::of(offsets, 1, 0),
             count: count as u32,
             each_token: 0,
         })
@@ -367,8 +367,8 @@ impl Plan {
     ) -> PhasorIds {
         match (ids, self.tokens) {
             (None, _) => NO_IDS,
-            (Some(ids), 1) if given.as_cu_seqlens().is_none() => ids_at(ids, 0, batch),
-            (Some(ids), _) => ids_at(ids, batch, token),
+            (Some(ids), 1) if given.as_cu_seqlens().is_none() => PhasorIds::of(ids, 0, batch),
+            (Some(ids), _) => PhasorIds::of(ids, batch, token),
         }
     }
 
@@ -407,7 +407,7 @@ impl Plan {
         };
         let lengths_of = |lengths: &Ids<u64>| {
             expect("cache lengths, one per sequence", lengths, sequences)?;
-            Ok(ids_at(lengths, 1, 0))
+            Ok(PhasorIds::of(lengths, 1, 0))
         };
         let slots = &mut params.slots;
         // A plan's cache has as many pages and slots as fit. Those without slots are no pages.
@@ -430,7 +430,7 @@ impl Plan {
                     columns * sequences,
                 )?;
                 slots.choice = PHASOR_SLOT_PAGE_TABLE;
-                slots.ids = ids_at(pages, columns, 1);
+                slots.ids = PhasorIds::of(pages, columns, 1);
                 slots.table_pages = index_count(columns)?;
                 slots.lengths = lengths_of(lengths)?;
             }
@@ -445,9 +445,9 @@ impl Plan {
                     sequences + 1,
                 )?;
                 slots.choice = PHASOR_SLOT_PAGE_INDICES;
-                slots.ids = ids_at(indices, 0, 1);
+                slots.ids = PhasorIds::of(indices, 0, 1);
                 slots.table_pages = index_count(indices.len())?;
-                slots.offsets = ids_at(indptr, 1, 0);
+                slots.offsets = PhasorIds::of(indptr, 1, 0);
                 slots.lengths = lengths_of(lengths)?;
             }
             SlotChoice::Sequences { lengths } => {
@@ -490,20 +490,22 @@ fn check_offsets(offsets: impl Iterator<Item = i64>, tokens: usize) -> Result<()
     Ok(())
 }
 
-/// Strides are given in values.
-pub(super) fn ids_at(ids: &Ids<u64>, batch: usize, token: usize) -> PhasorIds {
-    // A plan without elements, whose ids nothing reads, may have any shape.
-    let bytes = |values: usize| values.wrapping_mul(ids.id_type().size()) as i64;
-    PhasorIds {
-        address: *ids.memory(),
-        token: bytes(token),
-        batch: bytes(batch),
-        type_: match ids.id_type() {
-            IdType::I32 => PHASOR_IDS_I32,
-            IdType::I64 => PHASOR_IDS_I64,
-            IdType::U32 => PHASOR_IDS_U32,
-        },
-        reserved: 0,
+impl PhasorIds {
+    /// Ids at an address, with strides in values.
+    pub fn of(ids: &Ids<u64>, batch: usize, token: usize) -> Self {
+        // A plan without elements, whose ids nothing reads, may have any shape.
+        let bytes = |values: usize| values.wrapping_mul(ids.id_type().size()) as i64;
+        Self {
+            address: *ids.memory(),
+            token: bytes(token),
+            batch: bytes(batch),
+            type_: match ids.id_type() {
+                IdType::I32 => PHASOR_IDS_I32,
+                IdType::I64 => PHASOR_IDS_I64,
+                IdType::U32 => PHASOR_IDS_U32,
+            },
+            reserved: 0,
+        }
     }
 }
 
@@ -550,7 +552,7 @@ pub(crate) fn template(
     ]
     .map(|(stream, layout, size)| match layout {
         // Nothing is stored in a cache of no tokens or no slots.
-        Some(layout) if stream.heads > 0 => cache_params(&layout, size),
+        Some(layout) if stream.heads > 0 => PhasorCache::of(&layout, size),
         _ => PhasorCache::default(),
     });
     // A plan counts no further.
@@ -576,27 +578,31 @@ pub(crate) fn template(
     }
 }
 
-fn cache_params(layout: &CacheLayout, size: usize) -> PhasorCache {
-    let bytes = |elements: usize| (elements * size) as i64;
-    // The stride of a dimension of size 1 is never used; as 0 it cannot spoil alignment or overflow.
-    let stride = |count: usize, stride: usize| match count {
-        0 | 1 => 0,
-        _ => bytes(stride),
-    };
-    let [page, slot, head] = layout.strides();
-    let [pages, page_size, heads, head_dim] = layout.shape();
-    PhasorCache {
-        address: bytes(layout.offset()) as u64,
-        page: stride(pages, page),
-        slot: stride(page_size, slot),
-        head: stride(heads, head),
-        block: match layout.is_dense() {
-            true => 0,
-            false => bytes(layout.block_stride),
-        },
-        // A planned head has no more dims than fit.
-        block_dims: layout.block_dims.min(head_dim) as u32,
-        present: 1,
+impl PhasorCache {
+    /// A cache whose elements have `size` bytes. The address is that of its first element, counted from the
+    /// start of its buffer.
+    pub fn of(layout: &CacheLayout, size: usize) -> Self {
+        let bytes = |elements: usize| elements.wrapping_mul(size) as i64;
+        // The stride of a dimension of size 1 is never used; as 0 it cannot spoil alignment or overflow.
+        let stride = |count: usize, stride: usize| match count {
+            0 | 1 => 0,
+            _ => bytes(stride),
+        };
+        let [page, slot, head] = layout.strides();
+        let [pages, page_size, heads, head_dim] = layout.shape();
+        Self {
+            address: bytes(layout.offset()) as u64,
+            page: stride(pages, page),
+            slot: stride(page_size, slot),
+            head: stride(heads, head),
+            block: match layout.is_dense() {
+                true => 0,
+                false => bytes(layout.block_stride),
+            },
+            // A planned head has no more dims than fit.
+            block_dims: layout.block_dims.min(head_dim) as u32,
+            present: 1,
+        }
     }
 }
 

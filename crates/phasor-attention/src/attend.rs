@@ -90,7 +90,7 @@ impl Attend<'_> {
         self.mask.check()
     }
 
-    fn scores(&self) -> Scores {
+    pub(crate) fn scores(&self) -> Scores {
         let scale = f64::from(self.scale);
         match self.logits_soft_cap.map(f64::from) {
             None => Scores {
@@ -209,11 +209,16 @@ impl Attend<'_> {
     }
 }
 
+/// A sink's logit for `exp2`.
+pub(crate) fn base_2(sink: f32) -> f32 {
+    (f64::from(sink) * LOG2_E) as f32
+}
+
 /// How a dot product becomes a score in base 2.
 #[derive(Clone, Copy)]
-struct Scores {
-    factor: f32,
-    capped: Option<f32>,
+pub(crate) struct Scores {
+    pub(crate) factor: f32,
+    pub(crate) capped: Option<f32>,
 }
 
 /// What all items of a call have in common.
@@ -329,7 +334,7 @@ impl<T: Element> Call<'_, T> {
             let sink = self.attend.sinks.map(|sinks| sinks[head]);
             let (m, l) = match sink {
                 None => (f32::NEG_INFINITY, 0.0),
-                Some(sink) => ((f64::from(sink) * LOG2_E) as f32, 1.0),
+                Some(sink) => (base_2(sink), 1.0),
             };
             scratch.state.push(RowState {
                 keys: self.attend.mask.keys(item.sequence.cached + token, context),

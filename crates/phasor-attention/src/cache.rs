@@ -221,17 +221,18 @@ impl<'a, T: Element> KvCacheView<'a, T> {
     }
 }
 
-fn check_layouts([k, v]: [(CacheLayout, usize); 2]) -> Result<(), AttentionError> {
+/// Layouts of one shape, with slots, and blocks that heads are made of.
+pub(crate) fn check_shapes(k: &CacheLayout, v: &CacheLayout) -> Result<(), AttentionError> {
     let what = [
         "pages of the values' cache",
         "page_size of the values' cache",
         "heads of the values' cache",
         "head_dim of the values' cache",
     ];
-    for ((what, k), v) in what.into_iter().zip(k.0.shape()).zip(v.0.shape()) {
+    for ((what, k), v) in what.into_iter().zip(k.shape()).zip(v.shape()) {
         agree(what, k, v)?;
     }
-    let [_, page_size, ..] = k.0.shape();
+    let [_, page_size, ..] = k.shape();
     if page_size == 0 {
         return Err(AttentionError::Value {
             what: "page_size",
@@ -239,10 +240,7 @@ fn check_layouts([k, v]: [(CacheLayout, usize); 2]) -> Result<(), AttentionError
             remedy: "a page must have slots",
         });
     }
-    for (what, (layout, len)) in [
-        ("elements of the keys' cache", k),
-        ("elements of the values' cache", v),
-    ] {
+    for layout in [k, v] {
         let (block_dims, _) = layout.block();
         let [.., head_dim] = layout.shape();
         if block_dims == 0 || !head_dim.is_multiple_of(block_dims) {
@@ -252,6 +250,16 @@ fn check_layouts([k, v]: [(CacheLayout, usize); 2]) -> Result<(), AttentionError
                 got: block_dims,
             });
         }
+    }
+    Ok(())
+}
+
+fn check_layouts([k, v]: [(CacheLayout, usize); 2]) -> Result<(), AttentionError> {
+    check_shapes(&k.0, &v.0)?;
+    for (what, (layout, len)) in [
+        ("elements of the keys' cache", k),
+        ("elements of the values' cache", v),
+    ] {
         let needed = layout.required_len().unwrap_or(usize::MAX);
         if len < needed {
             return Err(AttentionError::Mismatch {

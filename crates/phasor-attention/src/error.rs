@@ -89,6 +89,14 @@ pub enum AttentionError {
         /// What to change.
         remedy: &'static str,
     },
+    /// There are no kernels of an element type.
+    #[error("{}: {remedy}", .dtype.name())]
+    Dtype {
+        /// The type.
+        dtype: phasor::Dtype,
+        /// What to use.
+        remedy: &'static str,
+    },
     /// A weight is not among those given.
     #[error("there is no {name}: give it, under that name")]
     NoWeight {

@@ -32,6 +32,7 @@ mod error;
 mod fp8;
 mod ggml;
 mod gptq;
+pub mod kernels;
 mod layer;
 mod mask;
 pub mod max;

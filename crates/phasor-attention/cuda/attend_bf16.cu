@@ -1,0 +1,3 @@
+#include "attend.cuh"
+
+PHASOR_ATTEND_KERNELS(bf16, Bf16)

@@ -1,0 +1,81 @@
+// A call of attention as data: what the kernels take by value. src/cuda/call.rs has the same struct.
+//
+// Addresses are in bytes, and so are strides. Nothing is read or written outside of what the counts
+// declare, whatever page tables, lengths and offsets hold.
+#ifndef PHASOR_ATTENTION_CALL_H
+#define PHASOR_ATTENTION_CALL_H
+
+// phasor's own (cuda/ of the workspace): caches, ids, sequences.
+#include "phasor_call.h"
+
+#define PHASOR_MASK_CAUSAL 0
+#define PHASOR_MASK_WINDOW 1
+#define PHASOR_MASK_CHUNKED 2
+#define PHASOR_MASK_NONE 3
+
+// Keys that are scored before the running maximum is looked at, and those that are summed before they are
+// joined to those before: TILE and SPLIT of src/attend.rs.
+#define PHASOR_ATTEND_TILE 64
+#define PHASOR_ATTEND_SPLIT 256
+// Threads of a block of every kernel of attention.
+#define PHASOR_ATTEND_THREADS 128
+// Query heads of a group that a block has at most.
+#define PHASOR_ATTEND_HEADS 8
+// Dims of a head, at most.
+#define PHASOR_ATTEND_DIMS 256
+// Bytes of keys or of values that are staged in shared memory at once, and those of a row of keys.
+#define PHASOR_ATTEND_ROW 256
+#define PHASOR_ATTEND_STAGED (PHASOR_ATTEND_TILE * (PHASOR_ATTEND_ROW + 16))
+
+// Attention of `tokens` tokens. Partial results of splits lie in `partial`, f32 [tokens, heads, splits,
+// head_dim], and `states`, f32 [tokens, heads, splits, 2], which has m and l of each. A split that has a
+// page outside of the caches has a NaN for m, which m is not otherwise.
+#define PHASOR_FIELDS_PhasorAttend(field) \
+    field(uint64_t, q) \
+    field(uint64_t, out) \
+    field(int64_t, q_token) \
+    field(int64_t, q_head) \
+    field(int64_t, out_token) \
+    field(int64_t, out_head) \
+    field(uint64_t, partial) \
+    field(uint64_t, states) \
+    field(uint64_t, sinks) /* f32 [heads], times log2(e); 0: none */ \
+    field(PhasorCache, k) \
+    field(PhasorCache, v) \
+    field(PhasorSlots, slots) /* of a page table; lengths are those before these tokens */ \
+    field(PhasorSequences, sequences) \
+    field(uint32_t, tokens) \
+    field(uint32_t, heads) \
+    field(uint32_t, group) /* query heads of a key-value head */ \
+    field(uint32_t, head_dim) \
+    field(uint32_t, splits) /* of a token, at most */ \
+    field(uint32_t, most_keys) /* of a sequence: what its row of the page table has room for, or less */ \
+    field(uint32_t, mask) \
+    field(uint32_t, window) /* or chunk */ \
+    field(float, factor) \
+    field(float, cap) /* 0: none */ \
+    field(uint32_t, k_in_chunks) /* 1: all of k can be read 16 bytes at a time */ \
+    field(uint32_t, v_in_chunks)
+
+PHASOR_DECLARE_STRUCT(PhasorAttend)
+
+// Blocks of a GGUF tensor or a GPTQ matrix, and where the values of some rows go.
+#define PHASOR_FIELDS_PhasorDequantize(field) \
+    field(uint64_t, blocks) /* of the first row; or qweight */ \
+    field(uint64_t, scales) /* GPTQ: f16 [groups, out_features] */ \
+    field(uint64_t, zeros) /* GPTQ: words [groups, out_features / 8] */ \
+    field(uint64_t, groups_of_inputs) /* GPTQ: i32 [in_features]; 0: runs of group_size */ \
+    field(uint64_t, out) /* [rows, in_features] */ \
+    field(uint64_t, count) /* GGUF: blocks */ \
+    field(uint32_t, first_row) /* GPTQ */ \
+    field(uint32_t, rows) \
+    field(uint32_t, in_features) \
+    field(uint32_t, out_features) \
+    field(uint32_t, groups) \
+    field(uint32_t, group_size) \
+    field(uint32_t, zero_offset) /* what a stored zero point lacks */ \
+    field(uint32_t, type) /* of GGUF's blocks */
+
+PHASOR_DECLARE_STRUCT(PhasorDequantize)
+
+#endif

@@ -1,0 +1,413 @@
+//! Attention over pages as launches.
+
+use super::{KernelLaunch, PhasorAttend, count};
+use crate::attend::{SPLIT, TILE};
+use crate::cache::check_shapes;
+use crate::error::agree;
+use crate::{Attend, AttentionError, AttentionMask};
+use phasor::call::{PHASOR_SLOT_PAGE_TABLE, PhasorCache, PhasorIds};
+use phasor::{CacheLayout, Dtype, Ids, Layout};
+
+// As cuda/attention_call.h has them.
+const MASK_CAUSAL: u32 = 0;
+const MASK_WINDOW: u32 = 1;
+const MASK_CHUNKED: u32 = 2;
+const MASK_NONE: u32 = 3;
+const THREADS: u32 = 128;
+/// Query heads of a block, at most.
+const BLOCK_HEADS: usize = 8;
+/// Dims of a head, at most.
+const MOST_DIMS: usize = 256;
+const CHUNK: usize = 16;
+const STAGED: usize = TILE * (256 + CHUNK);
+/// What a grid has room for in its first dimension, and in the second.
+const GRID: [usize; 2] = [i32::MAX as usize, 65_535];
+
+/// What the memory of a call looks like.
+#[derive(Clone, Copy, Debug)]
+pub struct AttendShape {
+    /// The queries, `[1, tokens, heads, head_dim]` or `[tokens, 1, heads, head_dim]` with any strides.
+    pub q: Layout,
+    /// The results, of the same shape.
+    pub out: Layout,
+    /// The keys' cache.
+    pub k: CacheLayout,
+    /// The values' cache.
+    pub v: CacheLayout,
+    /// Sequences of the batch.
+    pub sequences: usize,
+    /// Pages of a row of the page table.
+    pub table_pages: usize,
+    /// Keys that a sequence has at most; tokens of longer ones have no result, and are reported. `None`: as
+    /// many as its row of the page table has room for. The fewer, the smaller the workspace.
+    pub most_keys: Option<usize>,
+}
+
+/// Where operands are on the device.
+#[derive(Clone, Copy, Debug)]
+pub struct AttendAddresses {
+    /// Element 0 of the buffer with the queries.
+    pub q: u64,
+    /// Element 0 of the buffer for results.
+    pub out: u64,
+    /// Element 0 of the buffer with the keys' cache.
+    pub k: u64,
+    /// Element 0 of the buffer with the values' cache.
+    pub v: u64,
+    /// `[sequences, table_pages]`.
+    pub page_table: Ids<u64>,
+    /// `[sequences]`: keys in the cache before these tokens.
+    pub cache_lengths: Ids<u64>,
+    /// `[sequences + 1]`; `None`: each token is a sequence.
+    pub cu_seqlens: Option<Ids<u64>>,
+    /// [`AttendPlan::sinks`]; 0 where there are none.
+    pub sinks: u64,
+    /// [`AttendPlan::workspace_len`] of f32, at a multiple of 8 bytes.
+    pub workspace: u64,
+    /// A word that is set to 1 where a token has no result; 0: none.
+    pub report: u64,
+}
+
+/// Attention of new tokens over a paged cache, by two kernels: the first computes splits of
+/// [`SPLIT`](crate::attend::SPLIT) keys, each in a block for up to 8 query heads of a key-value head; the
+/// second joins them. Results are those of [`attend`](crate::attend), bit for bit, but for which NaN a NaN
+/// is inside of them.
+///
+/// Which part of a context a block has depends on the context alone. The grid has blocks for as many splits
+/// as the longest sequence may have; those past a sequence's keys end at once. So a call that a graph
+/// captured serves while sequences grow.
+///
+/// A token is skipped, its part of the output left as it is, and the report set, if its sequence is longer
+/// than it may be, has a negative length, or has a page outside of the cache among the keys that the token
+/// sees. Tokens past the last offset are skipped without a report.
+///
+/// Each token reads all keys that it sees, also where many tokens of a sequence are new. So decode is
+/// limited by memory, and a long prompt takes a multiple of what kernels on tensor cores take: engines bring
+/// their own for that.
+#[derive(Clone, Debug)]
+pub struct AttendPlan {
+    dtype: Dtype,
+    kernels: [&'static str; 2],
+    template: PhasorAttend,
+    /// Bytes from element 0 of q, the output, k and v.
+    offsets: [u64; 4],
+    /// `[attend, join]`.
+    grids: [[u32; 3]; 2],
+    shared_bytes: u32,
+    /// Of partial results, then of their states.
+    workspace: [usize; 2],
+    sequences: usize,
+    /// For `exp2`.
+    sinks: Option<Vec<f32>>,
+}
+
+impl AttendPlan {
+    /// Checks all that does not depend on memory.
+    ///
+    /// # Errors
+    /// [`AttentionError::Heads`], [`AttentionError::Factor`], [`AttentionError::Value`] for a number that
+    /// kernels cannot take, such as a head_dim above 256; [`AttentionError::Mismatch`] where shapes disagree.
+    pub fn new(
+        dtype: Dtype,
+        attend: &Attend<'_>,
+        shape: &AttendShape,
+    ) -> Result<Self, AttentionError> {
+        let [pages, page_size, kv_heads, head_dim] = shape.k.shape();
+        attend.check(kv_heads)?;
+        let kernels = match dtype {
+            Dtype::F32 => ["attend_f32", "join_f32"],
+            Dtype::F16 => ["attend_f16", "join_f16"],
+            Dtype::Bf16 => ["attend_bf16", "join_bf16"],
+            _ => {
+                return Err(AttentionError::Dtype {
+                    dtype,
+                    remedy: "kernels of attention take f32, f16 and bf16",
+                });
+            }
+        };
+        let (heads, group) = (attend.heads, attend.heads / kv_heads);
+        if head_dim == 0 || head_dim > MOST_DIMS {
+            return Err(AttentionError::Value {
+                what: "head_dim",
+                value: head_dim,
+                remedy: "the kernels take heads of 1 to 256 dims",
+            });
+        }
+        check_shapes(&shape.k, &shape.v)?;
+        let (tokens, q_strides) = strides(&shape.q, "tokens of q", dtype)?;
+        let (out_tokens, out_strides) = strides(&shape.out, "tokens of the output", dtype)?;
+        agree("tokens of the output", tokens, out_tokens)?;
+        for (what, expected, got) in [
+            ("heads of q", heads, shape.q.shape()[2]),
+            ("heads of the output", heads, shape.out.shape()[2]),
+            ("head_dim of q", head_dim, shape.q.shape()[3]),
+            ("head_dim of the output", head_dim, shape.out.shape()[3]),
+        ] {
+            agree(what, expected, got)?;
+        }
+        let room = shape.table_pages.saturating_mul(page_size);
+        let most_keys = shape.most_keys.unwrap_or(room);
+        if most_keys > room {
+            return Err(AttentionError::Value {
+                what: "most_keys",
+                value: most_keys,
+                remedy: "a row of the page table has no room for so many: give it more pages",
+            });
+        }
+        let all = most_keys.div_ceil(SPLIT);
+        // Of a range of so many keys that begins anywhere.
+        let of_range = |keys: usize| (keys.saturating_add(SPLIT - 2) / SPLIT + 1).min(all);
+        let (mask, window, splits) = match attend.mask {
+            AttentionMask::Causal => (MASK_CAUSAL, 0, all),
+            AttentionMask::None => (MASK_NONE, 0, all),
+            AttentionMask::SlidingWindow(window) => (MASK_WINDOW, window, of_range(window)),
+            AttentionMask::Chunked(chunk) => (MASK_CHUNKED, chunk, of_range(chunk)),
+        };
+        let head_blocks = kv_heads.saturating_mul(group.div_ceil(BLOCK_HEADS));
+        for (what, value, most, remedy) in [
+            (
+                "tokens times splits of their keys",
+                tokens.saturating_mul(splits),
+                GRID[0],
+                "a grid has room for 2^31 - 1: give fewer tokens to a call",
+            ),
+            (
+                "query heads",
+                heads,
+                GRID[1],
+                "a grid has room for 65535 heads",
+            ),
+        ] {
+            if value > most {
+                return Err(AttentionError::Value {
+                    what,
+                    value,
+                    remedy,
+                });
+            }
+        }
+        let rows = [tokens, heads, splits]
+            .into_iter()
+            .try_fold(1usize, usize::checked_mul);
+        let workspace = rows
+            .and_then(|rows| Some([rows.checked_mul(head_dim)?, rows.checked_mul(2)?]))
+            .filter(|[partial, states]| {
+                let all = partial.checked_add(1).and_then(|p| p.checked_add(*states));
+                all.is_some_and(|all| all <= isize::MAX as usize / size_of::<f32>())
+            })
+            .ok_or(AttentionError::Value {
+                what: "tokens of a call",
+                value: tokens,
+                remedy: "there is no memory for partial results of so many: give fewer to a call",
+            })?;
+        let scores = attend.scores();
+        let mut template = PhasorAttend {
+            q_token: q_strides[0],
+            q_head: q_strides[1],
+            out_token: out_strides[0],
+            out_head: out_strides[1],
+            k: cache(&shape.k, "elements of the keys' cache", dtype)?,
+            v: cache(&shape.v, "elements of the values' cache", dtype)?,
+            tokens: count("tokens", tokens)?,
+            heads: count("heads", heads)?,
+            group: count("heads of a group", group)?,
+            head_dim: count("head_dim", head_dim)?,
+            splits: count("splits", splits)?,
+            most_keys: count("most_keys", most_keys)?,
+            mask,
+            // No context has as many keys as fit in 32 bits.
+            window: u32::try_from(window).unwrap_or(u32::MAX),
+            factor: scores.factor,
+            cap: scores.capped.unwrap_or(0.0),
+            ..PhasorAttend::default()
+        };
+        template.slots.choice = PHASOR_SLOT_PAGE_TABLE;
+        template.slots.pages = count("pages", pages)?;
+        template.slots.page_size = count("page_size", page_size)?;
+        template.slots.table_pages = count("pages of a row of the page table", shape.table_pages)?;
+        template.sequences.count = count("sequences", shape.sequences)?;
+        let size = dtype.size();
+        let elements = CHUNK / size;
+        let dims = head_dim.next_multiple_of(elements);
+        let block_heads = group.min(BLOCK_HEADS);
+        let shared = STAGED + block_heads * (dims + TILE) * 4 + SPLIT * 8 + BLOCK_HEADS * 4 + 4 * 4;
+        let blocks = |n: usize| n as u32; // Compared with the room of a grid above.
+        Ok(Self {
+            dtype,
+            kernels,
+            template,
+            offsets: [
+                shape.q.offset(),
+                shape.out.offset(),
+                shape.k.offset(),
+                shape.v.offset(),
+            ]
+            .map(|elements| (elements * size) as u64),
+            grids: [
+                [blocks(tokens * splits), blocks(head_blocks), 1],
+                [blocks(tokens), blocks(heads), 1],
+            ],
+            shared_bytes: shared as u32,
+            workspace,
+            sequences: shape.sequences,
+            sinks: attend
+                .sinks
+                .map(|sinks| sinks.iter().copied().map(crate::attend::base_2).collect()),
+        })
+    }
+
+    /// The element type of queries, caches and results.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Tokens of a call.
+    pub fn tokens(&self) -> usize {
+        self.template.tokens as usize
+    }
+
+    /// f32 elements that a call needs for the time of its two kernels.
+    pub fn workspace_len(&self) -> usize {
+        // States begin at a multiple of 8 bytes.
+        self.workspace[0].next_multiple_of(2) + self.workspace[1]
+    }
+
+    /// What is to be at [`AttendAddresses::sinks`], `[heads]`.
+    pub fn sinks(&self) -> Option<&[f32]> {
+        self.sinks.as_deref()
+    }
+
+    /// The launches of a call, in their order: none if there are no tokens or keys.
+    ///
+    /// # Errors
+    /// [`AttentionError::Mismatch`] where there are more or fewer ids than the plan has, or no sinks where it
+    /// has some.
+    pub fn launches(
+        &self,
+        addresses: &AttendAddresses,
+    ) -> Result<Option<[KernelLaunch<PhasorAttend>; 2]>, AttentionError> {
+        let mut params = self.template;
+        let table_pages = params.slots.table_pages as usize;
+        agree(
+            "entries of the page table",
+            self.sequences.saturating_mul(table_pages),
+            addresses.page_table.len(),
+        )?;
+        agree(
+            "cache_lengths, one a sequence",
+            self.sequences,
+            addresses.cache_lengths.len(),
+        )?;
+        match &addresses.cu_seqlens {
+            Some(offsets) => {
+                agree(
+                    "cu_seqlens, one more than sequences",
+                    self.sequences + 1,
+                    offsets.len(),
+                )?;
+                params.sequences.offsets = PhasorIds::of(offsets, 1, 0);
+            }
+            None => {
+                agree(
+                    "sequences of a batch without cu_seqlens, one a token",
+                    self.tokens(),
+                    self.sequences,
+                )?;
+                params.sequences.each_token = 1;
+            }
+        }
+        agree(
+            "addresses of sinks",
+            usize::from(self.sinks.is_some()),
+            usize::from(addresses.sinks != 0),
+        )?;
+        let [q, out, k, v] = self.offsets;
+        params.q = addresses.q.wrapping_add(q);
+        params.out = addresses.out.wrapping_add(out);
+        params.k.address = addresses.k.wrapping_add(k);
+        params.v.address = addresses.v.wrapping_add(v);
+        params.partial = addresses.workspace;
+        let states = self.workspace[0].next_multiple_of(2) * size_of::<f32>();
+        params.states = addresses.workspace.wrapping_add(states as u64);
+        params.sinks = addresses.sinks;
+        params.slots.ids = PhasorIds::of(&addresses.page_table, table_pages, 1);
+        params.slots.lengths = PhasorIds::of(&addresses.cache_lengths, 1, 0);
+        params.slots.report = addresses.report;
+        params.k_in_chunks = in_chunks(&params.k, self.dtype);
+        params.v_in_chunks = in_chunks(&params.v, self.dtype);
+        if self.grids.as_flattened().contains(&0) {
+            return Ok(None);
+        }
+        let [attend, join] = self.kernels;
+        let launch = |kernel, grid, shared_bytes| KernelLaunch {
+            kernel,
+            grid,
+            block: [THREADS, 1, 1],
+            shared_bytes,
+            params,
+        };
+        Ok(Some([
+            launch(attend, self.grids[0], self.shared_bytes),
+            launch(join, self.grids[1], 0),
+        ]))
+    }
+}
+
+/// How many tokens there are, and bytes from token to token and from head to head.
+fn strides(
+    layout: &Layout,
+    what: &'static str,
+    dtype: Dtype,
+) -> Result<(usize, [i64; 2]), AttentionError> {
+    let [batch, sequence, ..] = layout.shape();
+    let [batch_stride, token_stride, head_stride] = layout.strides();
+    let (tokens, stride) = match (batch, sequence) {
+        (1, tokens) => (tokens, token_stride),
+        (tokens, 1) => (tokens, batch_stride),
+        (batch, sequence) => {
+            return Err(AttentionError::Mismatch {
+                what,
+                expected: batch.saturating_mul(sequence),
+                got: sequence,
+            });
+        }
+    };
+    // Elements that memory has no room for are none of a slice either.
+    let bytes = |elements: usize| elements.wrapping_mul(dtype.size()) as i64;
+    Ok((tokens, [bytes(stride), bytes(head_stride)]))
+}
+
+/// Once it is certain that all of it can be in memory.
+fn cache(
+    layout: &CacheLayout,
+    what: &'static str,
+    dtype: Dtype,
+) -> Result<PhasorCache, AttentionError> {
+    let elements = layout.required_len().unwrap_or(usize::MAX);
+    if elements > isize::MAX as usize / dtype.size() {
+        return Err(AttentionError::Value {
+            what,
+            value: elements,
+            remedy: "no memory has room for so many",
+        });
+    }
+    Ok(PhasorCache::of(layout, dtype.size()))
+}
+
+/// Whether each 16 bytes of a head's dims lie together, at a multiple of 16 bytes.
+fn in_chunks(cache: &PhasorCache, dtype: Dtype) -> u32 {
+    let PhasorCache {
+        address,
+        page,
+        slot,
+        head,
+        block,
+        block_dims,
+        ..
+    } = *cache;
+    let dims = u64::from(block_dims) * dtype.size() as u64;
+    let all = [page, slot, head, block]
+        .into_iter()
+        .fold(address | dims, |all, stride| all | stride as u64);
+    u32::from(all.is_multiple_of(CHUNK as u64))
+}

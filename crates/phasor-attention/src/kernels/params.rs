@@ -1,0 +1,46 @@
+//! The structs of `cuda/attention_call.h`, field by field.
+
+use phasor::call::{PhasorCache, PhasorSequences, PhasorSlots};
+
+/// A call of attention, as the kernels take it; `cuda/attention_call.h` says what its fields are.
+#[allow(missing_docs, reason = "documented in the header")]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PhasorAttend {
+    pub q: u64,
+    pub out: u64,
+    pub q_token: i64,
+    pub q_head: i64,
+    pub out_token: i64,
+    pub out_head: i64,
+    pub partial: u64,
+    pub states: u64,
+    pub sinks: u64,
+    pub k: PhasorCache,
+    pub v: PhasorCache,
+    pub slots: PhasorSlots,
+    pub sequences: PhasorSequences,
+    pub tokens: u32,
+    pub heads: u32,
+    pub group: u32,
+    pub head_dim: u32,
+    pub splits: u32,
+    pub most_keys: u32,
+    pub mask: u32,
+    pub window: u32,
+    pub factor: f32,
+    pub cap: f32,
+    pub k_in_chunks: u32,
+    pub v_in_chunks: u32,
+}
+
+// As in the header: no padding, so that every byte is set.
+const _: () = assert!(size_of::<PhasorAttend>() == 9 * 8 + 2 * 48 + 120 + 40 + 12 * 4);
+
+impl PhasorAttend {
+    /// Its bytes, as a launch takes them.
+    pub fn as_bytes(&self) -> &[u8] {
+        // SAFETY: integers and floats without padding, which the assertion above makes sure of.
+        unsafe { std::slice::from_raw_parts((&raw const *self).cast(), size_of::<Self>()) }
+    }
+}

@@ -1,0 +1,716 @@
+//! The kernels' own PTX, executed on the host, and held to the host's attention bit for bit. The interpreter
+//! reports every access outside of a buffer, every read of what nothing wrote, and every race.
+
+use phasor_attention::kernels::{AttendAddresses, AttendPlan, AttendShape, KernelLaunch};
+use phasor_attention::phasor::half::{bf16, f16};
+use phasor_attention::phasor::{CacheLayout, Dtype, Element, Host, Id, Ids, Layout};
+use phasor_attention::{Attend, AttentionError, AttentionMask, KvCacheView, RaggedBatch};
+use ptx_interpreter::{Launch, Memory, Module, Traffic};
+use std::sync::LazyLock;
+
+mod support;
+use support::{Random, narrowed};
+
+macro_rules! images {
+    ($dtype:literal) => {
+        [
+            include_str!(concat!(
+                "../cuda/prebuilt/attend_",
+                $dtype,
+                ".compute_75.ptx"
+            )),
+            include_str!(concat!(
+                "../cuda/prebuilt/attend_",
+                $dtype,
+                ".compute_80.ptx"
+            )),
+            include_str!(concat!(
+                "../cuda/prebuilt/attend_",
+                $dtype,
+                ".compute_90.ptx"
+            )),
+        ]
+        .map(|text| Module::parse(text).unwrap())
+    };
+}
+
+static F32: LazyLock<[Module; 3]> = LazyLock::new(|| images!("f32"));
+static F16: LazyLock<[Module; 3]> = LazyLock::new(|| images!("f16"));
+static BF16: LazyLock<[Module; 3]> = LazyLock::new(|| images!("bf16"));
+
+/// Of compute_75, 80 and 90.
+fn modules<T: Element>() -> &'static [Module; 3] {
+    match T::DTYPE {
+        Dtype::F32 => &F32,
+        Dtype::F16 => &F16,
+        _ => &BF16,
+    }
+}
+
+/// The bytes of elements.
+trait Bytes: Element {
+    fn bytes(values: &[Self]) -> Vec<u8>;
+    fn of_bytes(bytes: &[u8]) -> Vec<Self>;
+}
+
+macro_rules! bytes {
+    ($($type:ty),*) => {$(
+        impl Bytes for $type {
+            fn bytes(values: &[Self]) -> Vec<u8> {
+                values.iter().flat_map(|x| x.to_le_bytes()).collect()
+            }
+            fn of_bytes(bytes: &[u8]) -> Vec<Self> {
+                let size = size_of::<Self>();
+                bytes
+                    .chunks_exact(size)
+                    .map(|x| Self::from_le_bytes(x.try_into().unwrap()))
+                    .collect()
+            }
+        }
+    )*};
+}
+bytes!(f32, f16, bf16);
+
+/// A batch, and where everything lies.
+#[derive(Clone)]
+struct Case<T> {
+    heads: usize,
+    scale: f32,
+    mask: AttentionMask,
+    soft_cap: Option<f32>,
+    sinks: Option<Vec<f32>>,
+    q_layout: Layout,
+    out_layout: Layout,
+    k_layout: CacheLayout,
+    v_layout: CacheLayout,
+    most_keys: Option<usize>,
+    /// Without them, each token is a sequence.
+    cu_seqlens: Option<Vec<i64>>,
+    lengths: Vec<i64>,
+    table: Vec<i64>,
+    q: Vec<T>,
+    k: Vec<T>,
+    v: Vec<T>,
+    /// Elements from a multiple of 16 bytes.
+    misalign: usize,
+}
+
+const UNTOUCHED: f32 = -77.5;
+
+/// Sequences of `(cached, new)`, in a cache of a few pages more, NaN where nothing is stored.
+#[derive(Clone)]
+struct Wish {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    page_size: usize,
+    sequences: Vec<(usize, usize)>,
+    layouts: fn(usize, usize, usize, usize) -> (CacheLayout, CacheLayout),
+}
+
+fn nhd(pages: usize, page_size: usize, heads: usize, dims: usize) -> (CacheLayout, CacheLayout) {
+    let layout = CacheLayout::paged_nhd(pages, page_size, heads, dims);
+    (layout, layout)
+}
+
+impl Wish {
+    fn new(heads: usize, kv_heads: usize, head_dim: usize, sequences: &[(usize, usize)]) -> Self {
+        Self {
+            heads,
+            kv_heads,
+            head_dim,
+            page_size: 16,
+            sequences: sequences.to_vec(),
+            layouts: nhd,
+        }
+    }
+
+    fn case<T: Element>(&self, seed: u64) -> Case<T> {
+        let mut random = Random::new(seed);
+        let tokens = self.sequences.iter().map(|s| s.1).sum();
+        let longest = self.sequences.iter().map(|s| s.0 + s.1).max().unwrap();
+        let of_each = longest.div_ceil(self.page_size);
+        let pages = of_each * self.sequences.len() + 2;
+        let order = random.permutation(pages);
+        let (k_layout, v_layout) =
+            (self.layouts)(pages, self.page_size, self.kv_heads, self.head_dim);
+        let mut cu_seqlens = vec![0];
+        let mut table = vec![-1; of_each * self.sequences.len()];
+        let mut filled = |layout: CacheLayout, table: &mut [i64]| {
+            let mut cache = vec![T::narrow(f32::NAN); layout.required_len().unwrap()];
+            let [page_stride, slot_stride, head_stride] = layout.strides();
+            let (dims, block) = layout.block();
+            for (s, &(cached, new)) in self.sequences.iter().enumerate() {
+                for place in 0..cached + new {
+                    let index = s * of_each + place / self.page_size;
+                    table[index] = order[index] as i64;
+                    for h in 0..self.kv_heads {
+                        for d in 0..self.head_dim {
+                            let at = layout.offset()
+                                + order[index] * page_stride
+                                + place % self.page_size * slot_stride
+                                + h * head_stride
+                                + d / dims * block
+                                + d % dims;
+                            cache[at] = T::narrow(random.values(1, 1.0)[0]);
+                        }
+                    }
+                }
+            }
+            cache
+        };
+        let k = filled(k_layout, &mut table);
+        let v = filled(v_layout, &mut table);
+        for &(_, new) in &self.sequences {
+            cu_seqlens.push(cu_seqlens.last().unwrap() + new as i64);
+        }
+        let layout = Layout::tokens(tokens, self.heads, self.head_dim);
+        Case {
+            heads: self.heads,
+            scale: 1.0 / (self.head_dim as f32).sqrt(),
+            mask: AttentionMask::Causal,
+            soft_cap: None,
+            sinks: None,
+            q_layout: layout,
+            out_layout: layout,
+            k_layout,
+            v_layout,
+            most_keys: None,
+            cu_seqlens: Some(cu_seqlens),
+            lengths: self.sequences.iter().map(|s| s.0 as i64).collect(),
+            table,
+            q: narrowed(&random.values(tokens * self.heads * self.head_dim, 2.0)),
+            k,
+            v,
+            misalign: 0,
+        }
+    }
+}
+
+/// Where each token's heads are.
+fn rows(layout: &Layout) -> Vec<usize> {
+    let [batch, tokens, heads, _] = layout.shape();
+    let [batch_stride, token_stride, head_stride] = layout.strides();
+    let mut rows = Vec::new();
+    for b in 0..batch {
+        for t in 0..tokens {
+            for h in 0..heads {
+                rows.push(layout.offset() + b * batch_stride + t * token_stride + h * head_stride);
+            }
+        }
+    }
+    rows
+}
+
+/// What a run left: the output's buffer, and whether something was reported.
+#[derive(Debug)]
+struct Outcome<T> {
+    out: Vec<T>,
+    reported: bool,
+}
+
+impl<T: Bytes> Case<T> {
+    fn attend(&self) -> Attend<'_> {
+        Attend {
+            heads: self.heads,
+            scale: self.scale,
+            mask: self.mask,
+            logits_soft_cap: self.soft_cap,
+            sinks: self.sinks.as_deref(),
+        }
+    }
+
+    fn shape(&self) -> AttendShape {
+        AttendShape {
+            q: self.q_layout,
+            out: self.out_layout,
+            k: self.k_layout,
+            v: self.v_layout,
+            sequences: self.lengths.len(),
+            table_pages: self.table.len() / self.lengths.len(),
+            most_keys: self.most_keys,
+        }
+    }
+
+    fn plan(&self) -> Result<AttendPlan, AttentionError> {
+        AttendPlan::new(T::DTYPE, &self.attend(), &self.shape())
+    }
+
+    /// In its output's layout.
+    fn on_host(&self) -> Vec<T> {
+        let dims = self.q_layout.shape()[3];
+        let q: Vec<T> = rows(&self.q_layout)
+            .into_iter()
+            .flat_map(|at| self.q[at..at + dims].to_vec())
+            .collect();
+        let mut out = vec![T::narrow(UNTOUCHED); q.len()];
+        let each: Vec<i64> = (0..=self.lengths.len() as i64).collect();
+        let cu_seqlens = self.cu_seqlens.as_ref().unwrap_or(&each);
+        let batch = RaggedBatch::new(cu_seqlens, &self.lengths, &self.table);
+        let cache = KvCacheView::new((self.k_layout, &self.k), (self.v_layout, &self.v)).unwrap();
+        self.attend()
+            .run(&Host::new(), &q, cache, &batch, &mut out)
+            .unwrap();
+        let mut placed = self.untouched();
+        for (row, at) in out.chunks_exact(dims).zip(rows(&self.out_layout)) {
+            placed[at..at + dims].copy_from_slice(row);
+        }
+        placed
+    }
+
+    fn untouched(&self) -> Vec<T> {
+        vec![T::narrow(UNTOUCHED); self.out_layout.required_len().unwrap()]
+    }
+
+    fn on_module<I: Id + TryFrom<i64> + IdBytes>(&self, module: &Module) -> Outcome<T> {
+        let plan = self.plan().unwrap();
+        let mut memory = Memory::new();
+        let misalign = self.misalign * T::DTYPE.size();
+        let mut read_only = |name, bytes: Vec<u8>, misalign| {
+            let address = memory.add(name, bytes, misalign);
+            memory.set_read_only(address);
+            address
+        };
+        let q = read_only("q", T::bytes(&self.q), misalign);
+        let k = read_only("k", T::bytes(&self.k), misalign);
+        let v = read_only("v", T::bytes(&self.v), misalign);
+        let mut ids = |name, values: &[i64]| {
+            let values: Vec<I> = values
+                .iter()
+                .map(|&value| I::try_from(value).unwrap_or_else(|_| panic!("{value}")))
+                .collect();
+            let bytes = values.iter().flat_map(|&value| value.bytes()).collect();
+            Ids::at(read_only(name, bytes, 0), I::TYPE, values.len())
+        };
+        let page_table = ids("page_table", &self.table);
+        let cache_lengths = ids("lengths", &self.lengths);
+        let cu_seqlens = self.cu_seqlens.as_ref().map(|o| ids("cu_seqlens", o));
+        let sinks = plan.sinks().map_or(0, |sinks| {
+            let address = memory.add("sinks", f32::bytes(sinks), 0);
+            memory.set_constant(address);
+            address
+        });
+        let out = memory.add("out", T::bytes(&self.untouched()), misalign);
+        let workspace = memory.add_uninit("workspace", plan.workspace_len() * 4, 0);
+        let report = memory.add("report", vec![0; 4], 0);
+        memory.set_contended(report);
+        let addresses = AttendAddresses {
+            q,
+            out,
+            k,
+            v,
+            page_table,
+            cache_lengths,
+            cu_seqlens,
+            sinks,
+            workspace,
+            report,
+        };
+        for launch in plan.launches(&addresses).unwrap().into_iter().flatten() {
+            let KernelLaunch {
+                kernel,
+                grid,
+                block,
+                shared_bytes,
+                params,
+            } = launch;
+            let mut run = Launch::new(kernel, grid, block, params.as_bytes());
+            run.dynamic_shared = shared_bytes as usize;
+            let stats = ptx_interpreter::run(module, &mut memory, &run)
+                .unwrap_or_else(|fault| panic!("{kernel}: {fault}"));
+            // All stays in registers.
+            assert_eq!(stats.local, Traffic::default(), "{kernel}");
+        }
+        Outcome {
+            out: T::of_bytes(memory.bytes(out)),
+            reported: memory.bytes(report) != [0; 4],
+        }
+    }
+
+    fn equals_host(&self, label: &str) {
+        let expected = bits(&self.on_host());
+        for (at, module) in modules::<T>().iter().enumerate() {
+            let outcome = match at {
+                0 => self.on_module::<i32>(module),
+                _ => self.on_module::<i64>(module),
+            };
+            assert!(!outcome.reported, "{label}");
+            assert_eq!(bits(&outcome.out), expected, "{label}, image {at}");
+        }
+    }
+}
+
+trait IdBytes: Copy {
+    fn bytes(self) -> Vec<u8>;
+}
+
+macro_rules! id_bytes {
+    ($($type:ty),*) => {$(
+        impl IdBytes for $type {
+            fn bytes(self) -> Vec<u8> {
+                self.to_le_bytes().to_vec()
+            }
+        }
+    )*};
+}
+id_bytes!(i32, i64, u32);
+
+fn bits<T: Element>(values: &[T]) -> Vec<u32> {
+    values.iter().map(|x| x.widen().to_bits()).collect()
+}
+
+/// Contexts at the edges of tiles, splits and pages, a sequence without new tokens.
+const RAGGED: [(usize, usize); 6] = [(0, 2), (254, 3), (63, 2), (5, 0), (300, 1), (511, 2)];
+
+#[test]
+fn masks_caps_and_sinks_equal_the_host() {
+    for (at, mask) in [
+        AttentionMask::Causal,
+        AttentionMask::SlidingWindow(1),
+        AttentionMask::SlidingWindow(70),
+        AttentionMask::SlidingWindow(257),
+        AttentionMask::Chunked(48),
+        AttentionMask::Chunked(256),
+        AttentionMask::None,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut case = Wish::new(3, 1, 16, &RAGGED).case::<f32>(at as u64);
+        case.mask = mask;
+        if at % 2 == 1 {
+            case.soft_cap = Some(1.5);
+        }
+        if at % 3 == 1 {
+            case.sinks = Some(vec![0.5, -3.0, 20.0]);
+        }
+        case.equals_host(&format!("{mask:?}"));
+    }
+}
+
+fn heads_and_groups<T: Bytes>() {
+    // Groups that are a block's heads, fewer, and more; dims of one piece of a tile and of several.
+    for (at, (heads, kv_heads, dims)) in [
+        (4, 2, 64),
+        (2, 2, 80),
+        (8, 1, 128),
+        (12, 1, 96),
+        (3, 1, 256),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let sequences = [(70, 1), (290, 1), (0, 1)];
+        let mut case = Wish::new(heads, kv_heads, dims, &sequences).case::<T>(at as u64);
+        if at % 2 == 0 {
+            case.cu_seqlens = None;
+        }
+        case.equals_host(&format!("{heads} over {kv_heads} of {dims}"));
+    }
+}
+
+#[test]
+fn heads_and_groups_of_f32_equal_the_host() {
+    heads_and_groups::<f32>();
+}
+
+#[test]
+fn heads_and_groups_of_f16_equal_the_host() {
+    heads_and_groups::<f16>();
+}
+
+#[test]
+fn heads_and_groups_of_bf16_equal_the_host() {
+    heads_and_groups::<bf16>();
+}
+
+#[test]
+fn whatever_the_memory_looks_like_results_are_the_hosts() {
+    let layouts: [fn(usize, usize, usize, usize) -> (CacheLayout, CacheLayout); 6] = [
+        |p, s, h, d| CacheLayout::paged_hnd(p, s, h, d).in_turn(),
+        |p, s, h, d| {
+            CacheLayout::paged_nhd(p, s, h, d)
+                .of_layer(2, 1)
+                .in_pairs_of_pages()
+        },
+        |p, s, h, d| CacheLayout::paged_nhd(p, s, h, d).side_by_side(),
+        // As vLLM had it: blocks of 16 bytes of a key, and values transposed.
+        |p, s, h, d| {
+            (
+                CacheLayout::paged_packed(p, s, h, d, 8),
+                CacheLayout::paged_transposed(p, s, h, d),
+            )
+        },
+        |p, s, h, d| {
+            let layout = CacheLayout::paged_nhd(p, s, h, d).with_strides(s * h * d + 3, h * d, d);
+            (layout.with_offset(1), layout)
+        },
+        |p, s, h, d| CacheLayout::paged_hnd(p, s, h, d).in_pairs_of_pages(),
+    ];
+    for (at, layouts) in layouts.into_iter().enumerate() {
+        let wish = Wish {
+            page_size: [16, 7, 64, 32, 5, 128][at],
+            layouts,
+            ..Wish::new(4, 2, [24, 16, 20, 16, 6, 7][at], &[(300, 1), (18, 3)])
+        };
+        let wish = match at {
+            // Dims that are no whole accesses.
+            5 => Wish {
+                head_dim: 7,
+                ..wish
+            },
+            _ => wish,
+        };
+        let mut case = wish.case::<bf16>(at as u64);
+        case.misalign = at % 3;
+        // Queries as a step leaves them in packed projections; results of heads far apart.
+        if at % 2 == 0 {
+            let (tokens, dims) = (4, wish.head_dim);
+            let all = 4 + 2 * 2;
+            case.q = narrowed(&Random::new(9).values(tokens * all * dims, 2.0));
+            case.q_layout = Layout::packed_heads(tokens, 1, all, dims, 0..4);
+            case.out_layout = Layout::bhsd(1, tokens, 4, dims).with_offset(5);
+        }
+        case.equals_host(&format!("layout {at}"));
+    }
+}
+
+#[test]
+fn nan_infinity_and_tiny_values_equal_the_host() {
+    let mut case = Wish::new(4, 2, 16, &[(80, 1), (3, 1), (300, 1)]).case::<f32>(1);
+    case.mask = AttentionMask::SlidingWindow(70);
+    case.scale = 3.0;
+    let mut random = Random::new(2);
+    for cache in [&mut case.k, &mut case.v] {
+        for x in cache.iter_mut() {
+            match random.bits() % 400 {
+                0 => *x = f32::INFINITY,
+                1 => *x = f32::NEG_INFINITY,
+                2 => *x = f32::NAN,
+                3..20 => *x *= f32::MIN_POSITIVE,
+                20..40 => *x = -0.0,
+                _ => {}
+            }
+        }
+    }
+    case.equals_host("special values");
+    let mut nan_sink = Wish::new(2, 1, 16, &[(600, 1)]).case::<f32>(1);
+    nan_sink.sinks = Some(vec![f32::NAN, f32::NEG_INFINITY]);
+    nan_sink.equals_host("a sink that is NaN");
+    // Weights so small that products are zeros with a sign.
+    let mut tiny = Wish::new(2, 1, 8, &[(70, 1)]).case::<f32>(3);
+    tiny.scale = 30.0;
+    for x in &mut tiny.v {
+        *x = -x.abs() * 1e-38;
+    }
+    tiny.equals_host("zeros with a sign");
+}
+
+#[test]
+fn what_is_outside_is_skipped_and_reported() {
+    let good = Wish::new(4, 2, 16, &[(290, 1), (20, 2), (0, 1)]).case::<f32>(4);
+    let expected = good.on_host();
+    let pages = good.k_layout.shape()[0] as i64;
+    let of_each = good.table.len() / 3;
+    let token = 4 * 16;
+    // Which tokens have no result; whether that is reported.
+    let expect = |case: &Case<f32>, skipped: &[usize], reported: bool, label: &str| {
+        let outcome = case.on_module::<i64>(&modules::<f32>()[2]);
+        assert_eq!(outcome.reported, reported, "{label}");
+        let mut expected = expected.clone();
+        for &t in skipped {
+            expected[t * token..][..token].fill(UNTOUCHED);
+        }
+        assert_eq!(bits(&outcome.out), bits(&expected), "{label}");
+    };
+    let with = |change: &dyn Fn(&mut Case<f32>)| {
+        let mut case = good.clone();
+        change(&mut case);
+        case
+    };
+    for page in [pages, -1, i64::MAX, i64::MIN, 1 << 32] {
+        let label = format!("page {page}");
+        let case = with(&|case| case.table[0] = page);
+        expect(&case, &[0], true, &label);
+        // Of a split that is not the first; of tokens that see it.
+        let case = with(&|case| case.table[17] = page);
+        expect(&case, &[0], true, &label);
+        let case = with(&|case| case.table[of_each + 1] = page);
+        expect(&case, &[1, 2], true, &label);
+        // Pages that nothing sees may be anything.
+        let case = with(&|case| case.table[of_each + 2] = page);
+        expect(&case, &[], false, &label);
+        let case = with(&|case| {
+            case.mask = AttentionMask::SlidingWindow(20);
+            case.table[0] = page;
+            case.sinks = None;
+        });
+        let outcome = case.on_module::<i64>(&modules::<f32>()[2]);
+        assert!(!outcome.reported);
+    }
+    for length in [-1, i64::MAX, i64::MIN, 1 << 32, 304] {
+        let case = with(&|case| case.lengths[1] = length);
+        expect(&case, &[1, 2], true, &format!("length {length}"));
+    }
+    // As many as there is room for, and one more.
+    let case = with(&|case| case.most_keys = Some(290));
+    expect(&case, &[0], true, "most_keys");
+    let case = with(&|case| case.most_keys = Some(291));
+    expect(&case, &[], false, "most_keys");
+    // Offsets: the last tokens are padding, or of no sequence.
+    let case = with(&|case| case.cu_seqlens = Some(vec![0, 1, 3, 3]));
+    expect(&case, &[3], false, "padding");
+    for offsets in [
+        [0, -5, -7, -9],
+        [5, 6, 7, 8],
+        [i64::MIN; 4],
+        [i64::MAX; 4],
+        [1 << 32, 1 << 33, 1 << 34, 1 << 35],
+    ] {
+        let case = with(&|case| case.cu_seqlens = Some(offsets.to_vec()));
+        expect(&case, &[0, 1, 2, 3], false, "offsets");
+    }
+    let case = with(&|case| {
+        case.mask = AttentionMask::None;
+        case.cu_seqlens = Some(vec![0, i64::MAX, i64::MAX, i64::MAX]);
+    });
+    expect(&case, &[0, 1, 2, 3], true, "an end far away");
+}
+
+#[test]
+fn nothing_to_do_launches_nothing() {
+    let mut case = Wish::new(2, 1, 8, &[(4, 1)]).case::<f32>(1);
+    case.most_keys = Some(0);
+    assert!(case.on_module::<i32>(&F32[0]).out == case.untouched());
+    let mut case = Wish::new(2, 1, 8, &[(4, 0)]).case::<f32>(1);
+    case.cu_seqlens = Some(vec![0, 0]);
+    assert_eq!(case.plan().unwrap().workspace_len(), 0);
+    assert!(case.on_module::<i32>(&F32[0]).out.is_empty());
+}
+
+#[test]
+fn a_window_needs_few_splits() {
+    let sized = |mask, most_keys| {
+        let mut case = Wish::new(8, 2, 128, &[(5000, 1)]).case::<bf16>(1);
+        (case.mask, case.most_keys) = (mask, most_keys);
+        case.plan().unwrap().workspace_len()
+    };
+    let of_splits = |splits: usize| splits * 8 * (128 + 2);
+    let causal = AttentionMask::Causal;
+    assert_eq!(sized(causal, None), of_splits(20));
+    assert_eq!(sized(causal, Some(256)), of_splits(1));
+    assert_eq!(sized(causal, Some(257)), of_splits(2));
+    for (mask, splits) in [
+        (AttentionMask::SlidingWindow(1), 1),
+        (AttentionMask::SlidingWindow(2), 2),
+        (AttentionMask::SlidingWindow(257), 2),
+        (AttentionMask::SlidingWindow(258), 3),
+        (AttentionMask::Chunked(512), 3),
+        (AttentionMask::SlidingWindow(usize::MAX), 20),
+        (AttentionMask::None, 20),
+    ] {
+        assert_eq!(sized(mask, None), of_splits(splits), "{mask:?}");
+    }
+}
+
+#[test]
+fn bad_shapes_are_refused() {
+    let good = Wish::new(4, 2, 16, &[(20, 1), (7, 1)]).case::<f32>(1);
+    let refused = |change: &dyn Fn(&mut Case<f32>)| {
+        let mut case = good.clone();
+        change(&mut case);
+        case.plan().unwrap_err()
+    };
+    use AttentionError::*;
+    assert!(matches!(refused(&|c| c.heads = 3), Heads { .. }));
+    assert!(matches!(refused(&|c| c.scale = 0.0), Factor { .. }));
+    let layouts = |dims| {
+        let cache = CacheLayout::paged_nhd(9, 16, 2, dims);
+        (cache, Layout::tokens(2, 4, dims))
+    };
+    for dims in [0, 257] {
+        let (cache, tokens) = layouts(dims);
+        let error = refused(&|c| {
+            (c.k_layout, c.v_layout) = (cache, cache);
+            (c.q_layout, c.out_layout) = (tokens, tokens);
+        });
+        assert!(
+            matches!(
+                error,
+                Value {
+                    what: "head_dim",
+                    ..
+                }
+            ),
+            "{error}"
+        );
+    }
+    let (cache, tokens) = layouts(32);
+    assert!(matches!(refused(&|c| c.k_layout = cache), Mismatch { .. }));
+    assert!(matches!(refused(&|c| c.q_layout = tokens), Mismatch { .. }));
+    assert!(matches!(
+        refused(&|c| c.out_layout = tokens),
+        Mismatch { .. }
+    ));
+    let more = Layout::tokens(3, 4, 16);
+    assert!(matches!(refused(&|c| c.out_layout = more), Mismatch { .. }));
+    let batch = Layout::bshd(2, 2, 4, 16);
+    assert!(matches!(refused(&|c| c.q_layout = batch), Mismatch { .. }));
+    assert!(matches!(
+        refused(&|c| c.most_keys = Some(33)),
+        Value {
+            what: "most_keys",
+            ..
+        }
+    ));
+    let many = Layout::tokens(1 << 31, 4, 16).with_strides(0, 0, 0);
+    assert!(matches!(
+        refused(&|c| (c.q_layout, c.out_layout) = (many, many)),
+        Value { .. }
+    ));
+    let huge = CacheLayout::paged_nhd(usize::MAX / 2, 16, 2, 16);
+    assert!(matches!(
+        refused(&|c| (c.k_layout, c.v_layout) = (huge, huge)),
+        Value { .. }
+    ));
+    let pages = CacheLayout::paged_nhd(1 << 33, 16, 2, 16).with_strides(0, 0, 0);
+    assert!(matches!(
+        refused(&|c| (c.k_layout, c.v_layout) = (pages, pages)),
+        Value { what: "pages", .. }
+    ));
+
+    let plan = good.plan().unwrap();
+    let ids = |len| Ids::at(0, i32::TYPE, len);
+    let addresses = AttendAddresses {
+        q: 0,
+        out: 0,
+        k: 0,
+        v: 0,
+        page_table: ids(4),
+        cache_lengths: ids(2),
+        cu_seqlens: Some(ids(3)),
+        sinks: 0,
+        workspace: 0,
+        report: 0,
+    };
+    assert!(plan.launches(&addresses).unwrap().is_some());
+    let refused = |addresses: AttendAddresses| {
+        assert!(matches!(plan.launches(&addresses), Err(Mismatch { .. })));
+    };
+    refused(AttendAddresses {
+        page_table: ids(3),
+        ..addresses
+    });
+    refused(AttendAddresses {
+        cache_lengths: ids(3),
+        ..addresses
+    });
+    refused(AttendAddresses {
+        cu_seqlens: Some(ids(2)),
+        ..addresses
+    });
+    refused(AttendAddresses {
+        sinks: 8,
+        ..addresses
+    });
+}

@@ -59,6 +59,12 @@
 
 PHASOR_DECLARE_STRUCT(PhasorAttend)
 
+#define PHASOR_GGML_Q4_0 0
+#define PHASOR_GGML_Q8_0 1
+#define PHASOR_GGML_Q4_K 2
+#define PHASOR_GGML_Q5_K 3
+#define PHASOR_GGML_Q6_K 4
+
 // Blocks of a GGUF tensor or a GPTQ matrix, and where the values of some rows go.
 #define PHASOR_FIELDS_PhasorDequantize(field) \
     field(uint64_t, blocks) /* of the first row; or qweight */ \

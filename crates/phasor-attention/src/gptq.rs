@@ -16,6 +16,16 @@ pub enum GptqFormat {
     V2,
 }
 
+impl GptqFormat {
+    /// What a stored zero point lacks.
+    pub(crate) fn zero_offset(self) -> i32 {
+        match self {
+            GptqFormat::V1 => 1,
+            GptqFormat::V2 => 0,
+        }
+    }
+}
+
 /// The tensors of a 4-bit GPTQ matrix, as checkpoints have them.
 #[derive(Clone, Debug, Default)]
 pub struct GptqTensors {
@@ -112,10 +122,7 @@ impl GptqWeights {
         }
         Ok(Self {
             tensors,
-            zero_offset: match format {
-                GptqFormat::V1 => 1,
-                GptqFormat::V2 => 0,
-            },
+            zero_offset: format.zero_offset(),
             out_features,
             in_features,
         })

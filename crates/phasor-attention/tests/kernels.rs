@@ -1,10 +1,16 @@
 //! The kernels' own PTX, executed on the host, and held to the host's attention bit for bit. The interpreter
 //! reports every access outside of a buffer, every read of what nothing wrote, and every race.
 
-use phasor_attention::kernels::{AttendAddresses, AttendPlan, AttendShape, KernelLaunch};
+use phasor_attention::kernels::{
+    AttendAddresses, AttendPlan, AttendShape, GptqAddresses, GptqShape, KernelLaunch,
+    PhasorDequantize, dequantize_ggml, dequantize_gptq,
+};
 use phasor_attention::phasor::half::{bf16, f16};
 use phasor_attention::phasor::{CacheLayout, Dtype, Element, Host, Id, Ids, Layout};
-use phasor_attention::{Attend, AttentionError, AttentionMask, KvCacheView, RaggedBatch};
+use phasor_attention::{
+    Attend, AttentionError, AttentionMask, GgmlType, GptqFormat, GptqTensors, GptqWeights,
+    KvCacheView, RaggedBatch, Weights,
+};
 use ptx_interpreter::{Launch, Memory, Module, Traffic};
 use std::sync::LazyLock;
 
@@ -105,8 +111,10 @@ struct Wish {
     head_dim: usize,
     page_size: usize,
     sequences: Vec<(usize, usize)>,
-    layouts: fn(usize, usize, usize, usize) -> (CacheLayout, CacheLayout),
+    layouts: Layouts,
 }
+
+type Layouts = fn(usize, usize, usize, usize) -> (CacheLayout, CacheLayout);
 
 fn nhd(pages: usize, page_size: usize, heads: usize, dims: usize) -> (CacheLayout, CacheLayout) {
     let layout = CacheLayout::paged_nhd(pages, page_size, heads, dims);
@@ -426,7 +434,7 @@ fn heads_and_groups_of_bf16_equal_the_host() {
 
 #[test]
 fn whatever_the_memory_looks_like_results_are_the_hosts() {
-    let layouts: [fn(usize, usize, usize, usize) -> (CacheLayout, CacheLayout); 6] = [
+    let layouts: [Layouts; 6] = [
         |p, s, h, d| CacheLayout::paged_hnd(p, s, h, d).in_turn(),
         |p, s, h, d| {
             CacheLayout::paged_nhd(p, s, h, d)
@@ -713,4 +721,217 @@ fn bad_shapes_are_refused() {
         sinks: 8,
         ..addresses
     });
+}
+
+static DEQUANTIZE: LazyLock<[Module; 3]> = LazyLock::new(|| {
+    [
+        include_str!("../cuda/prebuilt/dequantize.compute_75.ptx"),
+        include_str!("../cuda/prebuilt/dequantize.compute_80.ptx"),
+        include_str!("../cuda/prebuilt/dequantize.compute_90.ptx"),
+    ]
+    .map(|text| Module::parse(text).unwrap())
+});
+
+fn dequantized<T: Bytes>(
+    module: &Module,
+    memory: &mut Memory,
+    launch: &KernelLaunch<PhasorDequantize>,
+    out: u64,
+) -> Vec<T> {
+    let run = Launch::new(
+        launch.kernel,
+        launch.grid,
+        launch.block,
+        launch.params.as_bytes(),
+    );
+    ptx_interpreter::run(module, memory, &run)
+        .unwrap_or_else(|fault| panic!("{}: {fault}", launch.kernel));
+    T::of_bytes(memory.bytes(out))
+}
+
+fn ggml_equals_the_host<T: Bytes>() {
+    let [rows, in_features] = [3, 512];
+    for (at, ggml_type) in GgmlType::ALL.into_iter().enumerate() {
+        let (elements, bytes) = ggml_type.block();
+        let mut random = Random::new(at as u64);
+        // Any bytes are blocks; some scales are infinite or NaN.
+        let blocks: Vec<u8> = (0..rows * in_features / elements * bytes)
+            .map(|_| random.bits() as u8)
+            .collect();
+        let mut values = vec![0.0; rows * in_features];
+        ggml_type.dequantize(&blocks, &mut values).unwrap();
+        let expected: Vec<T> = narrowed(&values);
+        for module in DEQUANTIZE.iter() {
+            let mut memory = Memory::new();
+            let from = memory.add("blocks", blocks.clone(), 2);
+            memory.set_read_only(from);
+            let out = memory.add_uninit("out", values.len() * T::DTYPE.size(), 16);
+            let launch = dequantize_ggml(ggml_type, T::DTYPE, [rows, in_features], from, out);
+            let launch = launch.unwrap().unwrap();
+            let got: Vec<T> = dequantized(module, &mut memory, &launch, out);
+            assert_eq!(bits(&got), bits(&expected), "{}", ggml_type.name());
+        }
+    }
+}
+
+#[test]
+fn blocks_of_gguf_become_the_hosts_values() {
+    ggml_equals_the_host::<f32>();
+    ggml_equals_the_host::<f16>();
+    ggml_equals_the_host::<bf16>();
+}
+
+fn gptq_equals_the_host<T: Bytes>() {
+    let words = |random: &mut Random, len: usize| -> Vec<i32> {
+        (0..len).map(|_| random.bits() as i32).collect()
+    };
+    // Groups that end inside of a word, one that is not whole, one group; groups in any order.
+    for (at, (out_features, in_features, group_size, act_order)) in [
+        (40, 64usize, 32, false),
+        (16, 72, 20, false),
+        (8, 128, 128, false),
+        (48, 96, 32, true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut random = Random::new(at as u64);
+        let groups = in_features.div_ceil(group_size);
+        let shape = GptqShape {
+            out_features,
+            in_features,
+            group_size,
+            format: [GptqFormat::V1, GptqFormat::V2][at % 2],
+        };
+        let tensors = GptqTensors {
+            qweight: words(&mut random, in_features / 8 * out_features),
+            scales: (0..groups * out_features)
+                .map(|_| f16::from_bits(random.bits() as u16))
+                .collect(),
+            qzeros: words(&mut random, groups * out_features / 8),
+            g_idx: match act_order {
+                true => (0..in_features)
+                    .map(|_| (random.bits() % groups as u64) as i32)
+                    .collect(),
+                false => Vec::new(),
+            },
+        };
+        let weights = GptqWeights::new(
+            tensors.clone(),
+            shape.format,
+            Some(group_size),
+            out_features,
+            in_features,
+        )
+        .unwrap();
+        for (rows, module) in [0..out_features, 3..7, 1..out_features]
+            .into_iter()
+            .zip(DEQUANTIZE.iter())
+        {
+            let mut values = vec![0.0; rows.len() * in_features];
+            weights.read(rows.clone(), &mut values);
+            let mut memory = Memory::new();
+            let mut read_only = |name, bytes: Vec<u8>| {
+                let address = memory.add(name, bytes, 0);
+                memory.set_read_only(address);
+                address
+            };
+            let of_words = |words: &[i32]| words.iter().flat_map(|w| w.to_le_bytes()).collect();
+            let addresses = GptqAddresses {
+                qweight: read_only("qweight", of_words(&tensors.qweight)),
+                scales: read_only("scales", f16::bytes(&tensors.scales)),
+                qzeros: read_only("qzeros", of_words(&tensors.qzeros)),
+                g_idx: match act_order {
+                    true => read_only("g_idx", of_words(&tensors.g_idx)),
+                    false => 0,
+                },
+            };
+            let out = memory.add_uninit("out", values.len() * T::DTYPE.size(), 0);
+            let launch = dequantize_gptq(&shape, T::DTYPE, rows, &addresses, out);
+            let launch = launch.unwrap().unwrap();
+            let got: Vec<T> = dequantized(module, &mut memory, &launch, out);
+            assert_eq!(bits(&got), bits(&narrowed::<T>(&values)), "case {at}");
+        }
+    }
+}
+
+#[test]
+fn matrices_of_gptq_become_the_hosts_values() {
+    gptq_equals_the_host::<f32>();
+    gptq_equals_the_host::<f16>();
+    gptq_equals_the_host::<bf16>();
+}
+
+#[test]
+fn groups_past_the_last_are_the_last() {
+    let shape = GptqShape {
+        out_features: 8,
+        in_features: 8,
+        group_size: 4,
+        format: GptqFormat::V2,
+    };
+    for group in [1, 2, -1, i32::MAX] {
+        let mut memory = Memory::new();
+        let mut words = |name, words: &[i32]| {
+            let bytes = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+            memory.add(name, bytes, 0)
+        };
+        let addresses = GptqAddresses {
+            qweight: words("qweight", &[0x7654_3210; 8]),
+            scales: words("scales", &[0; 8]),
+            qzeros: words("qzeros", &[0; 2]),
+            g_idx: words("g_idx", &[group; 8]),
+        };
+        let half = |x: f32| f16::from_f32(x).to_le_bytes();
+        let scales = [[half(1.0); 8], [half(2.0); 8]].concat().concat();
+        memory.write(addresses.scales, &scales);
+        let out = memory.add_uninit("out", 8 * 8 * 4, 0);
+        let launch = dequantize_gptq(&shape, Dtype::F32, 0..8, &addresses, out).unwrap();
+        let got: Vec<f32> = dequantized(&DEQUANTIZE[0], &mut memory, &launch.unwrap(), out);
+        let row = [0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0];
+        assert_eq!(got, [row; 8].concat(), "{group}");
+    }
+}
+
+#[test]
+fn weights_that_kernels_cannot_take_are_refused() {
+    use AttentionError::{Mismatch, Value};
+    let ggml = |rows, in_features, blocks, out| {
+        dequantize_ggml(GgmlType::Q4_K, Dtype::F32, [rows, in_features], blocks, out)
+    };
+    assert!(ggml(1, 256, 2, 16).unwrap().is_some());
+    assert!(ggml(0, 256, 2, 16).unwrap().is_none());
+    assert!(matches!(ggml(1, 128, 2, 16), Err(Mismatch { .. })));
+    assert!(matches!(ggml(1, 256, 1, 16), Err(Value { .. })));
+    assert!(matches!(ggml(1, 256, 2, 8), Err(Value { .. })));
+    assert!(matches!(ggml(usize::MAX, 256, 2, 16), Err(Value { .. })));
+    let addresses = GptqAddresses {
+        qweight: 0,
+        scales: 0,
+        qzeros: 0,
+        g_idx: 0,
+    };
+    let gptq = |out_features, in_features, group_size, rows, out| {
+        let shape = GptqShape {
+            out_features,
+            in_features,
+            group_size,
+            format: GptqFormat::V1,
+        };
+        dequantize_gptq(&shape, Dtype::F32, rows, &addresses, out)
+    };
+    assert!(gptq(8, 8, 4, 0..8, 0).unwrap().is_some());
+    assert!(gptq(8, 8, 4, 3..3, 0).unwrap().is_none());
+    for refused in [
+        gptq(7, 8, 4, 0..1, 0),
+        gptq(8, 9, 4, 0..1, 0),
+        gptq(8, 0, 4, 0..1, 0),
+        gptq(8, 8, 0, 0..1, 0),
+        gptq(8, 8, 4, 0..9, 0),
+        gptq(8, 8, 4, 0..1, 8),
+        gptq(8, 1 << 40, 4, 0..1, 0),
+        gptq(8, 1 << 24, 4, 0..1, 0),
+    ] {
+        assert!(matches!(refused, Err(Value { .. })), "{refused:?}");
+    }
 }

@@ -2,6 +2,7 @@
 //! kernels themselves, and for tests that run them without a GPU; nothing here needs a driver.
 //!
 //! * [`AttendPlan`] is attention of new tokens over a paged cache: two launches.
+//! * [`dequantize_ggml`] and [`dequantize_gptq`] make elements of weights.
 //! * The kernels' sources are in `cuda`, their PTX for compute_75, 80 and 90 in `cuda/prebuilt`. They include
 //!   headers of phasor's own `cuda` folder, which is needed to compile them anew, not to use them.
 //!
@@ -9,10 +10,12 @@
 //! offsets hold in device memory.
 
 mod attend;
+mod dequantize;
 mod params;
 
 pub use attend::{AttendAddresses, AttendPlan, AttendShape};
-pub use params::PhasorAttend;
+pub use dequantize::{GptqAddresses, GptqShape, dequantize_ggml, dequantize_gptq};
+pub use params::{PhasorAttend, PhasorDequantize};
 
 use crate::AttentionError;
 

@@ -37,10 +37,38 @@ pub struct PhasorAttend {
 // As in the header: no padding, so that every byte is set.
 const _: () = assert!(size_of::<PhasorAttend>() == 9 * 8 + 2 * 48 + 120 + 40 + 12 * 4);
 
-impl PhasorAttend {
-    /// Its bytes, as a launch takes them.
-    pub fn as_bytes(&self) -> &[u8] {
-        // SAFETY: integers and floats without padding, which the assertion above makes sure of.
-        unsafe { std::slice::from_raw_parts((&raw const *self).cast(), size_of::<Self>()) }
-    }
+/// Weights to be dequantised; `cuda/attention_call.h` says what its fields are.
+#[allow(missing_docs, reason = "documented in the header")]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PhasorDequantize {
+    pub blocks: u64,
+    pub scales: u64,
+    pub zeros: u64,
+    pub groups_of_inputs: u64,
+    pub out: u64,
+    pub count: u64,
+    pub first_row: u32,
+    pub rows: u32,
+    pub in_features: u32,
+    pub out_features: u32,
+    pub groups: u32,
+    pub group_size: u32,
+    pub zero_offset: u32,
+    pub type_: u32,
 }
+
+const _: () = assert!(size_of::<PhasorDequantize>() == 6 * 8 + 8 * 4);
+
+macro_rules! as_bytes {
+    ($($params:ty),*) => {$(
+        impl $params {
+            /// Its bytes, as a launch takes them.
+            pub fn as_bytes(&self) -> &[u8] {
+                // SAFETY: integers and floats without padding, which an assertion above makes sure of.
+                unsafe { std::slice::from_raw_parts((&raw const *self).cast(), size_of::<Self>()) }
+            }
+        }
+    )*};
+}
+as_bytes!(PhasorAttend, PhasorDequantize);

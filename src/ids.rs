@@ -112,7 +112,8 @@ impl<M> Ids<M> {
         self.id_type
     }
 
-    pub(crate) fn memory(&self) -> &M {
+    /// Where the values are: their bytes, or their address.
+    pub fn memory(&self) -> &M {
         &self.memory
     }
 

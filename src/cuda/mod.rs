@@ -291,6 +291,13 @@ impl<'a, T: Id + DeviceRepr> From<CudaView<'a, T>> for CudaIds<'a> {
     }
 }
 
+impl<'a> CudaIds<'a> {
+    /// The same ids, to be given once more: views of cudarc cannot be cloned.
+    pub fn again(&self) -> Self {
+        Ids::new(self.memory().slice(..), self.id_type(), self.len())
+    }
+}
+
 /// The positions of one call, and its rows of frequencies. Those in device memory may change between
 /// replays of a graph.
 pub type CudaPositions<'a> = PositionsIn<CudaView<'a, u8>>;

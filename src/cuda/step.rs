@@ -97,6 +97,11 @@ pub struct CudaReport {
 }
 
 impl CudaReport {
+    /// The word, for kernels of one's own: 0 until something is reported, then 1.
+    pub fn word(&self) -> &CudaSlice<u32> {
+        &self.word
+    }
+
     /// Whether all was stored since it was last cleared. Waits for the work of `stream`.
     ///
     /// # Errors

@@ -97,6 +97,25 @@ pub enum AttentionError {
         /// What to use.
         remedy: &'static str,
     },
+    /// The library for matrix products on CUDA could not be used.
+    #[cfg(feature = "cuda")]
+    #[error(
+        "cublasLt cannot be used: {reason}. Install CUDA's libcublasLt or give its path to CublasLt::open, \
+         or give the layer projections of your own"
+    )]
+    NoCublasLt {
+        /// What was tried.
+        reason: String,
+    },
+    /// A call of cublasLt failed.
+    #[cfg(feature = "cuda")]
+    #[error("cublasLt: {operation} failed with status {status}")]
+    CublasLt {
+        /// What was being done.
+        operation: &'static str,
+        /// `cublasStatus_t`, as a number.
+        status: i32,
+    },
     /// A weight is not among those given.
     #[error("there is no {name}: give it, under that name")]
     NoWeight {

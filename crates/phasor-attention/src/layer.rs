@@ -74,7 +74,50 @@ impl AttentionConfig {
         }
     }
 
-    fn attend(&self) -> Attend<'_> {
+    /// Numbers that can be used, and projections (`[in_features, out_features]`) that fit them: q, k and v, or
+    /// one of all three.
+    pub(crate) fn check(&self, qkv: &[[usize; 2]], o: [usize; 2]) -> Result<(), AttentionError> {
+        let (heads, kv_heads) = (self.num_attention_heads, self.num_key_value_heads);
+        let (hidden_size, head_dim) = (self.hidden_size, self.head_dim);
+        self.attend().check(kv_heads)?;
+        for (what, value) in [("hidden_size", hidden_size), ("head_dim", head_dim)] {
+            if value == 0 {
+                return Err(AttentionError::Value {
+                    what,
+                    value,
+                    remedy: "it must be above 0",
+                });
+            }
+        }
+        let [q_dims, kv_dims] = [heads, kv_heads].map(|heads| heads.saturating_mul(head_dim));
+        let all_dims = q_dims.saturating_add(kv_dims.saturating_mul(2));
+        let sizes = |[into, out]: [&'static str; 2], got: [usize; 2], needed: [usize; 2]| {
+            agree(into, needed[0], got[0])?;
+            agree(out, needed[1], got[1])
+        };
+        match *qkv {
+            [all] => sizes(
+                ["in_features of qkv", "out_features of qkv"],
+                all,
+                [hidden_size, all_dims],
+            )?,
+            _ => {
+                let what = [
+                    ["in_features of q", "out_features of q"],
+                    ["in_features of k", "out_features of k"],
+                    ["in_features of v", "out_features of v"],
+                ];
+                let dims = [q_dims, kv_dims, kv_dims];
+                for ((what, &got), dims) in what.into_iter().zip(qkv).zip(dims) {
+                    sizes(what, got, [hidden_size, dims])?;
+                }
+            }
+        }
+        let what = ["in_features of o", "out_features of o"];
+        sizes(what, o, [q_dims, hidden_size])
+    }
+
+    pub(crate) fn attend(&self) -> Attend<'_> {
         Attend {
             heads: self.num_attention_heads,
             scale: self.scale.unwrap_or(1.0 / (self.head_dim as f32).sqrt()),
@@ -223,60 +266,20 @@ impl<T: Element> AttentionLayer<T> {
         qkv: QkvProjection<T>,
         o: Arc<dyn Projection<T>>,
     ) -> Result<Self, AttentionError> {
+        let sizes = |projection: &Arc<dyn Projection<T>>| {
+            [projection.in_features(), projection.out_features()]
+        };
+        match &qkv {
+            QkvProjection::Separate { q, k, v } => {
+                config.check(&[sizes(q), sizes(k), sizes(v)], sizes(&o))?;
+            }
+            QkvProjection::Stacked(qkv) => config.check(&[sizes(qkv)], sizes(&o))?,
+        }
         let AttentionConfig {
-            hidden_size,
-            num_attention_heads: heads,
             num_key_value_heads: kv_heads,
             head_dim,
             ..
         } = config;
-        config.attend().check(kv_heads)?;
-        for (what, value) in [("hidden_size", hidden_size), ("head_dim", head_dim)] {
-            if value == 0 {
-                return Err(AttentionError::Value {
-                    what,
-                    value,
-                    remedy: "it must be above 0",
-                });
-            }
-        }
-        let [q_dims, kv_dims] = [heads, kv_heads].map(|heads| heads.saturating_mul(head_dim));
-        let all_dims = q_dims.saturating_add(kv_dims.saturating_mul(2));
-        let sizes = |projection: &Arc<dyn Projection<T>>,
-                     [into, out]: [&'static str; 2],
-                     [from, to]: [usize; 2]| {
-            agree(into, from, projection.in_features())?;
-            agree(out, to, projection.out_features())
-        };
-        match &qkv {
-            QkvProjection::Separate { q, k, v } => {
-                sizes(
-                    q,
-                    ["in_features of q", "out_features of q"],
-                    [hidden_size, q_dims],
-                )?;
-                sizes(
-                    k,
-                    ["in_features of k", "out_features of k"],
-                    [hidden_size, kv_dims],
-                )?;
-                sizes(
-                    v,
-                    ["in_features of v", "out_features of v"],
-                    [hidden_size, kv_dims],
-                )?;
-            }
-            QkvProjection::Stacked(qkv) => sizes(
-                qkv,
-                ["in_features of qkv", "out_features of qkv"],
-                [hidden_size, all_dims],
-            )?,
-        }
-        sizes(
-            &o,
-            ["in_features of o", "out_features of o"],
-            [q_dims, hidden_size],
-        )?;
         let layer = Self {
             config,
             host: *host,

@@ -28,6 +28,8 @@
 
 pub mod attend;
 mod cache;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod error;
 mod fp8;
 mod ggml;

@@ -2,19 +2,21 @@
 //! reports every access outside of a buffer, every read of what nothing wrote, and every race.
 
 use phasor_attention::kernels::{
-    AttendAddresses, AttendPlan, AttendShape, GptqAddresses, GptqShape, KernelLaunch,
-    PhasorDequantize, dequantize_ggml, dequantize_gptq,
+    AttendAddresses, GptqAddresses, GptqShape, KernelLaunch, PhasorDequantize, dequantize_ggml,
+    dequantize_gptq,
 };
 use phasor_attention::phasor::half::{bf16, f16};
-use phasor_attention::phasor::{CacheLayout, Dtype, Element, Host, Id, Ids, Layout};
+use phasor_attention::phasor::{CacheLayout, Dtype, Element, Id, Ids, Layout};
 use phasor_attention::{
-    Attend, AttentionError, AttentionMask, GgmlType, GptqFormat, GptqTensors, GptqWeights,
-    KvCacheView, RaggedBatch, Weights,
+    AttentionError, AttentionMask, GgmlType, GptqFormat, GptqTensors, GptqWeights, Weights,
 };
 use ptx_interpreter::{Launch, Memory, Module, Traffic};
 use std::sync::LazyLock;
 
+#[path = "support/attend_cases.rs"]
+mod attend_cases;
 mod support;
+use attend_cases::{Bytes, Case, Layouts, UNTOUCHED, Wish, bits};
 use support::{Random, narrowed};
 
 macro_rules! images {
@@ -37,177 +39,31 @@ macro_rules! images {
             )),
         ]
         .map(|text| Module::parse(text).unwrap())
+        .into_iter()
+        .chain(extra(concat!("attend_", $dtype)))
+        .collect()
     };
 }
 
-static F32: LazyLock<[Module; 3]> = LazyLock::new(|| images!("f32"));
-static F16: LazyLock<[Module; 3]> = LazyLock::new(|| images!("f16"));
-static BF16: LazyLock<[Module; 3]> = LazyLock::new(|| images!("bf16"));
+static F32: LazyLock<Vec<Module>> = LazyLock::new(|| images!("f32"));
+static F16: LazyLock<Vec<Module>> = LazyLock::new(|| images!("f16"));
+static BF16: LazyLock<Vec<Module>> = LazyLock::new(|| images!("bf16"));
 
-/// Of compute_75, 80 and 90.
-fn modules<T: Element>() -> &'static [Module; 3] {
+/// A further image, of a folder that PHASOR_EXTRA_PTX names: what another compiler made of the kernels.
+fn extra(name: &str) -> Option<Module> {
+    let folder = std::env::var("PHASOR_EXTRA_PTX").ok()?;
+    let path = format!("{folder}/{name}.ptx");
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    Some(Module::parse(&text).unwrap_or_else(|error| panic!("{path}: {error}")))
+}
+
+/// Of compute_75, 80 and 90, and the further one.
+fn modules<T: Element>() -> &'static [Module] {
     match T::DTYPE {
         Dtype::F32 => &F32,
         Dtype::F16 => &F16,
         _ => &BF16,
     }
-}
-
-/// The bytes of elements.
-trait Bytes: Element {
-    fn bytes(values: &[Self]) -> Vec<u8>;
-    fn of_bytes(bytes: &[u8]) -> Vec<Self>;
-}
-
-macro_rules! bytes {
-    ($($type:ty),*) => {$(
-        impl Bytes for $type {
-            fn bytes(values: &[Self]) -> Vec<u8> {
-                values.iter().flat_map(|x| x.to_le_bytes()).collect()
-            }
-            fn of_bytes(bytes: &[u8]) -> Vec<Self> {
-                let size = size_of::<Self>();
-                bytes
-                    .chunks_exact(size)
-                    .map(|x| Self::from_le_bytes(x.try_into().unwrap()))
-                    .collect()
-            }
-        }
-    )*};
-}
-bytes!(f32, f16, bf16);
-
-/// A batch, and where everything lies.
-#[derive(Clone)]
-struct Case<T> {
-    heads: usize,
-    scale: f32,
-    mask: AttentionMask,
-    soft_cap: Option<f32>,
-    sinks: Option<Vec<f32>>,
-    q_layout: Layout,
-    out_layout: Layout,
-    k_layout: CacheLayout,
-    v_layout: CacheLayout,
-    most_keys: Option<usize>,
-    /// Without them, each token is a sequence.
-    cu_seqlens: Option<Vec<i64>>,
-    lengths: Vec<i64>,
-    table: Vec<i64>,
-    q: Vec<T>,
-    k: Vec<T>,
-    v: Vec<T>,
-    /// Elements from a multiple of 16 bytes.
-    misalign: usize,
-}
-
-const UNTOUCHED: f32 = -77.5;
-
-/// Sequences of `(cached, new)`, in a cache of a few pages more, NaN where nothing is stored.
-#[derive(Clone)]
-struct Wish {
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    page_size: usize,
-    sequences: Vec<(usize, usize)>,
-    layouts: Layouts,
-}
-
-type Layouts = fn(usize, usize, usize, usize) -> (CacheLayout, CacheLayout);
-
-fn nhd(pages: usize, page_size: usize, heads: usize, dims: usize) -> (CacheLayout, CacheLayout) {
-    let layout = CacheLayout::paged_nhd(pages, page_size, heads, dims);
-    (layout, layout)
-}
-
-impl Wish {
-    fn new(heads: usize, kv_heads: usize, head_dim: usize, sequences: &[(usize, usize)]) -> Self {
-        Self {
-            heads,
-            kv_heads,
-            head_dim,
-            page_size: 16,
-            sequences: sequences.to_vec(),
-            layouts: nhd,
-        }
-    }
-
-    fn case<T: Element>(&self, seed: u64) -> Case<T> {
-        let mut random = Random::new(seed);
-        let tokens = self.sequences.iter().map(|s| s.1).sum();
-        let longest = self.sequences.iter().map(|s| s.0 + s.1).max().unwrap();
-        let of_each = longest.div_ceil(self.page_size);
-        let pages = of_each * self.sequences.len() + 2;
-        let order = random.permutation(pages);
-        let (k_layout, v_layout) =
-            (self.layouts)(pages, self.page_size, self.kv_heads, self.head_dim);
-        let mut cu_seqlens = vec![0];
-        let mut table = vec![-1; of_each * self.sequences.len()];
-        let mut filled = |layout: CacheLayout, table: &mut [i64]| {
-            let mut cache = vec![T::narrow(f32::NAN); layout.required_len().unwrap()];
-            let [page_stride, slot_stride, head_stride] = layout.strides();
-            let (dims, block) = layout.block();
-            for (s, &(cached, new)) in self.sequences.iter().enumerate() {
-                for place in 0..cached + new {
-                    let index = s * of_each + place / self.page_size;
-                    table[index] = order[index] as i64;
-                    for h in 0..self.kv_heads {
-                        for d in 0..self.head_dim {
-                            let at = layout.offset()
-                                + order[index] * page_stride
-                                + place % self.page_size * slot_stride
-                                + h * head_stride
-                                + d / dims * block
-                                + d % dims;
-                            cache[at] = T::narrow(random.values(1, 1.0)[0]);
-                        }
-                    }
-                }
-            }
-            cache
-        };
-        let k = filled(k_layout, &mut table);
-        let v = filled(v_layout, &mut table);
-        for &(_, new) in &self.sequences {
-            cu_seqlens.push(cu_seqlens.last().unwrap() + new as i64);
-        }
-        let layout = Layout::tokens(tokens, self.heads, self.head_dim);
-        Case {
-            heads: self.heads,
-            scale: 1.0 / (self.head_dim as f32).sqrt(),
-            mask: AttentionMask::Causal,
-            soft_cap: None,
-            sinks: None,
-            q_layout: layout,
-            out_layout: layout,
-            k_layout,
-            v_layout,
-            most_keys: None,
-            cu_seqlens: Some(cu_seqlens),
-            lengths: self.sequences.iter().map(|s| s.0 as i64).collect(),
-            table,
-            q: narrowed(&random.values(tokens * self.heads * self.head_dim, 2.0)),
-            k,
-            v,
-            misalign: 0,
-        }
-    }
-}
-
-/// Where each token's heads are.
-fn rows(layout: &Layout) -> Vec<usize> {
-    let [batch, tokens, heads, _] = layout.shape();
-    let [batch_stride, token_stride, head_stride] = layout.strides();
-    let mut rows = Vec::new();
-    for b in 0..batch {
-        for t in 0..tokens {
-            for h in 0..heads {
-                rows.push(layout.offset() + b * batch_stride + t * token_stride + h * head_stride);
-            }
-        }
-    }
-    rows
 }
 
 /// What a run left: the output's buffer, and whether something was reported.
@@ -217,59 +73,22 @@ struct Outcome<T> {
     reported: bool,
 }
 
+trait IdBytes: Copy {
+    fn bytes(self) -> Vec<u8>;
+}
+
+macro_rules! id_bytes {
+    ($($type:ty),*) => {$(
+        impl IdBytes for $type {
+            fn bytes(self) -> Vec<u8> {
+                self.to_le_bytes().to_vec()
+            }
+        }
+    )*};
+}
+id_bytes!(i32, i64, u32);
+
 impl<T: Bytes> Case<T> {
-    fn attend(&self) -> Attend<'_> {
-        Attend {
-            heads: self.heads,
-            scale: self.scale,
-            mask: self.mask,
-            logits_soft_cap: self.soft_cap,
-            sinks: self.sinks.as_deref(),
-        }
-    }
-
-    fn shape(&self) -> AttendShape {
-        AttendShape {
-            q: self.q_layout,
-            out: self.out_layout,
-            k: self.k_layout,
-            v: self.v_layout,
-            sequences: self.lengths.len(),
-            table_pages: self.table.len() / self.lengths.len(),
-            most_keys: self.most_keys,
-        }
-    }
-
-    fn plan(&self) -> Result<AttendPlan, AttentionError> {
-        AttendPlan::new(T::DTYPE, &self.attend(), &self.shape())
-    }
-
-    /// In its output's layout.
-    fn on_host(&self) -> Vec<T> {
-        let dims = self.q_layout.shape()[3];
-        let q: Vec<T> = rows(&self.q_layout)
-            .into_iter()
-            .flat_map(|at| self.q[at..at + dims].to_vec())
-            .collect();
-        let mut out = vec![T::narrow(UNTOUCHED); q.len()];
-        let each: Vec<i64> = (0..=self.lengths.len() as i64).collect();
-        let cu_seqlens = self.cu_seqlens.as_ref().unwrap_or(&each);
-        let batch = RaggedBatch::new(cu_seqlens, &self.lengths, &self.table);
-        let cache = KvCacheView::new((self.k_layout, &self.k), (self.v_layout, &self.v)).unwrap();
-        self.attend()
-            .run(&Host::new(), &q, cache, &batch, &mut out)
-            .unwrap();
-        let mut placed = self.untouched();
-        for (row, at) in out.chunks_exact(dims).zip(rows(&self.out_layout)) {
-            placed[at..at + dims].copy_from_slice(row);
-        }
-        placed
-    }
-
-    fn untouched(&self) -> Vec<T> {
-        vec![T::narrow(UNTOUCHED); self.out_layout.required_len().unwrap()]
-    }
-
     fn on_module<I: Id + TryFrom<i64> + IdBytes>(&self, module: &Module) -> Outcome<T> {
         let plan = self.plan().unwrap();
         let mut memory = Memory::new();
@@ -346,25 +165,6 @@ impl<T: Bytes> Case<T> {
             assert_eq!(bits(&outcome.out), expected, "{label}, image {at}");
         }
     }
-}
-
-trait IdBytes: Copy {
-    fn bytes(self) -> Vec<u8>;
-}
-
-macro_rules! id_bytes {
-    ($($type:ty),*) => {$(
-        impl IdBytes for $type {
-            fn bytes(self) -> Vec<u8> {
-                self.to_le_bytes().to_vec()
-            }
-        }
-    )*};
-}
-id_bytes!(i32, i64, u32);
-
-fn bits<T: Element>(values: &[T]) -> Vec<u32> {
-    values.iter().map(|x| x.widen().to_bits()).collect()
 }
 
 /// Contexts at the edges of tiles, splits and pages, a sequence without new tokens.
@@ -671,6 +471,8 @@ fn bad_shapes_are_refused() {
             ..
         }
     ));
+    let over = Layout::tokens(2, 4, 16).with_strides(0, 63, 16);
+    assert!(matches!(refused(&|c| c.out_layout = over), Value { .. }));
     let many = Layout::tokens(1 << 31, 4, 16).with_strides(0, 0, 0);
     assert!(matches!(
         refused(&|c| (c.q_layout, c.out_layout) = (many, many)),
@@ -723,13 +525,16 @@ fn bad_shapes_are_refused() {
     });
 }
 
-static DEQUANTIZE: LazyLock<[Module; 3]> = LazyLock::new(|| {
+static DEQUANTIZE: LazyLock<Vec<Module>> = LazyLock::new(|| {
     [
         include_str!("../cuda/prebuilt/dequantize.compute_75.ptx"),
         include_str!("../cuda/prebuilt/dequantize.compute_80.ptx"),
         include_str!("../cuda/prebuilt/dequantize.compute_90.ptx"),
     ]
     .map(|text| Module::parse(text).unwrap())
+    .into_iter()
+    .chain(extra("dequantize"))
+    .collect()
 });
 
 fn dequantized<T: Bytes>(
@@ -824,7 +629,7 @@ fn gptq_equals_the_host<T: Bytes>() {
             in_features,
         )
         .unwrap();
-        for (rows, module) in [0..out_features, 3..7, 1..out_features]
+        for (rows, module) in [0..out_features, 3..7, 1..out_features, 2..8]
             .into_iter()
             .zip(DEQUANTIZE.iter())
         {

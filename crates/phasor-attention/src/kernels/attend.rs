@@ -99,6 +99,8 @@ pub struct AttendPlan {
     sequences: usize,
     /// For `exp2`.
     sinks: Option<Vec<f32>>,
+    /// Elements that the buffers of q, the output, k and v need.
+    required: [usize; 4],
 }
 
 impl AttendPlan {
@@ -200,6 +202,13 @@ impl AttendPlan {
                 value: tokens,
                 remedy: "there is no memory for partial results of so many: give fewer to a call",
             })?;
+        if !is_apart(&shape.out) {
+            return Err(AttentionError::Value {
+                what: "the token stride of the output",
+                value: shape.out.strides()[1],
+                remedy: "heads must not overlap: dims, heads and tokens each need a stride of their own",
+            });
+        }
         let scores = attend.scores();
         let mut template = PhasorAttend {
             q_token: q_strides[0],
@@ -253,6 +262,13 @@ impl AttendPlan {
             sinks: attend
                 .sinks
                 .map(|sinks| sinks.iter().copied().map(crate::attend::base_2).collect()),
+            required: [
+                shape.q.required_len(),
+                shape.out.required_len(),
+                shape.k.required_len(),
+                shape.v.required_len(),
+            ]
+            .map(|len| len.unwrap_or(usize::MAX)),
         })
     }
 
@@ -264,6 +280,16 @@ impl AttendPlan {
     /// Tokens of a call.
     pub fn tokens(&self) -> usize {
         self.template.tokens as usize
+    }
+
+    /// Sequences of a call.
+    pub fn sequences(&self) -> usize {
+        self.sequences
+    }
+
+    /// Elements that the buffers of q, of the output, of k and of v have at least.
+    pub fn required_lens(&self) -> [usize; 4] {
+        self.required
     }
 
     /// f32 elements that a call needs for the time of its two kernels.
@@ -375,6 +401,29 @@ fn strides(
     // Elements that memory has no room for are none of a slice either.
     let bytes = |elements: usize| elements.wrapping_mul(dtype.size()) as i64;
     Ok((tokens, [bytes(stride), bytes(head_stride)]))
+}
+
+/// Whether no two heads have an element in common, by strides that nest.
+fn is_apart(layout: &Layout) -> bool {
+    let [batch, sequence, heads, head_dim] = layout.shape();
+    let [batch_stride, token_stride, head_stride] = layout.strides();
+    let mut dims = [
+        (batch_stride, batch),
+        (token_stride, sequence),
+        (head_stride, heads),
+    ];
+    dims.sort_unstable();
+    let mut extent = Some(head_dim);
+    for (stride, count) in dims {
+        // A stride of a single one is not used.
+        if count > 1 {
+            if extent.is_none_or(|extent| stride < extent) {
+                return false;
+            }
+            extent = stride.checked_mul(count);
+        }
+    }
+    true
 }
 
 /// Once it is certain that all of it can be in memory.

@@ -1,0 +1,289 @@
+//! Attention layers on CUDA.
+//!
+//! * [`AttentionKernels`] are the kernels of this crate, over an opened [`Cuda`]: each module is loaded when
+//!   it is first needed.
+//! * [`CudaAttend`] is attention over a paged cache alone.
+//! * [`CudaProjection`]s are matrix products by cublasLt ([`CublasLt`]), with weights that are dense
+//!   ([`CudaDense`]), of GGUF ([`CudaGgml`]) or of GPTQ ([`CudaGptq`]); or an engine's own.
+//! * [`CudaAttentionLayer`] is the layer.
+//!
+//! # Where bits are the same, and where not
+//!
+//! Rotation, append, attention and dequantisation equal the host bit for bit. Products of cublasLt do not:
+//! their order of sums is the library's. So layers agree with those of the host to rounding. Weights are
+//! rounded to the element type before the product, which those of GGUF and GPTQ on the host are not.
+//!
+//! # Prompts
+//!
+//! The kernel of attention reads all keys that a token sees for each token: right for decode, and slow for
+//! long prompts. Engines with a prefill kernel of their own (FlashInfer, FlashAttention, cuDNN) call
+//! [`CudaAttentionLayer::project_and_store`], that kernel on [`CudaWorkspace::q`], and
+//! [`CudaAttentionLayer::project_out`].
+//!
+//! # Graphs
+//!
+//! Plans and workspaces are made beforehand. A call then allocates nothing on the device and waits for
+//! nothing, so that it can be captured in a graph under the conditions of [`phasor::cuda`]; lengths and pages
+//! in device memory may change between replays. What is dropped while its work may still run waits for that.
+//!
+//! None of this has run on a GPU in this crate's tests: kernels run in an interpreter of their PTX, and what
+//! calls the driver and cublasLt is compiled and checked for its errors only.
+
+mod attend;
+mod cublas;
+mod layer;
+mod projection;
+
+pub use attend::{CudaAttend, CudaAttendOperands};
+pub use cublas::{CublasLt, Precision};
+pub use layer::{
+    CudaAttentionLayer, CudaBatch, CudaHeadWeights, CudaKvCache, CudaLayerPlan, CudaLayerShape,
+    CudaQkv, CudaWorkspace,
+};
+pub use projection::{CudaDense, CudaGgml, CudaGptq, CudaProjection, TokensInOut};
+
+use crate::AttentionError;
+use crate::kernels::KernelLaunch;
+use phasor::cuda::Cuda;
+use phasor::cudarc::driver::{
+    CudaContext, CudaFunction, CudaSlice, CudaStream, DeviceRepr, DriverError, result,
+};
+use phasor::cudarc::nvrtc::Ptx;
+use phasor::{Dtype, Error};
+use std::ffi::c_void;
+use std::mem::ManuallyDrop;
+use std::ops::Deref;
+use std::sync::{Arc, OnceLock};
+
+macro_rules! images {
+    ($name:literal) => {
+        [
+            include_str!(concat!("../../cuda/prebuilt/", $name, ".compute_75.ptx")),
+            include_str!(concat!("../../cuda/prebuilt/", $name, ".compute_80.ptx")),
+            include_str!(concat!("../../cuda/prebuilt/", $name, ".compute_90.ptx")),
+        ]
+    };
+}
+
+/// The PTX of a module, for compute_75, 80 and 90.
+type Images = [&'static str; 3];
+const ATTEND: [Images; 3] = [
+    images!("attend_f32"),
+    images!("attend_f16"),
+    images!("attend_bf16"),
+];
+const DEQUANTIZE: Images = images!("dequantize");
+
+/// A module's functions, by name.
+type Functions = Vec<(&'static str, CudaFunction)>;
+
+/// The kernels of this crate on one device. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct AttentionKernels {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    cuda: Cuda,
+    /// In the order of [`Dtype::ALL`]; loaded when they are first asked for.
+    attend: [OnceLock<Functions>; 3],
+    dequantize: OnceLock<Functions>,
+}
+
+impl AttentionKernels {
+    /// Loads nothing yet. [`Cuda::open`] says whether there is a driver and a device.
+    pub fn new(cuda: &Cuda) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                cuda: cuda.clone(),
+                attend: Default::default(),
+                dequantize: OnceLock::new(),
+            }),
+        }
+    }
+
+    /// The device that they are on.
+    pub fn cuda(&self) -> &Cuda {
+        &self.inner.cuda
+    }
+
+    fn attend_functions(&self, dtype: Dtype) -> Result<&Functions, AttentionError> {
+        let at = Dtype::ALL.iter().position(|&d| d == dtype);
+        let (Some(at), names) = (
+            at,
+            match dtype {
+                Dtype::F32 => ["attend_f32", "join_f32"],
+                Dtype::F16 => ["attend_f16", "join_f16"],
+                _ => ["attend_bf16", "join_bf16"],
+            },
+        ) else {
+            return Err(AttentionError::Dtype {
+                dtype,
+                remedy: "kernels of attention take f32, f16 and bf16",
+            });
+        };
+        self.load(&self.inner.attend[at], ATTEND[at], &names)
+    }
+
+    fn dequantize_functions(&self) -> Result<&Functions, AttentionError> {
+        let names = [
+            "dequantize_ggml_f32",
+            "dequantize_ggml_f16",
+            "dequantize_ggml_bf16",
+            "dequantize_gptq_f32",
+            "dequantize_gptq_f16",
+            "dequantize_gptq_bf16",
+        ];
+        self.load(&self.inner.dequantize, DEQUANTIZE, &names)
+    }
+
+    fn load<'a>(
+        &self,
+        loaded: &'a OnceLock<Functions>,
+        images: Images,
+        names: &[&'static str],
+    ) -> Result<&'a Functions, AttentionError> {
+        if let Some(functions) = loaded.get() {
+            return Ok(functions);
+        }
+        let context = self.inner.cuda.context();
+        let (major, minor) = context
+            .compute_capability()
+            .during("reading the compute capability")?;
+        let image = match major {
+            9.. => images[2],
+            8 => images[1],
+            _ => images[0],
+        };
+        let module = context.load_module(Ptx::from_src(image)).map_err(|error| {
+            AttentionError::Step(Error::KernelImage {
+                device: self.inner.cuda.name().into(),
+                major,
+                minor,
+                reason: format!("{:?}", error.0),
+            })
+        })?;
+        let functions = names
+            .iter()
+            .map(|&name| {
+                Ok((
+                    name,
+                    module.load_function(name).during("looking up a kernel")?,
+                ))
+            })
+            .collect::<Result<Functions, AttentionError>>()?;
+        Ok(loaded.get_or_init(|| functions))
+    }
+
+    /// # Safety
+    /// The kernel is one of `functions` that takes `P` by value, and what `P` addresses is the caller's
+    /// promise.
+    unsafe fn enqueue<P: Copy>(
+        &self,
+        stream: &CudaStream,
+        functions: &Functions,
+        launch: &KernelLaunch<P>,
+    ) -> Result<(), AttentionError> {
+        let function = functions.iter().find(|(name, _)| *name == launch.kernel);
+        let Some((_, function)) = function else {
+            unreachable!("all kernels of a module are loaded together")
+        };
+        self.cuda()
+            .context()
+            .bind_to_thread()
+            .during("binding the context")?;
+        let mut params = launch.params;
+        let mut parameters: [*mut c_void; 1] = [(&raw mut params).cast()];
+        // SAFETY: the driver copies the parameter before it returns; the rest is the caller's promise.
+        unsafe {
+            result::launch_kernel(
+                function.cu_function(),
+                launch.grid.into(),
+                launch.block.into(),
+                launch.shared_bytes,
+                stream.cu_stream(),
+                &mut parameters,
+            )
+        }
+        .during("launching a kernel")
+    }
+
+    /// The very same context object, as phasor asks for.
+    fn expect_here(
+        &self,
+        what: &'static str,
+        context: &Arc<CudaContext>,
+    ) -> Result<(), AttentionError> {
+        let own = self.cuda().context();
+        if Arc::ptr_eq(own, context) {
+            return Ok(());
+        }
+        let describe = |context: &Arc<CudaContext>| {
+            let object = Arc::as_ptr(context);
+            format!("cuda:{} (CudaContext at {object:p})", context.ordinal())
+        };
+        Err(AttentionError::Step(Error::DeviceMismatch {
+            what,
+            found: describe(context),
+            expected: describe(own),
+        }))
+    }
+
+    /// Copies to the device and waits for that.
+    fn upload<T: DeviceRepr>(&self, data: &[T]) -> Result<Kept<T>, AttentionError> {
+        let stream = self.cuda().context().default_stream();
+        let copied = stream.clone_htod(data).during("copying to the device")?;
+        stream.synchronize().during("copying to the device")?;
+        Ok(Kept(ManuallyDrop::new(copied)))
+    }
+}
+
+/// Turns cudarc's error into phasor's. It must not be formatted itself: that calls into the driver.
+trait During<T> {
+    fn during(self, operation: &'static str) -> Result<T, AttentionError>;
+}
+
+impl<T> During<T> for Result<T, DriverError> {
+    fn during(self, operation: &'static str) -> Result<T, AttentionError> {
+        self.map_err(|error| {
+            AttentionError::Step(Error::Driver {
+                operation,
+                code: format!("{:?}", error.0),
+            })
+        })
+    }
+}
+
+/// Memory that enqueued work may read when it is dropped: then that is waited for, and memory is kept for
+/// good where it cannot be.
+#[derive(Debug)]
+struct Kept<T>(ManuallyDrop<CudaSlice<T>>);
+
+impl<T> Kept<T> {
+    fn new(slice: CudaSlice<T>) -> Self {
+        Self(ManuallyDrop::new(slice))
+    }
+}
+
+impl<T> Deref for Kept<T> {
+    type Target = CudaSlice<T>;
+
+    fn deref(&self) -> &CudaSlice<T> {
+        &self.0
+    }
+}
+
+impl<T> Drop for Kept<T> {
+    fn drop(&mut self) {
+        let context = self.0.stream().context();
+        // Not through cudarc's context, which skips the wait if an earlier error is pending.
+        // SAFETY: the slice's stream holds the context.
+        let waited = unsafe { result::ctx::set_current(context.cu_ctx()) }
+            .and_then(|()| result::ctx::synchronize());
+        if waited.is_ok() {
+            // SAFETY: dropped once, here, and not used again.
+            unsafe { ManuallyDrop::drop(&mut self.0) };
+        }
+    }
+}

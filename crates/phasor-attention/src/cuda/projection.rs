@@ -1,0 +1,458 @@
+//! Projections on a device.
+
+use super::cublas::{ALIGNMENT, Product, WORKSPACE};
+use super::{AttentionKernels, CublasLt, During, Kept, Precision};
+use crate::error::agree;
+use crate::kernels::{
+    GptqAddresses, GptqShape, KernelLaunch, PhasorDequantize, dequantize_ggml, dequantize_gptq,
+};
+use crate::projection::check_features;
+use crate::{AttentionError, GgmlType, GptqFormat, GptqTensors, GptqWeights};
+use phasor::Element;
+use phasor::cudarc::driver::{
+    CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, DeviceSlice,
+};
+use phasor::half::f16;
+use std::collections::HashMap;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Rows of weights are dequantised so many bytes at a time.
+const PANEL: usize = 64 << 20;
+
+/// Activations of a projection.
+pub struct TokensInOut<'a, T> {
+    /// How many tokens there are.
+    pub tokens: usize,
+    /// `[tokens, in_features]`, and perhaps more.
+    pub x: CudaView<'a, T>,
+    /// `[tokens, out_features]`, and perhaps more.
+    pub out: CudaViewMut<'a, T>,
+}
+
+/// A matrix product of tokens on a device. An engine can implement it for weights of its own.
+pub trait CudaProjection<T>: Send + Sync {
+    /// Elements of a token that comes in.
+    fn in_features(&self) -> usize;
+
+    /// Elements of a token that goes out.
+    fn out_features(&self) -> usize;
+
+    /// Makes ready for calls of so many tokens, so that these allocate nothing and wait for nothing, and says
+    /// how many bytes of workspace they need.
+    ///
+    /// # Errors
+    /// Whatever prevents it.
+    fn prepare(&self, tokens: usize) -> Result<usize, AttentionError>;
+
+    /// Enqueues `out = x W^T`.
+    ///
+    /// # Errors
+    /// [`AttentionError::Mismatch`] for buffers or a workspace that are too short, others of the device.
+    fn forward(
+        &self,
+        stream: &CudaStream,
+        tokens: TokensInOut<'_, T>,
+        workspace: &mut CudaViewMut<'_, u8>,
+    ) -> Result<(), AttentionError>;
+}
+
+/// The product by cublasLt with `[out_features, in_features]` elements, a panel of rows at a time.
+struct Products {
+    lt: CublasLt,
+    precision: Precision,
+    in_features: usize,
+    out_features: usize,
+    /// Rows of a panel.
+    rows: usize,
+    /// By tokens and rows.
+    known: Mutex<HashMap<(usize, usize), Arc<Product>>>,
+}
+
+impl Products {
+    fn new<T: Element>(
+        lt: &CublasLt,
+        precision: Precision,
+        [out_features, in_features]: [usize; 2],
+        rows: usize,
+    ) -> Result<Self, AttentionError> {
+        check_features(out_features, in_features)?;
+        let in_access = ALIGNMENT as usize / size_of::<T>();
+        for (what, value) in [("out_features", out_features), ("in_features", in_features)] {
+            if !value.is_multiple_of(in_access) {
+                return Err(AttentionError::Value {
+                    what,
+                    value,
+                    remedy: "products need rows of whole 16 bytes",
+                });
+            }
+        }
+        Ok(Self {
+            lt: lt.clone(),
+            precision,
+            in_features,
+            out_features,
+            rows,
+            known: Mutex::default(),
+        })
+    }
+
+    fn panels(&self) -> impl Iterator<Item = Range<usize>> {
+        let (rows, all) = (self.rows, self.out_features);
+        (0..all)
+            .step_by(rows)
+            .map(move |first| first..all.min(first + rows))
+    }
+
+    fn product<T: Element>(
+        &self,
+        tokens: usize,
+        rows: usize,
+    ) -> Result<Arc<Product>, AttentionError> {
+        // What it holds is whole, whatever a thread that had it did.
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(product) = known.get(&(tokens, rows)) {
+            return Ok(product.clone());
+        }
+        let shape = [tokens, rows, self.in_features];
+        let product = self
+            .lt
+            .product(T::DTYPE, self.precision, shape, self.out_features)?;
+        let product = Arc::new(product);
+        known.insert((tokens, rows), product.clone());
+        Ok(product)
+    }
+
+    /// Bytes that products of so many tokens use.
+    fn prepare<T: Element>(&self, tokens: usize) -> Result<usize, AttentionError> {
+        let mut most = 0;
+        if tokens > 0 {
+            for panel in self.panels() {
+                most = most.max(self.product::<T>(tokens, panel.len())?.workspace());
+            }
+        }
+        debug_assert!(most <= WORKSPACE);
+        Ok(most)
+    }
+
+    /// Bytes of a panel of elements, if weights are not elements already.
+    fn panel_bytes<T: Element>(&self) -> usize {
+        let rows = self.rows.min(self.out_features);
+        (rows * self.in_features * size_of::<T>()).next_multiple_of(256)
+    }
+
+    /// Enqueues products with all panels, of each of which `weights` makes sure and says the address, given
+    /// that of the panel's part of the workspace.
+    fn forward<T: Element + DeviceRepr>(
+        &self,
+        stream: &CudaStream,
+        tokens: TokensInOut<'_, T>,
+        workspace: &mut CudaViewMut<'_, u8>,
+        panel_bytes: usize,
+        mut weights: impl FnMut(Range<usize>, u64) -> Result<u64, AttentionError>,
+    ) -> Result<(), AttentionError> {
+        let TokensInOut { tokens, x, mut out } = tokens;
+        if tokens == 0 {
+            return Ok(());
+        }
+        let kernels = self.lt.kernels();
+        let needed = panel_bytes + self.prepare::<T>(tokens)?;
+        for (what, needed, len) in [
+            (
+                "elements given to a projection at least",
+                tokens.saturating_mul(self.in_features),
+                x.len(),
+            ),
+            (
+                "elements that a projection writes at least",
+                tokens.saturating_mul(self.out_features),
+                out.len(),
+            ),
+            ("bytes of the workspace at least", needed, workspace.len()),
+        ] {
+            agree(what, needed, len.min(needed))?;
+        }
+        kernels.expect_here("the stream", stream.context())?;
+        kernels.expect_here("activations", x.stream().context())?;
+        kernels.expect_here("activations", out.stream().context())?;
+        kernels.expect_here("the workspace", workspace.stream().context())?;
+        let (x, _x) = x.device_ptr(stream);
+        let (out, _out) = out.device_ptr_mut(stream);
+        let (workspace, _workspace) = workspace.device_ptr_mut(stream);
+        for (what, address) in [
+            ("the address of activations", x),
+            ("the address of results", out),
+            ("the address of the workspace", workspace),
+        ] {
+            if !address.is_multiple_of(u64::from(ALIGNMENT)) {
+                return Err(AttentionError::Value {
+                    what,
+                    value: address as usize,
+                    remedy: "products need it at a multiple of 16 bytes",
+                });
+            }
+        }
+        let context = kernels.cuda().context();
+        context.bind_to_thread().during("binding the context")?;
+        for panel in self.panels() {
+            let product = self.product::<T>(tokens, panel.len())?;
+            let to = out + (panel.start * size_of::<T>()) as u64;
+            let w = weights(panel, workspace)?;
+            let after = workspace + panel_bytes as u64;
+            // SAFETY: lengths and alignment were compared just now, panels begin at whole 16 bytes; the
+            // guards, dropped after this, order the work with other uses of the buffers.
+            unsafe { product.enqueue(stream.cu_stream(), w, x, to, after)? };
+        }
+        Ok(())
+    }
+}
+
+/// Dense weights, `[out_features, in_features]`, of the activations' element type. Dropping it waits for the
+/// context's work.
+pub struct CudaDense<T> {
+    products: Products,
+    weights: Kept<T>,
+}
+
+impl<T: Element + DeviceRepr> CudaDense<T> {
+    /// Weights that are on the device already.
+    ///
+    /// # Errors
+    /// [`AttentionError::Mismatch`] unless there are `out_features * in_features`,
+    /// [`AttentionError::Value`] unless rows and columns are whole 16 bytes, [`AttentionError::Step`] for
+    /// weights of another context.
+    pub fn new(
+        lt: &CublasLt,
+        weights: CudaSlice<T>,
+        [out_features, in_features]: [usize; 2],
+        precision: Precision,
+    ) -> Result<Self, AttentionError> {
+        let products =
+            Products::new::<T>(lt, precision, [out_features, in_features], out_features)?;
+        let needed = out_features.saturating_mul(in_features);
+        agree("elements of a weight", needed, weights.len())?;
+        lt.kernels()
+            .expect_here("weights", weights.stream().context())?;
+        Ok(Self {
+            products,
+            weights: Kept::new(weights),
+        })
+    }
+}
+
+impl<T: Element + DeviceRepr + Send + Sync> CudaProjection<T> for CudaDense<T> {
+    fn in_features(&self) -> usize {
+        self.products.in_features
+    }
+
+    fn out_features(&self) -> usize {
+        self.products.out_features
+    }
+
+    fn prepare(&self, tokens: usize) -> Result<usize, AttentionError> {
+        self.products.prepare::<T>(tokens)
+    }
+
+    fn forward(
+        &self,
+        stream: &CudaStream,
+        tokens: TokensInOut<'_, T>,
+        workspace: &mut CudaViewMut<'_, u8>,
+    ) -> Result<(), AttentionError> {
+        let (address, _weights) = self.weights.device_ptr(stream);
+        self.products
+            .forward(stream, tokens, workspace, 0, |_, _| Ok(address))
+    }
+}
+
+/// Enqueues a dequantisation.
+///
+/// # Safety
+/// What the launch addresses is there, and its output overlaps nothing else in use.
+unsafe fn dequantize(
+    kernels: &AttentionKernels,
+    stream: &CudaStream,
+    launch: Option<KernelLaunch<PhasorDequantize>>,
+) -> Result<(), AttentionError> {
+    let functions = kernels.dequantize_functions()?;
+    match launch {
+        // SAFETY: the kernels take this struct by value; the rest is the caller's promise.
+        Some(launch) => unsafe { kernels.enqueue(stream, functions, &launch) },
+        None => Ok(()),
+    }
+}
+
+/// Rows of which a panel of elements is made, a multiple of what aligns the next one.
+fn panel_rows<T>(in_features: usize) -> usize {
+    let rows = PANEL / in_features.saturating_mul(size_of::<T>()).max(1);
+    (rows / 64 * 64).max(64)
+}
+
+/// A matrix of a GGUF file, dequantised to the activations' element type at each call, a panel of rows at a
+/// time. Dropping it waits for the context's work.
+pub struct CudaGgml<T> {
+    products: Products,
+    blocks: Kept<u8>,
+    ggml_type: GgmlType,
+    of: PhantomData<T>,
+}
+
+impl<T: Element + DeviceRepr> CudaGgml<T> {
+    /// Copies the bytes of a tensor to the device, and loads the kernels.
+    ///
+    /// # Errors
+    /// Those of [`GgmlWeights::new`](crate::GgmlWeights::new), [`AttentionError::Value`] unless rows and
+    /// columns are whole 16 bytes, [`AttentionError::Step`] for errors of the driver.
+    pub fn new(
+        lt: &CublasLt,
+        ggml_type: GgmlType,
+        bytes: &[u8],
+        [out_features, in_features]: [usize; 2],
+        precision: Precision,
+    ) -> Result<Self, AttentionError> {
+        // For its checks.
+        crate::GgmlWeights::new(ggml_type, bytes, out_features, in_features)?;
+        let features = [out_features, in_features];
+        let products = Products::new::<T>(lt, precision, features, panel_rows::<T>(in_features))?;
+        lt.kernels().dequantize_functions()?;
+        Ok(Self {
+            products,
+            blocks: lt.kernels().upload(bytes)?,
+            ggml_type,
+            of: PhantomData,
+        })
+    }
+}
+
+impl<T: Element + DeviceRepr + Send + Sync> CudaProjection<T> for CudaGgml<T> {
+    fn in_features(&self) -> usize {
+        self.products.in_features
+    }
+
+    fn out_features(&self) -> usize {
+        self.products.out_features
+    }
+
+    fn prepare(&self, tokens: usize) -> Result<usize, AttentionError> {
+        Ok(self.products.panel_bytes::<T>() + self.products.prepare::<T>(tokens)?)
+    }
+
+    fn forward(
+        &self,
+        stream: &CudaStream,
+        tokens: TokensInOut<'_, T>,
+        workspace: &mut CudaViewMut<'_, u8>,
+    ) -> Result<(), AttentionError> {
+        let products = &self.products;
+        let (elements, bytes) = self.ggml_type.block();
+        let row = products.in_features / elements * bytes;
+        let (blocks, _blocks) = self.blocks.device_ptr(stream);
+        let panel_bytes = products.panel_bytes::<T>();
+        products.forward(stream, tokens, workspace, panel_bytes, |rows, panel| {
+            let shape = [rows.len(), products.in_features];
+            let from = blocks + (rows.start * row) as u64;
+            let launch = dequantize_ggml(self.ggml_type, T::DTYPE, shape, from, panel)?;
+            // SAFETY: the blocks of these rows are there, and the panel has room for them.
+            unsafe { dequantize(products.lt.kernels(), stream, launch)? };
+            Ok(panel)
+        })
+    }
+}
+
+/// A 4-bit GPTQ matrix, dequantised likewise.
+pub struct CudaGptq<T> {
+    products: Products,
+    qweight: Kept<i32>,
+    scales: Kept<f16>,
+    qzeros: Kept<i32>,
+    g_idx: Option<Kept<i32>>,
+    shape: GptqShape,
+    of: PhantomData<T>,
+}
+
+impl<T: Element + DeviceRepr> CudaGptq<T> {
+    /// Copies the tensors of a matrix to the device, and loads the kernels.
+    ///
+    /// # Errors
+    /// Those of [`GptqWeights::new`], [`AttentionError::Value`] unless rows and columns are whole 16 bytes,
+    /// [`AttentionError::Step`] for errors of the driver.
+    pub fn new(
+        lt: &CublasLt,
+        tensors: &GptqTensors,
+        format: GptqFormat,
+        group_size: Option<usize>,
+        [out_features, in_features]: [usize; 2],
+        precision: Precision,
+    ) -> Result<Self, AttentionError> {
+        // For its checks.
+        GptqWeights::new(
+            tensors.clone(),
+            format,
+            group_size,
+            out_features,
+            in_features,
+        )?;
+        let features = [out_features, in_features];
+        let products = Products::new::<T>(lt, precision, features, panel_rows::<T>(in_features))?;
+        let kernels = lt.kernels();
+        kernels.dequantize_functions()?;
+        Ok(Self {
+            products,
+            qweight: kernels.upload(&tensors.qweight)?,
+            scales: kernels.upload(&tensors.scales)?,
+            qzeros: kernels.upload(&tensors.qzeros)?,
+            g_idx: match &tensors.g_idx[..] {
+                [] => None,
+                g_idx => Some(kernels.upload(g_idx)?),
+            },
+            shape: GptqShape {
+                out_features,
+                in_features,
+                group_size: group_size.unwrap_or(in_features),
+                format,
+            },
+            of: PhantomData,
+        })
+    }
+}
+
+impl<T: Element + DeviceRepr + Send + Sync> CudaProjection<T> for CudaGptq<T> {
+    fn in_features(&self) -> usize {
+        self.products.in_features
+    }
+
+    fn out_features(&self) -> usize {
+        self.products.out_features
+    }
+
+    fn prepare(&self, tokens: usize) -> Result<usize, AttentionError> {
+        Ok(self.products.panel_bytes::<T>() + self.products.prepare::<T>(tokens)?)
+    }
+
+    fn forward(
+        &self,
+        stream: &CudaStream,
+        tokens: TokensInOut<'_, T>,
+        workspace: &mut CudaViewMut<'_, u8>,
+    ) -> Result<(), AttentionError> {
+        let products = &self.products;
+        let (qweight, _qweight) = self.qweight.device_ptr(stream);
+        let (scales, _scales) = self.scales.device_ptr(stream);
+        let (qzeros, _qzeros) = self.qzeros.device_ptr(stream);
+        let g_idx = self.g_idx.as_ref().map(|g_idx| g_idx.device_ptr(stream));
+        let addresses = GptqAddresses {
+            qweight,
+            scales,
+            qzeros,
+            g_idx: g_idx.as_ref().map_or(0, |(address, _)| *address),
+        };
+        let panel_bytes = products.panel_bytes::<T>();
+        products.forward(stream, tokens, workspace, panel_bytes, |rows, panel| {
+            let launch = dequantize_gptq(&self.shape, T::DTYPE, rows, &addresses, panel)?;
+            // SAFETY: the tensors are there, and the panel has room for these rows.
+            unsafe { dequantize(products.lt.kernels(), stream, launch)? };
+            Ok(panel)
+        })
+    }
+}

@@ -1,0 +1,374 @@
+//! The CUDA side on a real GPU, held to the host: attention and dequantisation bit for bit, products and
+//! layers within a bound.
+//!
+//! Without a GPU every test says so and passes, unless `PHASOR_REQUIRE_GPU=1`; those of products likewise
+//! without cublasLt, unless `PHASOR_REQUIRE_CUBLASLT=1`.
+
+use phasor_attention::cuda::{
+    AttentionKernels, CublasLt, CudaAttendOperands, CudaAttentionLayer, CudaBatch, CudaDense,
+    CudaGgml, CudaGptq, CudaKvCache, CudaLayerShape, CudaProjection, CudaQkv, Precision,
+    TokensInOut,
+};
+use phasor_attention::phasor::cuda::{Cuda, CudaIds, device_count};
+use phasor_attention::phasor::cudarc::driver::sys::{
+    CUgraphInstantiate_flags, CUstreamCaptureMode,
+};
+use phasor_attention::phasor::cudarc::driver::{
+    CudaContext, CudaStream, DeviceRepr, ValidAsZeroBits,
+};
+use phasor_attention::phasor::half::{bf16, f16};
+use phasor_attention::phasor::{CacheLayout, Dtype, Frequencies, Host, Pairing, Rope, Stored};
+use phasor_attention::{
+    AttentionConfig, AttentionLayer, AttentionMask, DenseWeights, GgmlType, GgmlWeights,
+    GptqFormat, GptqTensors, GptqWeights, KvCacheMut, Linear, Projection, QkvProjection,
+    RaggedBatch, Weights, Workspace,
+};
+use std::io::Write;
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+
+#[path = "support/attend_cases.rs"]
+mod attend_cases;
+mod support;
+use attend_cases::{Bytes, Case, Wish, bits};
+use support::{Random, narrowed, widened};
+
+/// The first GPU, for one test at a time.
+struct Gpu {
+    kernels: AttentionKernels,
+    stream: Arc<CudaStream>,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// Straight to stderr, which the test harness does not swallow.
+fn say(once: &Once, text: &str) {
+    once.call_once(|| {
+        let _ = writeln!(std::io::stderr(), "{text}");
+    });
+}
+
+fn gpu() -> Option<Gpu> {
+    static TURN: Mutex<()> = Mutex::new(());
+    static SAID: Once = Once::new();
+    let reason = match device_count() {
+        Ok(0) => "the driver lists no device".to_string(),
+        Err(error) => error.to_string(),
+        Ok(_) => {
+            let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+            let context = CudaContext::new(0).unwrap();
+            // SAFETY: all work of these tests is on one stream.
+            unsafe { context.disable_event_tracking() };
+            let cuda = Cuda::new(&context, &Dtype::ALL).unwrap();
+            return Some(Gpu {
+                kernels: AttentionKernels::new(&cuda),
+                stream: context.new_stream().unwrap(),
+                _turn: turn,
+            });
+        }
+    };
+    let required = std::env::var("PHASOR_REQUIRE_GPU").as_deref() == Ok("1");
+    assert!(
+        !required,
+        "PHASOR_REQUIRE_GPU=1, but there is no GPU: {reason}"
+    );
+    say(&SAID, &format!("GPU tests are skipped: {reason}"));
+    None
+}
+
+impl Gpu {
+    fn cublas(&self) -> Option<CublasLt> {
+        static SAID: Once = Once::new();
+        match CublasLt::new(&self.kernels) {
+            Ok(lt) => Some(lt),
+            Err(error) => {
+                let required = std::env::var("PHASOR_REQUIRE_CUBLASLT").as_deref() == Ok("1");
+                assert!(!required, "PHASOR_REQUIRE_CUBLASLT=1, but {error}");
+                say(&SAID, &format!("tests of products are skipped: {error}"));
+                None
+            }
+        }
+    }
+
+    /// What attention leaves in the output's buffer, run as a replay of a graph; whether it reported.
+    fn attend<T: Bytes + DeviceRepr>(&self, case: &Case<T>) -> (Vec<T>, bool) {
+        let stream = &self.stream;
+        let attend = self
+            .kernels
+            .attend(T::DTYPE, &case.attend(), &case.shape())
+            .unwrap();
+        let up = |values: &[T]| stream.clone_htod(values).unwrap();
+        let (q, k, v) = (up(&case.q), up(&case.k), up(&case.v));
+        let table = stream.clone_htod(&case.table).unwrap();
+        let lengths = stream.clone_htod(&case.lengths).unwrap();
+        let offsets = case
+            .cu_seqlens
+            .as_ref()
+            .map(|o| stream.clone_htod(o).unwrap());
+        let mut out = up(&case.untouched());
+        let len = attend.plan().workspace_len().max(1);
+        let mut workspace = stream.alloc_zeros::<f32>(len).unwrap();
+        let report = self.kernels.cuda().report().unwrap();
+        let operands = CudaAttendOperands {
+            q: q.as_view(),
+            k: k.as_view(),
+            v: v.as_view(),
+            page_table: CudaIds::from(&table),
+            cache_lengths: CudaIds::from(&lengths),
+            cu_seqlens: offsets.as_ref().map(CudaIds::from),
+            report: Some(&report),
+        };
+        stream
+            .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+            .unwrap();
+        attend
+            .run(
+                stream,
+                &operands,
+                &mut workspace.as_view_mut(),
+                &mut out.as_view_mut(),
+            )
+            .unwrap();
+        let graph = stream
+            .end_capture(CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH)
+            .unwrap()
+            .unwrap();
+        graph.launch().unwrap();
+        let stored = report.stored(stream).unwrap();
+        (stream.clone_dtoh(&out).unwrap(), stored != Stored::All)
+    }
+}
+
+fn attention_equals_the_host<T: Bytes + DeviceRepr>(gpu: &Gpu) {
+    let masks = [
+        AttentionMask::Causal,
+        AttentionMask::SlidingWindow(300),
+        AttentionMask::Chunked(128),
+        AttentionMask::None,
+    ];
+    for (at, (heads, kv_heads, dims)) in [
+        (32, 8, 128),
+        (9, 3, 64),
+        (8, 8, 80),
+        (12, 1, 96),
+        (4, 2, 256),
+        (6, 2, 20),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let sequences = [(4096, 1), (0, 9), (255, 2), (20_000, 1)];
+        let mut case = Wish::new(heads, kv_heads, dims, &sequences).case::<T>(at as u64);
+        case.mask = masks[at % masks.len()];
+        case.soft_cap = (at % 2 == 1).then_some(5.0);
+        case.sinks = (at % 3 == 1).then(|| vec![0.5; heads]);
+        let (out, reported) = gpu.attend(&case);
+        assert!(!reported);
+        assert_eq!(bits(&out), bits(&case.on_host()), "{heads} of {dims}");
+    }
+}
+
+#[test]
+fn attention_equals_the_host_bit_for_bit() {
+    let Some(gpu) = gpu() else { return };
+    attention_equals_the_host::<f32>(&gpu);
+    attention_equals_the_host::<f16>(&gpu);
+    attention_equals_the_host::<bf16>(&gpu);
+}
+
+#[test]
+fn what_is_outside_is_reported() {
+    let Some(gpu) = gpu() else { return };
+    let mut case = Wish::new(4, 2, 64, &[(600, 1), (20, 1)]).case::<f32>(1);
+    let mut expected = case.on_host();
+    case.table[3] = i64::MAX;
+    expected[..4 * 64].fill(attend_cases::UNTOUCHED);
+    let (out, reported) = gpu.attend(&case);
+    assert!(reported);
+    assert_eq!(bits(&out), bits(&expected));
+}
+
+/// A projection of random tokens beside the host's, whose weights are rounded likewise.
+fn product<T>(gpu: &Gpu, projection: &dyn CudaProjection<T>, weights: &dyn Weights)
+where
+    T: Bytes + DeviceRepr + ValidAsZeroBits,
+{
+    let stream = &gpu.stream;
+    let (from, to) = (projection.in_features(), projection.out_features());
+    let mut values = vec![0.0; from * to];
+    weights.read(0..to, &mut values);
+    let rounded = DenseWeights::<T>::new(narrowed(&values), to, from).unwrap();
+    for tokens in [1, 17] {
+        let x: Vec<T> = narrowed(&Random::new(3).values(tokens * from, 1.0));
+        let mut expected = vec![T::default(); tokens * to];
+        Linear(rounded.clone()).forward(&x, &mut expected).unwrap();
+        let on_device = stream.clone_htod(&x).unwrap();
+        let mut out = stream.alloc_zeros::<T>(tokens * to).unwrap();
+        let bytes = projection.prepare(tokens).unwrap().max(1);
+        let mut workspace = stream.alloc_zeros::<u8>(bytes).unwrap();
+        let operands = TokensInOut {
+            tokens,
+            x: on_device.as_view(),
+            out: out.as_view_mut(),
+        };
+        projection
+            .forward(stream, operands, &mut workspace.as_view_mut())
+            .unwrap();
+        let got = stream.clone_dtoh(&out).unwrap();
+        // Sums in another order, then one rounding.
+        let bound = if T::DTYPE == Dtype::F32 { 1e-5 } else { 8e-3 };
+        support::near(&widened(&got), &widened(&expected), bound);
+    }
+}
+
+fn products<T>(gpu: &Gpu, lt: &CublasLt)
+where
+    T: Bytes + DeviceRepr + ValidAsZeroBits,
+{
+    let features = [192, 512];
+    let mut random = Random::new(1);
+    let dense: Vec<T> = narrowed(&random.values(192 * 512, 1.0));
+    let on_device = gpu.stream.clone_htod(&dense).unwrap();
+    let weights = DenseWeights::<T>::new(dense, 192, 512).unwrap();
+    let projection = CudaDense::new(lt, on_device, features, Precision::F32).unwrap();
+    product::<T>(gpu, &projection, &weights);
+
+    let ggml_type = GgmlType::Q8_0;
+    let mut bytes: Vec<u8> = (0..192 * 512 / 32 * 34)
+        .map(|_| random.bits() as u8)
+        .collect();
+    for block in bytes.chunks_exact_mut(34) {
+        block[..2].copy_from_slice(&f16::from_f32(0.01).to_le_bytes());
+    }
+    let projection = CudaGgml::<T>::new(lt, ggml_type, &bytes, features, Precision::F32).unwrap();
+    let weights = GgmlWeights::new(ggml_type, bytes, 192, 512).unwrap();
+    product::<T>(gpu, &projection, &weights);
+
+    let mut words = |len: usize| -> Vec<i32> { (0..len).map(|_| random.bits() as i32).collect() };
+    let tensors = GptqTensors {
+        qweight: words(512 / 8 * 192),
+        scales: vec![f16::from_f32(0.02); 4 * 192],
+        qzeros: words(4 * 192 / 8),
+        g_idx: (0..512).map(|i| i % 4).collect(),
+    };
+    let format = GptqFormat::V1;
+    let projection =
+        CudaGptq::<T>::new(lt, &tensors, format, Some(128), features, Precision::F32).unwrap();
+    let weights = GptqWeights::new(tensors, format, Some(128), 192, 512).unwrap();
+    product::<T>(gpu, &projection, &weights);
+}
+
+#[test]
+fn products_are_the_hosts_but_for_their_sums() {
+    let Some(gpu) = gpu() else { return };
+    let Some(lt) = gpu.cublas() else { return };
+    products::<f32>(&gpu, &lt);
+    products::<f16>(&gpu, &lt);
+    products::<bf16>(&gpu, &lt);
+}
+
+/// A prompt of two sequences, then a token of each, through both layers.
+#[test]
+fn a_layer_is_the_hosts_but_for_its_products() {
+    let Some(gpu) = gpu() else { return };
+    let Some(lt) = gpu.cublas() else { return };
+    let stream = &gpu.stream;
+    let (hidden, heads, kv_heads, dims) = (256, 4, 2, 64);
+    let all = (heads + 2 * kv_heads) * dims;
+    let mut random = Random::new(4);
+    let mut weight = |len| random.values(len, 0.06);
+    let (qkv, o) = (weight(all * hidden), weight(hidden * heads * dims));
+    let rope = Rope::new(
+        Frequencies::from_theta(10_000.0, dims).unwrap(),
+        Pairing::HalfSplit,
+    );
+    let config = AttentionConfig::new(hidden, heads, kv_heads, dims);
+    let host = AttentionLayer::<f32>::new(
+        config.clone(),
+        &Host::new(),
+        &rope,
+        QkvProjection::Stacked(Arc::new(Linear(
+            DenseWeights::<f32>::new(qkv.clone(), all, hidden).unwrap(),
+        ))),
+        Arc::new(Linear(
+            DenseWeights::<f32>::new(o.clone(), hidden, heads * dims).unwrap(),
+        )),
+    )
+    .unwrap();
+    let dense = |values: &[f32], features| -> Arc<dyn CudaProjection<f32>> {
+        let values = stream.clone_htod(values).unwrap();
+        Arc::new(CudaDense::new(&lt, values, features, Precision::F32).unwrap())
+    };
+    let layer = CudaAttentionLayer::new(
+        config,
+        &gpu.kernels,
+        &rope,
+        CudaQkv::Stacked(dense(&qkv, [all, hidden])),
+        dense(&o, [hidden, heads * dims]),
+    )
+    .unwrap();
+
+    let cache = CacheLayout::paged_nhd(8, 16, kv_heads, dims);
+    let len = cache.required_len().unwrap();
+    let (mut k, mut v) = (vec![0.0f32; len], vec![0.0f32; len]);
+    let mut on_device = [(); 2].map(|()| stream.alloc_zeros::<f32>(len).unwrap());
+    let table = [5i32, 0, 3, 7, 1, 2];
+    let report = gpu.kernels.cuda().report().unwrap();
+    let prompt = ([0i32, 40, 47], [0i32, 0]);
+    let next = ([0i32, 1, 2], [40i32, 7]);
+    for (ragged, (cu_seqlens, lengths)) in [(true, prompt), (true, next), (false, next)] {
+        let tokens = cu_seqlens[2] as usize;
+        let x = Random::new(tokens as u64).values(tokens * hidden, 1.0);
+        let mut expected = vec![0.0; x.len()];
+        host.forward(
+            &x,
+            &mut KvCacheMut::separate((cache, &mut k), (cache, &mut v)).unwrap(),
+            &RaggedBatch::new(&cu_seqlens, &lengths, &table),
+            &mut Workspace::default(),
+            &mut expected,
+        )
+        .unwrap();
+        let plan = layer
+            .plan(&CudaLayerShape {
+                tokens,
+                sequences: 2,
+                ragged,
+                table_pages: 3,
+                most_keys: None,
+                k: cache,
+                v: cache,
+                one_buffer: false,
+            })
+            .unwrap();
+        let mut workspace = layer.workspace(stream, &plan).unwrap();
+        let x = stream.clone_htod(&x).unwrap();
+        let mut out = stream.alloc_zeros::<f32>(tokens * hidden).unwrap();
+        let offsets = stream.clone_htod(&cu_seqlens).unwrap();
+        let lengths = stream.clone_htod(&lengths).unwrap();
+        let pages = stream.clone_htod(&table).unwrap();
+        let batch = CudaBatch {
+            cu_seqlens: ragged.then(|| CudaIds::from(&offsets)),
+            cache_lengths: CudaIds::from(&lengths),
+            page_table: CudaIds::from(&pages),
+            position_ids: None,
+            frequency_rows: None,
+        };
+        let [k, v] = &mut on_device;
+        let mut of_layer = CudaKvCache::Separate {
+            k: k.as_view_mut(),
+            v: v.as_view_mut(),
+        };
+        layer
+            .forward(
+                stream,
+                &plan,
+                x.as_view(),
+                &mut of_layer,
+                &batch,
+                &mut workspace,
+                out.as_view_mut(),
+                Some(&report),
+            )
+            .unwrap();
+        assert_eq!(report.stored(stream).unwrap(), Stored::All);
+        support::near(&stream.clone_dtoh(&out).unwrap(), &expected, 2e-5);
+    }
+}

@@ -152,7 +152,12 @@ fn load<S: AsRef<OsStr>>(names: &[S]) -> Result<Functions, AttentionError> {
         });
         match functions {
             Ok(functions) => return Ok(functions),
-            Err(error) => reasons.push(error.to_string()),
+            Err(error) => {
+                // Which file or symbol is only in what the loader said.
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                let name = name.as_ref().display();
+                reasons.push(format!("{name}: {}", cause.unwrap_or(error.to_string())));
+            }
         }
     }
     Err(AttentionError::NoCublasLt {

@@ -1,4 +1,4 @@
-//! Attention layers with rotary position embedding, on the host: projections, the fused step of
+//! Attention layers with rotary position embedding, on the host and on CUDA: projections, the fused step of
 //! [`phasor`] (bias, norms, rotation, append), attention over a paged cache, and the way out.
 //!
 //! * [`AttentionLayer`] is the layer: [`Projection`]s, a [`Rope`](phasor::Rope), an [`AttentionConfig`].
@@ -12,15 +12,18 @@
 //!   [`attend`], defines every result.
 //! * [`LayerWeights::shard`] spreads a layer over devices, [`TensorParallelAttention`] and
 //!   [`DataParallelAttention`] run it on them.
+//! * `cuda`, with the feature of that name, has the layer on a device; [`kernels`] has what is launched there
+//!   as data.
 //! * [`max`] has the layers of Modular's MAX under their names.
 //!
 //! # Where bits are the same, and where not
 //!
 //! Rotation, append and attention have one definition: given the same queries, keys and values, results are
 //! the same bits on any instruction set and any number of threads, for a prompt as for its tokens one by
-//! one. Projections are matrix products of the crate `gemm`, whose order of sums depends on the processor
-//! and on how many tokens there are; so whole layers agree to rounding. With a [`Projection`] whose sums
-//! have one order, they are the same bits too.
+//! one; the CUDA kernels of attention and of dequantisation make the same bits too. Projections are matrix
+//! products, of the crate `gemm` on the host and of cublasLt on CUDA, whose order of sums depends on the
+//! processor and on how many tokens there are; so whole layers agree to rounding. With a [`Projection`] whose
+//! sums have one order, they are the same bits too.
 //!
 //! A NaN or an infinity is not looked for: it shows in what depends on it.
 

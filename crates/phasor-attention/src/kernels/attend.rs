@@ -39,7 +39,7 @@ pub struct AttendShape {
     /// Pages of a row of the page table.
     pub table_pages: usize,
     /// Keys that a sequence has at most; tokens of longer ones have no result, and are reported. `None`: as
-    /// many as its row of the page table has room for. The fewer, the smaller the workspace.
+    /// many as its row of the page table has room for. The fewer, the smaller the workspace and the grid.
     pub most_keys: Option<usize>,
 }
 

@@ -2,7 +2,7 @@
 
 use super::{
     Addresses, AngleAddresses, Call, PHASOR_ROW_BY_POSITION, PHASOR_ROW_IDS, PHASOR_ROW_OF_CALL,
-    PhasorCall, RawPositions, TensorAddresses,
+    PhasorCall, PhasorIds, RawPositions, TensorAddresses,
 };
 use crate::{
     CacheLayout, Dtype, Frequencies, InOut, KvCacheLayout, Layout, Pairing, Plan, Problem, Rope,

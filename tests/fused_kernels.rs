@@ -28,7 +28,11 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 
 /// What the host makes of a case, and every image too.
-fn check(images: &[Image], case: &AppendCase, label: &str) -> Vec<AppendRun> {
+fn check<'a>(
+    images: impl IntoIterator<Item = &'a Image>,
+    case: &AppendCase,
+    label: &str,
+) -> Vec<AppendRun> {
     let expected = case.on_host(Isa::Scalar).unwrap();
     let run_on = |image: &Image| {
         let run = case
@@ -48,7 +52,7 @@ fn check(images: &[Image], case: &AppendCase, label: &str) -> Vec<AppendRun> {
         assert_eq!(run.stats.local, Traffic::default(), "{label}");
         run
     };
-    images.iter().map(run_on).collect()
+    images.into_iter().map(run_on).collect()
 }
 
 #[test]
@@ -502,10 +506,11 @@ fn stages_move_every_byte_once() {
 #[test]
 fn weights_and_scales_are_read_before_the_wait_where_that_is_promised() {
     let images: Vec<_> = Image::all()
-        .into_iter()
+        .iter()
         .filter(|image| image.dependent())
         .collect();
     assert!(!images.is_empty());
+    let images = || images.iter().copied();
     let vectors = ["bias", "norm weight", "norm bias"];
     let all = ["bias", "norm weight", "norm bias", "given scales"];
     let of = |run: &AppendRun, name: &str| {
@@ -539,7 +544,7 @@ fn weights_and_scales_are_read_before_the_wait_where_that_is_promised() {
         // Few tokens, so that a thread serves one head; and one that serves several.
         for multiprocessors in [132, 1] {
             let settled = step(LaunchMode::DependentPositionsSettled, multiprocessors);
-            for run in check(&images, &settled.case(mapping()), "settled") {
+            for run in check(images(), &settled.case(mapping()), "settled") {
                 assert_eq!(run.kernel.unwrap().pairing.is_some(), by_vectors);
                 for name in all {
                     let (loads, early, prefetches) = of(&run, name);
@@ -556,8 +561,8 @@ fn weights_and_scales_are_read_before_the_wait_where_that_is_promised() {
             // With positions in memory all is behind the wait; with those from a start but angles.
             for mode in [LaunchMode::Ordinary, LaunchMode::Dependent] {
                 let step = step(mode, multiprocessors);
-                let ids = check(&images, &step.case(mapping()), "not settled");
-                let start = check(&images, &step.without_ids(), "from a start");
+                let ids = check(images(), &step.case(mapping()), "not settled");
+                let start = check(images(), &step.without_ids(), "from a start");
                 for (runs, names, angles) in [
                     (ids, &all[..], false),
                     (start, &vectors[..], mode == LaunchMode::Dependent),

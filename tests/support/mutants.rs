@@ -334,6 +334,7 @@ const ID_TYPES: [i64; 3] = [
     offset_of!(PhasorCall, slots.offsets.type_) as i64,
     offset_of!(PhasorCall, sequences.offsets.type_) as i64,
 ];
+const LENGTHS_TYPE: i64 = offset_of!(PhasorCall, slots.lengths.type_) as i64;
 const BLOCK_DIMS: [i64; 2] = [
     offset_of!(PhasorCall, k_cache.block_dims) as i64,
     offset_of!(PhasorCall, v_cache.block_dims) as i64,
@@ -535,6 +536,12 @@ impl<'a> Code<'a> {
         writers.all(|w| {
             w.is("mov") && is_constant(w.args[1]) || w.is("selp") && w.args[1..3] == ["1", "0"]
         })
+    }
+
+    /// Whether the instruction before one is such.
+    fn follows(&self, inst: &Inst, is_such: impl Fn(&Inst) -> bool) -> bool {
+        let before = self.insts.iter().take_while(|i| i.line != inst.line).last();
+        before.is_some_and(is_such)
     }
 
     /// The only instruction that reads a register.
@@ -995,13 +1002,20 @@ fn equivalent<'a>(code: &Code<'a>, inst: &Inst<'a>, kind: Kind, now: &str) -> Op
             Some(reason)
         }
         Kind::BoundValue
+            if code.parameters.get(args[1]) == Some(&LENGTHS_TYPE)
+                && now.ends_with("-1;")
+                && code.parameters.values().all(|&at| at < CALL) =>
+        {
+            Some(
+                "what appends has lengths; what has none moves cached keys, by kernels with stages",
+            )
+        }
+        Kind::BoundValue
             if inst.op == "setp.lt.s64"
                 && now.ends_with("-1;")
-                && code.writer(args[1]).is_none()
-                && code
-                    .insts
-                    .iter()
-                    .any(|i| i.op == "add.s64" && i.args[0] == args[1]) =>
+                && code.follows(inst, |before| {
+                    before.op == "add.s64" && before.args[0] == args[1]
+                }) =>
         {
             Some("slot -1 of a sequence is, without its sign, past all of its pages")
         }

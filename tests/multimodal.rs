@@ -724,6 +724,7 @@ fn token_types_have_to_fit_their_grids() {
     );
     refused(&[Image; 3], &[four], "tokens 0..3");
     refused(&[Image; 3], &[four], "stands for 4 tokens");
+    refused(&[Text, Text, Image, Image, Image], &[four], "tokens 2..5");
     refused(&[Image; 5], &[four], "tokens 4..5");
     refused(
         &[Image; 4],

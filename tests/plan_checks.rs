@@ -754,3 +754,22 @@ fn bytes_are_those_of_dims_that_are_read_and_written() {
         assert_eq!(plan.bytes(), 48 * dims, "{problem:?}");
     }
 }
+
+/// The stride of a dimension of size 1 may be anything: none of its multiples is an address.
+#[test]
+fn strides_of_one_are_not_walked() {
+    let (rotator, any) = (rotator(8), usize::MAX);
+    let heads = Layout::tokens(1, 1, 8).with_strides(any, any, any);
+    let cache = CacheLayout::flat(1, 1, 8).with_strides(any, any, any);
+    let codes = StoredCodes::dynamic(Codes::Int8, 1e-6, ScaleLayout::strided(any, any, any, any));
+    let caches = KvCacheLayout::separate(cache, cache).with_v_codes(codes);
+    let problem = f32s().k_to_cache(heads).v_to_cache(heads).cache(caches);
+    let x = [127.0f32; 8];
+    let (mut keys, mut values, mut scale) = ([0.0f32; 8], [0u8; 8], [0.0f32]);
+    let step = start_without_slots().slots(Slots::mapping(&[0]));
+    let step = step.k(&x[..]).v(&x[..]).k_cache(&mut keys[..]);
+    let step = step.v_cache(&mut values[..]).v_scales(&mut scale[..]);
+    let plan = rotator.plan(&problem).unwrap();
+    assert_eq!(rotator.step(&plan, step), Ok(Stored::All));
+    assert_eq!((keys, values, scale), (x, [127; 8], [1.0]));
+}

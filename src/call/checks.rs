@@ -2,7 +2,7 @@
 
 use super::{
     Addresses, AngleAddresses, Call, PHASOR_ROW_BY_POSITION, PHASOR_ROW_IDS, PHASOR_ROW_OF_CALL,
-    PhasorCall, PhasorIds, RawPositions, TensorAddresses,
+    PhasorCall, PhasorFusion, PhasorIds, PhasorStages, RawPositions, TensorAddresses,
 };
 use crate::{
     CacheLayout, Dtype, Frequencies, InOut, KvCacheLayout, Layout, Pairing, Plan, Problem, Rope,
@@ -62,6 +62,12 @@ fn all_bytes_are_a_kernels() {
     let word = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
     assert_eq!(word(offset_of!(PhasorCall, batch)), 2);
     assert_eq!(word(offset_of!(PhasorCall, tokens)), 3);
+    let mut fusion = PhasorFusion::default();
+    fusion.v.present = 7;
+    let bytes = fusion.as_bytes();
+    assert_eq!(bytes.len(), size_of::<PhasorFusion>());
+    let at = offset_of!(PhasorFusion, v) + offset_of!(PhasorStages, present);
+    assert_eq!(bytes[at..at + 4], 7u32.to_ne_bytes());
 }
 
 #[test]

@@ -17,22 +17,10 @@ __device__ __forceinline__ void append(const PhasorCall& call) {
     // Heads whose loads are in flight together, at most.
     constexpr uint32_t kHeads = 4;
 
-    ptx::launch_dependents();
-    // Every thread waits once, whatever it has to do: before it reads or writes heads and caches, before
-    // it reads ids unless they are promised, and before it ends.
-    const bool early = ptx::kCanWait && call.angles_before_wait != 0;
-    if (!early) ptx::wait_for_earlier_work();
-
-    uint32_t b = 0, token_group = blockIdx.x;
-    if (call.batch > 1) {
-        b = token_group / call.token_groups;
-        token_group -= b * call.token_groups;
-    }
-    // Threads of tokens past the last one have nothing to do but to wait with the others.
-    const uint32_t own_t = token_group * blockDim.z + threadIdx.z;
-    const bool has_token = own_t < call.tokens;
-    Token token(call, b, has_token ? own_t : 0);
-    const bool ragged = call.sequences.offsets.type != PHASOR_IDS_NONE;
+    const bool early = begin(call);
+    const ThreadToken own(call);
+    Token token(call, own.b, own.t);
+    const bool ragged = is_ragged(call);
     TokenPositions positions(call.positions, token.id_batch, token.t, token.step);
     uint64_t position = 0;
     if (!ragged) position = positions.on_axis(call.positions, 0);
@@ -40,7 +28,7 @@ __device__ __forceinline__ void append(const PhasorCall& call) {
     const uint32_t first_chunk = blockIdx.z * blockDim.x;
     const uint32_t c = first_chunk + threadIdx.x;
     const uint32_t group_step = gridDim.y * blockDim.y;
-    uint32_t groups = has_token ? HeadGroup::count(call) : 0;
+    uint32_t groups = own.exists ? HeadGroup::count(call) : 0;
     uint32_t g = blockIdx.y * blockDim.y + threadIdx.y;
 
     Fragment<Access> fragment[kHeads];
@@ -66,19 +54,8 @@ __device__ __forceinline__ void append(const PhasorCall& call) {
     if (!early) load();
 
     const SharedPlace place{SharedAngles<kPairs>::end() + threadIdx.z * SharedPlace::kBytes};
-    const bool finds = has_token && SharedPlace::is_found_here();
-    if (ragged) {
-        if (finds) place.put_sequence(find_sequence(call.sequences, token.t));
-        __syncthreads();
-        if (has_token) {
-            token.set_sequence(place.sequence());
-            if (token.sequence == kNone) groups = 0;
-        }
-        if (groups > 0) {
-            positions = TokenPositions(call.positions, token.id_batch, token.t, token.step);
-            position = positions.on_axis(call.positions, 0);
-        }
-    }
+    const bool finds = own.exists && SharedPlace::is_found_here();
+    if (ragged && !place.find_sequence_of(call, own.exists, token, positions, position)) groups = 0;
     AngleShare<Pairing, kPairs> angle_share(call, first_chunk, groups > 0 ? call.angles.pairs : 0);
     bool outside = false;
     if (finds) {

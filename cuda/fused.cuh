@@ -78,43 +78,23 @@ template <class Share, class Load, class Weights>
 __device__ __forceinline__ ServedToken find_token(const PhasorCall& call, const PhasorFusion& fusion,
                                                   uint32_t places, const Share& share,
                                                   const Load& load, const Weights& weights) {
-    ptx::launch_dependents();
-    // Every thread waits once, whatever it has to do: before it reads or writes heads and caches, before
-    // it reads ids and weights unless they are promised, and before it ends.
-    const bool early = ptx::kCanWait && call.angles_before_wait != 0;
+    const bool early = begin(call);
     const bool weights_late = early && fusion.weights_before_wait == 0;
-    if (!early) ptx::wait_for_earlier_work();
-
-    uint32_t b = 0, token_group = blockIdx.x;
-    if (call.batch > 1) {
-        b = token_group / call.token_groups;
-        token_group -= b * call.token_groups;
-    }
-    const uint32_t own_t = token_group * blockDim.z + threadIdx.z;
-    const bool has_token = own_t < call.tokens;
-    ServedToken served{Token(call, b, has_token ? own_t : 0), has_token,
+    const ThreadToken own(call);
+    ServedToken served{Token(call, own.b, own.t), own.exists,
                        SharedPlace{places + threadIdx.z * ServedToken::kBytes}};
     const SharedPlace& place = served.place;
     Token& token = served.token;
-    const bool ragged = call.sequences.offsets.type != PHASOR_IDS_NONE;
+    const bool ragged = is_ragged(call);
     TokenPositions positions(call.positions, token.id_batch, token.t, token.step);
     uint64_t position = 0;
     if (!ragged) position = positions.on_axis(call.positions, 0);
     if (!early) load(served);
     if (!weights_late) weights();
 
-    const bool finds = has_token && SharedPlace::is_found_here();
+    const bool finds = own.exists && SharedPlace::is_found_here();
     if (ragged) {
-        if (finds) place.put_sequence(find_sequence(call.sequences, token.t));
-        __syncthreads();
-        if (has_token) {
-            token.set_sequence(place.sequence());
-            served.exists = token.sequence != kNone;
-        }
-        if (served.exists) {
-            positions = TokenPositions(call.positions, token.id_batch, token.t, token.step);
-            position = positions.on_axis(call.positions, 0);
-        }
+        served.exists = place.find_sequence_of(call, own.exists, token, positions, position);
     }
     auto angle_share = share(served.exists && turns(call, fusion) ? call.angles.pairs : 0);
     bool outside = false;

@@ -7,6 +7,34 @@
 
 namespace phasor {
 
+// Lets dependent kernels start, and waits for earlier work unless angles are formed before that; tells which.
+// Every thread waits once, whatever it has to do: before it reads or writes heads and caches, before it reads
+// ids and weights unless they are promised, and before it ends.
+__device__ __forceinline__ bool begin(const PhasorCall& call) {
+    ptx::launch_dependents();
+    const bool early = ptx::kCanWait && call.angles_before_wait != 0;
+    if (!early) ptx::wait_for_earlier_work();
+    return early;
+}
+
+// The token of a thread: the grid goes through the tokens of each sequence of the batch.
+struct ThreadToken {
+    uint32_t b = 0, t;
+    // Threads of tokens past the last one have nothing to do but to wait with the others.
+    bool exists;
+
+    explicit __device__ __forceinline__ ThreadToken(const PhasorCall& call) {
+        uint32_t group = blockIdx.x;
+        if (call.batch > 1) {
+            b = group / call.token_groups;
+            group -= b * call.token_groups;
+        }
+        const uint32_t own = group * blockDim.z + threadIdx.z;
+        exists = own < call.tokens;
+        t = exists ? own : 0;
+    }
+};
+
 // Two vectors of `kPairs` elements each, from two places in the head: 8 bytes of 16-bit types, 16 of
 // f32, which is what was fastest on an H200 (docs/kernel-launch.md).
 template <class Element>

@@ -74,21 +74,10 @@ __device__ __forceinline__ void rope(const PhasorCall& call) {
     // Heads whose loads are in flight together.
     constexpr uint32_t kHeads = 4;
 
-    ptx::launch_dependents();
-    // Every thread waits once, whatever it has to do: before it reads or writes q and k, before it
-    // reads ids unless they are promised, and before it ends.
-    const bool early = ptx::kCanWait && call.angles_before_wait != 0;
-    if (!early) ptx::wait_for_earlier_work();
-
-    uint32_t b = 0, group = blockIdx.x;
-    if (call.batch > 1) {
-        b = group / call.token_groups;
-        group -= b * call.token_groups;
-    }
-    // Threads of tokens past the last one have nothing to do but to wait with the others.
-    const uint32_t own_t = group * blockDim.z + threadIdx.z;
-    const bool has_token = own_t < call.tokens;
-    const uint32_t t = has_token ? own_t : 0;
+    const bool early = begin(call);
+    const ThreadToken own(call);
+    const bool has_token = own.exists;
+    const uint32_t b = own.b, t = own.t;
     // First of all, as it is the longest way: from a position over the angles to the first store.
     const TokenPositions positions(call.positions, b, t, t);
     const uint64_t position = positions.on_axis(call.positions, 0);

@@ -53,6 +53,10 @@ __device__ __forceinline__ uint2 find_sequence(const PhasorSequences& sequences,
     return make_uint2(low, t - static_cast<uint32_t>(first));
 }
 
+__device__ __forceinline__ bool is_ragged(const PhasorCall& call) {
+    return call.sequences.offsets.type != PHASOR_IDS_NONE;
+}
+
 // The slot of a token.
 struct Slot {
     uint32_t page; // kNone: not stored
@@ -123,6 +127,20 @@ struct SharedPlace {
         uint2 found;
         ptx::load_shared(address, found);
         return found;
+    }
+    // Finds the sequence of a token of a ragged batch, if there is such a token, and its position on the first
+    // axis; tells whether it has any. All threads of the block come here.
+    __device__ __forceinline__ bool find_sequence_of(const PhasorCall& call, bool exists, Token& token,
+                                                     TokenPositions& positions,
+                                                     uint64_t& position) const {
+        if (exists && is_found_here()) put_sequence(find_sequence(call.sequences, token.t));
+        __syncthreads();
+        if (!exists) return false;
+        token.set_sequence(sequence());
+        if (token.sequence == kNone) return false;
+        positions = TokenPositions(call.positions, token.id_batch, token.t, token.step);
+        position = positions.on_axis(call.positions, 0);
+        return true;
     }
     __device__ __forceinline__ void put_slot(uint32_t page, uint32_t slot) const {
         ptx::store_shared(address + 8, make_uint2(page, slot));

@@ -57,6 +57,21 @@ impl ScaleLayout {
         self.inline = true;
         self
     }
+
+    /// Strides over pages, slots, heads and groups, in scales.
+    pub const fn strides(&self) -> [usize; 4] {
+        [self.page, self.slot, self.head, self.group]
+    }
+
+    /// Scale of the buffer at which `[0, 0, 0, 0]` lies.
+    pub const fn offset(&self) -> usize {
+        self.offset
+    }
+
+    /// Whether scales are in the buffer of the cache.
+    pub const fn is_inline(&self) -> bool {
+        self.inline
+    }
 }
 
 /// How values become 8-bit codes where a call stores them. What codes and scales are is defined in
@@ -172,8 +187,28 @@ impl StoredCodes {
         self
     }
 
+    /// What codes stand for.
+    pub const fn codes(&self) -> Codes {
+        self.codes
+    }
+
+    /// How scales are applied.
+    pub const fn form(&self) -> ScaleForm {
+        self.form
+    }
+
+    /// Where scales are written, unless they are given.
+    pub fn scale_layout(&self) -> Option<ScaleLayout> {
+        self.dynamic.map(|dynamic| dynamic.layout)
+    }
+
+    /// Whether scales are written as bytes of E8M0, rather than as f32.
+    pub fn scales_are_e8m0(&self) -> bool {
+        self.dynamic.is_some_and(|dynamic| dynamic.e8m0)
+    }
+
     /// Dims that share a scale, of heads of so many.
-    pub(crate) fn group_dims(&self, head_dim: usize) -> usize {
+    pub fn group_dims(&self, head_dim: usize) -> usize {
         self.dynamic
             .and_then(|dynamic| dynamic.group_dims)
             .unwrap_or(head_dim)
@@ -199,8 +234,9 @@ impl StoredCodes {
         ))
     }
 
-    /// Bytes that the scales' buffer must have; 0 where no scales are written, `None` past `usize`.
-    pub(crate) fn scale_bytes(&self, cache: &CacheLayout) -> Option<usize> {
+    /// Bytes that the buffer of the scales for a cache must have, the cache's own where they are inline; 0
+    /// where no scales are written, `None` past `usize`.
+    pub fn scale_bytes(&self, cache: &CacheLayout) -> Option<usize> {
         let Some(dynamic) = self.dynamic.filter(|_| !cache.is_empty()) else {
             return Some(0);
         };

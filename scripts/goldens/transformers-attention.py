@@ -11,7 +11,9 @@ random weights:
 Inputs and weights are no part of a file. They are drawn from SplitMix64 with the seed of the case: x from
 -1 to 1, the weights of q, k, v and o to 0.3, biases of q, k and v to 0.5 where there are some, weights of
 norms to 1.5 (their values are those of the file format: Gemma adds 1), and sinks to 2. A bias of o is 0.
-"case" is JSON and says the rest; "bf16" cases ran in bf16, with weights and inputs rounded to it.
+"case" is JSON and says the rest; "bf16" cases ran in bf16, with weights and inputs rounded to it. Of latent
+attention (deepseek_v3), weights are drawn in the order of q_a_proj, q_b_proj, kv_a_proj_with_mqa, kv_b_proj,
+o_proj, q_a_layernorm, kv_a_layernorm.
 
 How to run
 ----------
@@ -28,6 +30,7 @@ from importlib.metadata import version
 import torch
 import transformers as tf
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek_v3
 from transformers.models.gemma2 import modeling_gemma2 as gemma2
 from transformers.models.gemma3 import modeling_gemma3 as gemma3
 from transformers.models.gpt_oss import modeling_gpt_oss as gpt_oss
@@ -129,8 +132,36 @@ def compute_case(name, c):
         "hidden_size": HIDDEN, "theta": THETA} | c["says"])
 
 
+def compute_latent(name, seed):
+    sizes = dict(
+        q_lora_rank=24, kv_lora_rank=32, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=12)
+    config = tf.DeepseekV3Config(
+        hidden_size=HIDDEN, num_attention_heads=HEADS, num_key_value_heads=HEADS, intermediate_size=64,
+        num_hidden_layers=2, max_position_embeddings=256, rope_parameters=PLAIN_ROPE,
+        attn_implementation="eager", **sizes)
+    attention, draw = deepseek_v3.DeepseekV3Attention(config, 0).eval(), Draw(seed)
+    x = torch.from_numpy(draw.values(1, 1, TOKENS, HIDDEN))
+    matrices = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]
+    norms = ["q_a_layernorm", "kv_a_layernorm"]
+    for most, names in (0.3, matrices), (1.5, norms):
+        for key in names:
+            weight = getattr(attention, key).weight
+            weight.data = torch.from_numpy(draw.values(most, *weight.shape))
+    assert {key for key, _ in attention.named_parameters()} == {f"{n}.weight" for n in matrices + norms}
+    position_ids = torch.arange(TOKENS)[None]
+    embeddings = deepseek_v3.DeepseekV3RotaryEmbedding(config)(x, position_ids)
+    mask = create_causal_mask(config=config, inputs_embeds=x, attention_mask=None, past_key_values=None,
+                              position_ids=position_ids)
+    with torch.no_grad():
+        y = attention(x, position_embeddings=embeddings, attention_mask=mask)[0]
+    return golden(name, {"y": y[0].numpy()}, peer=PEER, made_by="transformers-attention.py", case={
+        "tokens": TOKENS, "heads": HEADS, "hidden_size": HIDDEN, "theta": THETA, "seed": seed,
+        "norm": attention.q_a_layernorm.variance_epsilon} | sizes)
+
+
 def compute():
-    return {f"{name}.safetensors": compute_case(name, c) for name, c in cases()}
+    files = {f"{name}.safetensors": compute_case(name, c) for name, c in cases()}
+    return files | {"deepseek_v3.safetensors": compute_latent("deepseek_v3", 10)}
 
 
 if __name__ == "__main__":

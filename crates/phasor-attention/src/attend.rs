@@ -105,7 +105,7 @@ impl Attend<'_> {
     }
 
     /// Attention of `q`, `[tokens, heads, head_dim]`, over caches that have the keys and values of these
-    /// tokens already, into `out`, of the same shape. `batch.cache_lengths` are those before these tokens.
+    /// tokens already, into `out`, `[tokens, heads, v_head_dim]`: a head's dims of the values. `batch.cache_lengths` are those before these tokens.
     /// Tokens past the batch are left as they are.
     ///
     /// # Errors
@@ -128,12 +128,14 @@ impl Attend<'_> {
                 got: q.len(),
             });
         }
+        let tokens = q.len() / token;
+        let of_token = self.heads.saturating_mul(cache.v_head_dim());
         agree(
-            "elements of the output, as many as of q",
-            q.len(),
+            "elements of the output, heads of the values' dims",
+            tokens.saturating_mul(of_token),
             out.len(),
         )?;
-        let sequences = batch.check(q.len() / token, [pages, page_size])?;
+        let sequences = batch.check(tokens, [pages, page_size])?;
         self.run_checked(host, q, cache, batch, &sequences, out);
         Ok(())
     }
@@ -149,7 +151,11 @@ impl Attend<'_> {
     ) {
         let [_, page_size, kv_heads, head_dim] = cache.shape();
         let group = self.heads / kv_heads;
-        let token = self.heads.saturating_mul(head_dim);
+        let v_dim = cache.v_head_dim();
+        let token = self.heads.saturating_mul(v_dim);
+        if token == 0 {
+            return;
+        }
         let block = (BLOCK_ROWS / group).max(1);
         let call = Call {
             attend: self,
@@ -158,6 +164,7 @@ impl Attend<'_> {
             page_size,
             group,
             head_dim,
+            v_dim,
             q,
             batch,
         };
@@ -169,7 +176,7 @@ impl Attend<'_> {
             for start in (0..sequence.new).step_by(block) {
                 let tokens = start..sequence.new.min(start + block);
                 for kv_head in 0..kv_heads {
-                    let len = tokens.len() * group * head_dim;
+                    let len = tokens.len() * group * v_dim;
                     let (part, after) = std::mem::take(&mut rest).split_at_mut(len);
                     rest = after;
                     items.push(Item {
@@ -198,9 +205,9 @@ impl Attend<'_> {
         }
         for item in &items {
             let first = item.sequence.first + item.tokens.start;
-            let rows = item.out.chunks_exact(group * head_dim);
+            let rows = item.out.chunks_exact(group * v_dim);
             for (row, to) in rows.zip(out[first * token..].chunks_exact_mut(token)) {
-                let to = &mut to[item.kv_head * group * head_dim..];
+                let to = &mut to[item.kv_head * group * v_dim..];
                 for (to, &x) in to.iter_mut().zip(row) {
                     *to = T::narrow(x);
                 }
@@ -229,7 +236,10 @@ struct Call<'a, T> {
     page_size: usize,
     /// Query heads of a key-value head.
     group: usize,
+    /// Of queries and keys.
     head_dim: usize,
+    /// Of values.
+    v_dim: usize,
     q: &'a [T],
     batch: &'a RaggedBatch<'a>,
 }
@@ -239,7 +249,7 @@ struct Item<'a> {
     sequence: Sequence,
     tokens: Range<usize>,
     kv_head: usize,
-    /// `[tokens, group, head_dim]`.
+    /// `[tokens, group, v_dim]`.
     out: &'a mut [f32],
 }
 
@@ -308,13 +318,13 @@ impl<T: Element> Call<'_, T> {
     #[inline(always)]
     fn run_in<const R: usize, const N: usize>(&self, item: &mut Item<'_>, scratch: &mut Scratch) {
         let (head_dim, group) = (self.head_dim, self.group);
-        let padded = head_dim.next_multiple_of(LANES);
+        let padded = self.v_dim.next_multiple_of(LANES);
         let rows = item.tokens.len() * group;
         let context = item.sequence.cached + item.sequence.new;
         scratch.q.resize(rows * head_dim, 0.0);
         scratch.rows.resize(TILE * head_dim, 0.0);
         scratch.k.resize(head_dim * TILE, 0.0);
-        // Columns past head_dim are never written, and stay 0.
+        // Columns past v_dim are never written, and stay 0.
         scratch.v.clear();
         scratch.v.resize(TILE * padded, 0.0);
         scratch.p.resize(rows * TILE, 0.0);
@@ -381,7 +391,7 @@ impl<T: Element> Call<'_, T> {
             }
         }
         let joined = scratch.o[1].chunks_exact(padded);
-        let out = item.out.chunks_exact_mut(head_dim);
+        let out = item.out.chunks_exact_mut(self.v_dim);
         for ((row, from), to) in scratch.state.iter().zip(joined).zip(out) {
             for (to, from) in to.iter_mut().zip(from) {
                 *to = from / row.l[1];
@@ -407,7 +417,7 @@ impl<T: Element> Call<'_, T> {
             let at = key - tile;
             let k = &mut scratch.rows[at * head_dim..][..head_dim];
             self.cache.k.read(page, slot, item.kv_head, k);
-            let v = &mut scratch.v[at * padded..][..head_dim];
+            let v = &mut scratch.v[at * padded..][..self.v_dim];
             self.cache.v.read(page, slot, item.kv_head, v);
         }
         // What other tiles left in slots that no row sees is replaced once it is a score.

@@ -116,6 +116,16 @@ pub enum AttentionError {
         /// `cublasStatus_t`, as a number.
         status: i32,
     },
+    /// A weight is a NaN or an infinity ([`check_finite`](crate::check_finite)).
+    #[error("the weight in row {row}, column {column} is {value}: it must be finite")]
+    NotFinite {
+        /// Its output.
+        row: usize,
+        /// Its input.
+        column: usize,
+        /// As it is.
+        value: f32,
+    },
     /// A weight is not among those given.
     #[error("there is no {name}: give it, under that name")]
     NoWeight {

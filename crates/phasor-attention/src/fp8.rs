@@ -1,10 +1,12 @@
 //! Projections whose weights and activations are e4m3.
 
 use crate::AttentionError;
+use crate::codes::e4m3;
 use crate::error::{agree, usable};
 use crate::projection::{Projection, Weights, check_features, product, tokens_of};
 use phasor::half::bf16;
-use phasor::quantize::{e4m3_from_f32, e4m3_to_f32};
+use phasor::quantize::e4m3_from_f32;
+
 use phasor::{Dtype, Element};
 use std::ops::Range;
 
@@ -12,7 +14,7 @@ use std::ops::Range;
 const MOST: f32 = 448.0;
 
 /// The scales of a weight: a value is its code times its scale.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Fp8WeightScale {
     /// One for all.
     Tensor(f32),
@@ -37,6 +39,11 @@ pub struct Fp8Weights<S = Vec<u8>> {
 }
 
 impl<S: AsRef<[u8]>> Fp8Weights<S> {
+    /// Their scales.
+    pub fn scale(&self) -> &Fp8WeightScale {
+        &self.scale
+    }
+
     /// Codes `[out_features, in_features]`.
     ///
     /// # Errors
@@ -72,6 +79,28 @@ impl<S: AsRef<[u8]>> Fp8Weights<S> {
     }
 }
 
+impl Fp8Weights {
+    /// The scale of the tensor, if it has one.
+    pub(crate) fn tensor_scale(&self) -> Option<f32> {
+        match self.scale {
+            Fp8WeightScale::Tensor(scale) => Some(scale),
+            _ => None,
+        }
+    }
+
+    /// Codes of the same values by another scale of the tensor.
+    pub(crate) fn rescale(&mut self, to: f32) {
+        let Some(from) = self.tensor_scale().filter(|&from| from != to) else {
+            return;
+        };
+        let inverse = 1.0 / to;
+        for code in &mut self.codes {
+            *code = e4m3_from_f32(e4m3(*code) * from * inverse);
+        }
+        self.scale = Fp8WeightScale::Tensor(to);
+    }
+}
+
 impl<S: AsRef<[u8]> + Send + Sync> Weights for Fp8Weights<S> {
     fn in_features(&self) -> usize {
         self.in_features
@@ -86,16 +115,20 @@ impl<S: AsRef<[u8]> + Send + Sync> Weights for Fp8Weights<S> {
         let codes = &self.codes.as_ref()[rows.start * columns..rows.end * columns];
         let codes = codes.chunks_exact(columns);
         for ((row, codes), values) in rows.zip(codes).zip(values.chunks_exact_mut(columns)) {
-            for (column, (&code, value)) in codes.iter().zip(values).enumerate() {
-                let scale = match &self.scale {
-                    Fp8WeightScale::Tensor(scale) => *scale,
-                    Fp8WeightScale::Rows(scales) => scales[row],
-                    Fp8WeightScale::Blocks { scales, block } => {
-                        let of_row = columns.div_ceil(block[1]);
-                        scales[row / block[0] * of_row + column / block[1]]
-                    }
-                };
-                *value = e4m3_to_f32(code) * scale;
+            // Columns that share a scale, and the scales of these runs.
+            let (run, scales) = match &self.scale {
+                Fp8WeightScale::Tensor(scale) => (columns, std::slice::from_ref(scale)),
+                Fp8WeightScale::Rows(scales) => (columns, &scales[row..=row]),
+                Fp8WeightScale::Blocks { scales, block } => {
+                    let of_row = columns.div_ceil(block[1]);
+                    (block[1], &scales[row / block[0] * of_row..][..of_row])
+                }
+            };
+            let runs = codes.chunks(run).zip(values.chunks_mut(run));
+            for ((codes, values), scale) in runs.zip(scales) {
+                for (value, &code) in values.iter_mut().zip(codes) {
+                    *value = e4m3(code) * scale;
+                }
             }
         }
     }
@@ -154,7 +187,7 @@ fn round_by(scale: f32, x: &mut [f32]) {
         _ => 0.0,
     };
     for x in x {
-        *x = e4m3_to_f32(e4m3_from_f32(*x * inverse)) * scale;
+        *x = e4m3(e4m3_from_f32(*x * inverse)) * scale;
     }
 }
 
@@ -162,12 +195,12 @@ fn round_by(scale: f32, x: &mut [f32]) {
 /// scales, in f32, and so has the product; a GPU that multiplies codes and scales the sum differs by that
 /// rounding.
 #[derive(Clone, Debug)]
-pub struct Fp8Linear<S = Vec<u8>> {
-    weights: Fp8Weights<S>,
+pub struct Fp8Linear<W = Fp8Weights> {
+    weights: W,
     activation: Fp8Activation,
 }
 
-impl<S: AsRef<[u8]> + Send + Sync> Fp8Linear<S> {
+impl<S: AsRef<[u8]> + Send + Sync> Fp8Linear<Fp8Weights<S>> {
     /// Weights, and how activations meet them: static with a scale of the tensor, per token with scales of
     /// the tensor or of rows, in blocks with blocks as wide.
     ///
@@ -175,7 +208,18 @@ impl<S: AsRef<[u8]> + Send + Sync> Fp8Linear<S> {
     /// [`AttentionError::Weights`] for another combination, [`AttentionError::Factor`] for a scale that
     /// cannot be used.
     pub fn new(weights: Fp8Weights<S>, activation: Fp8Activation) -> Result<Self, AttentionError> {
-        let fits = match (activation, &weights.scale) {
+        activation.check(&weights.scale)?;
+        Ok(Self {
+            weights,
+            activation,
+        })
+    }
+}
+
+impl Fp8Activation {
+    /// Whether it goes with weights of such scales.
+    pub(crate) fn check(self, of_weights: &Fp8WeightScale) -> Result<(), AttentionError> {
+        let fits = match (self, of_weights) {
             (Fp8Activation::Static(scale), Fp8WeightScale::Tensor(_)) => {
                 usable("the scale of activations", f64::from(scale))?;
                 true
@@ -193,10 +237,7 @@ impl<S: AsRef<[u8]> + Send + Sync> Fp8Linear<S> {
             _ => false,
         };
         match fits {
-            true => Ok(Self {
-                weights,
-                activation,
-            }),
+            true => Ok(()),
             false => Err(AttentionError::Weights {
                 what: "float8 scales of weights and activations",
                 remedy: "give a static scale with one of the tensor, scales per token with those of the \
@@ -206,19 +247,30 @@ impl<S: AsRef<[u8]> + Send + Sync> Fp8Linear<S> {
     }
 }
 
-impl<T: Element, S: AsRef<[u8]> + Send + Sync> Projection<T> for Fp8Linear<S> {
+impl<W: Weights> Fp8Linear<W> {
+    /// Activations are rounded as they were checked to be for all of the weights, of which these are a part.
+    pub(crate) fn of_part(weights: W, activation: Fp8Activation) -> Self {
+        Self {
+            weights,
+            activation,
+        }
+    }
+}
+
+impl<T: Element, W: Weights> Projection<T> for Fp8Linear<W> {
     fn in_features(&self) -> usize {
-        self.weights.in_features
+        self.weights.in_features()
     }
 
     fn out_features(&self) -> usize {
-        self.weights.out_features
+        self.weights.out_features()
     }
 
     fn forward(&self, x: &[T], out: &mut [T]) -> Result<(), AttentionError> {
-        let tokens = tokens_of(&self.weights, x.len(), out.len())?;
+        let features = [self.weights.in_features(), self.weights.out_features()];
+        let tokens = tokens_of(features, x.len(), out.len())?;
         let mut x: Vec<f32> = x.iter().map(|x| x.widen()).collect();
-        for token in x.chunks_exact_mut(self.weights.in_features) {
+        for token in x.chunks_exact_mut(self.weights.in_features()) {
             self.activation.round(token);
         }
         product(&x, tokens, &self.weights, out);

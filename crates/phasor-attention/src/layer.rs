@@ -32,8 +32,12 @@ pub struct AttentionConfig {
     pub num_attention_heads: usize,
     /// Key-value heads, which divide the query heads: each serves a group of these.
     pub num_key_value_heads: usize,
-    /// Dims of a head.
+    /// Dims of a head, of queries and keys.
     pub head_dim: usize,
+    /// Dims of a head of values, usually as many.
+    pub v_head_dim: usize,
+    /// The first dim of a head that rotates: 128 in DeepSeek-V3, whose heads of 192 end with 64 that do.
+    pub rotary_offset: usize,
     /// What scores are multiplied by; `None`: `1 / sqrt(head_dim)`. A rotation that has a scale for scores
     /// (DeepSeek's Yarn) is not asked for it.
     pub scale: Option<f32>,
@@ -64,6 +68,8 @@ impl AttentionConfig {
             num_attention_heads,
             num_key_value_heads,
             head_dim,
+            v_head_dim: head_dim,
+            rotary_offset: 0,
             scale: None,
             mask: AttentionMask::Causal,
             logits_soft_cap: None,
@@ -79,8 +85,13 @@ impl AttentionConfig {
     pub(crate) fn check(&self, qkv: &[[usize; 2]], o: [usize; 2]) -> Result<(), AttentionError> {
         let (heads, kv_heads) = (self.num_attention_heads, self.num_key_value_heads);
         let (hidden_size, head_dim) = (self.hidden_size, self.head_dim);
+        let v_head_dim = self.v_head_dim;
         self.attend().check(kv_heads)?;
-        for (what, value) in [("hidden_size", hidden_size), ("head_dim", head_dim)] {
+        for (what, value) in [
+            ("hidden_size", hidden_size),
+            ("head_dim", head_dim),
+            ("v_head_dim", v_head_dim),
+        ] {
             if value == 0 {
                 return Err(AttentionError::Value {
                     what,
@@ -89,32 +100,34 @@ impl AttentionConfig {
                 });
             }
         }
-        let [q_dims, kv_dims] = [heads, kv_heads].map(|heads| heads.saturating_mul(head_dim));
-        let all_dims = q_dims.saturating_add(kv_dims.saturating_mul(2));
+        let [q_dims, k_dims] = [heads, kv_heads].map(|heads| heads.saturating_mul(head_dim));
+        let [o_dims, v_dims] = [heads, kv_heads].map(|heads| heads.saturating_mul(v_head_dim));
+        let all_dims = q_dims.saturating_add(k_dims).saturating_add(v_dims);
         let sizes = |[into, out]: [&'static str; 2], got: [usize; 2], needed: [usize; 2]| {
             agree(into, needed[0], got[0])?;
             agree(out, needed[1], got[1])
         };
         match *qkv {
-            [all] => sizes(
-                ["in_features of qkv", "out_features of qkv"],
-                all,
-                [hidden_size, all_dims],
-            )?,
+            [all] => {
+                let what = "v_head_dim of stacked qkv, as head_dim";
+                agree(what, head_dim, v_head_dim)?;
+                let what = ["in_features of qkv", "out_features of qkv"];
+                sizes(what, all, [hidden_size, all_dims])?;
+            }
             _ => {
                 let what = [
                     ["in_features of q", "out_features of q"],
                     ["in_features of k", "out_features of k"],
                     ["in_features of v", "out_features of v"],
                 ];
-                let dims = [q_dims, kv_dims, kv_dims];
+                let dims = [q_dims, k_dims, v_dims];
                 for ((what, &got), dims) in what.into_iter().zip(qkv).zip(dims) {
                     sizes(what, got, [hidden_size, dims])?;
                 }
             }
         }
         let what = ["in_features of o", "out_features of o"];
-        sizes(what, o, [q_dims, hidden_size])
+        sizes(what, o, [o_dims, hidden_size])
     }
 
     pub(crate) fn attend(&self) -> Attend<'_> {
@@ -137,7 +150,7 @@ pub enum QkvProjection<T> {
         q: Arc<dyn Projection<T>>,
         /// `[kv_heads * head_dim, hidden_size]`.
         k: Arc<dyn Projection<T>>,
-        /// As `k`.
+        /// `[kv_heads * v_head_dim, hidden_size]`.
         v: Arc<dyn Projection<T>>,
     },
     /// One of `[(heads + 2 * kv_heads) * head_dim, hidden_size]`: queries, then keys, then values, for
@@ -278,6 +291,7 @@ impl<T: Element> AttentionLayer<T> {
         let AttentionConfig {
             num_key_value_heads: kv_heads,
             head_dim,
+            v_head_dim,
             ..
         } = config;
         let layer = Self {
@@ -288,10 +302,9 @@ impl<T: Element> AttentionLayer<T> {
             o,
             weights: Default::default(),
         };
-        let slot = CacheLayout::paged_nhd(1, 1, kv_heads, head_dim);
-        layer
-            .rotator
-            .plan(&layer.problem(1, KvCacheLayout::separate(slot, slot)))?;
+        let slot = |dims| CacheLayout::paged_nhd(1, 1, kv_heads, dims);
+        let slots = KvCacheLayout::separate(slot(head_dim), slot(v_head_dim));
+        layer.rotator.plan(&layer.problem(1, slots))?;
         Ok(layer)
     }
 
@@ -329,11 +342,11 @@ impl<T: Element> AttentionLayer<T> {
         self.project_and_store(x, cache, batch, &sequences, workspace)?;
         let used = sequences.last().map_or(0, |last| last.first + last.new);
         let Workspace { q, attended, .. } = workspace;
-        attended.resize(q.len(), T::default());
+        let dims = self.config.num_attention_heads * self.config.v_head_dim;
+        attended.resize(x.len() / self.config.hidden_size * dims, T::default());
         self.config
             .attend()
             .run_checked(&self.host, q, cache.view(), batch, &sequences, attended);
-        let dims = self.config.num_attention_heads * self.config.head_dim;
         self.o.forward(
             &attended[..used * dims],
             &mut out[..used * self.config.hidden_size],
@@ -361,23 +374,27 @@ impl<T: Element> AttentionLayer<T> {
             num_attention_heads: heads,
             num_key_value_heads: kv_heads,
             head_dim,
+            v_head_dim,
+            rotary_offset,
             q_stages,
             k_stages,
             v_stages,
             ..
         } = self.config;
-        let q_to = Layout::tokens(tokens, heads, head_dim);
-        let kv = Layout::tokens(tokens, kv_heads, head_dim);
+        let rotated = |layout: Layout| layout.with_rotary_offset(rotary_offset);
+        let q_to = rotated(Layout::tokens(tokens, heads, head_dim));
+        let k = rotated(Layout::tokens(tokens, kv_heads, head_dim));
+        let v = Layout::tokens(tokens, kv_heads, v_head_dim);
         let problem = Problem::new(T::DTYPE);
         let problem = match self.qkv {
-            QkvProjection::Separate { .. } => problem.q((q_to, q_to)).k_to_cache(kv).v_to_cache(kv),
+            QkvProjection::Separate { .. } => problem.q((q_to, q_to)).k_to_cache(k).v_to_cache(v),
             QkvProjection::Stacked(_) => {
                 let all = heads + 2 * kv_heads;
                 let window = |range| Layout::packed_heads(1, tokens, all, head_dim, range);
                 let k = heads + kv_heads;
                 problem
-                    .q((window(0..heads), q_to))
-                    .k_to_cache(window(heads..k))
+                    .q((rotated(window(0..heads)), q_to))
+                    .k_to_cache(rotated(window(heads..k)))
                     .v_to_cache(window(k..all))
                     .packed()
             }
@@ -401,6 +418,7 @@ impl<T: Element> AttentionLayer<T> {
             hidden_size,
             num_key_value_heads: kv_heads,
             head_dim,
+            v_head_dim,
             ..
         } = self.config;
         let tokens = x.len() / hidden_size;
@@ -413,6 +431,11 @@ impl<T: Element> AttentionLayer<T> {
         let [pages, page_size, cache_heads, cache_dim] = cache.shape();
         agree("heads of the cache", kv_heads, cache_heads)?;
         agree("head_dim of the cache", head_dim, cache_dim)?;
+        agree(
+            "head_dim of the values' cache",
+            v_head_dim,
+            cache.v_head_dim(),
+        )?;
         batch.check(tokens, [pages, page_size])
     }
 
@@ -429,14 +452,17 @@ impl<T: Element> AttentionLayer<T> {
             num_attention_heads: heads,
             num_key_value_heads: kv_heads,
             head_dim,
+            v_head_dim,
             ..
         } = self.config;
         let tokens = x.len() / hidden_size;
         let used = sequences.last().map_or(0, |last| last.first + last.new);
-        let [q_dims, kv_dims] = [heads * head_dim, kv_heads * head_dim];
+        let [q_dims, k_dims, v_dims] =
+            [heads * head_dim, kv_heads * head_dim, kv_heads * v_head_dim];
+        let all_dims = q_dims + k_dims + v_dims;
         let Workspace { projected, q, .. } = workspace;
         q.resize(tokens * q_dims, T::default());
-        projected.resize(tokens * (q_dims + 2 * kv_dims), T::default());
+        projected.resize(tokens * all_dims, T::default());
         if used == 0 {
             return Ok(());
         }
@@ -463,13 +489,11 @@ impl<T: Element> AttentionLayer<T> {
         let [q_weights, k_weights, v_weights] = self.weights.each_ref().map(HeadWeights::of_step);
         let step = HostStep::new(positions)
             .q_weights(q_weights)
-            .k_weights(k_weights)
-            .v_weights(v_weights)
             .slots(Slots::page_table(batch.page_table, batch.cache_lengths));
-        let step = cache.give_to(step);
+        let step = cache.give_to(step, [k_weights, v_weights]);
         let step = match &self.qkv {
             QkvProjection::Stacked(qkv) => {
-                qkv.forward(x, &mut projected[..used * (q_dims + 2 * kv_dims)])?;
+                qkv.forward(x, &mut projected[..used * all_dims])?;
                 step.buffer(&mut projected[..]).q_to(&mut q[..])
             }
             QkvProjection::Separate {
@@ -478,10 +502,10 @@ impl<T: Element> AttentionLayer<T> {
                 v: v_proj,
             } => {
                 let (q_from, kv) = projected.split_at_mut(tokens * q_dims);
-                let (k, v) = kv.split_at_mut(tokens * kv_dims);
+                let (k, v) = kv.split_at_mut(tokens * k_dims);
                 q_proj.forward(x, &mut q_from[..used * q_dims])?;
-                k_proj.forward(x, &mut k[..used * kv_dims])?;
-                v_proj.forward(x, &mut v[..used * kv_dims])?;
+                k_proj.forward(x, &mut k[..used * k_dims])?;
+                v_proj.forward(x, &mut v[..used * v_dims])?;
                 step.q((&*q_from, &mut q[..])).k(&*k).v(&*v)
             }
         };

@@ -1,11 +1,14 @@
 //! The linear maps of a layer.
 
-use crate::AttentionError;
 use crate::error::{agree, usable};
+use crate::scalar::widen;
+use crate::{AttentionError, dot};
+use phasor::half::bf16;
 use phasor::{Dtype, Element};
 use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::slice::from_raw_parts;
 use std::sync::Arc;
 
 /// A linear map of tokens. An engine may bring its own.
@@ -34,14 +37,58 @@ pub trait Weights: Send + Sync {
     /// The values of some rows, `[rows, in_features]`.
     fn read(&self, rows: Range<usize>, values: &mut [f32]);
 
-    /// All values, if they are f32 in memory.
-    fn as_f32(&self) -> Option<&[f32]> {
+    /// All values, if they are elements in memory, which spares copies.
+    fn dense(&self) -> Option<DenseRows<'_>> {
         None
     }
 }
 
-/// The product with [`Weights`]: their values in f32, activations widened to f32, products added up in f32
-/// in the order of the crate `gemm`, and one rounding to the element type.
+/// Looks for a NaN or an infinity among the values of weights, which a layer does not: it reads all of them,
+/// and is for the time when they are loaded.
+///
+/// # Errors
+/// [`AttentionError::NotFinite`] for the first.
+pub fn check_finite(weights: &dyn Weights) -> Result<(), AttentionError> {
+    let columns = weights.in_features();
+    let mut values = vec![0.0; columns];
+    for row in 0..weights.out_features() {
+        weights.read(row..row + 1, &mut values);
+        if let Some(column) = values.iter().position(|value| !value.is_finite()) {
+            return Err(AttentionError::NotFinite {
+                row,
+                column,
+                value: values[column],
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Row-major values in memory, `[out_features, in_features]`.
+#[derive(Clone, Copy, Debug)]
+pub enum DenseRows<'a> {
+    /// f32.
+    F32(&'a [f32]),
+    /// bf16.
+    Bf16(&'a [bf16]),
+}
+
+impl DenseRows<'_> {
+    fn window(self, elements: Range<usize>) -> Self {
+        match self {
+            DenseRows::F32(all) => DenseRows::F32(&all[elements]),
+            DenseRows::Bf16(all) => DenseRows::Bf16(&all[elements]),
+        }
+    }
+}
+
+/// The product with [`Weights`]: their values in f32, activations widened to f32, products added up in f32,
+/// and one rounding to the element type.
+///
+/// Calls of up to 8 tokens have one order of sums on every processor: product `i` of a row is added to sum
+/// `i % 64` by a fused multiply-add, and the 64 sums are folded in halves. Those of more are products of
+/// the crate `gemm`, whose order is its own; or, where tokens and weights are bf16 and the processor has
+/// AVX-512 BF16, of its instruction, which counts subnormal numbers as 0.
 #[derive(Clone, Copy, Debug)]
 pub struct Linear<W>(
     /// The weights.
@@ -58,7 +105,24 @@ impl<T: Element, W: Weights> Projection<T> for Linear<W> {
     }
 
     fn forward(&self, x: &[T], out: &mut [T]) -> Result<(), AttentionError> {
-        let tokens = tokens_of(&self.0, x.len(), out.len())?;
+        let features = [self.0.in_features(), self.0.out_features()];
+        let tokens = tokens_of(features, x.len(), out.len())?;
+        #[cfg(target_arch = "x86_64")]
+        if let (Dtype::Bf16, Some(DenseRows::Bf16(weights))) = (T::DTYPE, self.0.dense())
+            && tokens > FEW_TOKENS
+            && features[0].is_multiple_of(2)
+            && crate::bf16::is_there()
+        {
+            // SAFETY: `bf16` is the only element of this type, so that `T` is it.
+            let (x, out) = unsafe {
+                (
+                    from_raw_parts(x.as_ptr().cast(), x.len()),
+                    std::slice::from_raw_parts_mut(out.as_mut_ptr().cast(), out.len()),
+                )
+            };
+            crate::bf16::product(x, weights, [tokens, features[0], features[1]], out);
+            return Ok(());
+        }
         let x: Vec<f32> = x.iter().map(|x| x.widen()).collect();
         product(&x, tokens, &self.0, out);
         Ok(())
@@ -67,30 +131,30 @@ impl<T: Element, W: Weights> Projection<T> for Linear<W> {
 
 /// How many tokens there are in both.
 pub(crate) fn tokens_of(
-    weights: &dyn Weights,
+    [from, to]: [usize; 2],
     x: usize,
     out: usize,
 ) -> Result<usize, AttentionError> {
-    let (from, to) = (weights.in_features(), weights.out_features());
-    let tokens = x / from;
+    let tokens = x.checked_div(from).unwrap_or(0);
     agree(
         "elements given to a projection, whole tokens",
-        tokens * from,
+        tokens.saturating_mul(from),
         x,
     )?;
-    agree("elements that a projection writes", tokens * to, out)?;
+    agree(
+        "elements that a projection writes",
+        tokens.saturating_mul(to),
+        out,
+    )?;
     Ok(tokens)
 }
 
-/// Rows of weights are read so many at a time: enough for a product to be worth its start, and few enough
-/// for a cache to hold them.
-fn panel_rows(tokens: usize) -> usize {
-    match tokens {
-        0..=16 => 32,
-        17..=128 => 128,
-        _ => 512,
-    }
-}
+/// Up to so many tokens, each row of weights is read once, and multiplied with all of them.
+const FEW_TOKENS: usize = 8;
+/// Rows that a thread takes at a time then.
+const FEW_ROWS: usize = 32;
+/// Rows of weights that become f32 at a time otherwise: as many as are worth a product of their own.
+const PANEL_ROWS: usize = 512;
 
 /// `out = x W^T`.
 pub(crate) fn product<T: Element>(x: &[f32], tokens: usize, weights: &dyn Weights, out: &mut [T]) {
@@ -98,30 +162,59 @@ pub(crate) fn product<T: Element>(x: &[f32], tokens: usize, weights: &dyn Weight
     if tokens == 0 {
         return;
     }
-    let pool = rayon::current_num_threads() > 1;
-    if let Some(values) = weights.as_f32() {
-        let mut results = vec![0.0; tokens * to];
-        let parallelism = match pool {
-            true => gemm::Parallelism::Rayon(0),
-            false => gemm::Parallelism::None,
+    let dense = weights.dense();
+    let mut results = vec![0.0; tokens * to];
+    if let (Some(DenseRows::F32(values)), true) = (dense, tokens > FEW_TOKENS) {
+        let parallelism = match rayon::current_num_threads() {
+            1 => gemm::Parallelism::None,
+            _ => gemm::Parallelism::Rayon(0),
         };
         multiply([tokens, from, to], x, values, &mut results, parallelism);
         narrow(&results, out);
         return;
     }
-    let rows = panel_rows(tokens);
-    let mut results = vec![0.0; tokens * to];
+    let rows = match tokens {
+        0..=FEW_TOKENS => FEW_ROWS,
+        _ => PANEL_ROWS,
+    };
     results
         .par_chunks_mut(rows * tokens)
         .enumerate()
         .for_each_init(Vec::new, |panel, (at, results)| {
             let part = at * rows..to.min((at + 1) * rows);
-            panel.resize(part.len() * from, 0.0);
-            weights.read(part.clone(), panel);
             let sizes = [tokens, from, part.len()];
-            multiply(sizes, x, panel, results, gemm::Parallelism::None);
+            if tokens > FEW_TOKENS {
+                panel.resize(part.len() * from, 0.0);
+                weights.read(part, panel);
+                multiply(sizes, x, panel, results, gemm::Parallelism::None);
+            } else if let Some(dense) = dense {
+                let dense = dense.window(part.start * from..part.end * from);
+                dot::rows(x, dense, from, part.len(), results);
+            } else {
+                panel.resize(from, 0.0);
+                for (at, row) in part.clone().enumerate() {
+                    weights.read(row..row + 1, panel);
+                    dot::rows(
+                        x,
+                        DenseRows::F32(panel),
+                        from,
+                        part.len(),
+                        &mut results[at..],
+                    );
+                }
+            }
         });
-    // Each panel's results lie together.
+    narrow_panels(&results, tokens, rows, out);
+}
+
+/// `[tokens, out_features]` of results whose panels, of so many rows, lie together, `[tokens, rows]` each.
+pub(crate) fn narrow_panels<T: Element>(
+    results: &[f32],
+    tokens: usize,
+    rows: usize,
+    out: &mut [T],
+) {
+    let to = out.len() / tokens;
     for (at, results) in results.chunks(rows * tokens).enumerate() {
         let count = results.len() / tokens;
         for (token, results) in results.chunks_exact(count).enumerate() {
@@ -247,9 +340,7 @@ impl<T: Element, S: AsRef<[T]> + Send + Sync> Weights for DenseWeights<T, S> {
         let elements = &self.elements.as_ref()[start..end];
         match self.clip {
             None => {
-                for (value, x) in values.iter_mut().zip(elements) {
-                    *value = x.widen();
-                }
+                widen(elements, values);
             }
             Some(clip) => {
                 for (value, x) in values.iter_mut().zip(elements) {
@@ -259,13 +350,20 @@ impl<T: Element, S: AsRef<[T]> + Send + Sync> Weights for DenseWeights<T, S> {
         }
     }
 
-    fn as_f32(&self) -> Option<&[f32]> {
-        if T::DTYPE != Dtype::F32 || self.clip.is_some() {
+    fn dense(&self) -> Option<DenseRows<'_>> {
+        if self.clip.is_some() {
             return None;
         }
         let elements = self.elements.as_ref();
-        // SAFETY: `f32` is the only element of this type.
-        Some(unsafe { std::slice::from_raw_parts(elements.as_ptr().cast(), elements.len()) })
+        let (data, len) = (elements.as_ptr(), elements.len());
+        // SAFETY: each `Dtype` is that of one type, so that `T` is the type it becomes.
+        unsafe {
+            match T::DTYPE {
+                Dtype::F32 => Some(DenseRows::F32(from_raw_parts(data.cast(), len))),
+                Dtype::Bf16 => Some(DenseRows::Bf16(from_raw_parts(data.cast(), len))),
+                _ => None,
+            }
+        }
     }
 }
 
@@ -391,6 +489,15 @@ impl<W: Weights> Weights for WindowOfWeights<W> {
             values.copy_from_slice(&row[self.columns.clone()]);
         }
     }
+
+    fn dense(&self) -> Option<DenseRows<'_>> {
+        let all = self.weights.in_features();
+        if self.columns.len() != all {
+            return None;
+        }
+        let elements = self.rows.start * all..self.rows.end * all;
+        self.weights.dense().map(|dense| dense.window(elements))
+    }
 }
 
 impl<W: Weights + ?Sized> Weights for Arc<W> {
@@ -406,8 +513,8 @@ impl<W: Weights + ?Sized> Weights for Arc<W> {
         (**self).read(rows, values);
     }
 
-    fn as_f32(&self) -> Option<&[f32]> {
-        (**self).as_f32()
+    fn dense(&self) -> Option<DenseRows<'_>> {
+        (**self).dense()
     }
 }
 
@@ -424,7 +531,7 @@ impl<W: Weights + ?Sized> Weights for Box<W> {
         (**self).read(rows, values);
     }
 
-    fn as_f32(&self) -> Option<&[f32]> {
-        (**self).as_f32()
+    fn dense(&self) -> Option<DenseRows<'_>> {
+        (**self).dense()
     }
 }

@@ -1,6 +1,9 @@
-//! The two functions of the definition that are no IEEE operations. They are written without branches, so
-//! that loops over them become vectors.
+//! The two functions of the definition that are no IEEE operations, written without branches so that loops
+//! over them become vectors; and elements as f32.
 
+use phasor::half::f16;
+use phasor::half::slice::HalfFloatSliceExt;
+use phasor::{Dtype, Element};
 use std::f32::consts::LOG2_E;
 
 /// Adding it to a number of magnitude below 2^22 rounds that to an integer, to nearest even, which is then
@@ -26,6 +29,21 @@ const TANH: [u32; 5] = [
     0xbbba_f0ee,
 ];
 const TANH_SMALL: f32 = 0.625;
+
+/// Elements as f32, as many as both have.
+#[inline(always)]
+pub(crate) fn widen<T: Element>(from: &[T], to: &mut [f32]) {
+    let len = from.len().min(to.len());
+    if T::DTYPE == Dtype::F16 {
+        // SAFETY: `f16` is the only element of this type.
+        let from = unsafe { std::slice::from_raw_parts(from.as_ptr().cast::<f16>(), len) };
+        // By itself, an element would ask the processor what it can.
+        return from.convert_to_f32_slice(&mut to[..len]);
+    }
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = from.widen();
+    }
+}
 
 /// By Horner's rule, a fused multiply-add for each coefficient.
 #[inline(always)]

@@ -4,8 +4,8 @@ use crate::cache::KvCacheMut;
 use crate::error::agree;
 use crate::projection::WindowOfWeights;
 use crate::{
-    AttentionConfig, AttentionError, AttentionLayer, HeadWeights, Linear, QkvProjection,
-    RaggedBatch, Weights, Workspace,
+    AttentionConfig, AttentionError, AttentionLayer, Fp8Activation, Fp8Linear, HeadWeights, Linear,
+    Projection, QkvProjection, RaggedBatch, Weights, Workspace,
 };
 use phasor::{Element, Host, Rope};
 use std::ops::Range;
@@ -27,12 +27,14 @@ pub struct LayerWeights<T> {
     pub q: Arc<dyn Weights>,
     /// `[kv_heads * head_dim, hidden_size]`.
     pub k: Arc<dyn Weights>,
-    /// As `k`.
+    /// `[kv_heads * v_head_dim, hidden_size]`.
     pub v: Arc<dyn Weights>,
-    /// `[hidden_size, heads * head_dim]`.
+    /// `[hidden_size, heads * v_head_dim]`.
     pub o: Arc<dyn Weights>,
     /// What stages of q, k and v need.
     pub heads: [HeadWeights<T>; 3],
+    /// How activations become e4m3 before they meet q, k, v and o; `None`: they do not.
+    pub activations: [Option<Fp8Activation>; 4],
 }
 
 impl<T: Element> LayerWeights<T> {
@@ -46,22 +48,32 @@ impl<T: Element> LayerWeights<T> {
         host: &Host,
         rope: &Rope,
     ) -> Result<AttentionLayer<T>, AttentionError> {
-        let qkv = QkvProjection::Separate {
-            q: Arc::new(Linear(self.q.clone())),
-            k: Arc::new(Linear(self.k.clone())),
-            v: Arc::new(Linear(self.v.clone())),
+        let [q, k, v, o] = [&self.q, &self.k, &self.v, &self.o];
+        let linear = |weights: &Arc<dyn Weights>, at: usize| -> Arc<dyn Projection<T>> {
+            let weights = weights.clone();
+            match self.activations[at] {
+                None => Arc::new(Linear(weights)),
+                Some(activation) => Arc::new(Fp8Linear::of_part(weights, activation)),
+            }
         };
-        let o = Arc::new(Linear(self.o.clone()));
+        let qkv = QkvProjection::Separate {
+            q: linear(q, 0),
+            k: linear(k, 1),
+            v: linear(v, 2),
+        };
+        let o = linear(o, 3);
         let [q, k, v] = self.heads.clone();
         Ok(AttentionLayer::new(config, host, rope, qkv, o)?.with_head_weights(q, k, v))
     }
 
     /// The parts of a layer that devices have: heads in equal runs, with their rows of q, k and v, their
-    /// columns of o, and their biases, sinks and weights of norms. Weights are not copied.
+    /// columns of o, and their biases, sinks and weights of norms. Weights are not copied. Activations of o
+    /// whose scales are those of tokens have the scales of a device's part of each token.
     ///
     /// # Errors
     /// [`AttentionError::Value`] for no devices, or heads of either kind that they do not divide;
-    /// [`AttentionError::Weights`] for a norm across heads; [`AttentionError::Heads`].
+    /// [`AttentionError::Weights`] for a norm across heads, and for blocks of o's activations that a device
+    /// would have a part of; [`AttentionError::Heads`].
     pub fn shard(
         &self,
         config: &AttentionConfig,
@@ -96,37 +108,52 @@ impl<T: Element> LayerWeights<T> {
                 remedy: "a norm across heads needs all of them: replicate the layer",
             });
         }
-        let dim = config.head_dim;
+        let of_device = config.num_attention_heads / devices * config.v_head_dim;
+        if let Some(Fp8Activation::Blocks(dims)) = self.activations[3]
+            && (dims == 0 || !of_device.is_multiple_of(dims))
+        {
+            return Err(AttentionError::Weights {
+                what: "blocks of o's activations",
+                remedy: "the heads of a device must be whole blocks",
+            });
+        }
+        let [dim, v_dim] = [config.head_dim, config.v_head_dim];
         let shard = |device: usize| {
             let [of_q, of_kv] = counts.map(|count| {
                 let each = count / devices;
                 device * each..(device + 1) * each
             });
-            let dims = |heads: &Range<usize>| heads.start * dim..heads.end * dim;
-            let rows =
-                |weights: &Arc<dyn Weights>, heads| -> Result<Arc<dyn Weights>, AttentionError> {
-                    let columns = 0..weights.in_features();
-                    Ok(Arc::new(WindowOfWeights::new(
-                        weights.clone(),
-                        dims(heads),
-                        columns,
-                    )?))
-                };
-            let o = WindowOfWeights::new(self.o.clone(), 0..self.o.out_features(), dims(&of_q))?;
+            let dims = |heads: &Range<usize>, dim| heads.start * dim..heads.end * dim;
+            let rows = |weights: &Arc<dyn Weights>,
+                        heads,
+                        dim|
+             -> Result<Arc<dyn Weights>, AttentionError> {
+                let columns = 0..weights.in_features();
+                Ok(Arc::new(WindowOfWeights::new(
+                    weights.clone(),
+                    dims(heads, dim),
+                    columns,
+                )?))
+            };
+            let o =
+                WindowOfWeights::new(self.o.clone(), 0..self.o.out_features(), dims(&of_q, v_dim))?;
             // `[heads, head_dim]` is split, `[head_dim]` is for all heads.
-            let part = |weights: &Option<Vec<T>>, heads: &Range<usize>| {
+            let part = |weights: &Option<Vec<T>>, heads: &Range<usize>, dim: usize| {
                 weights
                     .as_ref()
-                    .map(|weights| match weights.get(dims(heads)) {
+                    .map(|weights| match weights.get(dims(heads, dim)) {
                         Some(part) if weights.len() > dim => part.to_vec(),
                         _ => weights.clone(),
                     })
             };
-            let heads = [(0, &of_q), (1, &of_kv), (2, &of_kv)].map(|(at, heads)| HeadWeights {
-                bias: part(&self.heads[at].bias, heads),
-                norm: part(&self.heads[at].norm, heads),
-                norm_bias: part(&self.heads[at].norm_bias, heads),
-            });
+            let heads =
+                [(0, &of_q, dim), (1, &of_kv, dim), (2, &of_kv, v_dim)].map(|(at, heads, dim)| {
+                    HeadWeights {
+                        bias: part(&self.heads[at].bias, heads, dim),
+                        norm: part(&self.heads[at].norm, heads, dim),
+                        norm_bias: part(&self.heads[at].norm_bias, heads, dim),
+                    }
+                });
             let mut config = config.clone();
             config.sinks = match &config.sinks {
                 Some(sinks) => {
@@ -140,11 +167,12 @@ impl<T: Element> LayerWeights<T> {
             Ok((
                 config,
                 Self {
-                    q: rows(&self.q, &of_q)?,
-                    k: rows(&self.k, &of_kv)?,
-                    v: rows(&self.v, &of_kv)?,
+                    q: rows(&self.q, &of_q, dim)?,
+                    k: rows(&self.k, &of_kv, dim)?,
+                    v: rows(&self.v, &of_kv, v_dim)?,
                     o: Arc::new(o),
                     heads,
+                    activations: self.activations,
                 },
             ))
         };
@@ -278,6 +306,11 @@ impl<T: Element> DataParallelAttention<T> {
                 replicas: vec![layer.clone(); devices],
             }),
         }
+    }
+
+    /// How many devices there are.
+    pub fn devices(&self) -> usize {
+        self.replicas.len()
     }
 
     /// The layer for the tokens of each device, in turn.

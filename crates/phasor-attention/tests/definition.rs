@@ -346,6 +346,36 @@ fn exact<T: Element>(case: &Case, data: &Data<T>) -> Vec<f64> {
     out
 }
 
+/// Values that are the first dims of the keys, as a latent cache has them: the same bits as where they are
+/// all dims, of which as many are looked at.
+#[test]
+fn values_may_have_dims_of_their_own() {
+    let case = Case::new(6, 1, 40, &[(0, 70), (255, 3), (300, 1)]);
+    let data = Data::<f32>::of(&case, 3);
+    let layout = nhd(&case);
+    let ([k, _], table) = data.cache(&case, layout, 5);
+    let (cu_seqlens, lengths) = offsets(&case);
+    let batch = RaggedBatch::new(&cu_seqlens, &lengths, &table);
+    let attend = |dims: usize| {
+        let cache = KvCacheView::new((layout, &k), (layout.dims(0..dims), &k)).unwrap();
+        let mut out = vec![0.0f32; case.tokens() * 6 * dims];
+        case.attend()
+            .run(&Host::new(), &data.q, cache, &batch, &mut out)
+            .unwrap();
+        let mut more = vec![0.0f32; out.len() + 1];
+        let result = case
+            .attend()
+            .run(&Host::new(), &data.q, cache, &batch, &mut more);
+        assert!(matches!(result, Err(AttentionError::Mismatch { .. })));
+        out
+    };
+    let whole = attend(40);
+    for dims in [1, 16, 33] {
+        let heads = whole.chunks(40).flat_map(|head| head[..dims].to_vec());
+        assert_eq!(bits(&attend(dims)), bits(&heads.collect::<Vec<_>>()));
+    }
+}
+
 fn bits<T: Element>(values: &[T]) -> Vec<u32> {
     values.iter().map(|x| x.widen().to_bits()).collect()
 }

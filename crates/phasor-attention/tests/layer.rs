@@ -2,13 +2,17 @@
 
 use phasor_attention::phasor::half::bf16;
 use phasor_attention::phasor::norm::HeadNorm;
+use phasor_attention::phasor::quantize::{
+    Codes, ScaleForm, ScaleRounding, e4m3_to_f32, e8m0_to_scale,
+};
 use phasor_attention::phasor::{
-    CacheLayout, Element, Frequencies, FrequencyRows, Host, Pairing, Rope, Stages,
+    CacheLayout, Element, Frequencies, FrequencyRows, Host, Pairing, Rope, ScaleLayout, Stages,
+    StoredCodes,
 };
 use phasor_attention::{
-    AttentionConfig, AttentionError, AttentionLayer, AttentionMask, DenseWeights, HeadWeights,
-    KvCacheMut, Linear, PagedKvCache, Projection, QkvProjection, RaggedBatch, StackedWeights,
-    Workspace,
+    AttentionConfig, AttentionError, AttentionLayer, AttentionMask, CodeScales, CodedCache,
+    DenseWeights, HeadWeights, KvCacheMut, Linear, PagedCodeCache, PagedKvCache, Projection,
+    QkvProjection, RaggedBatch, StackedWeights, Workspace,
 };
 use std::sync::Arc;
 
@@ -184,17 +188,21 @@ impl LayerWeights {
 
 /// The layer of one sequence from its first token on, in f64.
 fn oracle(case: &Case, weights: &LayerWeights, x: &[f32]) -> Vec<f64> {
+    attended(case, weights, &streams(case, weights, x))
+}
+
+fn linear(weight: &[f32], x: &[f64], clip: Option<f32>) -> Vec<f64> {
+    let value = |&w: &f32| f64::from(clip.map_or(w, |clip| w.clamp(-clip, clip)));
+    let rows = weight.chunks(x.len());
+    rows.map(|row| row.iter().zip(x).map(|(w, x)| value(w) * x).sum())
+        .collect()
+}
+
+/// Queries, keys and values of each token, as attention has them.
+fn streams(case: &Case, weights: &LayerWeights, x: &[f32]) -> [Vec<Vec<f64>>; 3] {
     let config = &case.config;
     let (hidden, dims) = (config.hidden_size, config.head_dim);
-    let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
-    let tokens = x.len() / hidden;
     let x: Vec<f64> = x.iter().map(|&x| x.into()).collect();
-    let linear = |weight: &[f32], x: &[f64], clip: Option<f32>| -> Vec<f64> {
-        let value = |&w: &f32| f64::from(clip.map_or(w, |clip| w.clamp(-clip, clip)));
-        let rows = weight.chunks(x.len());
-        rows.map(|row| row.iter().zip(x).map(|(w, x)| value(w) * x).sum())
-            .collect()
-    };
     let mut streams: [Vec<Vec<f64>>; 3] = Default::default();
     for (place, x) in x.chunks(hidden).enumerate() {
         for (at, stream) in streams.iter_mut().enumerate() {
@@ -227,6 +235,13 @@ fn oracle(case: &Case, weights: &LayerWeights, x: &[f32]) -> Vec<f64> {
             stream.push(y);
         }
     }
+    streams
+}
+
+fn attended(case: &Case, weights: &LayerWeights, streams: &[Vec<Vec<f64>>; 3]) -> Vec<f64> {
+    let config = &case.config;
+    let (dims, tokens) = (config.head_dim, streams[0].len());
+    let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
     let scale = config.scale.map_or(1.0 / (dims as f64).sqrt(), f64::from);
     let mut out = Vec::new();
     for place in 0..tokens {
@@ -723,4 +738,371 @@ fn sizes_past_all_memory_are_refused() {
                 .is_err()
         );
     }
+}
+
+const PAGE: usize = 8;
+const PAGES: usize = 12;
+
+/// Keys and values as codes, 2 heads of 16 dims, over 12 pages of 8 slots.
+struct Coded {
+    codes: StoredCodes,
+    /// Of keys and of values, where they are given.
+    given: Option<[Vec<f32>; 2]>,
+    /// In one buffer, page by page.
+    one_buffer: bool,
+}
+
+impl Coded {
+    fn layouts(&self) -> (CacheLayout, CacheLayout) {
+        let dims = match self.codes.scale_layout() {
+            // 16 codes and the four bytes of their scale.
+            Some(at) if at.is_inline() => 20,
+            _ => 16,
+        };
+        let slots = CacheLayout::paged_nhd(PAGES, PAGE, 2, dims).dims(0..16);
+        match self.one_buffer {
+            true => slots.in_pairs_of_pages(),
+            false => (slots, slots),
+        }
+    }
+}
+
+/// What is in the caches: codes of keys and values, and their scales in f32 or as bytes.
+#[derive(Clone, Debug, PartialEq)]
+struct CodedMemory {
+    codes: [Vec<u8>; 2],
+    scales: [Vec<f32>; 2],
+    bytes: [Vec<u8>; 2],
+}
+
+impl CodedMemory {
+    fn new(of: &Coded) -> Self {
+        let (k, _) = of.layouts();
+        let len = PAGES * k.strides()[0] + 16;
+        Self {
+            codes: [(); 2].map(|()| vec![0x55; len]),
+            scales: [(); 2].map(|()| vec![f32::NAN; PAGES * PAGE * 2 * 2]),
+            bytes: [(); 2].map(|()| vec![0xff; PAGES * PAGE * 2 * 2]),
+        }
+    }
+
+    fn cache<'a, T: Element>(
+        &'a mut self,
+        of: &'a Coded,
+    ) -> Result<KvCacheMut<'a, T>, AttentionError> {
+        let (k, v) = of.layouts();
+        let inline = of.codes.scale_layout().is_some_and(|at| at.is_inline());
+        let (scales, bytes) = (&mut self.scales, &mut self.bytes);
+        let parts = scales.iter_mut().zip(bytes).zip([k, v]).enumerate().map(
+            |(at, ((scales, bytes), layout))| CodedCache {
+                layout,
+                codes: of.codes,
+                scales: match &of.given {
+                    Some(given) => CodeScales::Given(&given[at]),
+                    None if of.codes.scales_are_e8m0() => CodeScales::E8m0(bytes),
+                    None if inline => CodeScales::Inline,
+                    None => CodeScales::F32(scales),
+                },
+            },
+        );
+        let [k, v] = parts.collect::<Vec<_>>().try_into().unwrap();
+        let [of_k, of_v] = &mut self.codes;
+        match of.one_buffer {
+            true => KvCacheMut::codes_in_one_buffer((k, v), of_k),
+            false => KvCacheMut::separate_codes((k, of_k), (v, of_v)),
+        }
+    }
+
+    /// What the codes of a token stand for, and how far from it a value may be.
+    fn values(&self, of: &Coded, part: usize, page: usize, slot: usize) -> Vec<(f64, f64)> {
+        let layout = [of.layouts().0, of.layouts().1][part];
+        let codes = &self.codes[if of.one_buffer { 0 } else { part }];
+        let [pages, slots, heads] = layout.strides();
+        let group = of.codes.group_dims(16);
+        let mut values = Vec::new();
+        for head in 0..2 {
+            let first = layout.offset() + page * pages + slot * slots + head * heads;
+            for dim in 0..16 {
+                let code = codes[first + dim];
+                let scale_at = ((page * PAGE + slot) * 2 + head) * (16 / group) + dim / group;
+                let scale = match &of.given {
+                    Some(given) => given[part][head % given[part].len()],
+                    None if of.codes.scales_are_e8m0() => e8m0_to_scale(self.bytes[part][scale_at]),
+                    None if of.codes.scale_layout().unwrap().is_inline() => {
+                        f32::from_ne_bytes(codes[first + 16..first + 20].try_into().unwrap())
+                    }
+                    None => self.scales[part][scale_at],
+                };
+                let scale = match of.given.is_some() && of.codes.form() == ScaleForm::Multiply {
+                    true => 1.0 / f64::from(scale),
+                    false => f64::from(scale),
+                };
+                values.push(match of.codes.codes() {
+                    Codes::E4m3 => {
+                        let value = f64::from(e4m3_to_f32(code)) * scale;
+                        (value, (value.abs() / 14.0).max(scale / 512.0))
+                    }
+                    _ => (f64::from(code as i8) * scale, scale * 0.51),
+                });
+            }
+        }
+        values
+    }
+}
+
+fn coded() -> Vec<Coded> {
+    let per_head = ScaleLayout::tokens_heads(PAGE, 2, 1);
+    let groups = ScaleLayout::tokens_heads(PAGE, 2, 2);
+    let given = |codes, form, k: &[f32], v: &[f32]| Coded {
+        codes: StoredCodes::given(codes, form),
+        given: Some([k.to_vec(), v.to_vec()]),
+        one_buffer: false,
+    };
+    let written = |codes, one_buffer| Coded {
+        codes,
+        given: None,
+        one_buffer,
+    };
+    // Inline, a slot of a head has five scales' room, of which the last is one.
+    let inline = ScaleLayout::strided(PAGE * 2 * 5, 2 * 5, 5, 1)
+        .with_offset(4)
+        .inline();
+    vec![
+        given(Codes::E4m3, ScaleForm::Divide, &[0.03], &[0.02, 0.01]),
+        given(Codes::E4m3, ScaleForm::Multiply, &[20.0, 35.0], &[50.0]),
+        given(Codes::Int8, ScaleForm::Divide, &[0.06], &[0.05]),
+        written(StoredCodes::dynamic(Codes::E4m3, 1e-6, per_head), true),
+        written(StoredCodes::dynamic(Codes::Int8, 1e-6, per_head), false),
+        written(
+            StoredCodes::dynamic(Codes::Int8Full, 1e-6, groups)
+                .groups_of(8)
+                .by_inverse()
+                .rounded(ScaleRounding::PowerOfTwoUp)
+                .e8m0(),
+            false,
+        ),
+        written(StoredCodes::dynamic(Codes::E4m3, 1e-6, inline), false),
+    ]
+}
+
+fn caches_of_codes_hold<T: Element>(bound: f64) {
+    let case = Case {
+        plain: true,
+        ..Case::new(4, 2, 16).norms(1e-6)
+    };
+    let weights = LayerWeights::of(&case, 3);
+    let layer = case.layer::<T>(&weights);
+    const TOKENS: usize = 75;
+    let x = narrowed::<T>(&Random::new(8).values(TOKENS * 40, 1.0));
+    let table: Vec<i32> = (0..PAGES as i32).map(|page| page * 5 % 12).collect();
+    for (at, of) in coded().iter().enumerate() {
+        let run = |steps: &[usize]| {
+            let mut memory = CodedMemory::new(of);
+            let mut out = vec![T::default(); x.len()];
+            let mut first = 0;
+            for &new in steps {
+                let (cu_seqlens, lengths) = ([0, new as i32], [first as i32]);
+                let batch = RaggedBatch::new(&cu_seqlens, &lengths, &table);
+                let part = first * 40..(first + new) * 40;
+                let mut cache = memory.cache(of).unwrap();
+                let (x, out) = (&x[part.clone()], &mut out[part]);
+                layer
+                    .forward(x, &mut cache, &batch, &mut Workspace::default(), out)
+                    .unwrap();
+                first += new;
+            }
+            assert_eq!(first, TOKENS);
+            (widened(&out), memory)
+        };
+        let (prompt, memory) = run(&[TOKENS]);
+        // A cached step is the same token in a prompt: the same bits, and the same codes.
+        let (steps, of_steps) = run(&[1; TOKENS]);
+        assert_eq!(prompt, steps, "codes {at}");
+        let (parts, of_parts) = run(&[30, 1, 44]);
+        assert_eq!(prompt, parts, "codes {at}");
+        for other in [of_steps, of_parts] {
+            assert_eq!(memory.codes, other.codes);
+            assert_eq!(memory.bytes, other.bytes);
+            let bits = |scales: &[Vec<f32>; 2]| {
+                scales
+                    .concat()
+                    .iter()
+                    .map(|s| s.to_bits())
+                    .collect::<Vec<_>>()
+            };
+            assert_eq!(bits(&memory.scales), bits(&other.scales));
+        }
+
+        // Codes are near what they are of, and attention is that over their values.
+        let mut streams = streams(&case, &weights, &widened(&x));
+        for part in 0..2 {
+            for place in 0..TOKENS {
+                let page = table[place / PAGE] as usize;
+                let stored = memory.values(of, part, page, place % PAGE);
+                for (&(value, step), exact) in stored.iter().zip(&streams[part + 1][place]) {
+                    let slack = bound * 4.0 * exact.abs().max(1.0);
+                    assert!(
+                        (value - exact).abs() <= step + slack,
+                        "codes {at}: {value} is not {exact}"
+                    );
+                }
+                streams[part + 1][place] = stored.iter().map(|&(value, _)| value).collect();
+            }
+        }
+        let expected = attended(&case, &weights, &streams);
+        let most = expected.iter().fold(0.0f64, |most, x| most.max(x.abs()));
+        for (got, expected) in prompt.iter().zip(&expected) {
+            let error = (f64::from(*got) - expected).abs() / most;
+            assert!(
+                error < bound,
+                "codes {at}: {got} is not {expected}, at most {most}"
+            );
+        }
+    }
+}
+
+#[test]
+fn caches_of_codes_hold_to_the_oracle_and_to_themselves() {
+    caches_of_codes_hold::<f32>(2e-6);
+    caches_of_codes_hold::<bf16>(3e-2);
+}
+
+/// The owned cache of codes: the same as one that is borrowed, and no layer touches another.
+#[test]
+fn an_owned_cache_of_codes_is_one_that_is_borrowed() {
+    let case = Case {
+        plain: true,
+        ..Case::new(4, 2, 16)
+    };
+    let weights = LayerWeights::of(&case, 3);
+    let layer = case.layer::<f32>(&weights);
+    let x = Random::new(8).values(75 * 40, 1.0);
+    let table: Vec<i32> = (0..PAGES as i32).map(|page| page * 5 % 12).collect();
+    let batch = RaggedBatch::new(&[0, 75], &[0], &table);
+    let forward = |cache: &mut KvCacheMut<'_, f32>| {
+        let mut out = vec![0.0; x.len()];
+        layer
+            .forward(&x, cache, &batch, &mut Workspace::default(), &mut out)
+            .unwrap();
+        out
+    };
+    for codes in [Codes::E4m3, Codes::Int8] {
+        let scales = ScaleLayout::tokens_heads(PAGE, 2, 1);
+        let of = Coded {
+            codes: StoredCodes::dynamic(codes, 1e-6, scales),
+            given: None,
+            one_buffer: true,
+        };
+        let expected = forward(&mut CodedMemory::new(&of).cache(&of).unwrap());
+        let mut owned = PagedCodeCache::new(codes, PAGES, 3, PAGE, 2, 16).unwrap();
+        assert_eq!(owned.bytes(), PAGES * 3 * PAGE * 2 * 2 * (16 + 4));
+        assert_eq!(forward(&mut owned.layer(1).unwrap()), expected);
+        // Another layer of the cache does not touch it: a further token sees the same.
+        let again = |owned: &mut PagedCodeCache| {
+            let batch = RaggedBatch::new(&[0, 1], &[75], &table);
+            let mut out = vec![0.0; 40];
+            layer
+                .forward(
+                    &x[..40],
+                    &mut owned.layer(1).unwrap(),
+                    &batch,
+                    &mut Workspace::default(),
+                    &mut out,
+                )
+                .unwrap();
+            out
+        };
+        let before = again(&mut owned);
+        forward(&mut owned.layer(0).unwrap());
+        forward(&mut owned.layer(2).unwrap());
+        assert_eq!(again(&mut owned), before);
+        assert!(owned.layer::<f32>(3).is_err());
+    }
+    for [pages, layers, page_size, heads, dims] in [
+        [0, 1, 1, 1, 1],
+        [1, 0, 1, 1, 1],
+        [1, 1, 0, 1, 1],
+        [1, 1, 1, 0, 1],
+        [1, 1, 1, 1, 0],
+        [usize::MAX, 1, 2, 1, 1],
+    ] {
+        assert!(PagedCodeCache::new(Codes::Int8, pages, layers, page_size, heads, dims).is_err());
+    }
+}
+
+#[test]
+fn codes_without_their_scales_are_refused() {
+    let layout = CacheLayout::paged_nhd(2, PAGE, 2, 16);
+    let per_head = ScaleLayout::tokens_heads(PAGE, 2, 1);
+    let given = StoredCodes::given(Codes::E4m3, ScaleForm::Divide);
+    let dynamic = StoredCodes::dynamic(Codes::Int8, 1e-6, per_head);
+    let e8m0 = dynamic.rounded(ScaleRounding::PowerOfTwoUp).e8m0();
+    let refused = |codes, scales: CodeScales<'_>| {
+        let (mut k, mut v) = ([0u8; 512], [0u8; 512]);
+        let keys = CodedCache {
+            layout,
+            codes,
+            scales,
+        };
+        let values = CodedCache {
+            layout,
+            codes: given,
+            scales: CodeScales::Given(&[1.0]),
+        };
+        KvCacheMut::<f32>::separate_codes((keys, &mut k), (values, &mut v)).err()
+    };
+    use AttentionError::*;
+    let room = |len| CodeScales::F32(vec![0.0; len].leak());
+    let bytes = |len| CodeScales::E8m0(vec![0; len].leak());
+    assert_eq!(refused(given, CodeScales::Given(&[0.1, 0.2])), None);
+    assert_eq!(refused(dynamic, room(32)), None);
+    assert_eq!(refused(e8m0, bytes(32)), None);
+    for (codes, scales) in [
+        (given, room(32)),
+        (given, CodeScales::Inline),
+        (dynamic, CodeScales::Given(&[0.1])),
+        (dynamic, bytes(32)),
+        (dynamic, CodeScales::Inline),
+    ] {
+        assert!(matches!(refused(codes, scales), Some(Weights { .. })));
+    }
+    let count = |codes, scales| match refused(codes, scales) {
+        Some(Mismatch { expected, got, .. }) => (expected, got),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(count(given, CodeScales::Given(&[0.1; 3])), (2, 3));
+    assert_eq!(count(dynamic, room(31)), (32, 31));
+    assert_eq!(count(e8m0, bytes(31)), (32, 31));
+    assert_eq!(count(dynamic.groups_of(5), room(32)), (16, 5));
+    assert_eq!(count(dynamic.groups_of(0), room(32)), (16, 0));
+    for scale in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        assert!(matches!(
+            refused(given, CodeScales::Given(&[scale])),
+            Some(Factor { .. })
+        ));
+    }
+    // A buffer that is too short; and nothing is written of a call that does not fit.
+    let (mut k, mut v) = (vec![0x55u8; 511], vec![0x55u8; 512]);
+    let part = || CodedCache {
+        layout,
+        codes: given,
+        scales: CodeScales::Given(&[1.0]),
+    };
+    let parts = ((part(), &mut k[..]), (part(), &mut v[..]));
+    assert!(KvCacheMut::<f32>::separate_codes(parts.0, parts.1).is_err());
+    k.push(0x55);
+    let case = Case::new(4, 2, 16);
+    let layer = case.layer::<f32>(&LayerWeights::of(&case, 1));
+    let mut out = [-7.5; 40];
+    for (length, page) in [(16, 1), (8, 2)] {
+        let (lengths, pages) = ([length], [0, page]);
+        let batch = RaggedBatch::new(&[0, 1], &lengths, &pages);
+        let parts = ((part(), &mut k[..]), (part(), &mut v[..]));
+        let mut cache = KvCacheMut::separate_codes(parts.0, parts.1).unwrap();
+        let mut workspace = Workspace::default();
+        let result = layer.forward(&[1.0; 40], &mut cache, &batch, &mut workspace, &mut out);
+        assert!(result.is_err());
+    }
+    assert!(out.iter().all(|&x| x == -7.5));
+    assert!(k.iter().chain(&v).all(|&code| code == 0x55));
 }

@@ -4,8 +4,9 @@
 use phasor_attention::phasor::Dtype;
 use phasor_attention::phasor::half::{bf16, f16};
 use phasor_attention::{
-    AttentionError, Fp8Activation, Fp8Linear, Fp8WeightScale, Fp8Weights, GgmlType, GgmlWeights,
-    GptqFormat, GptqTensors, GptqWeights, Linear, Projection, StackedWeights, Weights,
+    AttentionError, DenseWeights, Fp8Activation, Fp8Linear, Fp8WeightScale, Fp8Weights, GgmlLinear,
+    GgmlType, GgmlWeights, GptqFormat, GptqTensors, GptqWeights, Linear, Projection,
+    StackedWeights, Weights, WindowOfWeights, check_finite,
 };
 
 mod support;
@@ -286,6 +287,200 @@ fn products_are_those_of_the_values() {
         assert!(linear.forward(&vec![0.0; x], &mut out[..y]).is_err());
     }
     assert!(out.iter().all(|&x| x == -7.5));
+}
+
+/// What a product in integers makes of activations, in f64.
+fn rounded(x: &[f32], block: usize) -> Vec<f64> {
+    let of_block = |block: &[f32]| {
+        let amax = block.iter().fold(0.0f32, |amax, x| amax.max(x.abs()));
+        let (scale, up) = (amax / 127.0, 127.0 / amax);
+        let round = move |&x: &f32| match amax {
+            0.0 => 0.0,
+            _ => f64::from((x * up).round_ties_even()) * f64::from(scale),
+        };
+        block.iter().map(round).collect::<Vec<_>>()
+    };
+    x.chunks(block).flat_map(of_block).collect()
+}
+
+#[test]
+fn products_in_integers_are_those_of_rounded_activations() {
+    let mut random = Random::new(12);
+    for ggml_type in GgmlType::ALL {
+        let golden = Golden::read(&format!("gguf/{}", ggml_type.name()));
+        let (blocks, values) = (
+            golden.tensor::<u8>("blocks"),
+            golden.tensor::<f32>("values"),
+        );
+        // Rows of two of the larger blocks, and enough rows for several threads.
+        let (columns, rows) = (512, 70);
+        let of_file = values.len() / columns;
+        let bytes = blocks.len() / of_file;
+        let repeat = |at: usize| at % of_file;
+        let blocks: Vec<u8> = (0..rows)
+            .flat_map(|at| blocks[repeat(at) * bytes..][..bytes].to_vec())
+            .collect();
+        let weights = GgmlWeights::new(ggml_type, blocks, rows, columns).unwrap();
+        let linear = GgmlLinear(weights.clone());
+        let tokens = 5;
+        let mut x = random.values(tokens * columns, 1.0);
+        x[..256].fill(0.0);
+        let mut got = vec![0.0f32; tokens * rows];
+        linear.forward(&x, &mut got).unwrap();
+        let (block, _) = ggml_type.block();
+        let x_rounded = rounded(&x, block);
+        let mut expected = Vec::new();
+        for x in x_rounded.chunks(columns) {
+            for row in 0..rows {
+                let weights = &values[repeat(row) * columns..][..columns];
+                let terms = weights.iter().zip(x).map(|(&w, x)| f64::from(w) * x);
+                expected.push(terms.sum::<f64>() as f32);
+            }
+        }
+        near(&got, &expected, 2e-6);
+        // The product with activations as they are is near, and not the same.
+        let mut exact = vec![0.0f32; tokens * rows];
+        Linear(weights).forward(&x, &mut exact).unwrap();
+        near(&got, &exact, 1e-2);
+        assert!(
+            got.iter()
+                .zip(&exact)
+                .any(|(a, b)| (a - b).abs() > 1e-5 * a.abs())
+        );
+        // Token by token: the same bits.
+        for (x, got) in x.chunks(columns).zip(got.chunks(rows)) {
+            let mut alone = vec![0.0f32; rows];
+            linear.forward(x, &mut alone).unwrap();
+            same(&alone, got);
+        }
+        // What is no number shows, in its token.
+        for bad in [f32::NAN, f32::INFINITY] {
+            x[columns + 3] = bad;
+            let mut out = vec![0.0f32; tokens * rows];
+            linear.forward(&x, &mut out).unwrap();
+            for (token, (out, got)) in out.chunks(rows).zip(got.chunks(rows)).enumerate() {
+                assert!(out.iter().all(|x| x.is_nan()) == (token == 1));
+                assert!(token == 1 || out == got);
+            }
+        }
+        let mut out = vec![-7.5f32; rows];
+        assert!(linear.forward(&x[1..columns], &mut out).is_err());
+        assert!(linear.forward(&x[..columns], &mut out[1..]).is_err());
+        assert!(out.iter().all(|&x| x == -7.5));
+    }
+}
+
+/// Sums of few tokens have the order that the documentation says: the same bits, whatever the weights are
+/// kept as, for one token as for several.
+#[test]
+fn products_of_few_tokens_have_one_order_of_sums() {
+    let mut random = Random::new(13);
+    for columns in [40, 64, 200] {
+        let rows = 75;
+        let weights = narrowed::<bf16>(&random.values(rows * columns, 1.0));
+        let x = random.values(8 * columns, 1.0);
+        let mut expected = Vec::new();
+        for x in x.chunks(columns) {
+            for row in weights.chunks(columns) {
+                let mut sums = [0.0f32; 64];
+                for (i, (w, x)) in row.iter().zip(x).enumerate() {
+                    sums[i % 64] = w.to_f32().mul_add(*x, sums[i % 64]);
+                }
+                let mut half = 32;
+                while half > 0 {
+                    (0..half).for_each(|i| sums[i] += sums[i + half]);
+                    half /= 2;
+                }
+                expected.push(sums[0]);
+            }
+        }
+        let wide = widened(&weights);
+        let half: Vec<f16> = narrowed(&wide);
+        let dense: [Box<dyn Projection<f32>>; 4] = [
+            Box::new(Linear(DenseWeights::new(weights, rows, columns).unwrap())),
+            Box::new(Linear(
+                DenseWeights::new(wide.clone(), rows, columns).unwrap(),
+            )),
+            // Not as they lie in memory.
+            Box::new(Linear(
+                DenseWeights::new(wide.clone(), rows, columns)
+                    .unwrap()
+                    .clip(2.0)
+                    .unwrap(),
+            )),
+            Box::new(Linear(
+                WindowOfWeights::new(
+                    DenseWeights::new([wide.clone(), wide].concat(), 2 * rows, columns).unwrap(),
+                    rows..2 * rows,
+                    0..columns,
+                )
+                .unwrap(),
+            )),
+        ];
+        let of_f16 = DenseWeights::new(half.clone(), rows, columns).unwrap();
+        same(&all(&of_f16), &widened(&half));
+        for linear in dense {
+            for tokens in [1, 2, 3, 8] {
+                let mut out = vec![0.0; tokens * rows];
+                linear.forward(&x[..tokens * columns], &mut out).unwrap();
+                same(&out, &expected[..tokens * rows]);
+            }
+        }
+    }
+}
+
+/// Rows and tokens that fill what is multiplied at a time, and such that do not.
+#[test]
+fn products_of_bf16_are_those_of_the_values() {
+    let mut random = Random::new(14);
+    for (rows, columns) in [(97, 40), (205, 1100), (5, 2), (13, 33)] {
+        let weights = narrowed::<bf16>(&random.values(rows * columns, 1.0));
+        let linear = Linear(DenseWeights::new(weights.clone(), rows, columns).unwrap());
+        for tokens in [9, 16, 17, 40, 64, 130] {
+            let x = narrowed::<bf16>(&random.values(tokens * columns, 1.0));
+            let expected = product(&widened(&weights), columns, &widened(&x));
+            let mut out = vec![bf16::NAN; tokens * rows];
+            linear.forward(&x, &mut out).unwrap();
+            // Each is rounded to bf16 once, of 8 bits.
+            for (got, expected) in widened(&out).iter().zip(&expected) {
+                let slack = 1e-5 * (columns as f32).sqrt();
+                let error = (got - expected).abs();
+                assert!(
+                    error <= expected.abs() / 256.0 + slack,
+                    "{got} is not {expected}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_found() {
+    let mut values = vec![1.0f32; 6 * 40];
+    let check = |values: &[f32]| {
+        let weights = DenseWeights::<f32>::new(values.to_vec(), 6, 40).unwrap();
+        check_finite(&weights)
+    };
+    assert_eq!(check(&values), Ok(()));
+    for bad in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+        values[4 * 40 + 7] = bad;
+        assert!(matches!(
+            check(&values),
+            Err(AttentionError::NotFinite { row: 4, column: 7, value }) if value.to_bits() == bad.to_bits()
+        ));
+    }
+    // A scale that is none.
+    let mut blocks = vec![0x55u8; 2 * 34];
+    blocks[34..36].copy_from_slice(&f16::NAN.to_le_bytes());
+    let weights = GgmlWeights::new(GgmlType::Q8_0, blocks, 2, 32).unwrap();
+    assert!(matches!(
+        check_finite(&weights),
+        Err(AttentionError::NotFinite {
+            row: 1,
+            column: 0,
+            ..
+        })
+    ));
 }
 
 #[test]

@@ -222,6 +222,18 @@ impl<T: Element + DeviceRepr + ValidAsZeroBits> CudaAttentionLayer<T> {
             }
             CudaQkv::Stacked(qkv) => config.check(&[sizes(qkv)], sizes(&o))?,
         }
+        for (what, value, needed) in [
+            ("v_head_dim", config.v_head_dim, config.head_dim),
+            ("rotary_offset", config.rotary_offset, 0),
+        ] {
+            if value != needed {
+                return Err(AttentionError::Value {
+                    what,
+                    value,
+                    remedy: "on CUDA values have the dims of keys, and heads rotate from their first",
+                });
+            }
+        }
         Ok(Self {
             config,
             kernels: kernels.clone(),

@@ -136,6 +136,8 @@ impl AttendPlan {
             });
         }
         check_shapes(&shape.k, &shape.v)?;
+        let of_values = shape.v.shape()[3];
+        agree("head_dim of the values' cache", head_dim, of_values)?;
         let (tokens, q_strides) = strides(&shape.q, "tokens of q", dtype)?;
         let (out_tokens, out_strides) = strides(&shape.out, "tokens of the output", dtype)?;
         agree("tokens of the output", tokens, out_tokens)?;

@@ -9,14 +9,15 @@
 //! `--start-position 15000000` begins there instead of at 0. Nothing should change by that, for attention
 //! sees distances alone; `--rope candle` shows what does where angles are formed in f32, and at 1000000000
 //! it can be read.
-//! `model.rs` is where the rotation is used.
+//! `--attention phasor` runs the layers of phasor-attention in place of candle's products and softmax.
+//! `model.rs` is where both are used.
 
 mod model;
 mod text;
 
 use candle_core::Device;
 use candle_core::quantized::gguf_file;
-use model::{Model, Rope, Settings};
+use model::{Attention, Model, Rope, Settings};
 use std::fs::File;
 use std::io::{BufReader, IsTerminal, Write};
 use std::process::ExitCode;
@@ -27,6 +28,7 @@ const HELP: &str = "\
 usage: chat --model FILE.gguf [options] \"A question\"
 
   --rope phasor|candle   whose rotary embedding (phasor)
+  --attention candle|phasor  whose attention layers; phasor's rotate as phasor does, on the host (candle)
   --start-position N     the position of the first token (0)
   --max-tokens N         the longest answer (200)
   --temperature T        0 for the likeliest token, else how freely one is drawn (0)
@@ -45,6 +47,7 @@ struct Options {
     model: String,
     question: String,
     rope: Rope,
+    attention: Attention,
     start: i64,
     max_tokens: usize,
     sampler: Sampler,
@@ -59,6 +62,7 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Option<Options
         model: String::new(),
         question: String::new(),
         rope: Rope::Phasor,
+        attention: Attention::Candle,
         start: 0,
         max_tokens: 200,
         sampler: Sampler {
@@ -93,6 +97,13 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Option<Options
                     "phasor" => Rope::Phasor,
                     "candle" => Rope::Candle,
                     _ => return Err(is_not("phasor or candle").into()),
+                }
+            }
+            "--attention" => {
+                options.attention = match value.as_str() {
+                    "candle" => Attention::Candle,
+                    "phasor" => Attention::Phasor,
+                    _ => return Err(is_not("candle or phasor").into()),
                 }
             }
             "--weights" => {
@@ -136,6 +147,10 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Option<Options
             _ => return Err(format!("there is no {argument}; --help lists what there is").into()),
         }
     }
+    let of_phasor = options.attention == Attention::Phasor;
+    if of_phasor && (options.rope != Rope::Phasor || !options.device.is_cpu()) {
+        return Err("--attention phasor is for --rope phasor and --device cpu".into());
+    }
     if options.model.is_empty() {
         return Err(
             "which model? scripts/fetch-smollm2 fetches one; give --model FILE.gguf".into(),
@@ -145,6 +160,26 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Option<Options
         return Err("what is the question? give it in quotes, after the options".into());
     }
     Ok(Some(options))
+}
+
+/// Draws what part is done on stderr, if that is a terminal.
+fn bar(what: &'static str) -> impl FnMut(f64) {
+    let drawn = std::io::stderr().is_terminal();
+    let mut shown = 0;
+    move |part: f64| {
+        let percent = (part * 100.0) as u32;
+        if drawn && percent > shown {
+            shown = percent;
+            let bar = "#".repeat(percent as usize / 4);
+            eprint!("\r{what} [{bar:<25}] {percent:>3}%");
+        }
+    }
+}
+
+fn clear_bar() {
+    if std::io::stderr().is_terminal() {
+        eprint!("\r{:75}\r", "");
+    }
 }
 
 fn run(options: Options) -> Result<()> {
@@ -162,25 +197,15 @@ fn run(options: Options) -> Result<()> {
     let begun = Instant::now();
     let settings = Settings {
         rope: options.rope,
+        attention: options.attention,
         start: options.start,
         capacity: prompt.len() + options.max_tokens,
         dequantise: options.dequantise,
         device: options.device.clone(),
     };
-    let drawn = std::io::stderr().is_terminal();
-    let mut shown = 0;
-    let progress = |part: f64| {
-        let percent = (part * 100.0) as u32;
-        if drawn && percent > shown {
-            shown = percent;
-            let bar = "#".repeat(percent as usize / 4);
-            eprint!("\rloading the model [{bar:<25}] {percent:>3}%");
-        }
-    };
-    let mut model = Model::load(&content, &mut reader, settings, progress)?;
-    if drawn {
-        eprint!("\r{:60}\r", "");
-    }
+    let loading = bar("loading the model");
+    let mut model = Model::load(&content, &mut reader, settings, loading)?;
+    clear_bar();
     let loaded = begun.elapsed().as_secs_f64();
 
     // The same prompt from 0 on, of which only distances should matter.
@@ -188,14 +213,17 @@ fn run(options: Options) -> Result<()> {
         0 => None,
         start => {
             model.begin_at(0)?;
-            let logits = model.forward(&prompt)?.to_vec1::<f32>()?;
+            let reading = bar("reading the prompt at position 0");
+            let logits = model.forward_with(&prompt, reading)?.to_vec1::<f32>()?;
+            clear_bar();
             model.begin_at(start)?;
             Some(logits)
         }
     };
 
     let begun = Instant::now();
-    let mut logits = model.forward(&prompt)?;
+    let mut logits = model.forward_with(&prompt, bar("reading the prompt"))?;
+    clear_bar();
     let values = logits.to_vec1::<f32>()?;
     let of_prompt = begun.elapsed().as_secs_f64();
 
@@ -224,8 +252,8 @@ fn run(options: Options) -> Result<()> {
     let per_second = |tokens: usize, seconds: f64| tokens as f64 / seconds;
     eprintln!();
     eprintln!(
-        "{:?} rope from position {}; loaded in {loaded:.1} s",
-        options.rope, options.start
+        "{:?} rope from position {}, {:?} attention; loaded in {loaded:.1} s",
+        options.rope, options.start, options.attention
     );
     eprintln!(
         "prompt: {} tokens, {:.0} a second; answer: {count} tokens, {:.1} a second",

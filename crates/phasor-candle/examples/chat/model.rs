@@ -1,12 +1,18 @@
-//! A model of the llama architecture out of a GGUF file. Where it rotates is in [`Rotation`]; the rest is
-//! what every such model has.
+//! A model of the llama architecture out of a GGUF file. Where it rotates is in [`Rotation`], and whose
+//! attention it has in [`Attention`]; the rest is what every such model has.
 
-use candle_core::quantized::{QMatMul, gguf_file};
+use candle_core::quantized::{GgmlDType, QMatMul, QTensor, gguf_file};
 use candle_core::{D, DType, Device, Module, Result, Tensor};
 use candle_nn::RmsNorm;
 use candle_nn::ops::{silu, softmax_last_dim};
+use phasor_attention::phasor::Host;
+use phasor_attention::{
+    AttentionConfig, AttentionLayer, DenseWeights, GgmlLinear, GgmlType, GgmlWeights, Linear,
+    PagedKvCache, Projection, QkvProjection, RaggedBatch, Workspace,
+};
 use phasor_candle::{CacheOrder, DimOrder, KvCache, RotaryEmbedding, Slots};
 use std::io::{Read, Seek};
+use std::sync::Arc;
 
 /// Whose rotation a model uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,9 +23,19 @@ pub enum Rope {
     Candle,
 }
 
+/// Whose attention a model uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attention {
+    /// candle's products and softmax, with the rotation that is asked for.
+    Candle,
+    /// The layer of phasor-attention, on the host: projections, phasor's step, attention over pages.
+    Phasor,
+}
+
 /// How a model is loaded.
 pub struct Settings {
     pub rope: Rope,
+    pub attention: Attention,
     /// The position of the first token.
     pub start: i64,
     /// Tokens that the cache has room for.
@@ -41,17 +57,37 @@ enum Rotation {
 
 struct Layer {
     attention_norm: RmsNorm,
-    q: QMatMul,
-    k: QMatMul,
-    v: QMatMul,
-    output: QMatMul,
+    attention: LayerAttention,
     feed_forward_norm: RmsNorm,
     gate: QMatMul,
     up: QMatMul,
     down: QMatMul,
+}
+
+enum LayerAttention {
+    Candle(Box<CandleAttention>),
+    Phasor(Box<AttentionLayer<f32>>),
+}
+
+struct CandleAttention {
+    q: QMatMul,
+    k: QMatMul,
+    v: QMatMul,
+    output: QMatMul,
     /// `[1, kv_heads, capacity, head_dim]`.
     k_cache: Tensor,
     v_cache: Tensor,
+}
+
+/// Tokens of a page of the cache of phasor-attention.
+const PAGE_SIZE: usize = 16;
+
+/// What layers of phasor-attention share: the cache of all of them, and memory between their steps.
+struct Paged {
+    cache: PagedKvCache<f32>,
+    /// The pages of the one sequence.
+    table: Vec<u32>,
+    workspace: Workspace<f32>,
 }
 
 pub struct Model {
@@ -60,6 +96,7 @@ pub struct Model {
     norm: RmsNorm,
     output: QMatMul,
     rotation: Rotation,
+    paged: Option<Paged>,
     settings: Settings,
     heads: usize,
     kv_heads: usize,
@@ -95,6 +132,11 @@ impl Model {
             .into();
 
         let rotary = RotaryEmbedding::from_gguf(content, reader)?;
+        let rope = rotary.rope().clone();
+        let of_phasor = settings.attention == Attention::Phasor;
+        if of_phasor && (settings.rope != Rope::Phasor || !settings.device.is_cpu()) {
+            candle_core::bail!("phasor's attention rotates as phasor does, and runs on the host");
+        }
         let rotation = match settings.rope {
             Rope::Phasor => Rotation::Phasor(rotary.with_dim_order(DimOrder::Bthd)),
             Rope::Candle => {
@@ -113,7 +155,7 @@ impl Model {
         let embedding = tensor("token_embd.weight")?;
         let tied = !content.tensor_infos.contains_key("output.weight");
         let dequantise = settings.dequantise;
-        let matrix = |weight: candle_core::quantized::QTensor| match dequantise {
+        let matrix = |weight: QTensor| match dequantise {
             true => Ok(QMatMul::Tensor(weight.dequantize(&weight.device())?)),
             false => QMatMul::from_qtensor(weight),
         };
@@ -130,21 +172,58 @@ impl Model {
                 &device,
             )
         };
+        let blocks = count("llama.block_count")?;
+        let width = heads * head_dim;
+        let paged = match of_phasor {
+            false => None,
+            true => {
+                let pages = settings.capacity.div_ceil(PAGE_SIZE).max(1);
+                Some(Paged {
+                    cache: PagedKvCache::new(pages, blocks, PAGE_SIZE, kv_heads, head_dim)
+                        .map_err(candle_core::Error::wrap)?,
+                    table: (0..pages as u32).collect(),
+                    workspace: Workspace::default(),
+                })
+            }
+        };
         let mut layers = Vec::new();
-        for layer in 0..count("llama.block_count")? {
+        for layer in 0..blocks {
             let mut of = |name: &str| tensor(&format!("blk.{layer}.{name}.weight"));
+            let attention_norm = RmsNorm::new(of("attn_norm")?.dequantize(&device)?, epsilon);
+            let [q, k, v, output] = [
+                of("attn_q")?,
+                of("attn_k")?,
+                of("attn_v")?,
+                of("attn_output")?,
+            ];
+            let attention = if of_phasor {
+                let projection = |weight| projection(weight, dequantise);
+                let qkv = QkvProjection::Separate {
+                    q: projection(q)?,
+                    k: projection(k)?,
+                    v: projection(v)?,
+                };
+                let config = AttentionConfig::new(width, heads, kv_heads, head_dim);
+                let o = projection(output)?;
+                let layer = AttentionLayer::new(config, &Host::new(), &rope, qkv, o);
+                LayerAttention::Phasor(Box::new(layer.map_err(candle_core::Error::wrap)?))
+            } else {
+                LayerAttention::Candle(Box::new(CandleAttention {
+                    q: matrix(q)?,
+                    k: matrix(k)?,
+                    v: matrix(v)?,
+                    output: matrix(output)?,
+                    k_cache: cache()?,
+                    v_cache: cache()?,
+                }))
+            };
             layers.push(Layer {
-                attention_norm: RmsNorm::new(of("attn_norm")?.dequantize(&device)?, epsilon),
-                q: matrix(of("attn_q")?)?,
-                k: matrix(of("attn_k")?)?,
-                v: matrix(of("attn_v")?)?,
-                output: matrix(of("attn_output")?)?,
+                attention_norm,
+                attention,
                 feed_forward_norm: RmsNorm::new(of("ffn_norm")?.dequantize(&device)?, epsilon),
                 gate: matrix(of("ffn_gate")?)?,
                 up: matrix(of("ffn_up")?)?,
                 down: matrix(of("ffn_down")?)?,
-                k_cache: cache()?,
-                v_cache: cache()?,
             });
         }
         let norm = RmsNorm::new(tensor("output_norm.weight")?.dequantize(&device)?, epsilon);
@@ -154,6 +233,7 @@ impl Model {
             norm,
             output,
             rotation,
+            paged,
             settings,
             heads,
             kv_heads,
@@ -164,6 +244,15 @@ impl Model {
 
     /// The logits of what follows these tokens, which follow those of earlier calls.
     pub fn forward(&mut self, tokens: &[u32]) -> Result<Tensor> {
+        self.forward_with(tokens, |_| {})
+    }
+
+    /// The same; `progress` is told what part of the layers is done.
+    pub fn forward_with(
+        &mut self,
+        tokens: &[u32],
+        mut progress: impl FnMut(f64),
+    ) -> Result<Tensor> {
         let (count, room) = (tokens.len(), self.settings.capacity - self.length);
         if count > room {
             candle_core::bail!("{count} tokens for a cache that has room for {room}");
@@ -171,13 +260,25 @@ impl Model {
         let ids = Tensor::new(tokens, &self.settings.device)?;
         let mut x = self.embedding.index_select(&ids, 0)?.unsqueeze(0)?;
         let mask = self.mask(count)?;
-        for layer in &self.layers {
-            let attended = self.attend(layer, &layer.attention_norm.forward(&x)?, &mask)?;
+        // Taken, so that layers can be borrowed beside it.
+        let mut paged = self.paged.take();
+        let all = self.layers.len();
+        for (at, layer) in self.layers.iter().enumerate() {
+            let normed = layer.attention_norm.forward(&x)?;
+            let attended = match (&layer.attention, &mut paged) {
+                (LayerAttention::Candle(of), _) => self.attend(of, &normed, &mask),
+                (LayerAttention::Phasor(of), Some(paged)) => {
+                    paged.attend(of, at, &normed, self.settings.start, self.length)
+                }
+                (LayerAttention::Phasor(_), None) => candle_core::bail!("a call failed before"),
+            }?;
             x = (x + attended)?;
             let normed = layer.feed_forward_norm.forward(&x)?;
             let gated = (silu(&layer.gate.forward(&normed)?)? * layer.up.forward(&normed)?)?;
             x = (x + layer.down.forward(&gated)?)?;
+            progress((at + 1) as f64 / all as f64);
         }
+        self.paged = paged;
         self.length += count;
         let last = x.narrow(1, count - 1, 1)?.contiguous()?;
         self.output
@@ -186,7 +287,7 @@ impl Model {
     }
 
     /// Rotates, stores keys and values, and attends to all that is stored. `x` is `[1, tokens, width]`.
-    fn attend(&self, layer: &Layer, x: &Tensor, mask: &Option<Tensor>) -> Result<Tensor> {
+    fn attend(&self, layer: &CandleAttention, x: &Tensor, mask: &Option<Tensor>) -> Result<Tensor> {
         let (_, tokens, _) = x.dims3()?;
         let split = |x: Tensor, heads| x.reshape((1, tokens, heads, self.head_dim));
         let q = split(layer.q.forward(x)?, self.heads)?;
@@ -214,7 +315,13 @@ impl Model {
 
     /// Queries `[1, heads, tokens, head_dim]` that are rotated; keys, rotated too, and values are in their
     /// caches then.
-    fn rotate_and_store(&self, layer: &Layer, q: Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    fn rotate_and_store(
+        &self,
+        layer: &CandleAttention,
+        q: Tensor,
+        k: &Tensor,
+        v: &Tensor,
+    ) -> Result<Tensor> {
         let heads_first = |x: &Tensor| x.transpose(1, 2)?.contiguous();
         let (k_cache, v_cache) = (&layer.k_cache, &layer.v_cache);
         match &self.rotation {
@@ -262,6 +369,58 @@ impl Model {
         }
         Ok(())
     }
+}
+
+impl Paged {
+    /// A layer for tokens that follow `length` in its cache. `x` is `[1, tokens, width]`.
+    fn attend(
+        &mut self,
+        layer: &AttentionLayer<f32>,
+        at: usize,
+        x: &Tensor,
+        start: i64,
+        length: usize,
+    ) -> Result<Tensor> {
+        let (_, tokens, _) = x.dims3()?;
+        let values = x.flatten_all()?.to_vec1::<f32>()?;
+        let mut out = vec![0.0; values.len()];
+        let first = start.wrapping_add(length as i64);
+        let positions: Vec<i64> = (0..tokens as i64).map(|t| first.wrapping_add(t)).collect();
+        let (cu_seqlens, lengths) = ([0, tokens as u32], [length as u32]);
+        let batch = RaggedBatch::new(&cu_seqlens, &lengths, &self.table).position_ids(&positions);
+        let cache = self.cache.layer(at);
+        cache
+            .and_then(|mut cache| {
+                layer.forward(&values, &mut cache, &batch, &mut self.workspace, &mut out)
+            })
+            .map_err(candle_core::Error::wrap)?;
+        Tensor::from_vec(out, x.shape(), x.device())
+    }
+}
+
+/// A projection of phasor-attention: widened to f32, or in the file's form where it is one of its own.
+fn projection(weight: QTensor, dequantise: bool) -> Result<Arc<dyn Projection<f32>>> {
+    let (rows, columns) = weight.shape().dims2()?;
+    let of_file = match weight.dtype() {
+        GgmlDType::Q4_0 => Some(GgmlType::Q4_0),
+        GgmlDType::Q8_0 => Some(GgmlType::Q8_0),
+        GgmlDType::Q4K => Some(GgmlType::Q4_K),
+        GgmlDType::Q5K => Some(GgmlType::Q5_K),
+        GgmlDType::Q6K => Some(GgmlType::Q6_K),
+        _ => None,
+    };
+    let projection: Arc<dyn Projection<f32>> = match of_file.filter(|_| !dequantise) {
+        Some(of) => {
+            let weights = GgmlWeights::new(of, weight.data()?.into_owned(), rows, columns);
+            Arc::new(GgmlLinear(weights.map_err(candle_core::Error::wrap)?))
+        }
+        None => {
+            let values = weight.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1()?;
+            let weights = DenseWeights::<f32>::new(values, rows, columns);
+            Arc::new(Linear(weights.map_err(candle_core::Error::wrap)?))
+        }
+    };
+    Ok(projection)
 }
 
 /// As candle's models make them: `inv_freq` in f32, positions in f32, and their product too.

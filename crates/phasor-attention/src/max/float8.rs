@@ -114,7 +114,8 @@ impl Float8Config {
                 Ok(Fp8WeightScale::Rows(scales))
             }
             (Float8ScaleGranularity::Block, Some(block)) if !block.contains(&0) => {
-                let blocks = rows.div_ceil(block[0]) * columns.div_ceil(block[1]);
+                let of_row = columns.div_ceil(block[1]);
+                let blocks = rows.div_ceil(block[0]).saturating_mul(of_row);
                 agree("weight_scale, one a block", blocks, scales.len())?;
                 Ok(Fp8WeightScale::Blocks { scales, block })
             }

@@ -339,6 +339,10 @@ const BLOCK_DIMS: [i64; 2] = [
     offset_of!(PhasorCall, k_cache.block_dims) as i64,
     offset_of!(PhasorCall, v_cache.block_dims) as i64,
 ];
+const PRESENT: [i64; 2] = [
+    offset_of!(PhasorCall, k_cache.present) as i64,
+    offset_of!(PhasorCall, v_cache.present) as i64,
+];
 const Q_NOWHERE: i64 = offset_of!(PhasorCall, q_output.nowhere) as i64;
 const KV_NOWHERE: [i64; 2] = [
     offset_of!(PhasorCall, k_output.nowhere) as i64,
@@ -1070,6 +1074,14 @@ fn equivalent<'a>(code: &Code<'a>, inst: &Inst<'a>, kind: Kind, now: &str) -> Op
         }
         Kind::Bound if inst.op == "setp.lt.u32" && code.is_block_dims(args[1]) => {
             Some("in a block that is as long as its head, both ways lead to the same place")
+        }
+        Kind::Parameter
+            if code.parameter(inst).is_some_and(|at| {
+                let before = BLOCK_DIMS.iter().find(|&&block_dims| block_dims + 4 == at);
+                PRESENT.contains(&at) && before.is_some_and(|at| now.contains(&format!("+{at}]")))
+            }) =>
+        {
+            Some("a cache that is not there has blocks of no dims, and one that is there has not")
         }
         Kind::Parameter if code.parameter(inst) == Some(Q_NOWHERE) => {
             Some("q goes somewhere in every call, and the field behind that has the same 0")

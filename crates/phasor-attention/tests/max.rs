@@ -775,19 +775,8 @@ fn holds_to_max(name: &str, integers: bool, [beyond, bound]: [f32; 2]) {
 }
 
 #[test]
-fn dense_layers_are_those_of_max() {
-    for name in [
-        "dense",
-        "interleaved",
-        "stacked_bias",
-        "bias",
-        "qk_norm",
-        "clip_scale",
-        "window",
-        "data_parallel",
-    ] {
-        holds_to_max(name, false, [0.0, 5e-6]);
-    }
+fn a_dense_layer_is_that_of_max() {
+    holds_to_max("dense", false, [0.0, 5e-6]);
 }
 
 /// MAX rounds activations to 8 bits, which [`GgmlLinear`] does too, and the class here does not.

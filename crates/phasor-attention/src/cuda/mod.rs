@@ -40,7 +40,7 @@ pub use layer::{
     CudaAttentionLayer, CudaBatch, CudaHeadWeights, CudaKvCache, CudaLayerPlan, CudaLayerShape,
     CudaQkv, CudaWorkspace,
 };
-pub use projection::{CudaDense, CudaGgml, CudaGptq, CudaProjection, TokensInOut};
+pub use projection::{CudaDense, CudaGgml, CudaGptq, CudaProjection, CudaQuantized, TokensInOut};
 
 use crate::AttentionError;
 use crate::kernels::KernelLaunch;

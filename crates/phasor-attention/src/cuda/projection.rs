@@ -8,11 +8,11 @@ use crate::kernels::{
 };
 use crate::projection::check_features;
 use crate::{AttentionError, GgmlType, GptqFormat, GptqTensors, GptqWeights};
-use phasor::Element;
 use phasor::cudarc::driver::{
     CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, DeviceSlice,
 };
 use phasor::half::f16;
+use phasor::{Dtype, Element};
 use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -266,66 +266,66 @@ impl<T: Element + DeviceRepr + Send + Sync> CudaProjection<T> for CudaDense<T> {
     }
 }
 
-/// Enqueues a dequantisation.
-///
-/// # Safety
-/// What the launch addresses is there, and its output overlaps nothing else in use.
-unsafe fn dequantize(
-    kernels: &AttentionKernels,
-    stream: &CudaStream,
-    launch: Option<KernelLaunch<PhasorDequantize>>,
-) -> Result<(), AttentionError> {
-    let functions = kernels.dequantize_functions()?;
-    match launch {
-        // SAFETY: the kernels take this struct by value; the rest is the caller's promise.
-        Some(launch) => unsafe { kernels.enqueue(stream, functions, &launch) },
-        None => Ok(()),
-    }
+/// Quantised weights on a device, of which a kernel makes panels of elements.
+pub trait Panels: Send + Sync {
+    /// Enqueues the dequantisation of some rows of `in_features` to an address.
+    ///
+    /// # Errors
+    /// Those of the launch.
+    ///
+    /// # Safety
+    /// There is room for elements of this type of these rows, which nothing else uses.
+    unsafe fn dequantize(
+        &self,
+        kernels: &AttentionKernels,
+        stream: &CudaStream,
+        dtype: Dtype,
+        in_features: usize,
+        rows: Range<usize>,
+        to: u64,
+    ) -> Result<(), AttentionError>;
 }
 
-/// Rows of which a panel of elements is made, a multiple of what aligns the next one.
-fn panel_rows<T>(in_features: usize) -> usize {
-    let rows = PANEL / in_features.saturating_mul(size_of::<T>()).max(1);
-    (rows / 64 * 64).max(64)
-}
-
-/// A matrix of a GGUF file, dequantised to the activations' element type at each call, a panel of rows at a
-/// time. Dropping it waits for the context's work.
-pub struct CudaGgml<T> {
+/// A quantised matrix, dequantised to the activations' element type at each call, a panel of rows at a time.
+/// Dropping it waits for the context's work.
+pub struct CudaQuantized<T, W> {
     products: Products,
-    blocks: Kept<u8>,
-    ggml_type: GgmlType,
+    weights: W,
     of: PhantomData<T>,
 }
 
-impl<T: Element + DeviceRepr> CudaGgml<T> {
-    /// Copies the bytes of a tensor to the device, and loads the kernels.
-    ///
-    /// # Errors
-    /// Those of [`GgmlWeights::new`](crate::GgmlWeights::new), [`AttentionError::Value`] unless rows and
-    /// columns are whole 16 bytes, [`AttentionError::Step`] for errors of the driver.
-    pub fn new(
+/// A matrix of a GGUF file.
+pub type CudaGgml<T> = CudaQuantized<T, GgmlBlocks>;
+
+/// A 4-bit GPTQ matrix.
+pub type CudaGptq<T> = CudaQuantized<T, GptqOnDevice>;
+
+impl<T: Element + DeviceRepr, W: Panels> CudaQuantized<T, W> {
+    /// `upload` copies the weights, which have been checked.
+    fn with(
         lt: &CublasLt,
-        ggml_type: GgmlType,
-        bytes: &[u8],
         [out_features, in_features]: [usize; 2],
         precision: Precision,
+        upload: impl FnOnce(&AttentionKernels) -> Result<W, AttentionError>,
     ) -> Result<Self, AttentionError> {
-        // For its checks.
-        crate::GgmlWeights::new(ggml_type, bytes, out_features, in_features)?;
-        let features = [out_features, in_features];
-        let products = Products::new::<T>(lt, precision, features, panel_rows::<T>(in_features))?;
+        let rows = PANEL / in_features.saturating_mul(size_of::<T>()).max(1);
+        // A multiple of what aligns the next panel.
+        let rows = (rows / 64 * 64).max(64);
+        let products = Products::new::<T>(lt, precision, [out_features, in_features], rows)?;
         lt.kernels().dequantize_functions()?;
         Ok(Self {
             products,
-            blocks: lt.kernels().upload(bytes)?,
-            ggml_type,
+            weights: upload(lt.kernels())?,
             of: PhantomData,
         })
     }
 }
 
-impl<T: Element + DeviceRepr + Send + Sync> CudaProjection<T> for CudaGgml<T> {
+impl<T, W> CudaProjection<T> for CudaQuantized<T, W>
+where
+    T: Element + DeviceRepr + Send + Sync,
+    W: Panels,
+{
     fn in_features(&self) -> usize {
         self.products.in_features
     }
@@ -345,30 +345,119 @@ impl<T: Element + DeviceRepr + Send + Sync> CudaProjection<T> for CudaGgml<T> {
         workspace: &mut CudaViewMut<'_, u8>,
     ) -> Result<(), AttentionError> {
         let products = &self.products;
-        let (elements, bytes) = self.ggml_type.block();
-        let row = products.in_features / elements * bytes;
-        let (blocks, _blocks) = self.blocks.device_ptr(stream);
-        let panel_bytes = products.panel_bytes::<T>();
+        let (kernels, panel_bytes) = (products.lt.kernels(), products.panel_bytes::<T>());
         products.forward(stream, tokens, workspace, panel_bytes, |rows, panel| {
-            let shape = [rows.len(), products.in_features];
-            let from = blocks + (rows.start * row) as u64;
-            let launch = dequantize_ggml(self.ggml_type, T::DTYPE, shape, from, panel)?;
-            // SAFETY: the blocks of these rows are there, and the panel has room for them.
-            unsafe { dequantize(products.lt.kernels(), stream, launch)? };
+            let in_features = products.in_features;
+            // SAFETY: the workspace has room for a panel, which the products before have read by then.
+            unsafe {
+                self.weights
+                    .dequantize(kernels, stream, T::DTYPE, in_features, rows, panel)?;
+            }
             Ok(panel)
         })
     }
 }
 
-/// A 4-bit GPTQ matrix, dequantised likewise.
-pub struct CudaGptq<T> {
-    products: Products,
+/// Enqueues a dequantisation.
+///
+/// # Safety
+/// What the launch addresses is there, and its output overlaps nothing else in use.
+unsafe fn enqueue(
+    kernels: &AttentionKernels,
+    stream: &CudaStream,
+    launch: Option<KernelLaunch<PhasorDequantize>>,
+) -> Result<(), AttentionError> {
+    let functions = kernels.dequantize_functions()?;
+    match launch {
+        // SAFETY: the kernels take this struct by value; the rest is the caller's promise.
+        Some(launch) => unsafe { kernels.enqueue(stream, functions, &launch) },
+        None => Ok(()),
+    }
+}
+
+/// The blocks of a tensor of a GGUF file.
+pub struct GgmlBlocks {
+    blocks: Kept<u8>,
+    ggml_type: GgmlType,
+}
+
+impl Panels for GgmlBlocks {
+    unsafe fn dequantize(
+        &self,
+        kernels: &AttentionKernels,
+        stream: &CudaStream,
+        dtype: Dtype,
+        in_features: usize,
+        rows: Range<usize>,
+        to: u64,
+    ) -> Result<(), AttentionError> {
+        let (elements, bytes) = self.ggml_type.block();
+        let row = in_features / elements * bytes;
+        let (blocks, _blocks) = self.blocks.device_ptr(stream);
+        let from = blocks + (rows.start * row) as u64;
+        let launch = dequantize_ggml(self.ggml_type, dtype, [rows.len(), in_features], from, to)?;
+        // SAFETY: the blocks of these rows are there; the rest is the caller's promise.
+        unsafe { enqueue(kernels, stream, launch) }
+    }
+}
+
+impl<T: Element + DeviceRepr> CudaGgml<T> {
+    /// Copies the bytes of a tensor to the device, and loads the kernels.
+    ///
+    /// # Errors
+    /// Those of [`GgmlWeights::new`](crate::GgmlWeights::new), [`AttentionError::Value`] unless rows and
+    /// columns are whole 16 bytes, [`AttentionError::Step`] for errors of the driver.
+    pub fn new(
+        lt: &CublasLt,
+        ggml_type: GgmlType,
+        bytes: &[u8],
+        [out_features, in_features]: [usize; 2],
+        precision: Precision,
+    ) -> Result<Self, AttentionError> {
+        // For its checks.
+        crate::GgmlWeights::new(ggml_type, bytes, out_features, in_features)?;
+        Self::with(lt, [out_features, in_features], precision, |kernels| {
+            Ok(GgmlBlocks {
+                blocks: kernels.upload(bytes)?,
+                ggml_type,
+            })
+        })
+    }
+}
+
+/// The tensors of a 4-bit GPTQ matrix.
+pub struct GptqOnDevice {
     qweight: Kept<i32>,
     scales: Kept<f16>,
     qzeros: Kept<i32>,
     g_idx: Option<Kept<i32>>,
     shape: GptqShape,
-    of: PhantomData<T>,
+}
+
+impl Panels for GptqOnDevice {
+    unsafe fn dequantize(
+        &self,
+        kernels: &AttentionKernels,
+        stream: &CudaStream,
+        dtype: Dtype,
+        _in_features: usize,
+        rows: Range<usize>,
+        to: u64,
+    ) -> Result<(), AttentionError> {
+        let (qweight, _qweight) = self.qweight.device_ptr(stream);
+        let (scales, _scales) = self.scales.device_ptr(stream);
+        let (qzeros, _qzeros) = self.qzeros.device_ptr(stream);
+        let g_idx = self.g_idx.as_ref().map(|g_idx| g_idx.device_ptr(stream));
+        let addresses = GptqAddresses {
+            qweight,
+            scales,
+            qzeros,
+            g_idx: g_idx.as_ref().map_or(0, |(address, _)| *address),
+        };
+        let launch = dequantize_gptq(&self.shape, dtype, rows, &addresses, to)?;
+        // SAFETY: the tensors are there; the rest is the caller's promise.
+        unsafe { enqueue(kernels, stream, launch) }
+    }
 }
 
 impl<T: Element + DeviceRepr> CudaGptq<T> {
@@ -393,66 +482,22 @@ impl<T: Element + DeviceRepr> CudaGptq<T> {
             out_features,
             in_features,
         )?;
-        let features = [out_features, in_features];
-        let products = Products::new::<T>(lt, precision, features, panel_rows::<T>(in_features))?;
-        let kernels = lt.kernels();
-        kernels.dequantize_functions()?;
-        Ok(Self {
-            products,
-            qweight: kernels.upload(&tensors.qweight)?,
-            scales: kernels.upload(&tensors.scales)?,
-            qzeros: kernels.upload(&tensors.qzeros)?,
-            g_idx: match &tensors.g_idx[..] {
-                [] => None,
-                g_idx => Some(kernels.upload(g_idx)?),
-            },
-            shape: GptqShape {
-                out_features,
-                in_features,
-                group_size: group_size.unwrap_or(in_features),
-                format,
-            },
-            of: PhantomData,
-        })
-    }
-}
-
-impl<T: Element + DeviceRepr + Send + Sync> CudaProjection<T> for CudaGptq<T> {
-    fn in_features(&self) -> usize {
-        self.products.in_features
-    }
-
-    fn out_features(&self) -> usize {
-        self.products.out_features
-    }
-
-    fn prepare(&self, tokens: usize) -> Result<usize, AttentionError> {
-        Ok(self.products.panel_bytes::<T>() + self.products.prepare::<T>(tokens)?)
-    }
-
-    fn forward(
-        &self,
-        stream: &CudaStream,
-        tokens: TokensInOut<'_, T>,
-        workspace: &mut CudaViewMut<'_, u8>,
-    ) -> Result<(), AttentionError> {
-        let products = &self.products;
-        let (qweight, _qweight) = self.qweight.device_ptr(stream);
-        let (scales, _scales) = self.scales.device_ptr(stream);
-        let (qzeros, _qzeros) = self.qzeros.device_ptr(stream);
-        let g_idx = self.g_idx.as_ref().map(|g_idx| g_idx.device_ptr(stream));
-        let addresses = GptqAddresses {
-            qweight,
-            scales,
-            qzeros,
-            g_idx: g_idx.as_ref().map_or(0, |(address, _)| *address),
-        };
-        let panel_bytes = products.panel_bytes::<T>();
-        products.forward(stream, tokens, workspace, panel_bytes, |rows, panel| {
-            let launch = dequantize_gptq(&self.shape, T::DTYPE, rows, &addresses, panel)?;
-            // SAFETY: the tensors are there, and the panel has room for these rows.
-            unsafe { dequantize(products.lt.kernels(), stream, launch)? };
-            Ok(panel)
+        Self::with(lt, [out_features, in_features], precision, |kernels| {
+            Ok(GptqOnDevice {
+                qweight: kernels.upload(&tensors.qweight)?,
+                scales: kernels.upload(&tensors.scales)?,
+                qzeros: kernels.upload(&tensors.qzeros)?,
+                g_idx: match &tensors.g_idx[..] {
+                    [] => None,
+                    g_idx => Some(kernels.upload(g_idx)?),
+                },
+                shape: GptqShape {
+                    out_features,
+                    in_features,
+                    group_size: group_size.unwrap_or(in_features),
+                    format,
+                },
+            })
         })
     }
 }

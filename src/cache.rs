@@ -438,8 +438,9 @@ pub(crate) enum SlotChoice<M> {
         indices: Ids<M>,
         lengths: Ids<M>,
     },
+    /// Without lengths caches hold nothing.
     Sequences {
-        lengths: Ids<M>,
+        lengths: Option<Ids<M>>,
     },
 }
 
@@ -488,8 +489,15 @@ impl<M> SlotsIn<M> {
     pub fn sequences(lengths: impl Into<Ids<M>>) -> Self {
         Self {
             choice: SlotChoice::Sequences {
-                lengths: lengths.into(),
+                lengths: Some(lengths.into()),
             },
+        }
+    }
+
+    /// Each sequence has a page of its own, from the first slot on.
+    pub(crate) fn sequences_from_the_first() -> Self {
+        Self {
+            choice: SlotChoice::Sequences { lengths: None },
         }
     }
 
@@ -514,7 +522,9 @@ impl<M> SlotsIn<M> {
                 lengths: lengths.try_map(&mut memory)?,
             },
             SlotChoice::Sequences { lengths } => SlotChoice::Sequences {
-                lengths: lengths.try_map(&mut memory)?,
+                lengths: (lengths.as_ref())
+                    .map(|lengths| lengths.try_map(&mut memory))
+                    .transpose()?,
             },
         };
         Ok(SlotsIn { choice })

@@ -2,13 +2,12 @@
 
 use crate::cache::{CacheLayout, KvCacheLayout};
 use crate::call::{
-    Addresses, AngleAddresses, CacheAddresses, Call, PHASOR_IDS_NONE, RawPositions, RawSlots,
-    StageAddresses, TensorAddresses, VectorAddress,
+    Addresses, AngleAddresses, CacheAddresses, Call, RawPositions, RawSlots, StageAddresses,
+    TensorAddresses, VectorAddress,
 };
 use crate::codes::StoredCodes;
 use crate::element::Dtype;
 use crate::error::TensorName;
-use crate::ids::{IdType, Ids};
 use crate::layout::Layout;
 use crate::plan::{self, Plan, Problem};
 use crate::step::{ByteSpan, HostMemory, Memory, Resolve};
@@ -448,8 +447,6 @@ impl Windows {
                 destination: at,
             },
         };
-        // Each page is a sequence, of which the cache holds nothing before its first slot.
-        let slots = RawSlots::sequences(Ids::at(0, IdType::U32, window.pages));
         let addresses = Addresses {
             q: TensorAddresses::default(),
             k: keys,
@@ -459,7 +456,9 @@ impl Windows {
             cache: in_cache.then_some(CacheAddresses {
                 k: cache,
                 v: 0,
-                slots,
+                // Each page is a sequence.
+                slots: RawSlots::sequences_from_the_first(),
+                // No slot of a window is outside.
                 report: 0,
             }),
             stages: in_cache.then(|| {
@@ -478,7 +477,6 @@ impl Windows {
         params.positions.advance = 0;
         if let Some(fusion) = &mut call.fusion {
             params.k_cache.address = params.k_cache.address.wrapping_add(offset);
-            params.slots.lengths.type_ = PHASOR_IDS_NONE;
             // As many as fit in a plan.
             (params.slots.pages, params.slots.page_size) =
                 (window.pages as u32, window.slots as u32);

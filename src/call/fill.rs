@@ -452,7 +452,7 @@ impl Plan {
             }
             SlotChoice::Sequences { lengths } => {
                 slots.choice = PHASOR_SLOT_SEQUENCE;
-                slots.lengths = lengths_of(lengths)?;
+                slots.lengths = lengths.as_ref().map_or(Ok(NO_IDS), lengths_of)?;
             }
         }
         Ok(())

@@ -10,6 +10,27 @@
 
 namespace phasor {
 
+// A lane's chunk of a group of heads.
+template <class Element, class Pairing>
+struct Visit {
+    HeadGroup group;
+    Chunk<Pairing, Pairing::template Access<Element>::kPairs> chunk;
+    uint64_t source; // of its first place in the first head
+    uint32_t gap;    // bytes from there to its second place
+
+    __device__ __forceinline__ Visit(const PhasorCall& call, const Token& token, uint32_t g,
+                                     uint32_t c)
+        : group(call, g), chunk(call, group, c),
+          source(group.template at<Element>(call, group.read(call).source, token,
+                                            chunk.from.first)),
+          gap((chunk.from.second - chunk.from.first) * Element::kBytes) {}
+
+    // What is not written is not read.
+    __device__ __forceinline__ bool reads(const PhasorCall& call) const {
+        return chunk.has_first && (group.goes_out(call, chunk.rotates) || group.is_cached(call));
+    }
+};
+
 template <class Element, class Pairing>
 __device__ __forceinline__ void append(const PhasorCall& call) {
     using Access = typename Pairing::template Access<Element>;
@@ -28,27 +49,21 @@ __device__ __forceinline__ void append(const PhasorCall& call) {
     const uint32_t first_chunk = blockIdx.z * blockDim.x;
     const uint32_t c = first_chunk + threadIdx.x;
     const uint32_t group_step = gridDim.y * blockDim.y;
-    uint32_t groups = own.exists ? HeadGroup::count(call) : 0;
+    uint32_t groups = own.exists ? call.groups_end : 0;
     uint32_t g = blockIdx.y * blockDim.y + threadIdx.y;
 
+    // What the thread visits, which is found before its loads have to wait.
+    Visit<Element, Pairing> visit(call, token, g, c);
     Fragment<Access> fragment[kHeads];
     const auto load = [&]() {
-        if (g >= groups) return;
-        const HeadGroup group(call, g);
-        const Chunk<Pairing, kPairs> chunk(call, group, c);
-        const bool goes_out = GroupOutput(call, group).takes(chunk.rotates);
-        const bool is_cached = GroupCache::is_present(call, group);
-        if (!chunk.has_first || !(goes_out || is_cached)) return;
-        uint64_t source = group.template at<Element>(call.q.source, call.k.source, call.v.source,
-                                                     token, chunk.from.first);
-        const uint32_t gap = (chunk.from.second - chunk.from.first) * Element::kBytes;
-        const int64_t head =
-            group.of(call.q.source.head, call.k.source.head, call.v.source.head);
+        if (g >= groups || !visit.reads(call)) return;
+        uint64_t source = visit.source;
+        const int64_t head = visit.group.read(call).source.head;
 #pragma unroll
         for (uint32_t u = 0; u < kHeads; ++u, source += head) {
-            if (u >= group.heads) break;
+            if (u >= visit.group.heads) break;
             Access::load(source, fragment[u].first);
-            if (chunk.has_second) Access::load(source + gap, fragment[u].second);
+            if (visit.chunk.has_second) Access::load(source + visit.gap, fragment[u].second);
         }
     };
     if (!early) load();
@@ -75,8 +90,8 @@ __device__ __forceinline__ void append(const PhasorCall& call) {
     const uint2 slot = place.slot();
 #pragma unroll 1
     for (;;) {
-        const HeadGroup group(call, g);
-        const Chunk<Pairing, kPairs> chunk(call, group, c);
+        const HeadGroup& group = visit.group;
+        const Chunk<Pairing, kPairs>& chunk = visit.chunk;
         const bool rotates = chunk.rotates && token_rotates;
         if (rotates) {
             const ChunkAngles<kPairs> angles = angle_share.shared.of_lane();
@@ -96,13 +111,16 @@ __device__ __forceinline__ void append(const PhasorCall& call) {
                 second += head;
             }
         };
-        if (chunk.has_first && GroupOutput(call, group).takes(rotates)) {
-            const auto& q = call.q_output.destination;
-            const auto& k = call.k_output.destination;
-            const auto& v = call.v_output.destination;
-            const uint64_t first = group.template at<Element>(q, k, v, token, chunk.to.first);
-            const uint32_t gap = (chunk.to.second - chunk.to.first) * Element::kBytes;
-            store(first, first + gap, group.of(q.head, k.head, v.head));
+        if (chunk.has_first && group.goes_out(call, rotates)) {
+            const PhasorOutput& output = group.output(call);
+            if (output.in_place) {
+                store(visit.source, visit.source + visit.gap, group.read(call).source.head);
+            } else {
+                const PhasorView& to = output.destination;
+                const uint64_t first = group.template at<Element>(call, to, token, chunk.to.first);
+                const uint32_t gap = (chunk.to.second - chunk.to.first) * Element::kBytes;
+                store(first, first + gap, to.head);
+            }
         }
         const GroupCache cache(call, group, slot);
         if (chunk.has_first && cache.present) {
@@ -111,6 +129,7 @@ __device__ __forceinline__ void append(const PhasorCall& call) {
         }
         g += group_step;
         if (g >= groups) return;
+        visit = Visit<Element, Pairing>(call, token, g, c);
         load();
     }
 }

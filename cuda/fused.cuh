@@ -21,14 +21,6 @@ __device__ __forceinline__ const PhasorStages& stages_of(const PhasorFusion& fus
     return (&fusion.q)[stream];
 }
 
-// Whether any stream turns by the angles of its token.
-__device__ __forceinline__ bool turns(const PhasorCall& call, const PhasorFusion& fusion) {
-    const auto turns = [](const PhasorStream& stream, const PhasorStages& stages) {
-        return stream.heads != 0 && (stages.present == 0 || stages.rotates != 0);
-    };
-    return turns(call.q, fusion.q) || turns(call.k, fusion.k);
-}
-
 // What a token's streams are multiplied by, and whether it rotates, in shared memory.
 struct SharedScales {
     static constexpr uint32_t kBytes = 16; // of a token
@@ -71,16 +63,15 @@ struct ServedToken {
     }
 };
 
-// Finds out what the threads of a block need to know of their tokens, and waits for earlier work. `share`
-// makes the share in the angles of so many pairs; `load` is called with the token, and `weights` to read what
-// stages need beside it, both as early as may be.
+// Finds out what the threads of a block need to know of their tokens, and waits for earlier work if that is to be
+// done `early`. `share` makes the share in the angles of so many pairs; `load` is called to read heads, and
+// `weights` to read what stages need beside them, both as early as may be.
 template <class Share, class Load, class Weights>
 __device__ __forceinline__ ServedToken find_token(const PhasorCall& call, const PhasorFusion& fusion,
+                                                  bool early, const ThreadToken& own,
                                                   uint32_t places, const Share& share,
                                                   const Load& load, const Weights& weights) {
-    const bool early = begin(call);
     const bool weights_late = early && fusion.weights_before_wait == 0;
-    const ThreadToken own(call);
     ServedToken served{Token(call, own.b, own.t), own.exists,
                        SharedPlace{places + threadIdx.z * ServedToken::kBytes}};
     const SharedPlace& place = served.place;
@@ -89,14 +80,14 @@ __device__ __forceinline__ ServedToken find_token(const PhasorCall& call, const 
     TokenPositions positions(call.positions, token.id_batch, token.t, token.step);
     uint64_t position = 0;
     if (!ragged) position = positions.on_axis(call.positions, 0);
-    if (!early) load(served);
+    if (!early) load();
     if (!weights_late) weights();
 
     const bool finds = own.exists && SharedPlace::is_found_here();
     if (ragged) {
         served.exists = place.find_sequence_of(call, own.exists, token, positions, position);
     }
-    auto angle_share = share(served.exists && turns(call, fusion) ? call.angles.pairs : 0);
+    auto angle_share = share(served.exists && fusion.turns ? call.angles.pairs : 0);
     bool outside = false;
     if (finds) {
         const Slot slot = Slot::of(call, token);
@@ -108,7 +99,7 @@ __device__ __forceinline__ ServedToken find_token(const PhasorCall& call, const 
     if (finds) served.scales().put_rotates(rotates);
     if (early) {
         ptx::wait_for_earlier_work();
-        load(served);
+        load();
     }
     if (weights_late) weights();
     if (outside) ptx::store_flag(call.slots.report, 1);
@@ -166,10 +157,9 @@ struct HeadStores {
 
     __device__ __forceinline__ HeadStores(const PhasorCall& call, const HeadGroup& head,
                                           const Token& token, uint2 slot, bool has_codes)
-        : goes_out(!GroupOutput(call, head).nowhere), codes_go_out(has_codes && head.is_q),
-          destination(head.template at<Element>(call.q_output.destination,
-                                                call.k_output.destination,
-                                                call.v_output.destination, token, 0)),
+        : goes_out(!head.output(call).nowhere), codes_go_out(has_codes && head.is_q()),
+          destination(
+              head.template at<Element>(call, head.output(call).destination, token, 0)),
           cache(call, head, slot) {}
 
     __device__ __forceinline__ bool is_anywhere() const { return goes_out || cache.present; }
@@ -214,9 +204,9 @@ struct StagedStream {
         : call(call), stages(stages), served(served), stream(stream),
           rotates(served.scales().rotates() && stages.rotates != 0) {
         const HeadGroup of = group(0);
-        heads = of.of(call.q.heads, call.k.heads, call.v.heads);
-        dims = of.of(call.q_output.head_dim, call.k_output.head_dim, call.v_output.head_dim);
-        rotary_offset = of.of(call.q.rotary_offset, call.k.rotary_offset, call.v.rotary_offset);
+        heads = of.read(call).heads;
+        dims = of.output(call).head_dim;
+        rotary_offset = of.read(call).rotary_offset;
         first_dim = 0;
         end_dim = dims;
         if (stages.from_cache) {
@@ -315,8 +305,8 @@ struct StagedStream {
             return;
         }
         const HeadGroup of = group(head);
-        const uint64_t source = of.template at<Element>(call.q.source, call.k.source,
-                                                        call.v.source, served.token, 0);
+        const uint64_t source =
+            of.template at<Element>(call, of.read(call).source, served.token, 0);
         const uint64_t bias = stages.bias + head * stages.bias_head;
 #pragma unroll 4
         for (uint32_t d = threadIdx.x; d < dims; d += 32) {
@@ -382,7 +372,8 @@ struct StagedStream {
         for (uint32_t d = threadIdx.x; d < dims; d += 32) {
             float x[1] = {__fsub_rn(row[d], found.mean)};
             apply_norm<Element>(
-                norm, found.r, x, [&]() { x[0] = weighed(norm, x[0], value_at(weight, d)); },
+                stages.flags, found.r, x,
+                [&]() { x[0] = __fmul_rn(x[0], with_offset(norm, value_at(weight, d))); },
                 [&]() { x[0] = __fadd_rn(x[0], value_at(bias, d)); });
             row.put(d, x[0]);
         }
@@ -497,11 +488,9 @@ template <class Element>
 __device__ __forceinline__ void serve_plain(const PhasorCall& call, const ServedToken& served,
                                             uint32_t stream) {
     const HeadGroup of(stream, 0, 1);
-    const uint32_t heads = of.of(call.q.heads, call.k.heads, call.v.heads);
-    const uint32_t dims =
-        of.of(call.q_output.head_dim, call.k_output.head_dim, call.v_output.head_dim);
-    const uint32_t offset =
-        of.of(call.q.rotary_offset, call.k.rotary_offset, call.v.rotary_offset);
+    const uint32_t heads = of.read(call).heads;
+    const uint32_t dims = of.output(call).head_dim;
+    const uint32_t offset = of.read(call).rotary_offset;
     const PhasorPairing& pairing = call.pairing;
     const bool rotates = served.scales().rotates() && stream != 2;
     const uint32_t pairs = rotates ? call.angles.pairs : 0;
@@ -509,8 +498,8 @@ __device__ __forceinline__ void serve_plain(const PhasorCall& call, const Served
     for (uint32_t h = blockIdx.y * blockDim.y + threadIdx.y; h < heads;
          h += gridDim.y * blockDim.y) {
         const HeadGroup head(stream, h, 1);
-        const uint64_t source = head.template at<Element>(call.q.source, call.k.source,
-                                                          call.v.source, served.token, 0);
+        const uint64_t source =
+            head.template at<Element>(call, head.read(call).source, served.token, 0);
         HeadStores<Element> stores(call, head, served.token, served.place.slot(), false);
         const auto load = [&](uint32_t dim) {
             return Element::load_one(source + dim * Element::kBytes);
@@ -529,7 +518,7 @@ __device__ __forceinline__ void serve_plain(const PhasorCall& call, const Served
             }
         }
         // What stays as it is needs not be written where it is.
-        stores.goes_out = stores.goes_out && !GroupOutput(call, head).in_place;
+        stores.goes_out = stores.goes_out && !head.output(call).in_place;
         if (stores.is_anywhere()) {
             for (uint32_t i = threadIdx.x; i < dims - 2 * pairs; i += 32) {
                 const uint32_t d = i < offset ? i : i + 2 * pairs;
@@ -549,9 +538,8 @@ __device__ __forceinline__ void prefetch_weights(const PhasorCall& call, const P
         const PhasorStages& stages = stages_of(fusion, stream);
         if (stages.present == 0) continue;
         const HeadGroup of(stream, 0, 1);
-        const uint32_t heads = of.of(call.q.heads, call.k.heads, call.v.heads);
-        const uint32_t row = Element::kBytes *
-            of.of(call.q_output.head_dim, call.k_output.head_dim, call.v_output.head_dim);
+        const uint32_t heads = of.read(call).heads;
+        const uint32_t row = Element::kBytes * of.output(call).head_dim;
         const uint32_t first = blockIdx.y * blockDim.y + threadIdx.y;
 #pragma unroll 1
         for (uint32_t head = first; head < heads; head += gridDim.y * blockDim.y) {
@@ -577,8 +565,9 @@ __device__ __forceinline__ void fused_any(const PhasorCall& call, const PhasorFu
     const uint32_t places = ptx::shared_memory() + (call.angles.pairs * 8 + 15) / 16 * 16;
     const auto share = [&](uint32_t pairs) { return AngleShare<AnyPairing, 1>(call, pairs); };
     prefetch_weights<Element>(call, fusion);
+    const bool early = begin(call);
     const ServedToken served =
-        find_token(call, fusion, places, share, [](const ServedToken&) {}, []() {});
+        find_token(call, fusion, early, ThreadToken(call), places, share, []() {}, []() {});
     if (!served.exists) return;
 #pragma unroll 1
     for (uint32_t stream = 0; stream < 3; ++stream) {
@@ -589,24 +578,6 @@ __device__ __forceinline__ void fused_any(const PhasorCall& call, const PhasorFu
             StagedStream<Element>(call, stages, served, stream, ServedToken::end(places)).serve();
         }
     }
-}
-
-// Heads of one stream that a row of lanes serves one after the other. Rows of a warp serve the same stream:
-// each stream has as many groups as makes a multiple of these rows, of which the last may have no heads.
-__device__ __forceinline__ uint32_t groups_of(const PhasorCall& call, const PhasorStream& stream) {
-    const uint32_t rows = 32 / blockDim.x;
-    return (HeadGroup::count(call, stream) + rows - 1) / rows * rows;
-}
-
-__device__ __forceinline__ HeadGroup group_at(const PhasorCall& call, uint32_t group, bool exists) {
-    const uint32_t k_begins = groups_of(call, call.q);
-    const uint32_t v_begins = k_begins + groups_of(call, call.k);
-    const uint32_t stream = group < k_begins ? 0 : group < v_begins ? 1 : 2;
-    group -= stream == 0 ? 0 : stream == 1 ? k_begins : v_begins;
-    HeadGroup heads(stream, group << call.heads_log2, 0);
-    const uint32_t all = heads.of(call.q.heads, call.k.heads, call.v.heads);
-    if (exists && heads.first < all) heads.heads = min(all - heads.first, 1u << call.heads_log2);
-    return heads;
 }
 
 // What a lane has of a head: two vectors of 4 dims, which lie half a head apart, and so two groups of a sum,
@@ -639,6 +610,12 @@ struct HeadPart {
         return raw;
     }
 
+    // Weights, with what is added to each.
+    __device__ __forceinline__ void offset(const PhasorNorm& norm) {
+#pragma unroll
+        for (float& value : x) value = with_offset(norm, value);
+    }
+
     // What all tokens share: a weight or a bias.
     static __device__ __forceinline__ Raw shared_at(uint64_t address) {
         Raw raw;
@@ -653,33 +630,40 @@ struct HeadPart {
         for (uint32_t i = 0; i < kValues; ++i) x[i] = __fadd_rn(x[i], other.x[i]);
     }
 
-    // The mean over the head of what is summed of two dims that follow each other.
-    template <class Pair>
-    __device__ __forceinline__ float mean_of(const Pair& pair) const {
-        float sum = __fadd_rn(__fadd_rn(pair(x[0], x[1]), pair(x[2], x[3])),
-                              __fadd_rn(pair(x[4], x[5]), pair(x[6], x[7])));
-#pragma unroll
-        for (uint32_t by = 16; by > 0; by /= 2) {
-            if (by < blockDim.x) sum = __fadd_rn(sum, __shfl_xor_sync(kAllLanes, sum, by));
-        }
-        // There are 8 dims for each lane, a power of two, and its inverse is exact.
-        return __fmul_rn(sum, __uint_as_float((93 + __clz(blockDim.x)) << 23));
+    // The inverse of a head's dims, which are 8 for each lane and so a power of two.
+    static __device__ __forceinline__ float inverse_dims() {
+        return __uint_as_float((93 + __clz(blockDim.x)) << 23);
     }
 
-    // Weights and biases have been read.
-    __device__ __forceinline__ void norm(const PhasorNorm& norm, const Raw& weight, const Raw& bias) {
-        if (norm.kind == PHASOR_NORM_LAYER) {
-            const float mean = mean_of(plain_pair);
+    // The mean over the head of what is summed of two dims that follow each other.
+    template <class Pair>
+    __device__ __forceinline__ float mean_of(float inverse_dims, const Pair& pair) const {
+        float sum = __fadd_rn(__fadd_rn(pair(x[0], x[1]), pair(x[2], x[3])),
+                              __fadd_rn(pair(x[4], x[5]), pair(x[6], x[7])));
+        // There are 8, 16 or 32 lanes.
+        if (blockDim.x > 16) sum = __fadd_rn(sum, __shfl_xor_sync(kAllLanes, sum, 16));
+        if (blockDim.x > 8) sum = __fadd_rn(sum, __shfl_xor_sync(kAllLanes, sum, 8));
+#pragma unroll
+        for (uint32_t by = 4; by > 0; by /= 2) {
+            sum = __fadd_rn(sum, __shfl_xor_sync(kAllLanes, sum, by));
+        }
+        return __fmul_rn(sum, inverse_dims);
+    }
+
+    // `weight` is with its offset.
+    __device__ __forceinline__ void norm(uint32_t flags, const PhasorNorm& norm, float inverse_dims,
+                                         const HeadPart& weight, const Raw& bias) {
+        if (flags & PHASOR_STAGE_NORM_MEAN) {
+            const float mean = mean_of(inverse_dims, plain_pair);
 #pragma unroll
             for (float& value : x) value = __fsub_rn(value, mean);
         }
-        const float r = inverse_deviation(norm, mean_of(square_pair));
+        const float r = inverse_deviation(norm, mean_of(inverse_dims, square_pair));
         apply_norm<Element>(
-            norm, r, x,
+            flags, r, x,
             [&]() {
-                const HeadPart of(weight);
 #pragma unroll
-                for (uint32_t i = 0; i < kValues; ++i) x[i] = weighed(norm, x[i], of.x[i]);
+                for (uint32_t i = 0; i < kValues; ++i) x[i] = __fmul_rn(x[i], weight.x[i]);
             },
             [&]() { add(bias); });
     }
@@ -706,14 +690,15 @@ struct HeadPart {
     }
 
     // The codes of both vectors. The scale of a head is `given`, or written for its slot, if it has one.
-    __device__ __forceinline__ uint2 encoded(const PhasorCodes& codes, float given, uint32_t head,
-                                             bool is_stored, const SharedPlace& place) {
-        if (codes.round_first) {
+    __device__ __forceinline__ uint2 encoded(uint32_t flags, const PhasorCodes& codes, float given,
+                                             uint32_t head, bool is_stored,
+                                             const SharedPlace& place) {
+        if (flags & PHASOR_STAGE_ROUND_BEFORE_CODES) {
 #pragma unroll
             for (float& value : x) value = rounded<Element>(value);
         }
         float scale = given;
-        if (codes.dynamic) {
+        if (flags & PHASOR_STAGE_DYNAMIC_SCALE) {
             uint32_t amax = 0;
 #pragma unroll
             for (const float value : x) amax = max(amax, finite_magnitude(value));
@@ -737,62 +722,48 @@ struct HeadWeights {
     typename Part::Raw bias, norm_weight, norm_bias;
     float scale = 0.0f; // as where there is none it is handed on
 
-    // Of a head. What all heads of a stream share is read with its `first`.
-    __device__ __forceinline__ void read(const PhasorStages& stages, uint32_t head, bool first) {
+    __device__ __forceinline__ void read(uint32_t flags, const PhasorStages& stages, uint32_t head) {
         const PhasorNorm& norm = stages.norm;
-        if (stages.bias != 0) bias = Part::shared_at(stages.bias + head * stages.bias_head);
-        if (norm.weight != 0 && (first || norm.weight_head != 0)) {
+        if (flags & PHASOR_STAGE_BIAS) {
+            bias = Part::shared_at(stages.bias + head * stages.bias_head);
+        }
+        if (flags & PHASOR_STAGE_NORM_WEIGHT) {
             norm_weight = Part::shared_at(norm.weight + head * norm.weight_head);
         }
-        if (norm.bias != 0 && (first || norm.bias_head != 0)) {
+        if (flags & PHASOR_STAGE_NORM_BIAS) {
             norm_bias = Part::shared_at(norm.bias + head * norm.bias_head);
         }
-    }
-    __device__ __forceinline__ void read_scale(const PhasorStages& stages, uint32_t head) {
         if (has_given_scale(stages.codes)) scale = given_scale(stages.codes, head);
     }
 };
 
-// Where the heads of a group are written: a lane's vectors of the next one. Elements or codes lie `second`
-// bytes apart.
+// Where a lane's vectors of the next head of a group are written. Elements or codes lie `second` bytes apart.
 struct GroupStores {
     bool is_there;
     uint64_t first;
     int64_t head; // bytes
-
-    template <class Part, class Written>
-    static __device__ __forceinline__ GroupStores out(const PhasorCall& call, const HeadGroup& heads,
-                                                      const Token& token, bool is_there) {
-        const PhasorView &q = call.q_output.destination, &k = call.k_output.destination,
-                         &v = call.v_output.destination;
-        return {is_there, heads.template at<Written>(q, k, v, token, Part::first_dim()),
-                heads.of(q.head, k.head, v.head)};
-    }
-    template <class Part, class Written>
-    static __device__ __forceinline__ GroupStores cached(const GroupCache& cache) {
-        if (!cache.present) return {};
-        return {true, cache.address + cache.template bytes<Written>(Part::first_dim()), cache.head};
-    }
-    // Bytes from a lane's first vector to its second.
-    template <class Part, class Written>
-    static __device__ __forceinline__ int64_t second_cached(const GroupCache& cache) {
-        if (!cache.present) return 0;
-        return cache.template bytes<Written>(Part::second_dim()) -
-               cache.template bytes<Written>(Part::first_dim());
-    }
+    int64_t second;
 
     template <class Part>
-    __device__ __forceinline__ void put(const typename Part::Raw& raw, int64_t second) const {
+    __device__ __forceinline__ void put(const typename Part::Raw& raw) const {
         if (!is_there) return;
         Part::Access::store(first, raw.first);
         Part::Access::store(first + second, raw.second);
     }
-    __device__ __forceinline__ void put(uint2 codes, int64_t second) const {
+    __device__ __forceinline__ void put(uint2 codes) const {
         if (!is_there) return;
         ptx::store_4(first, codes.x);
         ptx::store_4(first + second, codes.y);
     }
 };
+
+template <class Part, class Written>
+__device__ __forceinline__ GroupStores stores_in(const GroupCache& cache) {
+    if (!cache.present) return {};
+    const int64_t first = cache.template bytes<Written>(Part::first_dim());
+    return {true, cache.address + first, cache.head,
+            cache.template bytes<Written>(Part::second_dim()) - first};
+}
 
 // As kMinBlocks, of what takes more registers: one too many for three blocks on 7.5.
 #if __CUDA_ARCH__ == 750
@@ -812,103 +783,113 @@ __device__ __forceinline__ void fused_vectors(const PhasorCall& call, const Phas
     using Raw = typename Part::Raw;
     // Heads of a group, at most: 64 bytes of a thread are in flight.
     constexpr uint32_t kHeads = 8 / Element::kBytes;
-    Raw raw[kHeads] = {};
-    const uint32_t groups =
-        groups_of(call, call.q) + groups_of(call, call.k) + groups_of(call, call.v);
+    const bool early = begin(call);
+    const ThreadToken own(call);
+    const Token token(call, own.b, own.t);
+    const uint32_t groups = own.exists ? call.groups_end : 0;
+    const uint32_t half = 4 * blockDim.x;
     uint32_t g = blockIdx.y * blockDim.y + threadIdx.y;
-    const auto load = [&](const ServedToken& served) {
+
+    // What the thread visits, which is found before its loads have to wait.
+    HeadGroup heads(call, g);
+    const auto source_of = [&]() {
+        return heads.template at<Element>(call, heads.read(call).source, token, Part::first_dim());
+    };
+    uint64_t source = source_of();
+    Raw raw[kHeads] = {};
+    const auto load = [&]() {
         if (g >= groups) return;
-        const HeadGroup heads = group_at(call, g, served.exists);
-        if (GroupOutput(call, heads).nowhere && !GroupCache::is_present(call, heads)) return;
-        uint64_t source = heads.template at<Element>(call.q.source, call.k.source, call.v.source,
-                                                     served.token, Part::first_dim());
-        const int64_t head =
-            heads.of(call.q.source.head, call.k.source.head, call.v.source.head);
+        uint64_t from = source;
+        const int64_t head = heads.read(call).source.head;
 #pragma unroll
-        for (uint32_t u = 0; u < kHeads; ++u, source += head) {
+        for (uint32_t u = 0; u < kHeads; ++u, from += head) {
             if (u >= heads.heads) break;
-            Part::Access::load(source, raw[u].first);
-            Part::Access::load(source + 4 * blockDim.x * Element::kBytes, raw[u].second);
+            Part::Access::load(from, raw[u].first);
+            Part::Access::load(from + half * Element::kBytes, raw[u].second);
         }
     };
     HeadWeights<Part> weights;
     // Lanes without a head read what their neighbours do.
     const auto read_weights = [&]() {
         if (g >= groups) return;
-        const HeadGroup heads = group_at(call, g, true);
-        const PhasorStages& stages = stages_of(fusion, heads.of(0u, 1u, 2u));
-        if (stages.present == 0) return;
-        const uint32_t head = heads.heads > 0 ? heads.first : 0;
-        weights.read(stages, head, true);
-        weights.read_scale(stages, head);
+        const PhasorStages& stages = stages_of(fusion, heads.stream);
+        weights.read(stages.flags, stages, heads.heads > 0 ? heads.first : 0);
     };
     const auto share = [&](uint32_t pairs) { return AngleShare<Pairing, 4>(call, 0, pairs); };
-    const ServedToken served =
-        find_token(call, fusion, SharedAngles<4>::end(), share, load, read_weights);
+    const ServedToken served = find_token(call, fusion, early, own, SharedAngles<4>::end(), share,
+                                          load, read_weights);
     // A warp is of one token.
     if (!served.exists) return;
+    const float inverse_dims = Part::inverse_dims();
 #pragma unroll 1
     while (g < groups) {
-        const HeadGroup heads = group_at(call, g, served.exists);
-        const uint32_t stream = heads.of(0u, 1u, 2u);
-        const PhasorStages& stages = stages_of(fusion, stream);
-        const bool is_staged = stages.present != 0;
-        const bool rotates =
-            served.scales().rotates() && (is_staged ? stages.rotates != 0 : !heads.is_v);
-        const bool norms = stages.norm.kind != PHASOR_NORM_NONE;
-        const bool after = stages.norm.after_rotation != 0;
-        const bool has_codes = stages.codes.type != PHASOR_CODES_NONE;
+        const PhasorStages& stages = stages_of(fusion, heads.stream);
+        const uint32_t flags = stages.flags;
+        const bool is_staged = flags & PHASOR_STAGE_PRESENT;
+        const bool rotates = (flags & PHASOR_STAGE_ROTATES) && served.scales().rotates();
+        const bool has_codes = flags & PHASOR_STAGE_CODES;
+        const bool codes_out = flags & PHASOR_STAGE_CODES_OUT;
+        const PhasorOutput& output = heads.output(call);
+        GroupStores out{heads.goes_out(call, is_staged || rotates), source,
+                        heads.read(call).source.head, half * Element::kBytes};
+        if (!output.in_place) {
+            const PhasorView& to = output.destination;
+            out.first = codes_out
+                            ? heads.template at<Code>(call, to, served.token, Part::first_dim())
+                            : heads.template at<Element>(call, to, served.token, Part::first_dim());
+            out.head = to.head;
+            if (codes_out) out.second = half * Code::kBytes;
+        }
         const GroupCache cache(call, heads, served.place.slot());
-        const GroupOutput output(call, heads);
-        const bool goes_out = is_staged ? !output.nowhere : output.takes(rotates);
-        const bool codes_out = has_codes && heads.is_q;
-        GroupStores out =
-            codes_out ? GroupStores::template out<Part, Code>(call, heads, served.token, goes_out)
-                      : GroupStores::template out<Part, Element>(call, heads, served.token, goes_out);
-        GroupStores stored = has_codes ? GroupStores::template cached<Part, Code>(cache)
-                                       : GroupStores::template cached<Part, Element>(cache);
-        const auto out_second = [](uint32_t bytes) { return 4 * blockDim.x * bytes; };
-        const int64_t stored_second =
-            has_codes ? GroupStores::template second_cached<Part, Code>(cache)
-                      : GroupStores::template second_cached<Part, Element>(cache);
+        GroupStores stored =
+            has_codes ? stores_in<Part, Code>(cache) : stores_in<Part, Element>(cache);
+        const float scale = served.scales().of(heads.stream);
+        Part weight{Raw{}};
         // The first row of a warp has the most heads. Lanes without one take part in sums all the same.
         const uint32_t rounds = __shfl_sync(kAllLanes, heads.heads, 0);
-        const uint32_t end = heads.first + heads.heads;
 #pragma unroll 1
-        for (uint32_t head = heads.first, last = head + rounds; head < last; ++head) {
-            const bool is_there = head < end;
+        for (uint32_t u = 0; u < rounds; ++u) {
+            const bool is_there = u < heads.heads;
             Raw done = raw[0];
 #pragma unroll
             for (uint32_t i = 1; i < kHeads; ++i) raw[i - 1] = raw[i];
             // Without stages, what does not rotate is carried as it is.
             if (is_staged || rotates) {
                 Part part(done);
-                if (stages.bias != 0) part.add(weights.bias);
-                if (norms && !after) part.norm(stages.norm, weights.norm_weight, weights.norm_bias);
-                if (rotates) part.rotate();
-                if (norms && after) part.norm(stages.norm, weights.norm_weight, weights.norm_bias);
-                const bool goes_on = is_staged && head + 1 < last;
-                const uint32_t next = head + 1 < end ? head + 1 : 0;
-                if (goes_on) weights.read(stages, next, false);
-                if (is_staged) part.multiply(served.scales().of(stream));
+                if (flags & PHASOR_STAGE_BIAS) part.add(weights.bias);
+                const bool late = flags & PHASOR_STAGE_NORM_LATE;
+                if (rotates && late) part.rotate();
+                if (flags & PHASOR_STAGE_NORM) {
+                    if (u == 0 || (flags & PHASOR_STAGE_OF_HEADS)) {
+                        weight = Part(weights.norm_weight);
+                        weight.offset(stages.norm);
+                    }
+                    part.norm(flags, stages.norm, inverse_dims, weight, weights.norm_bias);
+                }
+                if (rotates && !late) part.rotate();
+                const float given = weights.scale;
+                if ((flags & PHASOR_STAGE_OF_HEADS) && u + 1 < rounds) {
+                    weights.read(flags, stages, u + 1 < heads.heads ? heads.first + u + 1 : 0);
+                }
+                if (is_staged) part.multiply(scale);
                 if (!codes_out) done = part.packed();
                 if (has_codes) {
-                    const uint2 codes = part.encoded(stages.codes, weights.scale, head,
-                                                     is_there && cache.present, served.place);
-                    if (goes_on) weights.read_scale(stages, next);
-                    if (is_there && codes_out) out.put(codes, out_second(Code::kBytes));
-                    if (is_there && !codes_out) stored.put(codes, stored_second);
+                    const uint2 codes =
+                        part.encoded(flags, stages.codes, given, heads.first + u,
+                                     is_there && cache.present, served.place);
+                    if (is_there && codes_out) out.put(codes);
+                    if (is_there && !codes_out) stored.put(codes);
                 }
             }
-            if (is_there && !codes_out) {
-                out.template put<Part>(done, out_second(Element::kBytes));
-            }
-            if (is_there && !has_codes) stored.template put<Part>(done, stored_second);
+            if (is_there && !codes_out) out.template put<Part>(done);
+            if (is_there && !has_codes) stored.template put<Part>(done);
             out.first += out.head;
             stored.first += stored.head;
         }
         g += gridDim.y * blockDim.y;
-        load(served);
+        heads = HeadGroup(call, g);
+        source = source_of();
+        load();
         read_weights();
     }
 }

@@ -48,6 +48,23 @@ typedef unsigned long long uint64_t;
 #define PHASOR_NORM_RMS 1u
 #define PHASOR_NORM_LAYER 2u
 
+// PhasorStages::flags: what kernels test for each head.
+#define PHASOR_STAGE_PRESENT 0x1u
+#define PHASOR_STAGE_ROTATES 0x2u
+#define PHASOR_STAGE_BIAS 0x4u
+#define PHASOR_STAGE_NORM 0x8u
+#define PHASOR_STAGE_NORM_MEAN 0x10u /* takes the mean away */
+#define PHASOR_STAGE_NORM_LATE 0x20u /* after the rotation */
+#define PHASOR_STAGE_NORM_WEIGHT 0x40u
+#define PHASOR_STAGE_NORM_BIAS 0x80u
+#define PHASOR_STAGE_ROUND_BEFORE_WEIGHT 0x100u
+#define PHASOR_STAGE_ROUND_AFTER_NORM 0x200u
+#define PHASOR_STAGE_CODES 0x400u
+#define PHASOR_STAGE_CODES_OUT 0x800u /* to the destination, not to a cache */
+#define PHASOR_STAGE_ROUND_BEFORE_CODES 0x1000u
+#define PHASOR_STAGE_DYNAMIC_SCALE 0x2000u
+#define PHASOR_STAGE_OF_HEADS 0x4000u /* a bias, a weight or a given scale is a head's own */
+
 // PhasorCodes::type
 #define PHASOR_CODES_NONE 0u
 #define PHASOR_CODES_E4M3 1u
@@ -181,17 +198,24 @@ typedef unsigned long long uint64_t;
     field(uint32_t, in_place) /* all streams are */ \
     field(PhasorAngles, angles) \
     field(PhasorPositions, positions) \
+    /* Here and below, what kernels choose by the number of a stream lies side by side: q, k, v. */ \
     field(PhasorStream, q) \
     field(PhasorStream, k) \
+    field(PhasorStream, v) \
+    /* A thread visits a group of up to 2^heads_log2 heads of a stream at once. Groups are numbered through: \
+     * q's begin at 0. */ \
+    field(uint32_t, heads_log2) \
+    field(uint32_t, k_groups_begin) \
+    field(uint32_t, v_groups_begin) \
+    field(uint32_t, groups_end) \
     field(PhasorOutput, q_output) \
     field(PhasorOutput, k_output) \
+    field(PhasorOutput, v_output) \
     field(PhasorTable, table) \
     field(PhasorRows, rows) \
     field(PhasorPairing, pairing) \
     field(uint32_t, token_groups) /* blocks of a kernel that share a sequence's tokens */ \
-    field(uint32_t, heads_log2) /* 2^heads_log2 heads of a stream are visited by a thread at once */ \
-    field(PhasorStream, v) \
-    field(PhasorOutput, v_output) \
+    field(uint32_t, reserved) \
     field(PhasorCache, k_cache) \
     field(PhasorCache, v_cache) \
     field(PhasorSlots, slots) \
@@ -253,7 +277,7 @@ typedef unsigned long long uint64_t;
     /* 1: what is read is what the cache has in the token's slot. The dims that rotate are written there, \
      * and with dynamic codes those that share a scale with one. */ \
     field(uint32_t, from_cache) \
-    field(uint32_t, reserved)
+    field(uint32_t, flags) /* what kernels test of all this, with that of norm and codes */
 
 // The stages of a call's streams; a second parameter of the kernels that perform them.
 #define PHASOR_FIELDS_PhasorFusion(field) \
@@ -263,7 +287,7 @@ typedef unsigned long long uint64_t;
     /* 1: biases, weights and given scales are written by none of the earlier work that may still be \
      * running. They are then read before the kernel waits for it. */ \
     field(uint32_t, weights_before_wait) \
-    field(uint32_t, reserved)
+    field(uint32_t, turns) /* whether q or k rotates at all */
 
 #define PHASOR_STRUCTS(of) \
     of(PhasorView) \

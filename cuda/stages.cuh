@@ -51,32 +51,32 @@ __device__ __forceinline__ float square_pair(float a, float b) {
 
 // What values without their mean are multiplied by, given the mean of their squares.
 __device__ __forceinline__ float inverse_deviation(const PhasorNorm& norm, float mean_square) {
-    return __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(mean_square, norm.eps)));
+    return __frcp_rn(__fsqrt_rn(__fadd_rn(mean_square, norm.eps)));
 }
 
 // Norms values, which are without their mean: `weigh` and `add_bias` apply weights and biases, as far as
 // there are any.
 template <class Element, uint32_t kCount, class Weigh, class AddBias>
-__device__ __forceinline__ void apply_norm(const PhasorNorm& norm, float r, float (&x)[kCount],
+__device__ __forceinline__ void apply_norm(uint32_t flags, float r, float (&x)[kCount],
                                            const Weigh& weigh, const AddBias& add_bias) {
 #pragma unroll
     for (float& value : x) value = __fmul_rn(value, r);
-    if (norm.round_before_weight) {
+    if (flags & PHASOR_STAGE_ROUND_BEFORE_WEIGHT) {
 #pragma unroll
         for (float& value : x) value = rounded<Element>(value);
     }
-    if (norm.weight != 0) weigh();
-    if (norm.bias != 0) add_bias();
-    if (norm.round_after) {
+    if (flags & PHASOR_STAGE_NORM_WEIGHT) weigh();
+    if (flags & PHASOR_STAGE_NORM_BIAS) add_bias();
+    if (flags & PHASOR_STAGE_ROUND_AFTER_NORM) {
 #pragma unroll
         for (float& value : x) value = rounded<Element>(value);
     }
 }
 
-// A value times its weight.
-__device__ __forceinline__ float weighed(const PhasorNorm& norm, float x, float weight) {
+// What a value is multiplied by for a weight.
+__device__ __forceinline__ float with_offset(const PhasorNorm& norm, float weight) {
     const float offset = norm.weight_offset;
-    return __fmul_rn(x, offset == 0.0f ? weight : __fadd_rn(offset, weight));
+    return offset == 0.0f ? weight : __fadd_rn(offset, weight);
 }
 
 // Puts the i-th byte of some words, which is the first that is put of its word if its place is.

@@ -51,55 +51,56 @@ struct AngleShare {
     }
 };
 
-// Heads of one stream that a thread visits at once: up to 2^heads_log2 that follow each other. Groups are
-// numbered through: those of k follow those of q, and those of v follow.
+// Heads of one stream that a thread visits at once.
 struct HeadGroup {
-    bool is_q, is_v;
-    uint32_t first; // head
+    uint32_t stream; // q, k, v: 0, 1, 2
+    uint32_t first;  // head
     uint32_t heads;
 
-    static __device__ __forceinline__ uint32_t count(const PhasorCall& call,
-                                                     const PhasorStream& stream) {
-        const uint32_t last = (1u << call.heads_log2) - 1;
-        return (stream.heads + last) >> call.heads_log2;
-    }
-    static __device__ __forceinline__ uint32_t count(const PhasorCall& call) {
-        return count(call, call.q) + count(call, call.k) + count(call, call.v);
-    }
-
-    // `heads` that follow `first`, of q, k or v, which are numbered 0 to 2.
     __device__ __forceinline__ HeadGroup(uint32_t stream, uint32_t first, uint32_t heads)
-        : is_q(stream == 0), is_v(stream == 2), first(first), heads(heads) {}
+        : stream(stream), first(first), heads(heads) {}
 
+    // Has no heads where a stream has more groups than its heads are enough for.
     __device__ __forceinline__ HeadGroup(const PhasorCall& call, uint32_t group) {
-        const uint32_t k_begins = count(call, call.q);
-        const uint32_t v_begins = k_begins + count(call, call.k);
-        is_q = group < k_begins;
-        is_v = group >= v_begins;
-        const uint32_t before = of<uint32_t>(0, k_begins, v_begins);
-        first = (group - before) << call.heads_log2;
-        heads = min(of(call.q.heads, call.k.heads, call.v.heads) - first, 1u << call.heads_log2);
+        const bool is_q = group < call.k_groups_begin, is_v = group >= call.v_groups_begin;
+        stream = is_q ? 0 : is_v ? 2 : 1;
+        first = (group - (is_q ? 0 : is_v ? call.v_groups_begin : call.k_groups_begin))
+                << call.heads_log2;
+        const uint32_t all = read(call).heads;
+        heads = first < all ? min(all - first, 1u << call.heads_log2) : 0;
     }
 
-    // That of the group's stream.
-    template <class T>
-    __device__ __forceinline__ T of(T q, T k, T v) const {
-        return is_q ? q : is_v ? v : k;
+    __device__ __forceinline__ bool is_q() const { return stream == 0; }
+    __device__ __forceinline__ bool is_v() const { return stream == 2; }
+
+    // The group's stream, of the three that lie side by side.
+    __device__ __forceinline__ const PhasorStream& read(const PhasorCall& call) const {
+        return (&call.q)[stream];
     }
-    // The same of k or v.
-    template <class T>
-    __device__ __forceinline__ T cached_of(T k, T v) const {
-        return is_v ? v : k;
+    __device__ __forceinline__ const PhasorOutput& output(const PhasorCall& call) const {
+        return (&call.q_output)[stream];
+    }
+    // Of k or v.
+    __device__ __forceinline__ const PhasorCache& cache(const PhasorCall& call) const {
+        return (&call.k_cache)[stream - 1];
+    }
+    __device__ __forceinline__ bool is_cached(const PhasorCall& call) const {
+        return !is_q() && cache(call).present != 0;
+    }
+    // Whether dims are written elsewhere than in a cache, which rotate or not.
+    __device__ __forceinline__ bool goes_out(const PhasorCall& call, bool rotates) const {
+        const PhasorOutput& to = output(call);
+        return to.nowhere == 0 && (to.in_place == 0 || rotates);
     }
 
     // Address of `dim` of the first head.
     template <class Element>
-    __device__ __forceinline__ uint64_t at(const PhasorView& q, const PhasorView& k,
-                                           const PhasorView& v, const Token& token,
-                                           uint32_t dim) const {
-        return of(q.address, k.address, v.address) + token.b * of(q.batch, k.batch, v.batch) +
-               token.t * of(q.token, k.token, v.token) + first * of(q.head, k.head, v.head) +
-               dim * Element::kBytes;
+    __device__ __forceinline__ uint64_t at(const PhasorCall& call, const PhasorView& view,
+                                           const Token& token, uint32_t dim) const {
+        uint64_t address =
+            view.address + token.t * view.token + first * view.head + dim * Element::kBytes;
+        if (call.batch > 1) address += token.b * view.batch;
+        return address;
     }
 };
 
@@ -113,10 +114,9 @@ struct Chunk {
     Places from, to; // in dims of the head
 
     __device__ __forceinline__ Chunk(const PhasorCall& call, const HeadGroup& group, uint32_t c) {
-        const uint32_t pairs = group.is_v ? 0 : call.angles.pairs;
+        const uint32_t pairs = group.is_v() ? 0 : call.angles.pairs;
         const uint32_t window = pairs / kPairs;
-        const uint32_t offset =
-            group.of(call.q.rotary_offset, call.k.rotary_offset, call.v.rotary_offset);
+        const uint32_t offset = group.read(call).rotary_offset;
         rotates = c < window;
         if (rotates) {
             const Places source = Pairing::source(call, c);
@@ -126,9 +126,7 @@ struct Chunk {
             has_first = has_second = true;
             return;
         }
-        const uint32_t head_dim =
-            group.of(call.q_output.head_dim, call.k_output.head_dim, call.v_output.head_dim);
-        const uint32_t places = (head_dim - 2 * pairs) / kPairs;
+        const uint32_t places = (group.output(call).head_dim - 2 * pairs) / kPairs;
         const uint32_t half = (places + 1) / 2;
         const uint32_t i = c - window;
         const auto dim = [&](uint32_t place) {
@@ -141,21 +139,6 @@ struct Chunk {
     }
 };
 
-// Where a group is written, besides in a cache.
-struct GroupOutput {
-    bool nowhere, in_place;
-
-    __device__ __forceinline__ GroupOutput(const PhasorCall& call, const HeadGroup& group)
-        : nowhere(group.of(call.q_output.nowhere, call.k_output.nowhere, call.v_output.nowhere)),
-          in_place(
-              group.of(call.q_output.in_place, call.k_output.in_place, call.v_output.in_place)) {}
-
-    // Whether dims are written, which rotate or not.
-    __device__ __forceinline__ bool takes(bool rotates) const {
-        return !nowhere && (!in_place || rotates);
-    }
-};
-
 // The cache of a group, if it has any.
 struct GroupCache {
     bool present;
@@ -163,21 +146,16 @@ struct GroupCache {
     int64_t head, block;
     uint32_t block_dims, head_dim;
 
-    static __device__ __forceinline__ bool is_present(const PhasorCall& call,
-                                                      const HeadGroup& group) {
-        return !group.is_q && group.cached_of(call.k_cache.present, call.v_cache.present) != 0;
-    }
-
     // Page and slot of the token are `slot`.
     __device__ __forceinline__ GroupCache(const PhasorCall& call, const HeadGroup& group, uint2 slot)
-        : present(is_present(call, group) && slot.x != kNone) {
-        const PhasorCache &k = call.k_cache, &v = call.v_cache;
-        head = group.cached_of(k.head, v.head);
-        block = group.cached_of(k.block, v.block);
-        block_dims = group.cached_of(k.block_dims, v.block_dims);
-        head_dim = group.cached_of(call.k_output.head_dim, call.v_output.head_dim);
-        address = group.cached_of(k.address, v.address) + slot.x * group.cached_of(k.page, v.page) +
-                  slot.y * group.cached_of(k.slot, v.slot) + group.first * head;
+        : present(slot.x != kNone && group.is_cached(call)) {
+        if (!present) return;
+        const PhasorCache& cache = group.cache(call);
+        head = cache.head;
+        block = cache.block;
+        block_dims = cache.block_dims;
+        head_dim = group.output(call).head_dim;
+        address = cache.address + slot.x * cache.page + slot.y * cache.slot + group.first * head;
     }
 
     // Bytes from dim 0 to another.

@@ -268,7 +268,7 @@ impl Call {
             Some(fusion) => Shape::staged(&params, fusion, target.multiprocessors),
         };
         params.token_groups = params.tokens.div_ceil(shape.block[2]);
-        params.heads_log2 = shape.heads_log2;
+        params.number_groups(shape.heads_log2, shape.warp_rows);
         let slots = &params.slots;
         let has_ids = [
             params.positions.ids,
@@ -293,10 +293,9 @@ impl Call {
             shared_bytes: shape.shared_bytes,
             dependent: target.mode != LaunchMode::Ordinary,
             params,
-            fusion: self.fusion.map(|fusion| PhasorFusion {
-                weights_before_wait: u32::from(settled),
-                ..fusion
-            }),
+            fusion: self
+                .fusion
+                .map(|fusion| fusion.for_kernels(&self.params, settled)),
         }
     }
 
@@ -375,6 +374,8 @@ struct Shape {
     shared_bytes: u32,
     /// 2 to this are the heads of a stream that a thread of an append kernel visits at once.
     heads_log2: u32,
+    /// Rows of a block that must visit the same stream.
+    warp_rows: u32,
 }
 
 /// Bytes of shared memory in which an append kernel keeps the sequence and the slot of a token.
@@ -404,10 +405,11 @@ impl Shape {
         let rule = Rule::of(params, multiprocessors);
         let rows_of_heads = match append {
             // Threads do not go from one stream to the next on their way.
-            true => {
-                let rows = |stream: Stream| stream.read.heads.div_ceil(rule.heads_of_thread);
-                params.streams().map(rows).iter().sum()
-            }
+            true => params
+                .groups(rule.heads_of_thread.ilog2(), 1)
+                .iter()
+                .sum::<u32>()
+                .max(1),
             false => (params.q.heads + params.k.heads).div_ceil(rule.heads_of_thread),
         };
         let rows = match rule.all_heads {
@@ -435,6 +437,7 @@ impl Shape {
             block: [lanes, rows, block_tokens],
             shared_bytes: token_bytes * block_tokens,
             heads_log2: rule.heads_of_thread.ilog2(),
+            warp_rows: 1,
         }
     }
 }
@@ -513,11 +516,9 @@ impl Shape {
         // A thread loads 64 bytes at once.
         let most = 8 / dtype.size() as u32;
         let heads_of_thread = rule.heads_of_thread.min(most);
-        let groups = |stream: Stream| {
-            let groups = stream.read.heads.div_ceil(heads_of_thread);
-            groups.next_multiple_of(warp_rows)
-        };
-        let groups: u32 = params.streams().map(groups).iter().sum();
+        let heads_log2 = heads_of_thread.ilog2();
+        let groups: u32 = params.groups(heads_log2, warp_rows).iter().sum();
+        let groups = groups.max(1);
         let rows = match rule.all_heads {
             true => groups.div_ceil(rule.heads_of_thread / heads_of_thread),
             false => groups.min((rule.threads / lanes).max(VECTOR as u32)),
@@ -537,7 +538,8 @@ impl Shape {
             ],
             block: [lanes, rows, block_tokens],
             shared_bytes: (angle_bytes + PLACE_BYTES + SCALES_BYTES) * block_tokens,
-            heads_log2: heads_of_thread.ilog2(),
+            heads_log2,
+            warp_rows,
         }
     }
 
@@ -572,6 +574,7 @@ impl Shape {
             block: [STAGED_LANES, rows, 1],
             shared_bytes: shared(rows) as u32,
             heads_log2: 0,
+            warp_rows: 1,
         }
     }
 }

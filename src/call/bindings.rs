@@ -21,6 +21,21 @@ pub const PHASOR_SLOT_SEQUENCE: u32 = 4;
 pub const PHASOR_NORM_NONE: u32 = 0;
 pub const PHASOR_NORM_RMS: u32 = 1;
 pub const PHASOR_NORM_LAYER: u32 = 2;
+pub const PHASOR_STAGE_PRESENT: u32 = 1;
+pub const PHASOR_STAGE_ROTATES: u32 = 2;
+pub const PHASOR_STAGE_BIAS: u32 = 4;
+pub const PHASOR_STAGE_NORM: u32 = 8;
+pub const PHASOR_STAGE_NORM_MEAN: u32 = 16;
+pub const PHASOR_STAGE_NORM_LATE: u32 = 32;
+pub const PHASOR_STAGE_NORM_WEIGHT: u32 = 64;
+pub const PHASOR_STAGE_NORM_BIAS: u32 = 128;
+pub const PHASOR_STAGE_ROUND_BEFORE_WEIGHT: u32 = 256;
+pub const PHASOR_STAGE_ROUND_AFTER_NORM: u32 = 512;
+pub const PHASOR_STAGE_CODES: u32 = 1024;
+pub const PHASOR_STAGE_CODES_OUT: u32 = 2048;
+pub const PHASOR_STAGE_ROUND_BEFORE_CODES: u32 = 4096;
+pub const PHASOR_STAGE_DYNAMIC_SCALE: u32 = 8192;
+pub const PHASOR_STAGE_OF_HEADS: u32 = 16384;
 pub const PHASOR_CODES_NONE: u32 = 0;
 pub const PHASOR_CODES_E4M3: u32 = 1;
 pub const PHASOR_CODES_INT8: u32 = 2;
@@ -292,15 +307,19 @@ pub struct PhasorCall {
     pub positions: PhasorPositions,
     pub q: PhasorStream,
     pub k: PhasorStream,
+    pub v: PhasorStream,
+    pub heads_log2: u32,
+    pub k_groups_begin: u32,
+    pub v_groups_begin: u32,
+    pub groups_end: u32,
     pub q_output: PhasorOutput,
     pub k_output: PhasorOutput,
+    pub v_output: PhasorOutput,
     pub table: PhasorTable,
     pub rows: PhasorRows,
     pub pairing: PhasorPairing,
     pub token_groups: u32,
-    pub heads_log2: u32,
-    pub v: PhasorStream,
-    pub v_output: PhasorOutput,
+    pub reserved: u32,
     pub k_cache: PhasorCache,
     pub v_cache: PhasorCache,
     pub slots: PhasorSlots,
@@ -308,7 +327,7 @@ pub struct PhasorCall {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of PhasorCall"][::std::mem::size_of::<PhasorCall>() - 720usize];
+    ["Size of PhasorCall"][::std::mem::size_of::<PhasorCall>() - 736usize];
     ["Alignment of PhasorCall"][::std::mem::align_of::<PhasorCall>() - 8usize];
     ["Offset of field: PhasorCall::batch"][::std::mem::offset_of!(PhasorCall, batch) - 0usize];
     ["Offset of field: PhasorCall::tokens"][::std::mem::offset_of!(PhasorCall, tokens) - 4usize];
@@ -321,28 +340,36 @@ const _: () = {
         [::std::mem::offset_of!(PhasorCall, positions) - 48usize];
     ["Offset of field: PhasorCall::q"][::std::mem::offset_of!(PhasorCall, q) - 104usize];
     ["Offset of field: PhasorCall::k"][::std::mem::offset_of!(PhasorCall, k) - 144usize];
-    ["Offset of field: PhasorCall::q_output"]
-        [::std::mem::offset_of!(PhasorCall, q_output) - 184usize];
-    ["Offset of field: PhasorCall::k_output"]
-        [::std::mem::offset_of!(PhasorCall, k_output) - 232usize];
-    ["Offset of field: PhasorCall::table"][::std::mem::offset_of!(PhasorCall, table) - 280usize];
-    ["Offset of field: PhasorCall::rows"][::std::mem::offset_of!(PhasorCall, rows) - 296usize];
-    ["Offset of field: PhasorCall::pairing"]
-        [::std::mem::offset_of!(PhasorCall, pairing) - 352usize];
-    ["Offset of field: PhasorCall::token_groups"]
-        [::std::mem::offset_of!(PhasorCall, token_groups) - 368usize];
+    ["Offset of field: PhasorCall::v"][::std::mem::offset_of!(PhasorCall, v) - 184usize];
     ["Offset of field: PhasorCall::heads_log2"]
-        [::std::mem::offset_of!(PhasorCall, heads_log2) - 372usize];
-    ["Offset of field: PhasorCall::v"][::std::mem::offset_of!(PhasorCall, v) - 376usize];
+        [::std::mem::offset_of!(PhasorCall, heads_log2) - 224usize];
+    ["Offset of field: PhasorCall::k_groups_begin"]
+        [::std::mem::offset_of!(PhasorCall, k_groups_begin) - 228usize];
+    ["Offset of field: PhasorCall::v_groups_begin"]
+        [::std::mem::offset_of!(PhasorCall, v_groups_begin) - 232usize];
+    ["Offset of field: PhasorCall::groups_end"]
+        [::std::mem::offset_of!(PhasorCall, groups_end) - 236usize];
+    ["Offset of field: PhasorCall::q_output"]
+        [::std::mem::offset_of!(PhasorCall, q_output) - 240usize];
+    ["Offset of field: PhasorCall::k_output"]
+        [::std::mem::offset_of!(PhasorCall, k_output) - 288usize];
     ["Offset of field: PhasorCall::v_output"]
-        [::std::mem::offset_of!(PhasorCall, v_output) - 416usize];
+        [::std::mem::offset_of!(PhasorCall, v_output) - 336usize];
+    ["Offset of field: PhasorCall::table"][::std::mem::offset_of!(PhasorCall, table) - 384usize];
+    ["Offset of field: PhasorCall::rows"][::std::mem::offset_of!(PhasorCall, rows) - 400usize];
+    ["Offset of field: PhasorCall::pairing"]
+        [::std::mem::offset_of!(PhasorCall, pairing) - 456usize];
+    ["Offset of field: PhasorCall::token_groups"]
+        [::std::mem::offset_of!(PhasorCall, token_groups) - 472usize];
+    ["Offset of field: PhasorCall::reserved"]
+        [::std::mem::offset_of!(PhasorCall, reserved) - 476usize];
     ["Offset of field: PhasorCall::k_cache"]
-        [::std::mem::offset_of!(PhasorCall, k_cache) - 464usize];
+        [::std::mem::offset_of!(PhasorCall, k_cache) - 480usize];
     ["Offset of field: PhasorCall::v_cache"]
-        [::std::mem::offset_of!(PhasorCall, v_cache) - 512usize];
-    ["Offset of field: PhasorCall::slots"][::std::mem::offset_of!(PhasorCall, slots) - 560usize];
+        [::std::mem::offset_of!(PhasorCall, v_cache) - 528usize];
+    ["Offset of field: PhasorCall::slots"][::std::mem::offset_of!(PhasorCall, slots) - 576usize];
     ["Offset of field: PhasorCall::sequences"]
-        [::std::mem::offset_of!(PhasorCall, sequences) - 680usize];
+        [::std::mem::offset_of!(PhasorCall, sequences) - 696usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -455,7 +482,7 @@ pub struct PhasorStages {
     pub rotates: u32,
     pub present: u32,
     pub from_cache: u32,
-    pub reserved: u32,
+    pub flags: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -473,8 +500,8 @@ const _: () = {
         [::std::mem::offset_of!(PhasorStages, present) - 172usize];
     ["Offset of field: PhasorStages::from_cache"]
         [::std::mem::offset_of!(PhasorStages, from_cache) - 176usize];
-    ["Offset of field: PhasorStages::reserved"]
-        [::std::mem::offset_of!(PhasorStages, reserved) - 180usize];
+    ["Offset of field: PhasorStages::flags"]
+        [::std::mem::offset_of!(PhasorStages, flags) - 180usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -483,7 +510,7 @@ pub struct PhasorFusion {
     pub k: PhasorStages,
     pub v: PhasorStages,
     pub weights_before_wait: u32,
-    pub reserved: u32,
+    pub turns: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -494,6 +521,6 @@ const _: () = {
     ["Offset of field: PhasorFusion::v"][::std::mem::offset_of!(PhasorFusion, v) - 368usize];
     ["Offset of field: PhasorFusion::weights_before_wait"]
         [::std::mem::offset_of!(PhasorFusion, weights_before_wait) - 552usize];
-    ["Offset of field: PhasorFusion::reserved"]
-        [::std::mem::offset_of!(PhasorFusion, reserved) - 556usize];
+    ["Offset of field: PhasorFusion::turns"]
+        [::std::mem::offset_of!(PhasorFusion, turns) - 556usize];
 };

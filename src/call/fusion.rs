@@ -3,8 +3,13 @@
 use super::{
     Addresses, PHASOR_CODES_E4M3, PHASOR_CODES_INT8, PHASOR_CODES_INT8_FULL, PHASOR_CODES_NONE,
     PHASOR_NORM_LAYER, PHASOR_NORM_NONE, PHASOR_NORM_RMS, PHASOR_SCALE_ANY,
-    PHASOR_SCALE_POWER_OF_TWO_DOWN, PHASOR_SCALE_POWER_OF_TWO_UP, PhasorCodes, PhasorFusion,
-    PhasorNorm, PhasorScale, PhasorStages, StageAddresses, VectorAddress,
+    PHASOR_SCALE_POWER_OF_TWO_DOWN, PHASOR_SCALE_POWER_OF_TWO_UP, PHASOR_STAGE_BIAS,
+    PHASOR_STAGE_CODES, PHASOR_STAGE_CODES_OUT, PHASOR_STAGE_DYNAMIC_SCALE, PHASOR_STAGE_NORM,
+    PHASOR_STAGE_NORM_BIAS, PHASOR_STAGE_NORM_LATE, PHASOR_STAGE_NORM_MEAN,
+    PHASOR_STAGE_NORM_WEIGHT, PHASOR_STAGE_OF_HEADS, PHASOR_STAGE_PRESENT, PHASOR_STAGE_ROTATES,
+    PHASOR_STAGE_ROUND_AFTER_NORM, PHASOR_STAGE_ROUND_BEFORE_CODES,
+    PHASOR_STAGE_ROUND_BEFORE_WEIGHT, PhasorCall, PhasorCodes, PhasorFusion, PhasorNorm,
+    PhasorScale, PhasorStages, PhasorStream, StageAddresses, VectorAddress,
 };
 use crate::cache::{CacheLayout, KvCacheLayout};
 use crate::codes::StoredCodes;
@@ -78,11 +83,50 @@ fn stages_of(
         rotates: u32::from(rotates && stages.rotates),
         present: u32::from(stages.is_present(rotates) || codes.is_some()),
         from_cache: 0,
-        reserved: 0,
+        flags: 0,
     }
 }
 
 impl PhasorStages {
+    /// What kernels test of the stages of q, k or v, which is in `flags` of what they take.
+    fn tested(&self, tensor: TensorName) -> u32 {
+        let norm = &self.norm;
+        let codes = &self.codes;
+        let has_codes = codes.type_ != PHASOR_CODES_NONE;
+        let is_given = has_codes && codes.dynamic == 0;
+        let own = self.bias != 0 && self.bias_head != 0
+            || norm.weight != 0 && norm.weight_head != 0
+            || norm.bias != 0 && norm.bias_head != 0
+            || is_given && codes.head != 0;
+        // Without stages, a stream has its rotation alone.
+        let rotates = match self.present {
+            0 => tensor != TensorName::V,
+            _ => self.rotates != 0,
+        };
+        let flags = [
+            (self.present != 0, PHASOR_STAGE_PRESENT),
+            (rotates, PHASOR_STAGE_ROTATES),
+            (self.bias != 0, PHASOR_STAGE_BIAS),
+            (norm.kind != PHASOR_NORM_NONE, PHASOR_STAGE_NORM),
+            (norm.kind == PHASOR_NORM_LAYER, PHASOR_STAGE_NORM_MEAN),
+            (norm.after_rotation != 0, PHASOR_STAGE_NORM_LATE),
+            (norm.weight != 0, PHASOR_STAGE_NORM_WEIGHT),
+            (norm.bias != 0, PHASOR_STAGE_NORM_BIAS),
+            (
+                norm.round_before_weight != 0,
+                PHASOR_STAGE_ROUND_BEFORE_WEIGHT,
+            ),
+            (norm.round_after != 0, PHASOR_STAGE_ROUND_AFTER_NORM),
+            (has_codes, PHASOR_STAGE_CODES),
+            (has_codes && tensor == TensorName::Q, PHASOR_STAGE_CODES_OUT),
+            (codes.round_first != 0, PHASOR_STAGE_ROUND_BEFORE_CODES),
+            (codes.dynamic != 0, PHASOR_STAGE_DYNAMIC_SCALE),
+            (own, PHASOR_STAGE_OF_HEADS),
+        ];
+        let set = flags.into_iter().filter(|(is_set, _)| *is_set);
+        set.fold(0, |all, (_, flag)| all | flag)
+    }
+
     /// Of keys that rotate in the cache where they are.
     pub(crate) fn in_cache(self) -> Self {
         Self {
@@ -95,6 +139,21 @@ impl PhasorStages {
             from_cache: 1,
             ..self
         }
+    }
+}
+
+impl PhasorFusion {
+    /// As kernels take it, with the call that it belongs to.
+    pub(crate) fn for_kernels(mut self, call: &PhasorCall, weights_before_wait: bool) -> Self {
+        self.weights_before_wait = u32::from(weights_before_wait);
+        self.q.flags = self.q.tested(TensorName::Q);
+        self.k.flags = self.k.tested(TensorName::K);
+        self.v.flags = self.v.tested(TensorName::V);
+        let turns = |stream: &PhasorStream, stages: &PhasorStages| {
+            stream.heads != 0 && stages.flags & PHASOR_STAGE_ROTATES != 0
+        };
+        self.turns = u32::from(turns(&call.q, &self.q) || turns(&call.k, &self.k));
+        self
     }
 }
 

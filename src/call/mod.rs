@@ -136,6 +136,25 @@ impl PhasorCall {
         ]
     }
 
+    /// Numbers the groups of heads that threads of a kernel visit, of up to 2^`heads_log2` heads each: see the
+    /// header. A stream has a multiple of `rows` groups, and none if it is written nowhere.
+    pub fn number_groups(&mut self, heads_log2: u32, rows: u32) {
+        let [q, k, v] = self.groups(heads_log2, rows);
+        self.heads_log2 = heads_log2;
+        (self.k_groups_begin, self.v_groups_begin, self.groups_end) = (q, q + k, q + k + v);
+    }
+
+    /// How many groups each stream has.
+    pub(crate) fn groups(&self, heads_log2: u32, rows: u32) -> [u32; 3] {
+        self.streams().map(|stream| {
+            if stream.output.nowhere == 1 && stream.cache.is_none() {
+                return 0;
+            }
+            let groups = stream.read.heads.div_ceil(1 << heads_log2);
+            groups.next_multiple_of(rows)
+        })
+    }
+
     /// Whether q and k are rotated, in sequences of as many tokens, and that is all.
     pub(crate) fn rotates_only(&self) -> bool {
         self.v.heads == 0 && self.k_cache.present == 0 && !self.is_ragged()

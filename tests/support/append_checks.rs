@@ -910,7 +910,7 @@ fn elsewhere(
         let pairs = launch.kernel.vector() as u32;
         launch.shared_bytes = (8 * block[0] * pairs + 16) * block[2];
         // Every number of heads at once in turn.
-        params.heads_log2 = (block[0] + heads) % 3;
+        params.number_groups((block[0] + heads) % 3, 1);
     }
     let mut outcome = AppendOutcome {
         buffers: case.buffers.iter().map(|b| b.bytes.clone()).collect(),

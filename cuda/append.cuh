@@ -21,8 +21,7 @@ struct Visit {
     __device__ __forceinline__ Visit(const PhasorCall& call, const Token& token, uint32_t g,
                                      uint32_t c)
         : group(call, g), chunk(call, group, c),
-          source(group.template at<Element>(call, group.read(call).source, token,
-                                            chunk.from.first)),
+          source(group.at(call, group.read(call).source, token, chunk.from.first * Element::kBytes)),
           gap((chunk.from.second - chunk.from.first) * Element::kBytes) {}
 
     // What is not written is not read.
@@ -117,15 +116,16 @@ __device__ __forceinline__ void append(const PhasorCall& call) {
                 store(visit.source, visit.source + visit.gap, group.read(call).source.head);
             } else {
                 const PhasorView& to = output.destination;
-                const uint64_t first = group.template at<Element>(call, to, token, chunk.to.first);
+                const uint64_t first =
+                    group.at(call, to, token, chunk.to.first * Element::kBytes);
                 const uint32_t gap = (chunk.to.second - chunk.to.first) * Element::kBytes;
                 store(first, first + gap, to.head);
             }
         }
-        const GroupCache cache(call, group, slot);
-        if (chunk.has_first && cache.present) {
-            store(cache.address + cache.template bytes<Element>(chunk.to.first),
-                  cache.address + cache.template bytes<Element>(chunk.to.second), cache.head);
+        if (chunk.has_first && GroupCache::takes(call, group, slot)) {
+            const GroupCache cache(call, group, slot);
+            store(cache.address + cache.bytes(chunk.to.first, Element::kBytes),
+                  cache.address + cache.bytes(chunk.to.second, Element::kBytes), cache.head);
         }
         g += group_step;
         if (g >= groups) return;

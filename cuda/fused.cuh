@@ -28,9 +28,11 @@ struct SharedScales {
     uint32_t address; // of this thread's token
 
     __device__ __forceinline__ void put(const PhasorFusion& fusion, uint64_t position) const {
-        ptx::store_shared(address, scale_at(fusion.q.scale, position));
-        ptx::store_shared(address + 4, scale_at(fusion.k.scale, position));
-        ptx::store_shared(address + 8, scale_at(fusion.v.scale, position));
+#pragma unroll 1
+        for (uint32_t stream = 0; stream < 3; ++stream) {
+            ptx::store_shared(address + 4 * stream,
+                              scale_at(stages_of(fusion, stream).scale, position));
+        }
     }
     __device__ __forceinline__ float of(uint32_t stream) const {
         float scale;
@@ -151,33 +153,34 @@ struct Statistic {
 // Where one head is written.
 template <class Element>
 struct HeadStores {
-    bool goes_out, codes_go_out;
+    bool goes_out, codes_go_out, is_stored;
     uint64_t destination;
     GroupCache cache;
 
     __device__ __forceinline__ HeadStores(const PhasorCall& call, const HeadGroup& head,
                                           const Token& token, uint2 slot, bool has_codes)
         : goes_out(!head.output(call).nowhere), codes_go_out(has_codes && head.is_q()),
+          is_stored(GroupCache::takes(call, head, slot)),
           destination(
-              head.template at<Element>(call, head.output(call).destination, token, 0)),
+              head.at(call, head.output(call).destination, token, 0)),
           cache(call, head, slot) {}
 
-    __device__ __forceinline__ bool is_anywhere() const { return goes_out || cache.present; }
+    __device__ __forceinline__ bool is_anywhere() const { return goes_out || is_stored; }
 
     __device__ __forceinline__ void put_out(uint32_t dim, uint32_t bits) const {
         if (goes_out) Element::store_one(destination + dim * Element::kBytes, bits);
     }
     __device__ __forceinline__ void put(uint32_t dim, uint32_t bits) const {
         put_out(dim, bits);
-        if (cache.present) {
-            Element::store_one(cache.address + cache.template bytes<Element>(dim), bits);
+        if (is_stored) {
+            Element::store_one(cache.address + cache.bytes(dim, Element::kBytes), bits);
         }
     }
     __device__ __forceinline__ void put_code(uint32_t dim, uint32_t code) const {
         if (codes_go_out) {
             ptx::store_1(destination + dim, code);
-        } else if (cache.present) {
-            ptx::store_1(cache.address + cache.template bytes<Code>(dim), code);
+        } else if (is_stored) {
+            ptx::store_1(cache.address + cache.bytes(dim, Code::kBytes), code);
         }
     }
 };
@@ -306,7 +309,7 @@ struct StagedStream {
         }
         const HeadGroup of = group(head);
         const uint64_t source =
-            of.template at<Element>(call, of.read(call).source, served.token, 0);
+            of.at(call, of.read(call).source, served.token, 0);
         const uint64_t bias = stages.bias + head * stages.bias_head;
 #pragma unroll 4
         for (uint32_t d = threadIdx.x; d < dims; d += 32) {
@@ -319,19 +322,19 @@ struct StagedStream {
     // Reads a head from the token's slot.
     __device__ __forceinline__ void load_cached(uint32_t head, SharedRow row) const {
         const uint2 slot = served.place.slot();
+        if (!GroupCache::takes(call, group(head), slot)) return;
         const GroupCache cache(call, group(head), slot);
-        if (!cache.present) return;
         const PhasorCodes& codes = stages.codes;
         for (uint32_t d = first_dim + threadIdx.x; d < end_dim; d += 32) {
             if (codes.type == PHASOR_CODES_NONE) {
-                const uint64_t at = cache.address + cache.template bytes<Element>(d);
+                const uint64_t at = cache.address + cache.bytes(d, Element::kBytes);
                 row.put(d, Element::widen(Element::load_one(at)));
                 continue;
             }
             const float scale =
                 codes.dynamic ? stored_scale(codes, slot, head, d / codes.group_dims)
                               : given_scale(codes, head);
-            const uint64_t at = cache.address + cache.template bytes<Code>(d);
+            const uint64_t at = cache.address + cache.bytes(d, Code::kBytes);
             row.put(d, decoded(codes, scale, ptx::load_1(at)));
         }
     }
@@ -466,7 +469,7 @@ struct StagedStream {
                     amax = max(amax, __shfl_xor_sync(kAllLanes, amax, by));
                 }
                 scale = scale_of(codes, amax);
-                if (threadIdx.x == 0 && stores.cache.present) {
+                if (threadIdx.x == 0 && stores.is_stored) {
                     put_scale(codes, served.place.slot(), head, index, scale);
                 }
             } else {
@@ -499,7 +502,7 @@ __device__ __forceinline__ void serve_plain(const PhasorCall& call, const Served
          h += gridDim.y * blockDim.y) {
         const HeadGroup head(stream, h, 1);
         const uint64_t source =
-            head.template at<Element>(call, head.read(call).source, served.token, 0);
+            head.at(call, head.read(call).source, served.token, 0);
         HeadStores<Element> stores(call, head, served.token, served.place.slot(), false);
         const auto load = [&](uint32_t dim) {
             return Element::load_one(source + dim * Element::kBytes);
@@ -612,8 +615,9 @@ struct HeadPart {
 
     // Weights, with what is added to each.
     __device__ __forceinline__ void offset(const PhasorNorm& norm) {
+        if (norm.weight_offset == 0.0f) return;
 #pragma unroll
-        for (float& value : x) value = with_offset(norm, value);
+        for (float& value : x) value = __fadd_rn(norm.weight_offset, value);
     }
 
     // What all tokens share: a weight or a bias.
@@ -630,14 +634,9 @@ struct HeadPart {
         for (uint32_t i = 0; i < kValues; ++i) x[i] = __fadd_rn(x[i], other.x[i]);
     }
 
-    // The inverse of a head's dims, which are 8 for each lane and so a power of two.
-    static __device__ __forceinline__ float inverse_dims() {
-        return __uint_as_float((93 + __clz(blockDim.x)) << 23);
-    }
-
     // The mean over the head of what is summed of two dims that follow each other.
     template <class Pair>
-    __device__ __forceinline__ float mean_of(float inverse_dims, const Pair& pair) const {
+    __device__ __forceinline__ float mean_of(const PhasorNorm& norm, const Pair& pair) const {
         float sum = __fadd_rn(__fadd_rn(pair(x[0], x[1]), pair(x[2], x[3])),
                               __fadd_rn(pair(x[4], x[5]), pair(x[6], x[7])));
         // There are 8, 16 or 32 lanes.
@@ -647,23 +646,28 @@ struct HeadPart {
         for (uint32_t by = 4; by > 0; by /= 2) {
             sum = __fadd_rn(sum, __shfl_xor_sync(kAllLanes, sum, by));
         }
-        return __fmul_rn(sum, inverse_dims);
+        return __fmul_rn(sum, norm.inverse_dims);
     }
 
-    // `weight` is with its offset.
-    __device__ __forceinline__ void norm(uint32_t flags, const PhasorNorm& norm, float inverse_dims,
-                                         const HeadPart& weight, const Raw& bias) {
+    // Weights have been read.
+    __device__ __forceinline__ void norm(uint32_t flags, const PhasorNorm& norm, const Raw& weight, uint32_t head) {
+        Raw bias;
+        if (flags & PHASOR_STAGE_NORM_BIAS) {
+            bias = shared_at(norm.bias + head * norm.bias_head);
+        }
         if (flags & PHASOR_STAGE_NORM_MEAN) {
-            const float mean = mean_of(inverse_dims, plain_pair);
+            const float mean = mean_of(norm, plain_pair);
 #pragma unroll
             for (float& value : x) value = __fsub_rn(value, mean);
         }
-        const float r = inverse_deviation(norm, mean_of(inverse_dims, square_pair));
+        const float r = inverse_deviation(norm, mean_of(norm, square_pair));
         apply_norm<Element>(
             flags, r, x,
             [&]() {
+                HeadPart by(weight);
+                by.offset(norm);
 #pragma unroll
-                for (uint32_t i = 0; i < kValues; ++i) x[i] = __fmul_rn(x[i], weight.x[i]);
+                for (uint32_t i = 0; i < kValues; ++i) x[i] = __fmul_rn(x[i], by.x[i]);
             },
             [&]() { add(bias); });
     }
@@ -719,7 +723,7 @@ struct HeadPart {
 // waits for it between a load and a store.
 template <class Part>
 struct HeadWeights {
-    typename Part::Raw bias, norm_weight, norm_bias;
+    typename Part::Raw bias, norm_weight;
     float scale = 0.0f; // as where there is none it is handed on
 
     __device__ __forceinline__ void read(uint32_t flags, const PhasorStages& stages, uint32_t head) {
@@ -730,40 +734,32 @@ struct HeadWeights {
         if (flags & PHASOR_STAGE_NORM_WEIGHT) {
             norm_weight = Part::shared_at(norm.weight + head * norm.weight_head);
         }
-        if (flags & PHASOR_STAGE_NORM_BIAS) {
-            norm_bias = Part::shared_at(norm.bias + head * norm.bias_head);
-        }
         if (has_given_scale(stages.codes)) scale = given_scale(stages.codes, head);
     }
 };
 
-// Where a lane's vectors of the next head of a group are written. Elements or codes lie `second` bytes apart.
-struct GroupStores {
-    bool is_there;
+// Where a lane's vectors of a head are written. Elements or codes lie `second` bytes apart.
+struct HeadVectors {
     uint64_t first;
-    int64_t head; // bytes
     int64_t second;
+
+    // In a cache, of what has `size` bytes.
+    template <class Part>
+    static __device__ __forceinline__ HeadVectors of(const GroupCache& cache, uint32_t size) {
+        const int64_t first = cache.bytes(Part::first_dim(), size);
+        return {cache.address + first, cache.bytes(Part::second_dim(), size) - first};
+    }
 
     template <class Part>
     __device__ __forceinline__ void put(const typename Part::Raw& raw) const {
-        if (!is_there) return;
         Part::Access::store(first, raw.first);
         Part::Access::store(first + second, raw.second);
     }
     __device__ __forceinline__ void put(uint2 codes) const {
-        if (!is_there) return;
         ptx::store_4(first, codes.x);
         ptx::store_4(first + second, codes.y);
     }
 };
-
-template <class Part, class Written>
-__device__ __forceinline__ GroupStores stores_in(const GroupCache& cache) {
-    if (!cache.present) return {};
-    const int64_t first = cache.template bytes<Written>(Part::first_dim());
-    return {true, cache.address + first, cache.head,
-            cache.template bytes<Written>(Part::second_dim()) - first};
-}
 
 // As kMinBlocks, of what takes more registers: one too many for three blocks on 7.5.
 #if __CUDA_ARCH__ == 750
@@ -786,19 +782,18 @@ __device__ __forceinline__ void fused_vectors(const PhasorCall& call, const Phas
     const bool early = begin(call);
     const ThreadToken own(call);
     const Token token(call, own.b, own.t);
-    const uint32_t groups = own.exists ? call.groups_end : 0;
     const uint32_t half = 4 * blockDim.x;
     uint32_t g = blockIdx.y * blockDim.y + threadIdx.y;
 
     // What the thread visits, which is found before its loads have to wait.
     HeadGroup heads(call, g);
     const auto source_of = [&]() {
-        return heads.template at<Element>(call, heads.read(call).source, token, Part::first_dim());
+        return heads.at(call, heads.read(call).source, token, Part::first_dim() * Element::kBytes);
     };
     uint64_t source = source_of();
     Raw raw[kHeads] = {};
     const auto load = [&]() {
-        if (g >= groups) return;
+        if (g >= call.groups_end || !own.exists) return;
         uint64_t from = source;
         const int64_t head = heads.read(call).source.head;
 #pragma unroll
@@ -811,7 +806,7 @@ __device__ __forceinline__ void fused_vectors(const PhasorCall& call, const Phas
     HeadWeights<Part> weights;
     // Lanes without a head read what their neighbours do.
     const auto read_weights = [&]() {
-        if (g >= groups) return;
+        if (g >= call.groups_end) return;
         const PhasorStages& stages = stages_of(fusion, heads.stream);
         weights.read(stages.flags, stages, heads.heads > 0 ? heads.first : 0);
     };
@@ -820,39 +815,44 @@ __device__ __forceinline__ void fused_vectors(const PhasorCall& call, const Phas
                                           load, read_weights);
     // A warp is of one token.
     if (!served.exists) return;
-    const float inverse_dims = Part::inverse_dims();
 #pragma unroll 1
-    while (g < groups) {
-        const PhasorStages& stages = stages_of(fusion, heads.stream);
-        const uint32_t flags = stages.flags;
+    while (g < call.groups_end) {
+        const uint32_t flags = stages_of(fusion, heads.stream).flags;
         const bool is_staged = flags & PHASOR_STAGE_PRESENT;
         const bool rotates = (flags & PHASOR_STAGE_ROTATES) && served.scales().rotates();
         const bool has_codes = flags & PHASOR_STAGE_CODES;
         const bool codes_out = flags & PHASOR_STAGE_CODES_OUT;
-        const PhasorOutput& output = heads.output(call);
-        GroupStores out{heads.goes_out(call, is_staged || rotates), source,
-                        heads.read(call).source.head, half * Element::kBytes};
-        if (!output.in_place) {
-            const PhasorView& to = output.destination;
-            out.first = codes_out
-                            ? heads.template at<Code>(call, to, served.token, Part::first_dim())
-                            : heads.template at<Element>(call, to, served.token, Part::first_dim());
-            out.head = to.head;
-            if (codes_out) out.second = half * Code::kBytes;
+        const bool is_stored = GroupCache::takes(call, heads, served.place.slot());
+        const uint32_t stored_bytes = has_codes ? Code::kBytes : Element::kBytes;
+        // Most heads are written to one place, whose addresses are found once for the group: that in the cache
+        // is found for each head where it is the second one, or where a head lies in blocks.
+        const bool goes_out = heads.goes_out(call, is_staged || rotates);
+        const bool is_found_late =
+            is_stored &&
+            (goes_out || heads.cache(call).block_dims < heads.output(call).head_dim);
+        const bool codes_first = codes_out || (has_codes && !goes_out);
+        const uint32_t bytes = codes_first ? Code::kBytes : Element::kBytes;
+        uint64_t first = source;
+        int64_t step = heads.read(call).source.head;
+        if (!goes_out && is_stored) {
+            const GroupCache cache(call, heads, served.place.slot());
+            first = cache.address + Part::first_dim() * bytes;
+            step = cache.head;
+        } else if (const PhasorOutput& output = heads.output(call); goes_out && !output.in_place) {
+            first = heads.at(call, output.destination, token, Part::first_dim() * bytes);
+            step = output.destination.head;
         }
-        const GroupCache cache(call, heads, served.place.slot());
-        GroupStores stored =
-            has_codes ? stores_in<Part, Code>(cache) : stores_in<Part, Element>(cache);
-        const float scale = served.scales().of(heads.stream);
-        Part weight{Raw{}};
+        const bool is_found = goes_out || (is_stored && !is_found_late);
         // The first row of a warp has the most heads. Lanes without one take part in sums all the same.
         const uint32_t rounds = __shfl_sync(kAllLanes, heads.heads, 0);
 #pragma unroll 1
         for (uint32_t u = 0; u < rounds; ++u) {
             const bool is_there = u < heads.heads;
-            Raw done = raw[0];
-#pragma unroll
-            for (uint32_t i = 1; i < kHeads; ++i) raw[i - 1] = raw[i];
+            // What few heads need is not to be kept in registers over all of them.
+            const uint32_t stream = ptx::found_anew(heads.stream);
+            const PhasorStages& stages = stages_of(fusion, stream);
+            Raw& done = raw[0];
+            uint2 codes = make_uint2(0, 0);
             // Without stages, what does not rotate is carried as it is.
             if (is_staged || rotates) {
                 Part part(done);
@@ -860,31 +860,42 @@ __device__ __forceinline__ void fused_vectors(const PhasorCall& call, const Phas
                 const bool late = flags & PHASOR_STAGE_NORM_LATE;
                 if (rotates && late) part.rotate();
                 if (flags & PHASOR_STAGE_NORM) {
-                    if (u == 0 || (flags & PHASOR_STAGE_OF_HEADS)) {
-                        weight = Part(weights.norm_weight);
-                        weight.offset(stages.norm);
-                    }
-                    part.norm(flags, stages.norm, inverse_dims, weight, weights.norm_bias);
+                    part.norm(flags, stages.norm, weights.norm_weight,
+                              is_there ? heads.first + u : 0);
                 }
                 if (rotates && !late) part.rotate();
                 const float given = weights.scale;
                 if ((flags & PHASOR_STAGE_OF_HEADS) && u + 1 < rounds) {
                     weights.read(flags, stages, u + 1 < heads.heads ? heads.first + u + 1 : 0);
                 }
-                if (is_staged) part.multiply(scale);
+                if (is_staged) part.multiply(served.scales().of(stream));
                 if (!codes_out) done = part.packed();
                 if (has_codes) {
-                    const uint2 codes =
-                        part.encoded(flags, stages.codes, given, heads.first + u,
-                                     is_there && cache.present, served.place);
-                    if (is_there && codes_out) out.put(codes);
-                    if (is_there && !codes_out) stored.put(codes);
+                    codes = part.encoded(flags, stages.codes, given, heads.first + u,
+                                         is_there && is_stored, served.place);
                 }
             }
-            if (is_there && !codes_out) out.template put<Part>(done);
-            if (is_there && !has_codes) stored.template put<Part>(done);
-            out.first += out.head;
-            stored.first += stored.head;
+            if (is_there && is_found) {
+                const HeadVectors stores{first, half * bytes};
+                if (codes_first) {
+                    stores.put(codes);
+                } else {
+                    stores.template put<Part>(done);
+                }
+            }
+            first += step;
+            if (is_there && is_found_late) {
+                const GroupCache cache(call, HeadGroup(heads.stream, heads.first + u, 1),
+                                       served.place.slot());
+                const HeadVectors stores = HeadVectors::of<Part>(cache, stored_bytes);
+                if (has_codes) {
+                    stores.put(codes);
+                } else {
+                    stores.template put<Part>(done);
+                }
+            }
+#pragma unroll
+            for (uint32_t i = 1; i < kHeads; ++i) raw[i - 1] = raw[i];
         }
         g += gridDim.y * blockDim.y;
         heads = HeadGroup(call, g);

@@ -235,7 +235,7 @@ typedef unsigned long long uint64_t;
     field(uint32_t, round_before_weight) \
     field(uint32_t, round_after) \
     field(uint32_t, across_heads) \
-    field(uint32_t, reserved)
+    field(float, inverse_dims) /* 1 / head_dim, for kernels that have it as a power of two */
 
 // What values are multiplied by once they are rotated and normed: `factor`; or, where `interval` is not
 // 0, factor * (1 + slope * ln(1 + n)), where n is how often the interval goes into the token's position

@@ -142,6 +142,12 @@ __device__ __forceinline__ uint32_t shared_memory() {
     return address;
 }
 
+// The same number, which compilers do not know to be: what depends on it is not brought out of a loop.
+__device__ __forceinline__ uint32_t found_anew(uint32_t x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
 // st.shared.f32   PTX 1.0
 __device__ __forceinline__ void store_shared(uint32_t address, float v) {
     asm volatile("st.shared.f32 [%0], %1;" : : "r"(address), "f"(v) : "memory");

@@ -80,9 +80,9 @@ struct HeadGroup {
     __device__ __forceinline__ const PhasorOutput& output(const PhasorCall& call) const {
         return (&call.q_output)[stream];
     }
-    // Of k or v.
+    // Of k or v; k's for q, which has none.
     __device__ __forceinline__ const PhasorCache& cache(const PhasorCall& call) const {
-        return (&call.k_cache)[stream - 1];
+        return (&call.k_cache)[stream >> 1];
     }
     __device__ __forceinline__ bool is_cached(const PhasorCall& call) const {
         return !is_q() && cache(call).present != 0;
@@ -93,12 +93,10 @@ struct HeadGroup {
         return to.nowhere == 0 && (to.in_place == 0 || rotates);
     }
 
-    // Address of `dim` of the first head.
-    template <class Element>
+    // Address of what lies `bytes` into the first head.
     __device__ __forceinline__ uint64_t at(const PhasorCall& call, const PhasorView& view,
-                                           const Token& token, uint32_t dim) const {
-        uint64_t address =
-            view.address + token.t * view.token + first * view.head + dim * Element::kBytes;
+                                           const Token& token, uint32_t bytes) const {
+        uint64_t address = view.address + token.t * view.token + first * view.head + bytes;
         if (call.batch > 1) address += token.b * view.batch;
         return address;
     }
@@ -139,17 +137,19 @@ struct Chunk {
     }
 };
 
-// The cache of a group, if it has any.
+// Where a group is in its cache, if it is stored there.
 struct GroupCache {
-    bool present;
     uint64_t address; // of the first head of a slot
     int64_t head, block;
     uint32_t block_dims, head_dim;
 
     // Page and slot of the token are `slot`.
-    __device__ __forceinline__ GroupCache(const PhasorCall& call, const HeadGroup& group, uint2 slot)
-        : present(slot.x != kNone && group.is_cached(call)) {
-        if (!present) return;
+    static __device__ __forceinline__ bool takes(const PhasorCall& call, const HeadGroup& group,
+                                                 uint2 slot) {
+        return slot.x != kNone && group.is_cached(call);
+    }
+    __device__ __forceinline__ GroupCache(const PhasorCall& call, const HeadGroup& group,
+                                          uint2 slot) {
         const PhasorCache& cache = group.cache(call);
         head = cache.head;
         block = cache.block;
@@ -158,11 +158,10 @@ struct GroupCache {
         address = cache.address + slot.x * cache.page + slot.y * cache.slot + group.first * head;
     }
 
-    // Bytes from dim 0 to another.
-    template <class Element>
-    __device__ __forceinline__ int64_t bytes(uint32_t dim) const {
-        if (block_dims >= head_dim) return dim * Element::kBytes;
-        return dim / block_dims * block + dim % block_dims * Element::kBytes;
+    // Bytes from dim 0 to another, of what has `size` bytes.
+    __device__ __forceinline__ int64_t bytes(uint32_t dim, uint32_t size) const {
+        if (block_dims >= head_dim) return dim * size;
+        return dim / block_dims * block + dim % block_dims * size;
     }
 };
 

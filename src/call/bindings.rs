@@ -385,7 +385,7 @@ pub struct PhasorNorm {
     pub round_before_weight: u32,
     pub round_after: u32,
     pub across_heads: u32,
-    pub reserved: u32,
+    pub inverse_dims: f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -409,8 +409,8 @@ const _: () = {
         [::std::mem::offset_of!(PhasorNorm, round_after) - 52usize];
     ["Offset of field: PhasorNorm::across_heads"]
         [::std::mem::offset_of!(PhasorNorm, across_heads) - 56usize];
-    ["Offset of field: PhasorNorm::reserved"]
-        [::std::mem::offset_of!(PhasorNorm, reserved) - 60usize];
+    ["Offset of field: PhasorNorm::inverse_dims"]
+        [::std::mem::offset_of!(PhasorNorm, inverse_dims) - 60usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]

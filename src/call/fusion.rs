@@ -146,9 +146,15 @@ impl PhasorFusion {
     /// As kernels take it, with the call that it belongs to.
     pub(crate) fn for_kernels(mut self, call: &PhasorCall, weights_before_wait: bool) -> Self {
         self.weights_before_wait = u32::from(weights_before_wait);
-        self.q.flags = self.q.tested(TensorName::Q);
-        self.k.flags = self.k.tested(TensorName::K);
-        self.v.flags = self.v.tested(TensorName::V);
+        let streams = [
+            (TensorName::Q, &mut self.q, &call.q_output),
+            (TensorName::K, &mut self.k, &call.k_output),
+            (TensorName::V, &mut self.v, &call.v_output),
+        ];
+        for (tensor, stages, output) in streams {
+            stages.flags = stages.tested(tensor);
+            stages.norm.inverse_dims = 1.0 / output.head_dim as f32;
+        }
         let turns = |stream: &PhasorStream, stages: &PhasorStages| {
             stream.heads != 0 && stages.flags & PHASOR_STAGE_ROTATES != 0
         };

@@ -66,8 +66,8 @@ struct ServedToken {
 };
 
 // Finds out what the threads of a block need to know of their tokens, and waits for earlier work if that is to be
-// done `early`. `share` makes the share in the angles of so many pairs; `load` is called to read heads, and
-// `weights` to read what stages need beside them, both as early as may be.
+// done `early`. `share` makes the share in the angles of so many pairs; `load` is called to read heads of a
+// token that exists, and `weights` to read what stages need beside them, both as early as may be.
 template <class Share, class Load, class Weights>
 __device__ __forceinline__ ServedToken find_token(const PhasorCall& call, const PhasorFusion& fusion,
                                                   bool early, const ThreadToken& own,
@@ -82,7 +82,7 @@ __device__ __forceinline__ ServedToken find_token(const PhasorCall& call, const 
     TokenPositions positions(call.positions, token.id_batch, token.t, token.step);
     uint64_t position = 0;
     if (!ragged) position = positions.on_axis(call.positions, 0);
-    if (!early) load();
+    if (!early) load(own.exists);
     if (!weights_late) weights();
 
     const bool finds = own.exists && SharedPlace::is_found_here();
@@ -101,7 +101,7 @@ __device__ __forceinline__ ServedToken find_token(const PhasorCall& call, const 
     if (finds) served.scales().put_rotates(rotates);
     if (early) {
         ptx::wait_for_earlier_work();
-        load();
+        load(served.exists);
     }
     if (weights_late) weights();
     if (outside) ptx::store_flag(call.slots.report, 1);
@@ -570,7 +570,7 @@ __device__ __forceinline__ void fused_any(const PhasorCall& call, const PhasorFu
     prefetch_weights<Element>(call, fusion);
     const bool early = begin(call);
     const ServedToken served =
-        find_token(call, fusion, early, ThreadToken(call), places, share, []() {}, []() {});
+        find_token(call, fusion, early, ThreadToken(call), places, share, [](bool) {}, []() {});
     if (!served.exists) return;
 #pragma unroll 1
     for (uint32_t stream = 0; stream < 3; ++stream) {
@@ -649,12 +649,9 @@ struct HeadPart {
         return __fmul_rn(sum, norm.inverse_dims);
     }
 
-    // Weights have been read.
-    __device__ __forceinline__ void norm(uint32_t flags, const PhasorNorm& norm, const Raw& weight, uint32_t head) {
-        Raw bias;
-        if (flags & PHASOR_STAGE_NORM_BIAS) {
-            bias = shared_at(norm.bias + head * norm.bias_head);
-        }
+    // Weights and biases have been read.
+    __device__ __forceinline__ void norm(uint32_t flags, const PhasorNorm& norm, const Raw& weight,
+                                         const Raw& bias) {
         if (flags & PHASOR_STAGE_NORM_MEAN) {
             const float mean = mean_of(norm, plain_pair);
 #pragma unroll
@@ -723,7 +720,7 @@ struct HeadPart {
 // waits for it between a load and a store.
 template <class Part>
 struct HeadWeights {
-    typename Part::Raw bias, norm_weight;
+    typename Part::Raw bias, norm_weight, norm_bias;
     float scale = 0.0f; // as where there is none it is handed on
 
     __device__ __forceinline__ void read(uint32_t flags, const PhasorStages& stages, uint32_t head) {
@@ -733,6 +730,9 @@ struct HeadWeights {
         }
         if (flags & PHASOR_STAGE_NORM_WEIGHT) {
             norm_weight = Part::shared_at(norm.weight + head * norm.weight_head);
+        }
+        if (flags & PHASOR_STAGE_NORM_BIAS) {
+            norm_bias = Part::shared_at(norm.bias + head * norm.bias_head);
         }
         if (has_given_scale(stages.codes)) scale = given_scale(stages.codes, head);
     }
@@ -792,8 +792,8 @@ __device__ __forceinline__ void fused_vectors(const PhasorCall& call, const Phas
     };
     uint64_t source = source_of();
     Raw raw[kHeads] = {};
-    const auto load = [&]() {
-        if (g >= call.groups_end || !own.exists) return;
+    const auto load = [&](bool exists) {
+        if (g >= call.groups_end || !exists) return;
         uint64_t from = source;
         const int64_t head = heads.read(call).source.head;
 #pragma unroll
@@ -813,10 +813,10 @@ __device__ __forceinline__ void fused_vectors(const PhasorCall& call, const Phas
     const auto share = [&](uint32_t pairs) { return AngleShare<Pairing, 4>(call, 0, pairs); };
     const ServedToken served = find_token(call, fusion, early, own, SharedAngles<4>::end(), share,
                                           load, read_weights);
-    // A warp is of one token.
-    if (!served.exists) return;
+    // A warp is of one token, and visits one stream at a time.
+    if (!served.exists || g >= call.groups_end) return;
 #pragma unroll 1
-    while (g < call.groups_end) {
+    for (;;) {
         const uint32_t flags = stages_of(fusion, heads.stream).flags;
         const bool is_staged = flags & PHASOR_STAGE_PRESENT;
         const bool rotates = (flags & PHASOR_STAGE_ROTATES) && served.scales().rotates();
@@ -860,8 +860,7 @@ __device__ __forceinline__ void fused_vectors(const PhasorCall& call, const Phas
                 const bool late = flags & PHASOR_STAGE_NORM_LATE;
                 if (rotates && late) part.rotate();
                 if (flags & PHASOR_STAGE_NORM) {
-                    part.norm(flags, stages.norm, weights.norm_weight,
-                              is_there ? heads.first + u : 0);
+                    part.norm(flags, stages.norm, weights.norm_weight, weights.norm_bias);
                 }
                 if (rotates && !late) part.rotate();
                 const float given = weights.scale;
@@ -898,9 +897,10 @@ __device__ __forceinline__ void fused_vectors(const PhasorCall& call, const Phas
             for (uint32_t i = 1; i < kHeads; ++i) raw[i - 1] = raw[i];
         }
         g += gridDim.y * blockDim.y;
+        if (g >= call.groups_end) return;
         heads = HeadGroup(call, g);
         source = source_of();
-        load();
+        load(true);
         read_weights();
     }
 }

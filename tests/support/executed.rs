@@ -172,21 +172,30 @@ fn module_lines<'a>(module: &'a Module, text: &'a str) -> impl Iterator<Item = u
     lines.filter_map(move |(line, number)| line.trim().starts_with(text).then_some(number))
 }
 
-/// Each instruction as often as the line that it was made of was executed. What follows the last end of a thread
-/// is left out: there lie the rare ways, such as a division's of numbers next to zero, which share lines with
-/// the common ones.
+/// Each instruction as often as the line that it was made of was executed. The rare ways of divisions and roots,
+/// of numbers next to zero, share lines with the common ones and are left out: what follows the last end of a
+/// thread, and calls that lead there, with the return address before and what follows up to a branch.
 fn weighed(listing: &str, lines: &BTreeMap<u32, u64>) -> u64 {
     let (common, _) = listing.rsplit_once(" EXIT ").expect("a thread ends");
     let mut line = 0;
-    // For the last end itself.
     let mut issued = 0;
+    let (mut last, mut is_rare) = (0, false);
     for text in common.lines().map(str::trim) {
         if let Some(place) = text.strip_prefix("//## File") {
             let (_, number) = place.split_once("line ").expect("a line");
             let digits = number.find(|c: char| !c.is_ascii_digit());
             line = number[..digits.unwrap_or(number.len())].parse().unwrap();
         } else if text.starts_with("/*") && text.contains(';') {
-            issued += lines.get(&line).copied().unwrap_or(0);
+            let times = lines.get(&line).copied().unwrap_or(0);
+            if text.contains("CALL") && text.contains("slowpath") {
+                issued -= last;
+                is_rare = true;
+            }
+            if !is_rare {
+                issued += times;
+            }
+            is_rare &= !text.contains(" BRA ");
+            last = times;
         }
     }
     issued

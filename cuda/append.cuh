@@ -24,9 +24,10 @@ struct Visit {
           source(group.at(call, group.read(call).source, token, chunk.from.first * Element::kBytes)),
           gap((chunk.from.second - chunk.from.first) * Element::kBytes) {}
 
-    // What is not written is not read.
+    // What is not written is not read. (There are no groups that are written nowhere.)
     __device__ __forceinline__ bool reads(const PhasorCall& call) const {
-        return chunk.has_first && (group.goes_out(call, chunk.rotates) || group.is_cached(call));
+        return chunk.has_first &&
+               (chunk.rotates || !group.output(call).in_place || group.is_cached(call));
     }
 };
 
@@ -78,21 +79,30 @@ __device__ __forceinline__ void append(const PhasorCall& call) {
         outside = slot.outside && blockIdx.y == 0 && blockIdx.z == 0;
     }
     const bool token_rotates = groups > 0 && angle_share.form(call, positions, position);
+    __syncthreads();
+    uint2 slot = make_uint2(kNone, 0);
+    GroupStores stores;
+    const auto find_stores = [&]() {
+        const bool rotates = visit.chunk.rotates && token_rotates;
+        stores = GroupStores(call, visit.group, token, slot, visit.source, visit.chunk.to.first,
+                           visit.group.goes_out(call, rotates), Element::kBytes, Element::kBytes);
+    };
+    if (groups > 0) {
+        slot = place.slot();
+        find_stores();
+    }
     if (early) {
         ptx::wait_for_earlier_work();
         load();
     }
     if (outside) ptx::store_flag(call.slots.report, 1);
-    __syncthreads();
     if (g >= groups) return;
 
-    const uint2 slot = place.slot();
 #pragma unroll 1
     for (;;) {
         const HeadGroup& group = visit.group;
         const Chunk<Pairing, kPairs>& chunk = visit.chunk;
-        const bool rotates = chunk.rotates && token_rotates;
-        if (rotates) {
+        if (chunk.rotates && token_rotates) {
             const ChunkAngles<kPairs> angles = angle_share.shared.of_lane();
 #pragma unroll
             for (uint32_t u = 0; u < kHeads; ++u) {
@@ -100,37 +110,30 @@ __device__ __forceinline__ void append(const PhasorCall& call) {
                 fragment[u].template rotate<Pairing>(angles);
             }
         }
-        const auto store = [&](uint64_t first, uint64_t second, int64_t head) {
+        const auto store = [&](uint64_t first, int64_t gap, int64_t head) {
 #pragma unroll
             for (uint32_t u = 0; u < kHeads; ++u) {
                 if (u >= group.heads) break;
                 Access::store(first, fragment[u].first);
-                if (chunk.has_second) Access::store(second, fragment[u].second);
+                if (chunk.has_second) Access::store(first + gap, fragment[u].second);
                 first += head;
-                second += head;
             }
         };
-        if (chunk.has_first && group.goes_out(call, rotates)) {
-            const PhasorOutput& output = group.output(call);
-            if (output.in_place) {
-                store(visit.source, visit.source + visit.gap, group.read(call).source.head);
-            } else {
-                const PhasorView& to = output.destination;
-                const uint64_t first =
-                    group.at(call, to, token, chunk.to.first * Element::kBytes);
-                const uint32_t gap = (chunk.to.second - chunk.to.first) * Element::kBytes;
-                store(first, first + gap, to.head);
-            }
+        if (chunk.has_first && stores.is_found()) {
+            store(stores.first, static_cast<int64_t>((chunk.to.second - chunk.to.first) * Element::kBytes),
+                  stores.step);
         }
-        if (chunk.has_first && GroupCache::takes(call, group, slot)) {
+        if (chunk.has_first && stores.is_found_late()) {
             const GroupCache cache(call, group, slot);
-            store(cache.address + cache.bytes(chunk.to.first, Element::kBytes),
-                  cache.address + cache.bytes(chunk.to.second, Element::kBytes), cache.head);
+            const int64_t first = cache.bytes(chunk.to.first, Element::kBytes);
+            store(cache.address + first, cache.bytes(chunk.to.second, Element::kBytes) - first,
+                  cache.head);
         }
         g += group_step;
         if (g >= groups) return;
         visit = Visit<Element, Pairing>(call, token, g, c);
         load();
+        find_stores();
     }
 }
 

@@ -51,6 +51,7 @@ struct ServedToken {
     Token token;
     bool exists;  // else it is padding, or past the last one
     SharedPlace place;
+    bool outside = false; // this thread has to report its slot
 
     // What is shared of a token lies together, so that it is found by one address.
     static constexpr uint32_t kBytes = SharedPlace::kBytes + SharedScales::kBytes;
@@ -65,15 +66,14 @@ struct ServedToken {
     }
 };
 
-// Finds out what the threads of a block need to know of their tokens, and waits for earlier work if that is to be
-// done `early`. `share` makes the share in the angles of so many pairs; `load` is called to read heads of a
-// token that exists, and `weights` to read what stages need beside them, both as early as may be.
+// Finds out what the threads of a block need to know of their tokens. `share` makes the share in the angles of
+// so many pairs; `load` is called to read heads of a token that exists, and `weights` to read what stages need
+// beside them, unless both have to wait for earlier work until this is done.
 template <class Share, class Load, class Weights>
 __device__ __forceinline__ ServedToken find_token(const PhasorCall& call, const PhasorFusion& fusion,
                                                   bool early, const ThreadToken& own,
                                                   uint32_t places, const Share& share,
                                                   const Load& load, const Weights& weights) {
-    const bool weights_late = early && fusion.weights_before_wait == 0;
     ServedToken served{Token(call, own.b, own.t), own.exists,
                        SharedPlace{places + threadIdx.z * ServedToken::kBytes}};
     const SharedPlace& place = served.place;
@@ -83,30 +83,36 @@ __device__ __forceinline__ ServedToken find_token(const PhasorCall& call, const 
     uint64_t position = 0;
     if (!ragged) position = positions.on_axis(call.positions, 0);
     if (!early) load(own.exists);
-    if (!weights_late) weights();
+    if (!early || fusion.weights_before_wait) weights();
 
     const bool finds = own.exists && SharedPlace::is_found_here();
     if (ragged) {
         served.exists = place.find_sequence_of(call, own.exists, token, positions, position);
     }
     auto angle_share = share(served.exists && fusion.turns ? call.angles.pairs : 0);
-    bool outside = false;
     if (finds) {
         const Slot slot = Slot::of(call, token);
         place.put_slot(slot.page, slot.slot);
-        outside = slot.outside && blockIdx.y == 0;
+        served.outside = slot.outside && blockIdx.y == 0;
         served.scales().put(fusion, position);
     }
     const bool rotates = angle_share.form(call, positions, position);
     if (finds) served.scales().put_rotates(rotates);
+    __syncthreads();
+    return served;
+}
+
+// Does what had to wait for earlier work, if it was to be waited for after a token was found.
+template <class Load, class Weights>
+__device__ __forceinline__ void start(const PhasorCall& call, const PhasorFusion& fusion, bool early,
+                                      const ServedToken& served, const Load& load,
+                                      const Weights& weights) {
     if (early) {
         ptx::wait_for_earlier_work();
         load(served.exists);
+        if (fusion.weights_before_wait == 0) weights();
     }
-    if (weights_late) weights();
-    if (outside) ptx::store_flag(call.slots.report, 1);
-    __syncthreads();
-    return served;
+    if (served.outside) ptx::store_flag(call.slots.report, 1);
 }
 
 // Values in shared memory.
@@ -569,8 +575,10 @@ __device__ __forceinline__ void fused_any(const PhasorCall& call, const PhasorFu
     const auto share = [&](uint32_t pairs) { return AngleShare<AnyPairing, 1>(call, pairs); };
     prefetch_weights<Element>(call, fusion);
     const bool early = begin(call);
+    const auto nothing = [](bool) {};
     const ServedToken served =
-        find_token(call, fusion, early, ThreadToken(call), places, share, [](bool) {}, []() {});
+        find_token(call, fusion, early, ThreadToken(call), places, share, nothing, []() {});
+    start(call, fusion, early, served, nothing, []() {});
     if (!served.exists) return;
 #pragma unroll 1
     for (uint32_t stream = 0; stream < 3; ++stream) {
@@ -761,6 +769,9 @@ struct HeadVectors {
     }
 };
 
+// Of these flags, each that says that heads are not carried as they are.
+constexpr uint32_t kChanges = PHASOR_STAGE_PRESENT | PHASOR_STAGE_ROTATES;
+
 // As kMinBlocks, of what takes more registers: one too many for three blocks on 7.5.
 #if __CUDA_ARCH__ == 750
 template <class Element>
@@ -813,36 +824,27 @@ __device__ __forceinline__ void fused_vectors(const PhasorCall& call, const Phas
     const auto share = [&](uint32_t pairs) { return AngleShare<Pairing, 4>(call, 0, pairs); };
     const ServedToken served = find_token(call, fusion, early, own, SharedAngles<4>::end(), share,
                                           load, read_weights);
+    uint32_t kept = 0, flags = 0;
+    GroupStores stores;
+    const auto goes_out = [&]() { return heads.goes_out(call, flags & kChanges); };
+    const auto find_stores = [&]() {
+        flags = stages_of(fusion, heads.stream).flags & kept;
+        const uint32_t out_bytes = flags & PHASOR_STAGE_CODES_OUT ? Code::kBytes : Element::kBytes;
+        const uint32_t stored_bytes = flags & PHASOR_STAGE_CODES ? Code::kBytes : Element::kBytes;
+        stores = GroupStores(call, heads, token, served.place.slot(), source, Part::first_dim(),
+                             goes_out(), out_bytes, stored_bytes);
+    };
+    if (served.exists) {
+        kept = served.scales().rotates() ? ~0u : ~PHASOR_STAGE_ROTATES;
+        find_stores();
+    }
+    start(call, fusion, early, served, load, read_weights);
     // A warp is of one token, and visits one stream at a time.
     if (!served.exists || g >= call.groups_end) return;
 #pragma unroll 1
     for (;;) {
-        const uint32_t flags = stages_of(fusion, heads.stream).flags;
-        const bool is_staged = flags & PHASOR_STAGE_PRESENT;
-        const bool rotates = (flags & PHASOR_STAGE_ROTATES) && served.scales().rotates();
-        const bool has_codes = flags & PHASOR_STAGE_CODES;
-        const bool codes_out = flags & PHASOR_STAGE_CODES_OUT;
-        const bool is_stored = GroupCache::takes(call, heads, served.place.slot());
-        const uint32_t stored_bytes = has_codes ? Code::kBytes : Element::kBytes;
-        // Most heads are written to one place, whose addresses are found once for the group: that in the cache
-        // is found for each head where it is the second one, or where a head lies in blocks.
-        const bool goes_out = heads.goes_out(call, is_staged || rotates);
-        const bool is_found_late =
-            is_stored &&
-            (goes_out || heads.cache(call).block_dims < heads.output(call).head_dim);
-        const bool codes_first = codes_out || (has_codes && !goes_out);
-        const uint32_t bytes = codes_first ? Code::kBytes : Element::kBytes;
-        uint64_t first = source;
-        int64_t step = heads.read(call).source.head;
-        if (!goes_out && is_stored) {
-            const GroupCache cache(call, heads, served.place.slot());
-            first = cache.address + Part::first_dim() * bytes;
-            step = cache.head;
-        } else if (const PhasorOutput& output = heads.output(call); goes_out && !output.in_place) {
-            first = heads.at(call, output.destination, token, Part::first_dim() * bytes);
-            step = output.destination.head;
-        }
-        const bool is_found = goes_out || (is_stored && !is_found_late);
+        const bool codes_first =
+            (flags & PHASOR_STAGE_CODES_OUT) || ((flags & PHASOR_STAGE_CODES) && !goes_out());
         // The first row of a warp has the most heads. Lanes without one take part in sums all the same.
         const uint32_t rounds = __shfl_sync(kAllLanes, heads.heads, 0);
 #pragma unroll 1
@@ -853,45 +855,44 @@ __device__ __forceinline__ void fused_vectors(const PhasorCall& call, const Phas
             const PhasorStages& stages = stages_of(fusion, stream);
             Raw& done = raw[0];
             uint2 codes = make_uint2(0, 0);
-            // Without stages, what does not rotate is carried as it is.
-            if (is_staged || rotates) {
+            if (flags & kChanges) {
                 Part part(done);
                 if (flags & PHASOR_STAGE_BIAS) part.add(weights.bias);
-                const bool late = flags & PHASOR_STAGE_NORM_LATE;
-                if (rotates && late) part.rotate();
+                const uint32_t turns = flags & (PHASOR_STAGE_ROTATES | PHASOR_STAGE_NORM_LATE);
+                if (turns == (PHASOR_STAGE_ROTATES | PHASOR_STAGE_NORM_LATE)) part.rotate();
                 if (flags & PHASOR_STAGE_NORM) {
                     part.norm(flags, stages.norm, weights.norm_weight, weights.norm_bias);
                 }
-                if (rotates && !late) part.rotate();
+                if (turns == PHASOR_STAGE_ROTATES) part.rotate();
                 const float given = weights.scale;
                 if ((flags & PHASOR_STAGE_OF_HEADS) && u + 1 < rounds) {
                     weights.read(flags, stages, u + 1 < heads.heads ? heads.first + u + 1 : 0);
                 }
-                if (is_staged) part.multiply(served.scales().of(stream));
-                if (!codes_out) done = part.packed();
-                if (has_codes) {
+                if (flags & PHASOR_STAGE_PRESENT) part.multiply(served.scales().of(stream));
+                if (!(flags & PHASOR_STAGE_CODES_OUT)) done = part.packed();
+                if (flags & PHASOR_STAGE_CODES) {
                     codes = part.encoded(flags, stages.codes, given, heads.first + u,
-                                         is_there && is_stored, served.place);
+                                         is_there && stores.is_cached(), served.place);
                 }
             }
-            if (is_there && is_found) {
-                const HeadVectors stores{first, half * bytes};
-                if (codes_first) {
-                    stores.put(codes);
+            const auto put = [&](const HeadVectors& to, bool codes_go) {
+                if (codes_go) {
+                    to.put(codes);
                 } else {
-                    stores.template put<Part>(done);
+                    to.template put<Part>(done);
                 }
+            };
+            if (is_there && stores.is_found()) {
+                const uint32_t size = codes_first ? Code::kBytes : Element::kBytes;
+                put({stores.first, half * size}, codes_first);
             }
-            first += step;
-            if (is_there && is_found_late) {
+            stores.first += stores.step;
+            if (is_there && stores.is_found_late()) {
                 const GroupCache cache(call, HeadGroup(heads.stream, heads.first + u, 1),
                                        served.place.slot());
-                const HeadVectors stores = HeadVectors::of<Part>(cache, stored_bytes);
-                if (has_codes) {
-                    stores.put(codes);
-                } else {
-                    stores.template put<Part>(done);
-                }
+                const bool codes_go = flags & PHASOR_STAGE_CODES;
+                const uint32_t size = codes_go ? Code::kBytes : Element::kBytes;
+                put(HeadVectors::of<Part>(cache, size), codes_go);
             }
 #pragma unroll
             for (uint32_t i = 1; i < kHeads; ++i) raw[i - 1] = raw[i];
@@ -902,6 +903,7 @@ __device__ __forceinline__ void fused_vectors(const PhasorCall& call, const Phas
         source = source_of();
         load(true);
         read_weights();
+        find_stores();
     }
 }
 

@@ -95,8 +95,8 @@ typedef unsigned long long uint64_t;
 #define PHASOR_FIELDS_PhasorOutput(field) \
     field(PhasorView, destination) \
     field(uint32_t, in_place) \
-    field(uint32_t, head_dim) \
     field(uint32_t, nowhere) \
+    field(uint32_t, head_dim) \
     field(uint32_t, reserved)
 
 // A cache of keys or of values, [pages, slots of a page, heads, head_dim], whose dims lie in blocks of
@@ -203,8 +203,8 @@ typedef unsigned long long uint64_t;
     field(PhasorStream, k) \
     field(PhasorStream, v) \
     /* A thread visits a group of up to 2^heads_log2 heads of a stream at once. Groups are numbered through: \
-     * q's begin at 0. */ \
-    field(uint32_t, heads_log2) \
+     * here those of each stream begin, and end. */ \
+    field(uint32_t, q_groups_begin) \
     field(uint32_t, k_groups_begin) \
     field(uint32_t, v_groups_begin) \
     field(uint32_t, groups_end) \
@@ -215,7 +215,7 @@ typedef unsigned long long uint64_t;
     field(PhasorRows, rows) \
     field(PhasorPairing, pairing) \
     field(uint32_t, token_groups) /* blocks of a kernel that share a sequence's tokens */ \
-    field(uint32_t, reserved) \
+    field(uint32_t, heads_log2) \
     field(PhasorCache, k_cache) \
     field(PhasorCache, v_cache) \
     field(PhasorSlots, slots) \

@@ -62,10 +62,8 @@ struct HeadGroup {
 
     // Has no heads where a stream has more groups than its heads are enough for.
     __device__ __forceinline__ HeadGroup(const PhasorCall& call, uint32_t group) {
-        const bool is_q = group < call.k_groups_begin, is_v = group >= call.v_groups_begin;
-        stream = is_q ? 0 : is_v ? 2 : 1;
-        first = (group - (is_q ? 0 : is_v ? call.v_groups_begin : call.k_groups_begin))
-                << call.heads_log2;
+        stream = (group >= call.k_groups_begin ? 1 : 0) + (group >= call.v_groups_begin ? 1 : 0);
+        first = (group - (&call.q_groups_begin)[stream]) << call.heads_log2;
         const uint32_t all = read(call).heads;
         heads = first < all ? min(all - first, 1u << call.heads_log2) : 0;
     }
@@ -163,6 +161,46 @@ struct GroupCache {
         if (block_dims >= head_dim) return dim * size;
         return dim / block_dims * block + dim % block_dims * size;
     }
+};
+
+// Where the heads of a group are written. Most go to one place, whose addresses are found once for the group; that
+// in a cache is found for each head where it is the second one, or where a head lies in blocks.
+struct GroupStores {
+    static constexpr uint32_t kFound = 1, kFoundLate = 2, kCached = 4;
+
+    uint32_t places = 0; // of these
+    uint64_t first = 0;  // of the first head
+    int64_t step = 0;    // bytes from one head to the next
+
+    GroupStores() = default;
+
+    // Of a dim, which has `out_bytes`, or `stored_bytes` in a cache. In place it is at `source`.
+    __device__ __forceinline__ GroupStores(const PhasorCall& call, const HeadGroup& heads,
+                                           const Token& token, uint2 slot, uint64_t source,
+                                           uint32_t dim, bool goes_out, uint32_t out_bytes,
+                                           uint32_t stored_bytes)
+        : places(goes_out ? kFound : 0), first(source), step(heads.read(call).source.head) {
+        const PhasorOutput& output = heads.output(call);
+        if (goes_out && !output.in_place) {
+            first = heads.at(call, output.destination, token, dim * out_bytes);
+            step = output.destination.head;
+        }
+        if (GroupCache::takes(call, heads, slot)) {
+            const GroupCache cache(call, heads, slot);
+            if (goes_out || cache.block_dims < cache.head_dim) {
+                places |= kFoundLate | kCached;
+            } else {
+                places = kFound | kCached;
+                first = cache.address + dim * stored_bytes;
+                step = cache.head;
+            }
+        }
+    }
+
+    // Whether heads go to the place whose addresses are `first`; to one in a cache that is yet to be found.
+    __device__ __forceinline__ bool is_found() const { return places & kFound; }
+    __device__ __forceinline__ bool is_found_late() const { return places & kFoundLate; }
+    __device__ __forceinline__ bool is_cached() const { return places & kCached; }
 };
 
 } // namespace phasor

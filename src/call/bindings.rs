@@ -82,8 +82,8 @@ const _: () = {
 pub struct PhasorOutput {
     pub destination: PhasorView,
     pub in_place: u32,
-    pub head_dim: u32,
     pub nowhere: u32,
+    pub head_dim: u32,
     pub reserved: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -94,10 +94,10 @@ const _: () = {
         [::std::mem::offset_of!(PhasorOutput, destination) - 0usize];
     ["Offset of field: PhasorOutput::in_place"]
         [::std::mem::offset_of!(PhasorOutput, in_place) - 32usize];
-    ["Offset of field: PhasorOutput::head_dim"]
-        [::std::mem::offset_of!(PhasorOutput, head_dim) - 36usize];
     ["Offset of field: PhasorOutput::nowhere"]
-        [::std::mem::offset_of!(PhasorOutput, nowhere) - 40usize];
+        [::std::mem::offset_of!(PhasorOutput, nowhere) - 36usize];
+    ["Offset of field: PhasorOutput::head_dim"]
+        [::std::mem::offset_of!(PhasorOutput, head_dim) - 40usize];
     ["Offset of field: PhasorOutput::reserved"]
         [::std::mem::offset_of!(PhasorOutput, reserved) - 44usize];
 };
@@ -308,7 +308,7 @@ pub struct PhasorCall {
     pub q: PhasorStream,
     pub k: PhasorStream,
     pub v: PhasorStream,
-    pub heads_log2: u32,
+    pub q_groups_begin: u32,
     pub k_groups_begin: u32,
     pub v_groups_begin: u32,
     pub groups_end: u32,
@@ -319,7 +319,7 @@ pub struct PhasorCall {
     pub rows: PhasorRows,
     pub pairing: PhasorPairing,
     pub token_groups: u32,
-    pub reserved: u32,
+    pub heads_log2: u32,
     pub k_cache: PhasorCache,
     pub v_cache: PhasorCache,
     pub slots: PhasorSlots,
@@ -341,8 +341,8 @@ const _: () = {
     ["Offset of field: PhasorCall::q"][::std::mem::offset_of!(PhasorCall, q) - 104usize];
     ["Offset of field: PhasorCall::k"][::std::mem::offset_of!(PhasorCall, k) - 144usize];
     ["Offset of field: PhasorCall::v"][::std::mem::offset_of!(PhasorCall, v) - 184usize];
-    ["Offset of field: PhasorCall::heads_log2"]
-        [::std::mem::offset_of!(PhasorCall, heads_log2) - 224usize];
+    ["Offset of field: PhasorCall::q_groups_begin"]
+        [::std::mem::offset_of!(PhasorCall, q_groups_begin) - 224usize];
     ["Offset of field: PhasorCall::k_groups_begin"]
         [::std::mem::offset_of!(PhasorCall, k_groups_begin) - 228usize];
     ["Offset of field: PhasorCall::v_groups_begin"]
@@ -361,8 +361,8 @@ const _: () = {
         [::std::mem::offset_of!(PhasorCall, pairing) - 456usize];
     ["Offset of field: PhasorCall::token_groups"]
         [::std::mem::offset_of!(PhasorCall, token_groups) - 472usize];
-    ["Offset of field: PhasorCall::reserved"]
-        [::std::mem::offset_of!(PhasorCall, reserved) - 476usize];
+    ["Offset of field: PhasorCall::heads_log2"]
+        [::std::mem::offset_of!(PhasorCall, heads_log2) - 476usize];
     ["Offset of field: PhasorCall::k_cache"]
         [::std::mem::offset_of!(PhasorCall, k_cache) - 480usize];
     ["Offset of field: PhasorCall::v_cache"]

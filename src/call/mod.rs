@@ -141,7 +141,8 @@ impl PhasorCall {
     pub fn number_groups(&mut self, heads_log2: u32, rows: u32) {
         let [q, k, v] = self.groups(heads_log2, rows);
         self.heads_log2 = heads_log2;
-        (self.k_groups_begin, self.v_groups_begin, self.groups_end) = (q, q + k, q + k + v);
+        (self.q_groups_begin, self.k_groups_begin) = (0, q);
+        (self.v_groups_begin, self.groups_end) = (q + k, q + k + v);
     }
 
     /// How many groups each stream has.

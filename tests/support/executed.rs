@@ -14,7 +14,7 @@ use phasor::{
     Rope, SlotsIn, Stages, StoredCodes,
 };
 use ptx_interpreter::{Memory, Module};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 /// What is done to packed q, k and v beside the rotation, on the way to q in place and to k and v in a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -172,19 +172,33 @@ fn module_lines<'a>(module: &'a Module, text: &'a str) -> impl Iterator<Item = u
     lines.filter_map(move |(line, number)| line.trim().starts_with(text).then_some(number))
 }
 
-/// Each instruction as often as the line that it was made of was executed. The rare ways of divisions and roots,
-/// of numbers next to zero, share lines with the common ones and are left out: what follows the last end of a
-/// thread, and calls that lead there, with the return address before and what follows up to a branch.
+/// Each instruction as often as the line that it was made of was executed. Ways that are not taken share lines
+/// with those that are, and are left out: of divisions and roots of numbers next to zero (what follows the last
+/// end of a thread, and calls that lead there, with the return address before and what follows up to a branch),
+/// and of shuffles in warps that have parted (from where `BRA.DIV` leads up to a branch).
 fn weighed(listing: &str, lines: &BTreeMap<u32, u64>) -> u64 {
     let (common, _) = listing.rsplit_once(" EXIT ").expect("a thread ends");
     let mut line = 0;
     let mut issued = 0;
     let (mut last, mut is_rare) = (0, false);
+    let labels = |text: &'_ str| {
+        text.split_once("`(")?
+            .1
+            .split_once(')')
+            .map(|(label, _)| label.to_owned())
+    };
+    let parted: HashSet<String> = common
+        .lines()
+        .filter(|text| text.contains(" BRA.DIV "))
+        .filter_map(labels)
+        .collect();
     for text in common.lines().map(str::trim) {
         if let Some(place) = text.strip_prefix("//## File") {
             let (_, number) = place.split_once("line ").expect("a line");
             let digits = number.find(|c: char| !c.is_ascii_digit());
             line = number[..digits.unwrap_or(number.len())].parse().unwrap();
+        } else if let Some(label) = text.strip_suffix(':') {
+            is_rare |= parted.contains(label);
         } else if text.starts_with("/*") && text.contains(';') {
             let times = lines.get(&line).copied().unwrap_or(0);
             if text.contains("CALL") && text.contains("slowpath") {

@@ -61,7 +61,7 @@ __device__ __forceinline__ void append(const PhasorCall& call) {
         const int64_t head = visit.group.read(call).source.head;
 #pragma unroll
         for (uint32_t u = 0; u < kHeads; ++u, source += head) {
-            if (u >= visit.group.heads) break;
+            if (u > 0 && u >= visit.group.heads) break;
             Access::load(source, fragment[u].first);
             if (visit.chunk.has_second) Access::load(source + visit.gap, fragment[u].second);
         }
@@ -106,14 +106,14 @@ __device__ __forceinline__ void append(const PhasorCall& call) {
             const ChunkAngles<kPairs> angles = angle_share.shared.of_lane();
 #pragma unroll
             for (uint32_t u = 0; u < kHeads; ++u) {
-                if (u >= group.heads) break;
+                if (u > 0 && u >= group.heads) break;
                 fragment[u].template rotate<Pairing>(angles);
             }
         }
         const auto store = [&](uint64_t first, int64_t gap, int64_t head) {
 #pragma unroll
             for (uint32_t u = 0; u < kHeads; ++u) {
-                if (u >= group.heads) break;
+                if (u > 0 && u >= group.heads) break;
                 Access::store(first, fragment[u].first);
                 if (chunk.has_second) Access::store(first + gap, fragment[u].second);
                 first += head;

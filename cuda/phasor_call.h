@@ -95,8 +95,8 @@ typedef unsigned long long uint64_t;
 #define PHASOR_FIELDS_PhasorOutput(field) \
     field(PhasorView, destination) \
     field(uint32_t, in_place) \
-    field(uint32_t, nowhere) \
     field(uint32_t, head_dim) \
+    field(uint32_t, nowhere) \
     field(uint32_t, reserved)
 
 // A cache of keys or of values, [pages, slots of a page, heads, head_dim], whose dims lie in blocks of

@@ -179,11 +179,14 @@ struct GroupStores {
                                            const Token& token, uint2 slot, uint64_t source,
                                            uint32_t dim, bool goes_out, uint32_t out_bytes,
                                            uint32_t stored_bytes)
-        : places(goes_out ? kFound : 0), first(source), step(heads.read(call).source.head) {
-        const PhasorOutput& output = heads.output(call);
-        if (goes_out && !output.in_place) {
-            first = heads.at(call, output.destination, token, dim * out_bytes);
-            step = output.destination.head;
+        : first(source), step(heads.read(call).source.head) {
+        if (goes_out) {
+            places = kFound;
+            const PhasorOutput& output = heads.output(call);
+            if (!output.in_place) {
+                first = heads.at(call, output.destination, token, dim * out_bytes);
+                step = output.destination.head;
+            }
         }
         if (GroupCache::takes(call, heads, slot)) {
             const GroupCache cache(call, heads, slot);

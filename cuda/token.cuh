@@ -82,10 +82,8 @@ struct Slot {
             }
             if (static_cast<int64_t>(n) < 0) return out();
         }
-        // A division is a call of a function, which most sizes do without.
-        const bool is_power = (slots.page_size & (slots.page_size - 1)) == 0;
-        const uint64_t column =
-            is_power ? n >> (31 - __clz(slots.page_size)) : n / slots.page_size;
+        const uint64_t column = n / slots.page_size;
+        // What is left: one division is enough, and a call of a function.
         const uint32_t slot =
             static_cast<uint32_t>(n) - static_cast<uint32_t>(column) * slots.page_size;
         uint64_t page = column;

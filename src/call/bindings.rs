@@ -82,8 +82,8 @@ const _: () = {
 pub struct PhasorOutput {
     pub destination: PhasorView,
     pub in_place: u32,
-    pub nowhere: u32,
     pub head_dim: u32,
+    pub nowhere: u32,
     pub reserved: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -94,10 +94,10 @@ const _: () = {
         [::std::mem::offset_of!(PhasorOutput, destination) - 0usize];
     ["Offset of field: PhasorOutput::in_place"]
         [::std::mem::offset_of!(PhasorOutput, in_place) - 32usize];
-    ["Offset of field: PhasorOutput::nowhere"]
-        [::std::mem::offset_of!(PhasorOutput, nowhere) - 36usize];
     ["Offset of field: PhasorOutput::head_dim"]
-        [::std::mem::offset_of!(PhasorOutput, head_dim) - 40usize];
+        [::std::mem::offset_of!(PhasorOutput, head_dim) - 36usize];
+    ["Offset of field: PhasorOutput::nowhere"]
+        [::std::mem::offset_of!(PhasorOutput, nowhere) - 40usize];
     ["Offset of field: PhasorOutput::reserved"]
         [::std::mem::offset_of!(PhasorOutput, reserved) - 44usize];
 };

@@ -442,7 +442,13 @@ pub struct Wish {
 pub enum Form {
     InPlace,
     OutOfPlace,
+    /// q or k in place, and the other one elsewhere.
+    Mixed,
     Packed,
+}
+
+impl Form {
+    pub const ALL: [Form; 4] = [Form::InPlace, Form::OutOfPlace, Form::Mixed, Form::Packed];
 }
 
 /// A random call that is small enough to be interpreted.
@@ -452,9 +458,7 @@ pub fn random_case(rng: &mut Rng, wish: Wish) -> Case {
         .pairing
         .unwrap_or_else(|| rng.pick(&[Pairing::HalfSplit, Pairing::Interleaved]));
     let aligned = wish.aligned.unwrap_or_else(|| rng.chance(50));
-    let form = wish
-        .form
-        .unwrap_or_else(|| rng.pick(&[Form::InPlace, Form::OutOfPlace, Form::Packed]));
+    let form = wish.form.unwrap_or_else(|| rng.pick(&Form::ALL));
 
     // Elements of a vector; a chunk of pairs takes two of them.
     let vector = 4;
@@ -523,7 +527,13 @@ pub fn random_case(rng: &mut Rng, wish: Wish) -> Case {
         random_layout(rng, [batch, sequence, heads, head_dim], aligned, vector)
             .with_rotary_offset(rotary_offset)
     };
-    let tensor = |rng: &mut Rng, heads: usize, rotary_offset: usize| {
+    let k_is_in_place = rng.chance(50);
+    let elsewhere = |is_k: bool| match form {
+        Form::InPlace | Form::Packed => false,
+        Form::OutOfPlace => true,
+        Form::Mixed => is_k != k_is_in_place,
+    };
+    let tensor = |rng: &mut Rng, is_k: bool, heads: usize, rotary_offset: usize| {
         let misalign = if aligned { 0 } else { rng.below(vector) };
         let source = layout(rng, heads, rotary_offset);
         let destination = layout(rng, heads, rotary_offset);
@@ -531,7 +541,7 @@ pub fn random_case(rng: &mut Rng, wish: Wish) -> Case {
             let len = layout.required_len().unwrap() + rng.below(3);
             random_elements(rng, dtype, len)
         };
-        if form == Form::OutOfPlace {
+        if elsewhere(is_k) {
             TensorCase {
                 layout: (source, destination).into(),
                 source: elements(&source),
@@ -551,8 +561,8 @@ pub fn random_case(rng: &mut Rng, wish: Wish) -> Case {
     let mut case = Case {
         dtype,
         rope,
-        q: (absent != 0).then(|| tensor(rng, q_heads, rotary_offset)),
-        k: (absent != 1).then(|| tensor(rng, k_heads, k_rotary_offset)),
+        q: (absent != 0).then(|| tensor(rng, false, q_heads, rotary_offset)),
+        k: (absent != 1).then(|| tensor(rng, true, k_heads, k_rotary_offset)),
         one_buffer: None,
         positions,
         multiprocessors: rng.pick(&[1, 1, 8, 132]),

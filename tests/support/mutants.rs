@@ -334,6 +334,7 @@ const ID_TYPES: [i64; 3] = [
     offset_of!(PhasorCall, slots.offsets.type_) as i64,
     offset_of!(PhasorCall, sequences.offsets.type_) as i64,
 ];
+const SLOT_CHOICE: i64 = offset_of!(PhasorCall, slots.choice) as i64;
 const LENGTHS_TYPE: i64 = offset_of!(PhasorCall, slots.lengths.type_) as i64;
 const BLOCK_DIMS: [i64; 2] = [
     offset_of!(PhasorCall, k_cache.block_dims) as i64,
@@ -349,6 +350,30 @@ const KV_NOWHERE: [i64; 2] = [
     offset_of!(PhasorCall, v_output.nowhere) as i64,
 ];
 const AXES: i64 = offset_of!(PhasorCall, angles.axes) as i64;
+
+/// The struct that an address is in, by name or register, and how far into it: of the first of what lies side by
+/// side there, if one of it is chosen by its number. `None` where there are several ways to it.
+fn place_of<'a>(
+    insts: &[Inst<'a>],
+    writers: &HashMap<&str, usize>,
+    address: &'a str,
+) -> Option<(&'a str, i64)> {
+    let Some(inst) = writers.get(address).map(|&n| &insts[n]) else {
+        return (!address.starts_with('%')).then_some((address, 0));
+    };
+    if inst.op != "add.s64" {
+        return Some((address, 0));
+    }
+    let further = match integer(inst.args[2]) {
+        Some(further) => further,
+        None => {
+            let index = &insts[*writers.get(inst.args[2])?];
+            index.is("mul").then_some(0)?
+        }
+    };
+    let (base, begin) = place_of(insts, writers, inst.args[1])?;
+    Some((base, begin + further))
+}
 
 impl<'a> Code<'a> {
     fn new(lines: &'a [String]) -> Code<'a> {
@@ -377,20 +402,23 @@ impl<'a> Code<'a> {
                     written_again.insert(register);
                 }
             }
-            // Those of the second struct count on from the end of the first.
-            if inst.is("ld.param") {
-                let at = inst.args[1].trim_matches(['[', ']']);
-                let (base, offset) = at.split_once('+').unwrap_or((at, "0"));
-                let offset =
-                    integer(offset).map(|n| n + if second.contains(base) { CALL } else { 0 });
-                let registers = inst.destinations();
-                let size = inst.width() / registers.len() as i64;
-                for (n, register) in registers.into_iter().enumerate() {
-                    parameters.insert(register, offset.unwrap_or(0) + n as i64 * size);
-                }
-            }
         }
         writers.retain(|register, _| !written_again.contains(register));
+        for inst in insts.iter().filter(|inst| inst.is("ld.param")) {
+            let at = inst.args[1].trim_matches(['[', ']']);
+            let (base, offset) = at.split_once('+').unwrap_or((at, "0"));
+            let Some((base, begin)) = place_of(&insts, &writers, base) else {
+                continue;
+            };
+            // Those of the second struct count on from the end of the first.
+            let begin = begin + if second.contains(base) { CALL } else { 0 };
+            let offset = integer(offset).map(|n| begin + n);
+            let registers = inst.destinations();
+            let size = inst.width() / registers.len() as i64;
+            for (n, register) in registers.into_iter().enumerate() {
+                parameters.insert(register, offset.unwrap_or(0) + n as i64 * size);
+            }
+        }
         // The call's own factor, and what else is put where that is: the factor of a row.
         let of_call = parameters.iter().filter(|&(_, &offset)| offset == FACTOR);
         let mut factors: HashSet<_> = of_call.map(|(&register, _)| register).collect();
@@ -526,6 +554,13 @@ impl<'a> Code<'a> {
 
     /// Whether a register has 0 or 1.
     fn is_flag(&self, register: &str) -> bool {
+        self.is_flag_by_way_of(register, &mut HashSet::new())
+    }
+
+    fn is_flag_by_way_of(&self, register: &str, seen: &mut HashSet<String>) -> bool {
+        if !seen.insert(register.to_owned()) {
+            return true;
+        }
         let is_constant = |value: &str| {
             let known = self
                 .writer(value)
@@ -536,16 +571,32 @@ impl<'a> Code<'a> {
         let mut writers = self
             .insts
             .iter()
-            .filter(|i| i.destinations().contains(&register));
-        writers.all(|w| {
-            w.is("mov") && is_constant(w.args[1]) || w.is("selp") && w.args[1..3] == ["1", "0"]
-        })
+            .filter(|i| i.destinations().contains(&register))
+            .peekable();
+        writers.peek().is_some()
+            && writers.all(|w| {
+                w.is("mov") && (is_constant(w.args[1]) || self.is_flag_by_way_of(w.args[1], seen))
+                    || w.is("selp") && w.args[1..3] == ["1", "0"]
+            })
     }
 
-    /// Whether the instruction before one is such.
-    fn follows(&self, inst: &Inst, is_such: impl Fn(&Inst) -> bool) -> bool {
-        let before = self.insts.iter().take_while(|i| i.line != inst.line).last();
-        before.is_some_and(is_such)
+    /// Whether a group of heads may have none: kernels with stages have groups in vain.
+    fn has_stages(&self) -> bool {
+        self.parameters.values().any(|&at| at >= CALL)
+    }
+
+    /// Whether a comparison is one of the two by which heads of a group are found one by one: they go to two
+    /// places, or lie in blocks.
+    fn finds_heads_late(&self, compare: &Inst) -> bool {
+        let is_of_blocks = |w: &Inst| w.op == "setp.lt.u32" && self.is_block_dims(w.args[1]);
+        let either = self
+            .only_user(compare.args[0])
+            .filter(|user| user.op == "or.pred");
+        is_of_blocks(compare)
+            || either.is_some_and(|or| {
+                let mut terms = or.args[1..3].iter().filter_map(|term| self.writer(term));
+                terms.any(is_of_blocks)
+            })
     }
 
     /// The only instruction that reads a register.
@@ -1017,9 +1068,10 @@ fn equivalent<'a>(code: &Code<'a>, inst: &Inst<'a>, kind: Kind, now: &str) -> Op
         Kind::BoundValue
             if inst.op == "setp.lt.s64"
                 && now.ends_with("-1;")
-                && code.follows(inst, |before| {
-                    before.op == "add.s64" && before.args[0] == args[1]
-                }) =>
+                && code
+                    .insts
+                    .iter()
+                    .any(|w| w.op == "add.s64" && w.args[0] == args[1]) =>
         {
             Some("slot -1 of a sequence is, without its sign, past all of its pages")
         }
@@ -1074,6 +1126,54 @@ fn equivalent<'a>(code: &Code<'a>, inst: &Inst<'a>, kind: Kind, now: &str) -> Op
         }
         Kind::Bound if inst.op == "setp.lt.u32" && code.is_block_dims(args[1]) => {
             Some("in a block that is as long as its head, both ways lead to the same place")
+        }
+        Kind::Parameter
+            if code.parameter(inst) == Some(SLOT_CHOICE)
+                && code
+                    .only_user(args[0])
+                    .is_some_and(|user| user.op == "setp.eq.s32" && user.args[2] == "0") =>
+        {
+            Some("where there are slots there are pages, and where there are none there are not")
+        }
+        Kind::BoundValue
+            if now.ends_with("-1;")
+                && code.only_user(args[0]).is_some_and(|user| {
+                    user.is("selp")
+                        && user.args[1] == "0"
+                        && code.parameters.get(user.args[2]) == Some(&PAIRS)
+                }) =>
+        {
+            Some("the angles of a token that is none are in bounds, and nobody reads them")
+        }
+        Kind::BoundValue if now.ends_with("-1;") && code.finds_heads_late(inst) => {
+            Some("what is found for each head is where all heads are found to be")
+        }
+        Kind::Parameter
+            if code
+                .parameter(inst)
+                .is_some_and(|at| BLOCK_DIMS.contains(&at))
+                && code
+                    .only_user(args[0])
+                    .is_some_and(|user| user.op == "setp.lt.u32") =>
+        {
+            Some("what is found for each head is where all heads are found to be")
+        }
+        Kind::Select
+            if !code.has_stages()
+                && args[2] == "0"
+                && now.ends_with(&format!("{};", args[1]))
+                && code
+                    .writer(args[1])
+                    .is_some_and(|w| w.op == "min.u32" && code.is_heads_at_once(w.args[2])) =>
+        {
+            Some("a group has a head")
+        }
+        Kind::Bound
+            if !code.has_stages()
+                && matches!(inst.op, "setp.le.u32" | "setp.gt.u32")
+                && code.parameters.get(args[1]) == Some(&Q_HEADS) =>
+        {
+            Some("a group has a head")
         }
         Kind::Parameter
             if code.parameter(inst).is_some_and(|at| {

@@ -253,7 +253,7 @@ fn random_checks(kernel: Kernel) -> Vec<Check> {
     let mut rng = Rng(kernel.index() as u64);
     let mut checks = Vec::new();
     for angles in AngleKind::ALL {
-        for form in [Form::InPlace, Form::OutOfPlace, Form::Packed] {
+        for form in Form::ALL {
             for &kind in angles.position_kinds() {
                 let wish = Wish {
                     dtype: Some(kernel.dtype),

@@ -325,7 +325,6 @@ const Q_HEADS: i64 = offset_of!(PhasorCall, q.heads) as i64;
 const K_HEADS: i64 = offset_of!(PhasorCall, k.heads) as i64;
 const BATCH: i64 = offset_of!(PhasorCall, batch) as i64;
 const CHOICE: i64 = offset_of!(PhasorCall, angles.row_choice) as i64;
-const V_OFFSET: i64 = offset_of!(PhasorCall, v.rotary_offset) as i64;
 const EACH_TOKEN: i64 = offset_of!(PhasorCall, sequences.each_token) as i64;
 const SEQUENCES: i64 = offset_of!(PhasorCall, sequences.count) as i64;
 const PAGES: i64 = offset_of!(PhasorCall, slots.pages) as i64;
@@ -343,11 +342,6 @@ const BLOCK_DIMS: [i64; 2] = [
 const PRESENT: [i64; 2] = [
     offset_of!(PhasorCall, k_cache.present) as i64,
     offset_of!(PhasorCall, v_cache.present) as i64,
-];
-const Q_NOWHERE: i64 = offset_of!(PhasorCall, q_output.nowhere) as i64;
-const KV_NOWHERE: [i64; 2] = [
-    offset_of!(PhasorCall, k_output.nowhere) as i64,
-    offset_of!(PhasorCall, v_output.nowhere) as i64,
 ];
 const AXES: i64 = offset_of!(PhasorCall, angles.axes) as i64;
 
@@ -580,6 +574,27 @@ impl<'a> Code<'a> {
             })
     }
 
+    /// The instructions before one.
+    fn before(&self, inst: &Inst) -> impl DoubleEndedIterator<Item = &Inst<'a>> {
+        let n = self.insts.partition_point(|i| i.line < inst.line);
+        self.insts[..n].iter()
+    }
+
+    /// Whether a comparison of a register with 0 is behind a branch that is taken where it is 0.
+    fn is_passed_unless_zero(&self, compare: &Inst) -> bool {
+        let n = self.insts.partition_point(|i| i.line < compare.line);
+        let before = &self.insts[..n];
+        let is_same = |i: &Inst| i.op == compare.op && i.args[1..] == compare.args[1..];
+        let Some(first) = before.iter().rposition(is_same) else {
+            return false;
+        };
+        let mut between = before[first + 1..].iter();
+        between
+            .next()
+            .is_some_and(|i| i.is("bra") && i.guard == Some(before[first].args[0]))
+            && between.all(|i| !i.destinations().contains(&compare.args[1]))
+    }
+
     /// Whether a group of heads may have none: kernels with stages have groups in vain.
     fn has_stages(&self) -> bool {
         self.parameters.values().any(|&at| at >= CALL)
@@ -642,14 +657,6 @@ impl<'a> Code<'a> {
     fn chooses_division(&self, register: &str) -> bool {
         self.writer(register)
             .is_some_and(|w| w.op == "and.b64" && w.args[2] == "-4294967296")
-    }
-
-    /// Whether the next access of global memory is a load.
-    fn leads_to_load(&self, inst: &Inst) -> bool {
-        let mut behind = self.insts.iter().skip_while(|i| i.line <= inst.line);
-        let access =
-            behind.find(|i| i.is_global_load() && !i.is_constant_load() || i.is_global_store());
-        access.is_some_and(|access| access.is_global_load())
     }
 
     /// Whether an instruction comes after the angles have been taken from shared memory.
@@ -1035,16 +1042,6 @@ fn equivalent<'a>(code: &Code<'a>, inst: &Inst<'a>, kind: Kind, now: &str) -> Op
                  are told its sequence by another",
             )
         }
-        Kind::Select
-            if code.parameters.get(args[2]) == Some(&V_OFFSET) && now.starts_with("mov")
-                || code.parameters.get(args[1]) == Some(&V_OFFSET) && now.starts_with("mov") =>
-        {
-            let kept = now.trim_end_matches(';').rsplit(' ').next();
-            kept.is_some_and(|kept| code.parameters.get(kept) != Some(&V_OFFSET))
-                .then_some(
-                    "values have no rotated dims, and so it does not count where these begin",
-                )
-        }
         Kind::BoundValue
             if code.parameters.get(args[1]) == Some(&SEQUENCES) && now.ends_with("-1;") =>
         {
@@ -1069,9 +1066,9 @@ fn equivalent<'a>(code: &Code<'a>, inst: &Inst<'a>, kind: Kind, now: &str) -> Op
             if inst.op == "setp.lt.s64"
                 && now.ends_with("-1;")
                 && code
-                    .insts
-                    .iter()
-                    .any(|w| w.op == "add.s64" && w.args[0] == args[1]) =>
+                    .before(inst)
+                    .rfind(|w| w.destinations().contains(&args[1]))
+                    .is_some_and(|w| w.op == "add.s64") =>
         {
             Some("slot -1 of a sequence is, without its sign, past all of its pages")
         }
@@ -1136,14 +1133,12 @@ fn equivalent<'a>(code: &Code<'a>, inst: &Inst<'a>, kind: Kind, now: &str) -> Op
             Some("where there are slots there are pages, and where there are none there are not")
         }
         Kind::BoundValue
-            if now.ends_with("-1;")
-                && code.only_user(args[0]).is_some_and(|user| {
-                    user.is("selp")
-                        && user.args[1] == "0"
-                        && code.parameters.get(user.args[2]) == Some(&PAIRS)
-                }) =>
+            if inst.op == "setp.eq.s32"
+                && args[2] == "0"
+                && now.ends_with("-1;")
+                && code.is_passed_unless_zero(inst) =>
         {
-            Some("the angles of a token that is none are in bounds, and nobody reads them")
+            Some("it was compared with 0 before, and is not 0 here")
         }
         Kind::BoundValue if now.ends_with("-1;") && code.finds_heads_late(inst) => {
             Some("what is found for each head is where all heads are found to be")
@@ -1182,25 +1177,6 @@ fn equivalent<'a>(code: &Code<'a>, inst: &Inst<'a>, kind: Kind, now: &str) -> Op
             }) =>
         {
             Some("a cache that is not there has blocks of no dims, and one that is there has not")
-        }
-        Kind::Parameter if code.parameter(inst) == Some(Q_NOWHERE) => {
-            Some("q goes somewhere in every call, and the field behind that has the same 0")
-        }
-        Kind::Parameter
-            if code
-                .parameter(inst)
-                .is_some_and(|at| KV_NOWHERE.contains(&at))
-                && code.leads_to_load(inst) =>
-        {
-            Some("what goes nowhere else is stored in a cache, and so is loaded")
-        }
-        Kind::Select
-            if code.parameters.get(args[1]) == Some(&Q_NOWHERE)
-                && now.starts_with("mov")
-                && now.ends_with(&format!("{};", args[1]))
-                && code.leads_to_load(inst) =>
-        {
-            Some("what goes nowhere else is stored in a cache, and so is loaded")
         }
         Kind::Coefficient if args[1] == "0f00000000" => {
             let mut uses = code

@@ -4,6 +4,7 @@
 
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use half::{bf16, f16};
 
@@ -58,6 +59,32 @@ impl Loops for Avx2 {
     {
         // SAFETY: the caller's.
         unsafe { vector_stages::heads::<Self, V, T, FROM_HALVES, TO_HALVES, LEAN>(work, room) }
+    }
+
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn normed<
+        V,
+        T,
+        const FROM_HALVES: bool,
+        const TO_HALVES: bool,
+        const COUNT: usize,
+        const WIDE: bool,
+        const ROUNDS: bool,
+    >(
+        normed: &vector_stages::Normed<'_>,
+        heads: Range<usize>,
+    ) -> usize
+    where
+        V: PairVectors<T>,
+        T: Rows,
+    {
+        // SAFETY: the caller's.
+        unsafe {
+            vector_stages::normed::<Self, V, T, FROM_HALVES, TO_HALVES, COUNT, WIDE, ROUNDS>(
+                normed, heads,
+            )
+        }
     }
 
     #[inline(never)]
@@ -150,11 +177,19 @@ impl Float for __m256 {
     }
     #[inline]
     #[target_feature(enable = "avx")]
-    unsafe fn fold_both(self) -> [f32; 2] {
+    unsafe fn fold_both(self, to: *mut [f32; 2]) {
         let upper = _mm256_extractf128_ps::<1>(self);
         let x = _mm_add_ps(_mm256_castps256_ps128(self), upper);
         let x = _mm_add_ps(x, _mm_movehdup_ps(x));
-        [_mm_cvtss_f32(x), _mm_cvtss_f32(_mm_movehl_ps(x, x))]
+        let both = _mm_shuffle_ps::<0b10_00_10_00>(x, x);
+        // SAFETY: the caller's.
+        unsafe { _mm_storel_pd(to.cast(), _mm_castps_pd(both)) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn reciprocal_root(self, by: Self, plus: Self) -> Self {
+        let root = _mm256_sqrt_ps(_mm256_add_ps(_mm256_mul_ps(self, by), plus));
+        _mm256_div_ps(_mm256_set1_ps(1.0), root)
     }
 }
 

@@ -5,6 +5,7 @@
 //! variant needs; [`super::Isa`] checks for them.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use half::{bf16, f16};
 
@@ -43,6 +44,32 @@ impl Loops for Avx512 {
     {
         // SAFETY: the caller's.
         unsafe { vector_stages::heads::<Self, V, T, FROM_HALVES, TO_HALVES, LEAN>(work, room) }
+    }
+
+    #[inline(never)]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn normed<
+        V,
+        T,
+        const FROM_HALVES: bool,
+        const TO_HALVES: bool,
+        const COUNT: usize,
+        const WIDE: bool,
+        const ROUNDS: bool,
+    >(
+        normed: &vector_stages::Normed<'_>,
+        heads: Range<usize>,
+    ) -> usize
+    where
+        V: PairVectors<T>,
+        T: Rows,
+    {
+        // SAFETY: the caller's.
+        unsafe {
+            vector_stages::normed::<Self, V, T, FROM_HALVES, TO_HALVES, COUNT, WIDE, ROUNDS>(
+                normed, heads,
+            )
+        }
     }
 
     #[inline(never)]
@@ -136,10 +163,16 @@ impl Float for __m512 {
     }
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq,avx2,fma")]
-    unsafe fn fold_both(self) -> [f32; 2] {
+    unsafe fn fold_both(self, to: *mut [f32; 2]) {
         let upper = _mm512_extractf32x8_ps::<1>(self);
         // SAFETY: the caller's.
-        unsafe { _mm256_add_ps(_mm512_castps512_ps256(self), upper).fold_both() }
+        unsafe { _mm256_add_ps(_mm512_castps512_ps256(self), upper).fold_both(to) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn reciprocal_root(self, by: Self, plus: Self) -> Self {
+        let root = _mm512_sqrt_ps(_mm512_add_ps(_mm512_mul_ps(self, by), plus));
+        _mm512_div_ps(_mm512_set1_ps(1.0), root)
     }
 }
 
@@ -337,6 +370,39 @@ impl PairVectors<f32> for Avx512 {
         let (x, y) = without_nan(members);
         // SAFETY: the caller's.
         unsafe { store_two_lines::<STREAM>(to, adjacent(x, y)) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn store_head<const COUNT: usize, const HALVES: bool>(
+        to: *mut f32,
+        members: [(__m512, __m512); COUNT],
+    ) -> bool {
+        let mut nans = 0;
+        let mut i = 0;
+        while i < COUNT {
+            nans |= _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(members[i].0, members[i].1);
+            i += 1;
+        }
+        if nans != 0 {
+            return false;
+        }
+        let mut i = 0;
+        while i < COUNT {
+            let (a, b) = vector::members::<HALVES>(16 * i, 16 * COUNT);
+            let (x, y) = members[i];
+            let ((x, y), b) = match HALVES {
+                true => ((x, y), b),
+                false => (adjacent(x, y), a + 16),
+            };
+            // SAFETY: the caller's.
+            unsafe {
+                _mm512_storeu_ps(to.add(a), x);
+                _mm512_storeu_ps(to.add(b), y);
+            }
+            i += 1;
+        }
+        true
     }
 }
 
@@ -544,6 +610,28 @@ pub(super) trait NarrowBf16 {
         unsafe { widened(x) }
     }
 
+    /// [`PairVectors::squares`].
+    ///
+    /// # Safety
+    /// Readable for 64 elements; the processor has what the variant needs.
+    #[inline(always)]
+    unsafe fn squares(from: *const bf16) -> [__m512; 2] {
+        // SAFETY: the caller's, here and below.
+        unsafe {
+            let (a, b) = <Avx512 as PairVectors<bf16>>::load_adjacent(from);
+            b.mul_add(b, a.mul(a))
+        }
+    }
+
+    /// [`PairVectors::may_lack`].
+    ///
+    /// # Safety
+    /// The processor has what the variant needs.
+    #[inline(always)]
+    unsafe fn may_lack(_sums: &[[__m512; 2]]) -> bool {
+        false
+    }
+
     /// The reverse of [`split`](Self::split), of ordinary results.
     ///
     /// # Safety
@@ -641,6 +729,18 @@ impl<N: NarrowBf16> PairVectors<bf16> for N {
     type Halves = Halves<Self>;
     type Adjacent = Adjacent<Self>;
 
+    #[inline(always)]
+    unsafe fn squares(from: *const bf16) -> Self::Vector {
+        // SAFETY: the caller's.
+        unsafe { N::squares(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn may_lack(sums: &[Self::Vector]) -> bool {
+        // SAFETY: the caller's.
+        unsafe { N::may_lack(sums) }
+    }
+
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn load_halves(a: *const bf16, b: *const bf16) -> (Self::Vector, Self::Vector) {
@@ -703,13 +803,16 @@ impl<N: NarrowBf16> PairVectors<bf16> for N {
     unsafe fn store_head<const COUNT: usize, const HALVES: bool>(
         to: *mut bf16,
         members: [(Self::Vector, Self::Vector); COUNT],
-    ) {
+    ) -> bool {
         let mut converted = [[_mm512_setzero_si512(); 2]; COUNT];
         let mut all = _mm512_set1_epi16(UPPER);
         let mut i = 0;
         // SAFETY: the caller's, for all below.
         unsafe {
-            while N::CONVERTS && i < COUNT {
+            if !N::CONVERTS {
+                return vector::store_all::<Self, bf16, COUNT, HALVES>(to, members);
+            }
+            while i < COUNT {
                 let (x, y) = members[i];
                 converted[i] = match HALVES {
                     true => [N::joined(x), N::joined(y)],
@@ -718,20 +821,19 @@ impl<N: NarrowBf16> PairVectors<bf16> for N {
                 all = marked(all, converted[i]);
                 i += 1;
             }
-            let ordinary = N::CONVERTS && are_marked(all);
+            if !are_marked(all) {
+                return false;
+            }
             let mut i = 0;
             while i < COUNT {
                 let (a, b) = vector::members::<HALVES>(i * Self::LANES, COUNT * Self::LANES);
                 let b = if HALVES { b } else { a + Self::LANES };
-                if ordinary {
-                    _mm512_storeu_si512(to.add(a).cast(), converted[i][0]);
-                    _mm512_storeu_si512(to.add(b).cast(), converted[i][1]);
-                } else {
-                    vector::store::<Self, bf16, HALVES, 0>([to.add(a), to.add(b)], members[i]);
-                }
+                _mm512_storeu_si512(to.add(a).cast(), converted[i][0]);
+                _mm512_storeu_si512(to.add(b).cast(), converted[i][1]);
                 i += 1;
             }
         }
+        true
     }
 
     #[inline]

@@ -4,6 +4,7 @@
 //! that hold either are rounded on integers.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use half::{bf16, f16};
 
@@ -97,6 +98,32 @@ impl Loops for Avx512Bf16 {
 
     #[inline(never)]
     #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn normed<
+        V,
+        T,
+        const FROM_HALVES: bool,
+        const TO_HALVES: bool,
+        const COUNT: usize,
+        const WIDE: bool,
+        const ROUNDS: bool,
+    >(
+        normed: &vector_stages::Normed<'_>,
+        heads: Range<usize>,
+    ) -> usize
+    where
+        V: PairVectors<T>,
+        T: Rows,
+    {
+        // SAFETY: the caller's.
+        unsafe {
+            vector_stages::normed::<Self, V, T, FROM_HALVES, TO_HALVES, COUNT, WIDE, ROUNDS>(
+                normed, heads,
+            )
+        }
+    }
+
+    #[inline(never)]
+    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     unsafe fn store_codes(work: &TokenWork<'_>, head: usize, x: &[f32], room: *mut u8) {
         // SAFETY: the caller's.
         unsafe { work.store_codes(head, x, room) }
@@ -144,11 +171,49 @@ impl NarrowBf16 for Avx512Bf16 {
         converted(low, high)
     }
 
+    // Of two elements each, exact but for the sum, which is rounded once, as the definition's is.
+    #[inline]
+    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn squares(from: *const bf16) -> [__m512; 2] {
+        // SAFETY: the caller's.
+        unsafe { [squares(from), squares(from.add(32))] }
+    }
+
+    // The products of this instruction are zeros below 2^-126. What that can change: let a sum be at least
+    // 2^-75. One of the two that it was made of is at least 2^-76, and of that one's two squares one is at
+    // least 2^-77: of its 16 bits the last is above 2^-93, so that less than 2^-126 more is rounded away. The
+    // other of the two is right for the same reason from 2^-101 on, and below it is less than half of the
+    // last place of the first.
+    #[inline]
+    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn may_lack(sums: &[[__m512; 2]]) -> bool {
+        // Of positive numbers the bits are in their order; NaN is above all.
+        let mut least = _mm512_set1_epi32(-1);
+        for [a, b] in sums {
+            least = _mm512_min_epu32(least, _mm512_castps_si512(*a));
+            least = _mm512_min_epu32(least, _mm512_castps_si512(*b));
+        }
+        let enough = f32::from_bits((127 - 75) << 23).to_bits() as i32;
+        _mm512_cmplt_epu32_mask(least, _mm512_set1_epi32(enough)) != 0
+    }
+
     #[inline]
     #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     unsafe fn split_factors(from: *const f32) -> [__m512; 2] {
         // SAFETY: the caller's.
         unsafe { Float::load(from) }
+    }
+}
+
+/// # Safety
+/// Readable for 32 elements.
+#[inline]
+#[target_feature(enable = "avx512bf16,avx512f")]
+unsafe fn squares(from: *const bf16) -> __m512 {
+    // SAFETY: the caller's; both types are 64 bytes of plain data.
+    unsafe {
+        let x = std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(from.cast()));
+        _mm512_dpbf16_ps(_mm512_setzero_ps(), x, x)
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::arch::aarch64::*;
 use std::arch::asm;
+use std::ops::Range;
 
 use half::{bf16, f16};
 
@@ -46,6 +47,32 @@ impl Loops for Neon {
     {
         // SAFETY: the caller's.
         unsafe { vector_stages::heads::<Self, V, T, FROM_HALVES, TO_HALVES, LEAN>(work, room) }
+    }
+
+    #[inline(never)]
+    #[target_feature(enable = "neon")]
+    unsafe fn normed<
+        V,
+        T,
+        const FROM_HALVES: bool,
+        const TO_HALVES: bool,
+        const COUNT: usize,
+        const WIDE: bool,
+        const ROUNDS: bool,
+    >(
+        normed: &vector_stages::Normed<'_>,
+        heads: Range<usize>,
+    ) -> usize
+    where
+        V: PairVectors<T>,
+        T: Rows,
+    {
+        // SAFETY: the caller's.
+        unsafe {
+            vector_stages::normed::<Self, V, T, FROM_HALVES, TO_HALVES, COUNT, WIDE, ROUNDS>(
+                normed, heads,
+            )
+        }
     }
 
     #[inline(never)]
@@ -135,9 +162,16 @@ impl Float for float32x4_t {
     }
     #[inline]
     #[target_feature(enable = "neon")]
-    unsafe fn fold_both(self) -> [f32; 2] {
+    unsafe fn fold_both(self, to: *mut [f32; 2]) {
         let sums = vpadd_f32(vget_low_f32(self), vget_high_f32(self));
-        [vget_lane_f32::<0>(sums), vget_lane_f32::<1>(sums)]
+        // SAFETY: the caller's.
+        unsafe { vst1_f32(to.cast(), sums) }
+    }
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn reciprocal_root(self, by: Self, plus: Self) -> Self {
+        let root = vsqrtq_f32(vaddq_f32(vmulq_f32(self, by), plus));
+        vdivq_f32(vdupq_n_f32(1.0), root)
     }
 }
 

@@ -8,7 +8,6 @@
 
 use super::run::{AngleBlock, BLOCK, FEWEST_LANES, HeadRun, Phases};
 use super::stages::{Room, Rows, TokenWork};
-#[cfg(doc)]
 use super::vector_stages;
 use crate::angle::phase::{self, Scale};
 use crate::element::Element;
@@ -45,7 +44,9 @@ pub trait Float: Copy {
     unsafe fn add_neighbours(self, second: Self) -> Self;
     /// Folds sums of two, as [`add_neighbours`](Self::add_neighbours) leaves them, in halves: to one of
     /// each.
-    unsafe fn fold_both(self) -> [f32; 2];
+    unsafe fn fold_both(self, to: *mut [f32; 2]);
+    /// `1 / sqrt(self * by + plus)`, each operation rounded.
+    unsafe fn reciprocal_root(self, by: Self, plus: Self) -> Self;
 }
 
 /// Twice the width.
@@ -118,9 +119,20 @@ impl<F: Float> Float for [F; 2] {
         unsafe { [a.add_neighbours(second[0]), b.add_neighbours(second[1])] }
     }
     #[inline(always)]
-    unsafe fn fold_both(self) -> [f32; 2] {
+    unsafe fn fold_both(self, to: *mut [f32; 2]) {
         // SAFETY: the caller's.
-        unsafe { self[0].add(self[1]).fold_both() }
+        unsafe { self[0].add(self[1]).fold_both(to) }
+    }
+    #[inline(always)]
+    unsafe fn reciprocal_root(self, by: Self, plus: Self) -> Self {
+        let [a, b] = self;
+        // SAFETY: the caller's.
+        unsafe {
+            [
+                a.reciprocal_root(by[0], plus[0]),
+                b.reciprocal_root(by[1], plus[1]),
+            ]
+        }
     }
 }
 
@@ -147,6 +159,24 @@ pub trait PairVectors<T>: Sized {
         false
     }
 
+    /// The squares of first and second members of adjacent pairs, added: `b.mul_add(b, a * a)`. Squares
+    /// below 2^-126 may be taken for zeros, if [`may_lack`](Self::may_lack) tells of it.
+    #[inline(always)]
+    unsafe fn squares(from: *const T) -> Self::Vector {
+        // SAFETY: the caller's, here and below.
+        unsafe {
+            let (a, b) = Self::load_adjacent(from);
+            b.mul_add(b, a.mul(a))
+        }
+    }
+
+    /// Whether any of these sums of two neighbours among [`squares`](Self::squares) may be another than
+    /// without such zeros.
+    #[inline(always)]
+    unsafe fn may_lack(_sums: &[Self::Vector]) -> bool {
+        false
+    }
+
     /// First members from `a` on, second members from `b` on.
     unsafe fn load_halves(a: *const T, b: *const T) -> (Self::Vector, Self::Vector);
 
@@ -167,20 +197,32 @@ pub trait PairVectors<T>: Sized {
         members: (Self::Vector, Self::Vector),
     );
 
-    /// Stores a head of `COUNT` times [`LANES`](Self::LANES) pairs: halves, or adjacent ones.
+    /// Stores a head of `COUNT` times [`LANES`](Self::LANES) pairs, halves or adjacent ones, unless a value
+    /// would need care that straight code should not have: returns whether.
     #[inline(always)]
     unsafe fn store_head<const COUNT: usize, const HALVES: bool>(
         to: *mut T,
         members: [(Self::Vector, Self::Vector); COUNT],
-    ) {
-        let mut i = 0;
-        while i < COUNT {
-            let (a, b) = self::members::<HALVES>(i * Self::LANES, COUNT * Self::LANES);
-            // SAFETY: the caller's.
-            unsafe { store::<Self, T, HALVES, 0>([to.add(a), to.add(b)], members[i]) };
-            i += 1;
-        }
+    ) -> bool {
+        // SAFETY: the caller's.
+        unsafe { store_all::<Self, T, COUNT, HALVES>(to, members) }
     }
+}
+
+/// Stores a head, whatever its values: returns true.
+#[inline(always)]
+pub(super) unsafe fn store_all<V: PairVectors<T>, T, const COUNT: usize, const HALVES: bool>(
+    to: *mut T,
+    members: [(V::Vector, V::Vector); COUNT],
+) -> bool {
+    let mut i = 0;
+    while i < COUNT {
+        let (a, b) = self::members::<HALVES>(i * V::LANES, COUNT * V::LANES);
+        // SAFETY: the caller's.
+        unsafe { store::<V, T, HALVES, 0>([to.add(a), to.add(b)], members[i]) };
+        i += 1;
+    }
+    true
 }
 
 /// How straight code for one pairing reads and writes. It may leave out what ordinary values do not
@@ -263,6 +305,23 @@ pub(super) trait Loops {
         work: &TokenWork<'_>,
         room: &mut Room<T>,
     ) where
+        V: PairVectors<T>,
+        T: Rows;
+
+    /// [`vector_stages::normed`], inlined.
+    unsafe fn normed<
+        V,
+        T,
+        const FROM_HALVES: bool,
+        const TO_HALVES: bool,
+        const COUNT: usize,
+        const WIDE: bool,
+        const ROUNDS: bool,
+    >(
+        normed: &vector_stages::Normed<'_>,
+        heads: Range<usize>,
+    ) -> usize
+    where
         V: PairVectors<T>,
         T: Rows;
 

@@ -22,7 +22,7 @@ use std::ops::Range;
 use std::ptr::{null, with_exposed_provenance, with_exposed_provenance_mut};
 
 /// Heads whose sums are found before the first of them is normed.
-const TOGETHER: usize = 16;
+const TOGETHER: usize = 32;
 
 /// Vectors of a head's pairs.
 const MOST_VECTORS: usize = USUAL_DIMS / 2 / FEWEST_LANES;
@@ -119,10 +119,6 @@ pub(super) unsafe fn heads<
     };
     let across = normed && norm.across_heads == 1;
     let all = work.heads.clone();
-    if normed {
-        // SAFETY: the caller's.
-        unsafe { walk.prepare(all.start, true) };
-    }
     if LEAN && normed && !across && walk.window == (0..walk.dims) {
         let groups = walk.dims / (2 * V::LANES);
         let only_codes = work.stages.codes.type_ != PHASOR_CODES_NONE
@@ -130,21 +126,22 @@ pub(super) unsafe fn heads<
             && work.elements_at(all.start).is_none();
         // SAFETY: the caller's.
         let done = unsafe {
-            match (groups, work.stages.codes.type_) {
-                (1, PHASOR_CODES_NONE) => walk.straight_heads::<1, false>(),
-                (2, PHASOR_CODES_NONE) => walk.straight_heads::<2, false>(),
-                (4, PHASOR_CODES_NONE) => walk.straight_heads::<4, false>(),
-                (8, PHASOR_CODES_NONE) => walk.straight_heads::<8, false>(),
-                (1, _) if only_codes => walk.straight_heads::<1, true>(),
-                (2, _) if only_codes => walk.straight_heads::<2, true>(),
-                (4, _) if only_codes => walk.straight_heads::<4, true>(),
-                (8, _) if only_codes => walk.straight_heads::<8, true>(),
+            match groups {
+                _ if !only_codes && work.stages.codes.type_ != PHASOR_CODES_NONE => false,
+                1 => walk.straight_heads::<1>(only_codes),
+                2 => walk.straight_heads::<2>(only_codes),
+                4 => walk.straight_heads::<4>(only_codes),
+                8 => walk.straight_heads::<8>(only_codes),
                 _ => false,
             }
         };
         if done {
             return;
         }
+    }
+    if normed {
+        // SAFETY: the caller's.
+        unsafe { walk.prepare(all.start, true) };
     }
     let mut found = [Statistic { mean: 0.0, r: 1.0 }; TOGETHER];
     let mut first = all.start;
@@ -168,6 +165,105 @@ pub(super) unsafe fn heads<
         }
         first = together.end;
     }
+}
+
+/// Vectors in which roots are found.
+type Roots<V, T> = <<V as PairVectors<T>>::Rest as PairVectors<T>>::Vector;
+
+/// Heads whose norms have been found.
+pub struct Normed<'a> {
+    work: &'a TokenWork<'a>,
+    /// Where they are written, each in one piece.
+    to: HeadsAt,
+    /// What they are multiplied by, from the head `first` on.
+    first: usize,
+    rs: [f32; TOGETHER],
+    /// Room for the codes of one.
+    codes: *mut u8,
+}
+
+/// Norms and rotates heads of `COUNT` groups that rotate as a whole, to elements, or to f32 and then to codes
+/// if `WIDE`. `ROUNDS` if a norm rounds to elements. Returns the first head that has a value which needs care
+/// and was not written, or the end. A function of its own, so that weights and factors stay in registers, as
+/// far as there are enough.
+///
+/// # Safety
+/// That of [`enter`].
+#[inline(always)]
+pub(super) unsafe fn normed<
+    L,
+    V,
+    T,
+    const FROM_HALVES: bool,
+    const TO_HALVES: bool,
+    const COUNT: usize,
+    const WIDE: bool,
+    const ROUNDS: bool,
+>(
+    normed: &Normed<'_>,
+    heads: Range<usize>,
+) -> usize
+where
+    L: Loops,
+    V: PairVectors<T>,
+    T: Rows,
+{
+    let work = normed.work;
+    let params = &work.stages.norm;
+    let Some(turns) = &work.turns else {
+        return heads.start;
+    };
+    let pairs = COUNT * V::LANES;
+    // SAFETY: the caller's, for all below.
+    unsafe {
+        let cos = vectors::<V::Vector, COUNT>(turns.cos.as_ptr());
+        let sin = vectors::<V::Vector, COUNT>(turns.sin.as_ptr());
+        let weight = with_exposed_provenance::<T>(params.weight as usize);
+        let mut weights = [(cos[0], cos[0]); COUNT];
+        let mut i = 0;
+        while i < COUNT {
+            let (a, b) = vector::members::<FROM_HALVES>(i * V::LANES, pairs);
+            let weight = vector::load::<V, T, FROM_HALVES>([weight.add(a), weight.add(b)]);
+            weights[i] = plus(weight, params.weight_offset);
+            i += 1;
+        }
+        for head in heads.clone() {
+            let from = with_exposed_provenance::<T>(work.source.head(head));
+            let norm = Norm {
+                mean: None,
+                r: V::Vector::splat(normed.rs[head - normed.first]),
+                round_before_weight: ROUNDS && params.round_before_weight == 1,
+                round_after: ROUNDS && params.round_after == 1,
+            };
+            let mut members = [(norm.r, norm.r); COUNT];
+            let mut i = 0;
+            while i < COUNT {
+                let (a, b) = vector::members::<FROM_HALVES>(i * V::LANES, pairs);
+                let x = vector::load::<V, T, FROM_HALVES>([from.add(a), from.add(b)]);
+                let x = norm.apply::<V, T>(x, Some(weights[i]), None);
+                members[i] = vector::rotate(x, cos[i], sin[i]);
+                i += 1;
+            }
+            let to = normed.to.head(head);
+            if !WIDE {
+                let to = with_exposed_provenance_mut::<T>(to);
+                if !V::store_head::<COUNT, TO_HALVES>(to, members) {
+                    return head;
+                }
+                continue;
+            }
+            let to = with_exposed_provenance_mut::<u8>(to);
+            let mut i = 0;
+            while i < COUNT {
+                let (a, b) = vector::members::<TO_HALVES>(i * V::LANES, pairs);
+                put::<V, T, TO_HALVES, true>(to, [a, b], members[i]);
+                i += 1;
+            }
+            let row = std::slice::from_raw_parts(to.cast_const().cast::<f32>(), 2 * pairs);
+            L::store_codes(work, head, row, normed.codes);
+        }
+    }
+    heads.end
 }
 
 /// A token's heads, and room for one.
@@ -286,11 +382,7 @@ where
                     true => Self::straight(at),
                     false => self.group(at),
                 };
-                let (mut a, mut b) = self.load(from, &group);
-                if offset != 0.0 {
-                    let offset = V::Vector::splat(offset);
-                    (a, b) = (a.add(offset), b.add(offset));
-                }
+                let (a, b) = plus(self.load(from, &group), offset);
                 a.store(to.add(group.prepared[0]));
                 b.store(to.add(group.prepared[1]));
                 at += Self::GROUP;
@@ -421,7 +513,9 @@ where
                     i += 1;
                 }
             }
-            groups[0].assume_init().fold_both()
+            let mut both = [0.0; 2];
+            groups[0].assume_init().fold_both(&mut both);
+            both
         }
     }
 
@@ -454,97 +548,119 @@ where
         }
     }
 
-    /// The sums of squares of two heads, of `COUNT` groups each, as far as they are there.
+    /// What up to [`TOGETHER`] heads of `COUNT` groups are multiplied by. Sums wait for themselves, and so do
+    /// roots: first the sums of all, then roots of many at a time.
     #[inline(always)]
-    unsafe fn two_sums<const COUNT: usize>(&self, first: usize) -> [f32; 2] {
-        let last = self.work.heads.end - 1;
-        if first > last {
-            return [0.0; 2];
+    unsafe fn rs<const COUNT: usize>(&self, heads: Range<usize>) -> [f32; TOGETHER] {
+        let norm = &self.work.stages.norm;
+        let mut rs = [0.0; TOGETHER];
+        // SAFETY: the caller's, for all below.
+        unsafe {
+            let mut first = heads.start;
+            for sums in rs.as_chunks_mut::<2>().0 {
+                if first >= heads.end {
+                    break;
+                }
+                self.two_sums::<COUNT>([first, (first + 1).min(heads.end - 1)], sums);
+                first += 2;
+            }
+            // A power of two, so that this is exact.
+            let over = Roots::<V, T>::splat(1.0 / (COUNT * Self::GROUP) as f32);
+            let eps = Roots::<V, T>::splat(norm.eps);
+            let mut at = 0;
+            while at < heads.len() {
+                let sums = Roots::<V, T>::load(rs.as_ptr().add(at));
+                sums.reciprocal_root(over, eps).store(rs.as_mut_ptr().add(at));
+                at += Roots::<V, T>::LANES;
+            }
         }
-        let two = [first, last.min(first + 1)];
-        // SAFETY: the caller's.
-        unsafe { self.sums::<COUNT>(COUNT, two, Sum::Squares(0.0)) }
+        rs
     }
 
-    /// What heads with these sums are multiplied by.
+    /// The sums of squares of two heads of `COUNT` groups.
     #[inline(always)]
-    fn rs<const COUNT: usize>(&self, [a, b]: [f32; 2]) -> [f32; 2] {
-        let (norm, count) = (&self.work.stages.norm, (COUNT * Self::GROUP) as f32);
-        [
-            Statistic::of(norm, 0.0, a, count).r,
-            Statistic::of(norm, 0.0, b, count).r,
-        ]
+    unsafe fn two_sums<const COUNT: usize>(&self, two: [usize; 2], to: &mut [f32; 2]) {
+        // SAFETY: the caller's, for all below.
+        unsafe {
+            let (first, second) = (self.source(two[0]).0, self.source(two[1]).0);
+            let mut groups = [V::Vector::splat(0.0); COUNT];
+            let mut i = 0;
+            while i < COUNT {
+                let at = i * Self::GROUP;
+                let squares = V::squares(first.add(at));
+                groups[i] = squares.add_neighbours(V::squares(second.add(at)));
+                i += 1;
+            }
+            if V::may_lack(&groups) {
+                *to = self.sums::<COUNT>(COUNT, two, Sum::Squares(0.0));
+                return;
+            }
+            let mut left = COUNT;
+            while left > 1 {
+                left /= 2;
+                let mut i = 0;
+                while i < left {
+                    groups[i] = groups[i].add(groups[i + left]);
+                    i += 1;
+                }
+            }
+            groups[0].fold_both(to);
+        }
     }
 
     /// All stages of heads of `COUNT` groups that rotate as a whole, to elements, or to codes only if
-    /// `WIDE`; returns true. Weights and factors stay in registers, as far as there are enough.
+    /// `wide`; returns whether they do.
     #[inline(always)]
-    unsafe fn straight_heads<const COUNT: usize, const WIDE: bool>(&self) -> bool {
-        let Some(turns) = &self.work.turns else {
+    unsafe fn straight_heads<const COUNT: usize>(&self, wide: bool) -> bool {
+        let work = self.work;
+        if work.turns.is_none() {
             return false;
+        }
+        let norm = &work.stages.norm;
+        let rounds = norm.round_before_weight == 1 || norm.round_after == 1;
+        let normed = match (wide, rounds) {
+            (false, false) => L::normed::<V, T, FROM_HALVES, TO_HALVES, COUNT, false, false>,
+            (false, true) => L::normed::<V, T, FROM_HALVES, TO_HALVES, COUNT, false, true>,
+            (true, false) => L::normed::<V, T, FROM_HALVES, TO_HALVES, COUNT, true, false>,
+            (true, true) => L::normed::<V, T, FROM_HALVES, TO_HALVES, COUNT, true, true>,
         };
-        let (work, heads) = (self.work, self.work.heads.clone());
-        let params = &work.stages.norm;
-        let pairs = COUNT * V::LANES;
-        let (to, is_place) = match work.places() {
-            _ if WIDE => (HeadsAt::one(self.row.expose_provenance()), false),
-            Some(places) => (places, work.cache.is_none() || work.destination.is_none()),
-            None => (HeadsAt::one(self.elements.expose_provenance()), false),
-        };
-        // SAFETY: the caller's, for all below.
-        unsafe {
-            let cos = vectors::<V::Vector, COUNT>(turns.cos.as_ptr());
-            let sin = vectors::<V::Vector, COUNT>(turns.sin.as_ptr());
-            let weights = [
-                vectors::<V::Vector, COUNT>(self.weight),
-                vectors::<V::Vector, COUNT>(self.weight.add(pairs)),
-            ];
-            // Two heads are normed while the roots of the next two are found, and the sums of those behind
-            // them: none of it waits for another.
-            let (mut first, end) = (heads.start, heads.end);
-            let mut rs = self.rs::<COUNT>(self.two_sums::<COUNT>(first));
-            let mut sums = self.two_sums::<COUNT>(first + 2);
-            while first < end {
-                let next = self.rs::<COUNT>(sums);
-                sums = self.two_sums::<COUNT>(first + 4);
-                for (head, r) in (first..end).zip(rs) {
-                    let (from, _) = self.source(head);
-                    let place = to.head(head);
-                    let norm = Norm {
-                        mean: None,
-                        r: V::Vector::splat(r),
-                        round_before_weight: params.round_before_weight == 1,
-                        round_after: params.round_after == 1,
-                    };
-                    let mut members = [(norm.r, norm.r); COUNT];
-                    let mut i = 0;
-                    while i < COUNT {
-                        let (a, b) = vector::members::<FROM_HALVES>(i * V::LANES, pairs);
-                        let x = vector::load::<V, T, FROM_HALVES>([from.add(a), from.add(b)]);
-                        let weight = (weights[0][i], weights[1][i]);
-                        let x = norm.apply::<V, T>(x, Some(weight), None);
-                        members[i] = vector::rotate(x, cos[i], sin[i]);
-                        i += 1;
-                    }
-                    let to = with_exposed_provenance_mut::<u8>(place);
-                    if !WIDE {
-                        V::store_head::<COUNT, TO_HALVES>(to.cast(), members);
-                        if !is_place {
-                            work.store_elements(head, to.cast_const().cast::<T>());
-                        }
-                        continue;
-                    }
-                    let mut i = 0;
-                    while i < COUNT {
-                        let (a, b) = vector::members::<TO_HALVES>(i * V::LANES, pairs);
-                        put::<V, T, TO_HALVES, true>(to, [a, b], members[i]);
-                        i += 1;
-                    }
-                    let row = std::slice::from_raw_parts(self.row, 2 * pairs);
-                    L::store_codes(work, head, row, self.elements.cast());
-                }
-                (first, rs) = (first + 2, next);
+        // Where heads have no place of their own, they stop in the room one by one.
+        let (to, most, done) = match work.places() {
+            _ if wide => (HeadsAt::one(self.row.expose_provenance()), TOGETHER, true),
+            Some(places) => {
+                let done = work.cache.is_none() || work.destination.is_none();
+                (places, TOGETHER, done)
             }
+            None => (HeadsAt::one(self.elements.expose_provenance()), 1, false),
+        };
+        let mut first = work.heads.start;
+        while first < work.heads.end {
+            let together = first..work.heads.end.min(first + most);
+            // SAFETY: the caller's, for all below.
+            unsafe {
+                let straight = Normed {
+                    work,
+                    to,
+                    first,
+                    rs: self.rs::<COUNT>(together.clone()),
+                    codes: self.elements.cast(),
+                };
+                let mut next = first;
+                loop {
+                    next = normed(&straight, next..together.end);
+                    if next == together.end {
+                        break;
+                    }
+                    self.prepare(next, true);
+                    let r = straight.rs[next - first];
+                    self.head(next, Statistic { mean: 0.0, r });
+                    next += 1;
+                }
+                for head in together.clone().filter(|_| !done) {
+                    work.store_elements(head, with_exposed_provenance::<T>(to.head(head)));
+                }
+            }
+            first = together.end;
         }
         true
     }
@@ -760,6 +876,18 @@ impl<F: Float> Norm<F> {
             }
             (a, b)
         }
+    }
+}
+
+#[inline(always)]
+unsafe fn plus<F: Float>((a, b): (F, F), offset: f32) -> (F, F) {
+    if offset == 0.0 {
+        return (a, b);
+    }
+    // SAFETY: the caller's.
+    unsafe {
+        let offset = F::splat(offset);
+        (a.add(offset), b.add(offset))
     }
 }
 

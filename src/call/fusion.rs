@@ -218,6 +218,13 @@ fn code_params(codes: &StoredCodes, head_dim: usize, layout: Option<&CacheLayout
     params
 }
 
+const NONE: StageAddresses = StageAddresses {
+    bias: None,
+    norm_weight: None,
+    norm_bias: None,
+    scales: None,
+};
+
 impl Plan {
     /// Fills in the addresses of a call's stages.
     ///
@@ -234,15 +241,9 @@ impl Plan {
             return Ok(());
         }
         *fusion = self.fusion;
-        const NONE: StageAddresses = StageAddresses {
-            bias: None,
-            norm_weight: None,
-            norm_bias: None,
-            scales: None,
-        };
         let given = addresses.stages.as_ref().unwrap_or(&[NONE; 3]);
         let Some(fusion) = fusion else {
-            let some = |given: &StageAddresses| *given != StageAddresses::default();
+            let some = |given: &StageAddresses| *given != NONE;
             return match given.iter().position(some) {
                 None => Ok(()),
                 Some(at) => Err(Error::Stages {
@@ -251,20 +252,11 @@ impl Plan {
                 }),
             };
         };
-        let caches = addresses.cache.map_or([0; 2], |cache| [cache.k, cache.v]);
-        let streams = [
-            (TensorName::Q, &mut fusion.q, &self.q),
-            (TensorName::K, &mut fusion.k, &self.k),
-            (TensorName::V, &mut fusion.v, &self.v),
-        ];
-        for (at, (tensor, params, planned)) in streams.into_iter().enumerate() {
-            let Some(planned) = planned.as_ref().filter(|t| !t.source.is_empty()) else {
-                continue;
-            };
-            let cache = at.checked_sub(1).map(|at| caches[at]);
-            self.fill_stages(tensor, planned, params, at, &given[at], cache)?;
-        }
-        Ok(())
+        let caches = addresses.cache.as_ref();
+        let [q, k, v] = given;
+        self.fill_stages(0, &mut fusion.q, q, None)?;
+        self.fill_stages(1, &mut fusion.k, k, caches.map(|cache| cache.k))?;
+        self.fill_stages(2, &mut fusion.v, v, caches.map(|cache| cache.v))
     }
 
     /// Scales that the buffer for those of keys (1) or values (2) must have.
@@ -280,13 +272,20 @@ impl Plan {
 
     fn fill_stages(
         &self,
-        tensor: TensorName,
-        planned: &PlannedTensor,
-        params: &mut PhasorStages,
         at: usize,
+        params: &mut PhasorStages,
         given: &StageAddresses,
         cache: Option<u64>,
     ) -> Result<(), Error> {
+        // The usual case of values at no cost, as above.
+        if params.present == 0 && *given == NONE {
+            return Ok(());
+        }
+        let planned = self.all_tensors()[at];
+        let Some(planned) = planned.filter(|tensor| !tensor.source.is_empty()) else {
+            return Ok(());
+        };
+        let tensor = planned.name;
         let wrong = |what| Err(Error::Stages { tensor, what });
         let [.., heads, head_dim] = planned.source.shape();
         let head = (head_dim * self.dtype.size()) as i64;

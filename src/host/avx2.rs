@@ -9,7 +9,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::run::{AngleBlock, HeadRun, Phases};
-use super::stages::{Room, Rows, TokenWork};
+use super::stages::{HeadsAt, Room, Rows, TokenWork};
 use super::vector::{self, Careful, Float, Loops, PairVectors, PhaseVectors, Straight};
 use super::vector_stages;
 use crate::angle::phase::Scale;
@@ -72,8 +72,10 @@ impl Loops for Avx2 {
         const WIDE: bool,
         const ROUNDS: bool,
     >(
-        normed: &vector_stages::Normed<'_>,
+        work: &TokenWork<'_>,
         heads: Range<usize>,
+        to: HeadsAt,
+        codes: *mut u8,
     ) -> usize
     where
         V: PairVectors<T>,
@@ -82,7 +84,7 @@ impl Loops for Avx2 {
         // SAFETY: the caller's.
         unsafe {
             vector_stages::normed::<Self, V, T, FROM_HALVES, TO_HALVES, COUNT, WIDE, ROUNDS>(
-                normed, heads,
+                work, heads, to, codes,
             )
         }
     }

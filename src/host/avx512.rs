@@ -11,7 +11,7 @@ use half::{bf16, f16};
 
 use super::avx2::{self, Adjacent, Avx2, F16_KEPT, F16_SCALE, Halves, vector_at};
 use super::run::{AngleBlock, HeadRun, Phases};
-use super::stages::{Room, Rows, TokenWork};
+use super::stages::{HeadsAt, Room, Rows, TokenWork};
 use super::vector::{self, Careful, Float, Loops, PairVectors, PhaseVectors, Straight};
 use super::vector_stages;
 use crate::angle::phase::Scale;
@@ -57,8 +57,10 @@ impl Loops for Avx512 {
         const WIDE: bool,
         const ROUNDS: bool,
     >(
-        normed: &vector_stages::Normed<'_>,
+        work: &TokenWork<'_>,
         heads: Range<usize>,
+        to: HeadsAt,
+        codes: *mut u8,
     ) -> usize
     where
         V: PairVectors<T>,
@@ -67,7 +69,7 @@ impl Loops for Avx512 {
         // SAFETY: the caller's.
         unsafe {
             vector_stages::normed::<Self, V, T, FROM_HALVES, TO_HALVES, COUNT, WIDE, ROUNDS>(
-                normed, heads,
+                work, heads, to, codes,
             )
         }
     }
@@ -616,11 +618,8 @@ pub(super) trait NarrowBf16 {
     /// Readable for 64 elements; the processor has what the variant needs.
     #[inline(always)]
     unsafe fn squares(from: *const bf16) -> [__m512; 2] {
-        // SAFETY: the caller's, here and below.
-        unsafe {
-            let (a, b) = <Avx512 as PairVectors<bf16>>::load_adjacent(from);
-            b.mul_add(b, a.mul(a))
-        }
+        // SAFETY: the caller's.
+        unsafe { vector::squares::<Avx512, bf16>(from) }
     }
 
     /// [`PairVectors::may_lack`].

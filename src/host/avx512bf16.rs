@@ -10,7 +10,7 @@ use half::{bf16, f16};
 
 use super::avx512::{self, Avx512, NarrowBf16};
 use super::run::{AngleBlock, HeadRun};
-use super::stages::{Room, Rows, TokenWork};
+use super::stages::{HeadsAt, Room, Rows, TokenWork};
 use super::vector::{self, Float, Loops, PairVectors};
 use super::vector_stages;
 use crate::element::Element;
@@ -107,8 +107,10 @@ impl Loops for Avx512Bf16 {
         const WIDE: bool,
         const ROUNDS: bool,
     >(
-        normed: &vector_stages::Normed<'_>,
+        work: &TokenWork<'_>,
         heads: Range<usize>,
+        to: HeadsAt,
+        codes: *mut u8,
     ) -> usize
     where
         V: PairVectors<T>,
@@ -117,7 +119,7 @@ impl Loops for Avx512Bf16 {
         // SAFETY: the caller's.
         unsafe {
             vector_stages::normed::<Self, V, T, FROM_HALVES, TO_HALVES, COUNT, WIDE, ROUNDS>(
-                normed, heads,
+                work, heads, to, codes,
             )
         }
     }

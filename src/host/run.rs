@@ -238,39 +238,32 @@ impl<'a> Work<'a> {
             source: pairing(call.pairing.source_step),
             destination: pairing(call.pairing.destination_step),
         };
-        let heads_of = |stream: &Stream| {
-            let heads = stream.read.heads as usize;
-            split(heads, share.head_parts, share.head_part)
+        let part = |(stream, stages): (Stream<'a>, Option<&'a PhasorStages>)| Part {
+            heads: split(
+                stream.read.heads as usize,
+                share.head_parts,
+                share.head_part,
+            ),
+            stream,
+            stages,
         };
-        let all = match STAGED {
+        let [q, k, v] = match STAGED {
             true => self.whole.streams_and_stages(),
             false => {
                 let [q, k, v] = call.streams();
                 [(q, None), (k, None), (v, None)]
             }
         };
-        let plain = |at: usize| match all[at] {
-            (stream, None) => (stream, heads_of(&stream)),
-            // What has stages is served apart.
-            (stream, Some(_)) => (stream, 0..0),
-        };
-        let plain = [plain(0), plain(1), plain(2)];
-        let streams = || plain.iter().filter(|(_, heads)| !heads.is_empty());
-        let turns_plainly = !STAGED || streams().any(|(stream, _)| stream.rotates);
-        let mut room = None;
-        let mut staged = STAGED.then(|| {
-            let staged = |at: usize| {
-                let (stream, stages): (_, Option<_>) = all[at];
-                Some((stream, stages?, heads_of(&stream)))
-            };
-            let staged = [staged(0), staged(1), staged(2)];
-            let (dims, across_heads) = staged_sizes(&staged);
-            let room = room.insert(Room::<T>::new(dims, across_heads));
-            Staged::new(staged, pairs, pairings, room)
-        });
+        let parts = [part(q), part(k), part(v)];
+        // What has stages is served apart.
+        let is_plain = |part: &Part| !part.heads.is_empty() && (!STAGED || part.stages.is_none());
+        let plain = || parts.iter().filter(|part| is_plain(part));
+        let turns_plainly = !STAGED || plain().any(|part| part.stream.rotates);
+        let mut room = None::<Room<T>>;
+        let mut staged = STAGED.then(|| Staged::new(&parts, pairs, pairings, &mut room));
         // Where rotated keys are on their way to a cache that does not hold heads in one piece.
         let mut scratch = Vec::<MaybeUninit<T>>::new();
-        let room = streams().map(|(stream, heads)| stream.needs_room() * heads.len());
+        let room = plain().map(|part| part.stream.needs_room() * part.heads.len());
         scratch.resize_with(room.max().unwrap_or(0), MaybeUninit::uninit);
         let scratch = scratch.as_mut_ptr().expose_provenance();
         for token in share.tokens.clone() {
@@ -290,56 +283,65 @@ impl<'a> Work<'a> {
             };
             // SAFETY: the token is one of the call's.
             let (row, slot) = unsafe { (self.row(&token), self.slot(&token, &share)) };
-            let mut served = [const { None }; 3];
-            for (served, (stream, heads)) in served.iter_mut().zip(&plain) {
-                if !heads.is_empty() {
-                    *served = Heads::of::<T>(stream, heads, &token, slot, scratch);
-                }
-            }
-            let served = || served.iter().flatten();
-            for heads in served() {
-                // Whole heads, though some dims are written again: fewer and longer copies.
-                let whole = 2 * pairs == heads.head_dim;
-                if heads.in_place || row.is_some() && heads.rotate && whole {
-                    continue;
-                }
-                // SAFETY: the token and the heads are the stream's; source and destination do not
-                // overlap, because it is not in place.
-                unsafe {
-                    copy_heads::<T>(heads.source, heads.destination, heads.count, heads.head_dim)
-                };
-            }
             for first in (0..pairs).step_by(BLOCK) {
-                let Some(row) = row.as_ref().filter(|_| turns_plainly) else {
-                    break;
-                };
                 let block = BLOCK.min(pairs - first);
-                // SAFETY: the pairs are the call's.
-                unsafe { row.form(self, &token, first..first + block, &mut formed, &mut angles) };
-                for heads in served().filter(|heads| heads.rotate) {
-                    let window = heads.rotary_offset * size_of::<T>();
-                    let run = HeadRun {
-                        source: with_exposed_provenance(heads.source.first + window),
-                        destination: with_exposed_provenance_mut(heads.destination.first + window),
-                        source_stride: elements::<T>(heads.source.stride),
-                        destination_stride: elements::<T>(heads.destination.stride),
-                        heads: heads.count,
-                        pairs,
-                        first,
-                        continues: heads.continues,
-                        // Lines that are written in part would be read before.
-                        stream: self.stream && !heads.in_place && 2 * pairs == heads.head_dim,
-                        ordinary: row.ordinary,
+                let row = row.as_ref().filter(|_| turns_plainly);
+                if let Some(row) = row {
+                    // SAFETY: the pairs are the call's.
+                    unsafe {
+                        row.form(self, &token, first..first + block, &mut formed, &mut angles)
                     };
-                    // SAFETY: the run's heads are the stream's; the variant was checked when it was
-                    // chosen.
-                    unsafe { T::rotate_heads(self.isa, pairings, &run, &angles, block) };
                 }
-            }
-            for heads in served() {
-                if let Some(cached) = &heads.cached {
-                    // SAFETY: the heads are the stream's, and the slot is in its cache.
-                    unsafe { store_heads::<T>(heads, cached) };
+                for part in plain() {
+                    let heads = Heads::of::<T>(&part.stream, &part.heads, &token, slot, scratch);
+                    let Some(heads) = heads else { continue };
+                    let whole = 2 * pairs == heads.head_dim;
+                    let row = row.filter(|_| heads.rotate);
+                    // Whole heads, though some dims are written again: fewer and longer copies.
+                    if first == 0 && !heads.in_place && !(row.is_some() && whole) {
+                        // SAFETY: the token and the heads are the stream's; source and destination do
+                        // not overlap, because it is not in place.
+                        unsafe {
+                            copy_heads::<T>(
+                                heads.source,
+                                heads.destination,
+                                heads.count,
+                                heads.head_dim,
+                            )
+                        };
+                    }
+                    if let Some(row) = row {
+                        let window = heads.rotary_offset * size_of::<T>();
+                        let run = HeadRun {
+                            source: with_exposed_provenance(heads.source.first + window),
+                            destination: with_exposed_provenance_mut(
+                                heads.destination.first + window,
+                            ),
+                            source_stride: elements::<T>(heads.source.stride),
+                            destination_stride: elements::<T>(heads.destination.stride),
+                            heads: heads.count,
+                            pairs,
+                            first,
+                            continues: heads.continues,
+                            // Lines that are written in part would be read before.
+                            stream: self.stream && !heads.in_place && whole,
+                            ordinary: row.ordinary,
+                        };
+                        // SAFETY: the run's heads are the stream's; the variant was checked when it was
+                        // chosen.
+                        unsafe { T::rotate_heads(self.isa, pairings, &run, &angles, block) };
+                    }
+                    if let Some(cached) = heads.cached.filter(|_| first + block == pairs) {
+                        // SAFETY: the heads are the stream's, and the slot is in its cache.
+                        unsafe {
+                            store_heads::<T>(
+                                heads.destination,
+                                heads.count,
+                                heads.head_dim,
+                                &cached,
+                            )
+                        };
+                    }
                 }
             }
             if let Some(staged) = &mut staged {
@@ -420,12 +422,16 @@ impl<'a> Work<'a> {
     }
 }
 
-/// A stream that has stages, with the heads that a thread serves.
-type StagedStream<'a> = (Stream<'a>, &'a PhasorStages, Range<usize>);
+/// What a thread serves of q, k or v: some heads, with their stages if they have any.
+struct Part<'a> {
+    stream: Stream<'a>,
+    stages: Option<&'a PhasorStages>,
+    heads: Range<usize>,
+}
 
-/// The streams that have stages, and what their heads need.
+/// The parts that have stages, and what their heads need.
 struct Staged<'a, T> {
-    streams: [Option<StagedStream<'a>>; 3],
+    parts: &'a [Part<'a>; 3],
     pairings: Pairings,
     pairs: usize,
     /// Whether any of them rotates.
@@ -435,33 +441,35 @@ struct Staged<'a, T> {
     room: &'a mut Room<T>,
 }
 
-/// The most dims that a head has, and the most heads that a norm takes together.
-fn staged_sizes(streams: &[Option<StagedStream<'_>>; 3]) -> (usize, usize) {
-    let some = || streams.iter().flatten();
-    let dims = some().map(|(stream, ..)| stream.output.head_dim as usize);
-    let across = some().filter(|(_, stages, _)| stages.norm.across_heads == 1);
-    let heads = across.map(|(.., heads)| heads.len());
-    (dims.max().unwrap_or(0), heads.max().unwrap_or(0))
-}
-
 impl<'a, T: VectorElement> Staged<'a, T> {
+    #[inline(always)]
     fn new(
-        streams: [Option<StagedStream<'a>>; 3],
+        parts: &'a [Part<'a>; 3],
         pairs: usize,
         pairings: Pairings,
-        room: &'a mut Room<T>,
+        room: &'a mut Option<Room<T>>,
     ) -> Self {
+        // The most dims that a head has, and the most heads that a norm takes together.
+        let (mut dims, mut across, mut turns) = (0, 0, false);
+        for part in parts {
+            let Some(stages) = part.stages else { continue };
+            dims = dims.max(part.stream.output.head_dim as usize);
+            turns |= stages.rotates == 1;
+            if stages.norm.across_heads == 1 {
+                across = across.max(part.heads.len());
+            }
+        }
         let more = || match pairs > BLOCK {
             true => vec![0.0; pairs],
             false => Vec::new(),
         };
         Self {
+            parts,
             pairings,
             pairs,
-            turns: (streams.iter().flatten()).any(|(_, stages, _)| stages.rotates == 1),
+            turns,
             more: [more(), more()],
-            room,
-            streams,
+            room: room.insert(Room::new(dims, across)),
         }
     }
 
@@ -511,7 +519,13 @@ impl<'a, T: VectorElement> Staged<'a, T> {
             },
             [cos, sin] => [&cos[..], &sin[..]],
         };
-        for (stream, stages, heads) in self.streams.iter().flatten() {
+        for Part {
+            stream,
+            stages,
+            heads,
+        } in self.parts
+        {
+            let Some(stages) = *stages else { continue };
             let codes = stages.codes.type_ != PHASOR_CODES_NONE;
             let cache = stream
                 .cache
@@ -709,22 +723,19 @@ unsafe fn copy_heads<T>(source: Run, destination: Run, count: usize, head_dim: u
 ///
 /// # Safety
 /// So many heads are at both, and do not overlap.
-unsafe fn store_heads<T>(heads: &Heads, cached: &Cached) {
-    let block_dims = (cached.cache.block_dims as usize).min(heads.head_dim);
-    if block_dims == heads.head_dim {
+unsafe fn store_heads<T>(written: Run, count: usize, head_dim: usize, cached: &Cached) {
+    let block_dims = (cached.cache.block_dims as usize).min(head_dim);
+    if block_dims == head_dim {
         // SAFETY: the caller's.
-        unsafe { copy_heads::<T>(heads.destination, cached.heads, heads.count, heads.head_dim) };
+        unsafe { copy_heads::<T>(written, cached.heads, count, head_dim) };
         return;
     }
-    for head in 0..heads.count {
+    for head in 0..count {
         let block = |first, stride| Run { first, stride };
-        let from = block(
-            heads.destination.at(head),
-            (block_dims * size_of::<T>()) as i64,
-        );
+        let from = block(written.at(head), (block_dims * size_of::<T>()) as i64);
         let to = block(cached.heads.at(head), cached.cache.block);
         // SAFETY: the caller's: blocks of a head are copied as heads are.
-        unsafe { copy_heads::<T>(from, to, heads.head_dim / block_dims, block_dims) };
+        unsafe { copy_heads::<T>(from, to, head_dim / block_dims, block_dims) };
     }
 }
 

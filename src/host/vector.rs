@@ -7,7 +7,8 @@
 //! a run's heads or in an [`AngleBlock`], whose angles have been formed. What else one needs, it says.
 
 use super::run::{AngleBlock, BLOCK, FEWEST_LANES, HeadRun, Phases};
-use super::stages::{Room, Rows, TokenWork};
+use super::stages::{HeadsAt, Room, Rows, TokenWork};
+#[cfg(doc)]
 use super::vector_stages;
 use crate::angle::phase::{self, Scale};
 use crate::element::Element;
@@ -163,11 +164,8 @@ pub trait PairVectors<T>: Sized {
     /// below 2^-126 may be taken for zeros, if [`may_lack`](Self::may_lack) tells of it.
     #[inline(always)]
     unsafe fn squares(from: *const T) -> Self::Vector {
-        // SAFETY: the caller's, here and below.
-        unsafe {
-            let (a, b) = Self::load_adjacent(from);
-            b.mul_add(b, a.mul(a))
-        }
+        // SAFETY: the caller's.
+        unsafe { squares::<Self, T>(from) }
     }
 
     /// Whether any of these sums of two neighbours among [`squares`](Self::squares) may be another than
@@ -206,6 +204,16 @@ pub trait PairVectors<T>: Sized {
     ) -> bool {
         // SAFETY: the caller's.
         unsafe { store_all::<Self, T, COUNT, HALVES>(to, members) }
+    }
+}
+
+/// [`PairVectors::squares`] without zeros for small ones.
+#[inline(always)]
+pub(super) unsafe fn squares<V: PairVectors<T>, T>(from: *const T) -> V::Vector {
+    // SAFETY: the caller's, here and below.
+    unsafe {
+        let (a, b) = V::load_adjacent(from);
+        b.mul_add(b, a.mul(a))
     }
 }
 
@@ -318,8 +326,10 @@ pub(super) trait Loops {
         const WIDE: bool,
         const ROUNDS: bool,
     >(
-        normed: &vector_stages::Normed<'_>,
+        work: &TokenWork<'_>,
         heads: Range<usize>,
+        to: HeadsAt,
+        codes: *mut u8,
     ) -> usize
     where
         V: PairVectors<T>,

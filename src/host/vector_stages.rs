@@ -21,7 +21,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::ptr::{null, with_exposed_provenance, with_exposed_provenance_mut};
 
-/// Heads whose sums are found before the first of them is normed.
+/// Heads whose sums are found before the first of them is normed: whole vectors of any set.
 const TOGETHER: usize = 32;
 
 /// Vectors of a head's pairs.
@@ -71,7 +71,19 @@ unsafe fn enter<L: Loops, V: PairVectors<T>, T: Rows>(work: &TokenWork<'_>, room
         None => (HalfSplit, HalfSplit),
         Some(turns) => (turns.pairings.source, turns.pairings.destination),
     };
-    let heads = match (pairings, is_lean(work)) {
+    let lean = is_lean(work);
+    // SAFETY: the caller's, here and below.
+    let done = unsafe {
+        match pairings {
+            (HalfSplit, HalfSplit) if lean => straight::<L, V, T, true, true>(work, room),
+            (Interleaved, Interleaved) if lean => straight::<L, V, T, false, false>(work, room),
+            _ => false,
+        }
+    };
+    if done {
+        return;
+    }
+    let heads = match (pairings, lean) {
         ((HalfSplit, HalfSplit), true) => L::stages::<V, T, true, true, true>,
         ((HalfSplit, HalfSplit), false) => L::stages::<V, T, true, true, false>,
         ((Interleaved, Interleaved), true) => L::stages::<V, T, false, false, true>,
@@ -79,8 +91,253 @@ unsafe fn enter<L: Loops, V: PairVectors<T>, T: Rows>(work: &TokenWork<'_>, room
         ((HalfSplit, Interleaved), _) => L::stages::<V, T, true, false, false>,
         ((Interleaved, HalfSplit), _) => L::stages::<V, T, false, true, false>,
     };
-    // SAFETY: the caller's.
     unsafe { heads(work, room) }
+}
+
+/// All stages of lean heads that have norms of their own and rotate as a whole, if they are of a usual size,
+/// and become elements or nothing but codes; returns whether.
+///
+/// # Safety
+/// That of [`enter`].
+unsafe fn straight<L, V, T, const FROM_HALVES: bool, const TO_HALVES: bool>(
+    work: &TokenWork<'_>,
+    room: &mut Room<T>,
+) -> bool
+where
+    L: Loops,
+    V: PairVectors<T>,
+    T: Rows,
+{
+    let (norm, codes) = (&work.stages.norm, &work.stages.codes);
+    let is_whole = |turns: &Turns| 2 * turns.cos.len() == work.head_dim;
+    if norm.kind == PHASOR_NORM_NONE
+        || norm.across_heads == 1
+        || !work.turns.as_ref().is_some_and(is_whole)
+    {
+        return false;
+    }
+    let wide = codes.type_ != PHASOR_CODES_NONE;
+    if wide && (codes.round_first == 1 || work.elements_at(work.heads.start).is_some()) {
+        return false;
+    }
+    let rounds = norm.round_before_weight == 1 || norm.round_after == 1;
+    let of_groups = match work.head_dim / (2 * V::LANES) {
+        1 => normed_of::<L, V, T, FROM_HALVES, TO_HALVES, 1>,
+        2 => normed_of::<L, V, T, FROM_HALVES, TO_HALVES, 2>,
+        4 => normed_of::<L, V, T, FROM_HALVES, TO_HALVES, 4>,
+        8 => normed_of::<L, V, T, FROM_HALVES, TO_HALVES, 8>,
+        _ => return false,
+    };
+    let normed = of_groups(wide, rounds);
+    let elements = room.elements.as_mut_ptr();
+    // Where heads have no place of their own, they stop in the room one by one.
+    let (to, most, done) = match work.places() {
+        _ if wide => {
+            let row = room.rows[0].as_mut_ptr().expose_provenance();
+            (HeadsAt::one(row), TOGETHER, true)
+        }
+        Some(places) => {
+            let done = work.cache.is_none() || work.destination.is_none();
+            (places, TOGETHER, done)
+        }
+        None => (HeadsAt::one(elements.expose_provenance()), 1, false),
+    };
+    let mut first = work.heads.start;
+    while first < work.heads.end {
+        let together = first..work.heads.end.min(first + most);
+        // SAFETY: the caller's, for all below.
+        unsafe {
+            let next = normed(work, together.clone(), to, elements.cast());
+            for head in (first..next).filter(|_| !done) {
+                work.store_elements(head, with_exposed_provenance::<T>(to.head(head)));
+            }
+            first = next;
+            if next < together.end {
+                let one = TokenWork {
+                    heads: next..next + 1,
+                    ..*work
+                };
+                L::stages::<V, T, FROM_HALVES, TO_HALVES, false>(&one, room);
+                first += 1;
+            }
+        }
+    }
+    true
+}
+
+/// [`normed`] of an instruction set.
+type NormedHeads = unsafe fn(&TokenWork<'_>, Range<usize>, HeadsAt, *mut u8) -> usize;
+
+fn normed_of<L, V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const COUNT: usize>(
+    wide: bool,
+    rounds: bool,
+) -> NormedHeads
+where
+    L: Loops,
+    V: PairVectors<T>,
+    T: Rows,
+{
+    match (wide, rounds) {
+        (false, false) => L::normed::<V, T, FROM_HALVES, TO_HALVES, COUNT, false, false>,
+        (false, true) => L::normed::<V, T, FROM_HALVES, TO_HALVES, COUNT, false, true>,
+        (true, false) => L::normed::<V, T, FROM_HALVES, TO_HALVES, COUNT, true, false>,
+        (true, true) => L::normed::<V, T, FROM_HALVES, TO_HALVES, COUNT, true, true>,
+    }
+}
+
+/// Vectors in which roots are found.
+type Roots<V, T> = <<V as PairVectors<T>>::Rest as PairVectors<T>>::Vector;
+
+/// Norms and rotates up to [`TOGETHER`] heads of `COUNT` groups that [`straight`] has, to where `to` says; to
+/// f32, and then to codes by way of `codes`, if `WIDE`. `ROUNDS` if a norm rounds to elements. Returns the
+/// first head that has a value which needs care and was not written, or the end.
+///
+/// A function of its own without calls for such values, so that weights and factors stay in registers, as far
+/// as there are enough.
+///
+/// # Safety
+/// That of [`enter`]; there are no more heads than that.
+#[inline(always)]
+pub(super) unsafe fn normed<
+    L,
+    V,
+    T,
+    const FROM_HALVES: bool,
+    const TO_HALVES: bool,
+    const COUNT: usize,
+    const WIDE: bool,
+    const ROUNDS: bool,
+>(
+    work: &TokenWork<'_>,
+    heads: Range<usize>,
+    to: HeadsAt,
+    codes: *mut u8,
+) -> usize
+where
+    L: Loops,
+    V: PairVectors<T>,
+    T: Rows,
+{
+    let params = &work.stages.norm;
+    let Some(turns) = &work.turns else {
+        return heads.start;
+    };
+    let source = |head| with_exposed_provenance::<T>(work.source.head(head));
+    let pairs = COUNT * V::LANES;
+    // SAFETY: the caller's, for all below.
+    unsafe {
+        // Sums wait for themselves, and so do roots: first the sums of all, then roots of many at a time.
+        let mut rs = [0.0; TOGETHER];
+        let mut first = heads.start;
+        for sums in rs.as_chunks_mut::<2>().0 {
+            if first >= heads.end {
+                break;
+            }
+            let two = [first, (first + 1).min(heads.end - 1)];
+            let (a, b) = (source(two[0]), source(two[1]));
+            if !two_sums::<V, T, COUNT, false>(a, b, sums) {
+                two_sums::<V, T, COUNT, true>(a, b, sums);
+            }
+            first += 2;
+        }
+        // A power of two, so that this is exact.
+        let over = Roots::<V, T>::splat(1.0 / (2 * pairs) as f32);
+        let eps = Roots::<V, T>::splat(params.eps);
+        let mut at = 0;
+        while at < heads.len() {
+            let sums = Roots::<V, T>::load(rs.as_ptr().add(at));
+            let roots = sums.reciprocal_root(over, eps);
+            roots.store(rs.as_mut_ptr().add(at));
+            at += Roots::<V, T>::LANES;
+        }
+        let cos = vectors::<V::Vector, COUNT>(turns.cos.as_ptr());
+        let sin = vectors::<V::Vector, COUNT>(turns.sin.as_ptr());
+        let weight = with_exposed_provenance::<T>(params.weight as usize);
+        let mut weights = [(cos[0], cos[0]); COUNT];
+        let mut i = 0;
+        while i < COUNT {
+            let (a, b) = vector::members::<FROM_HALVES>(i * V::LANES, pairs);
+            let weight = vector::load::<V, T, FROM_HALVES>([weight.add(a), weight.add(b)]);
+            weights[i] = plus(weight, params.weight_offset);
+            i += 1;
+        }
+        for (head, r) in heads.clone().zip(&rs) {
+            let from = source(head);
+            let norm = Norm {
+                mean: None,
+                r: V::Vector::splat(*r),
+                round_before_weight: ROUNDS && params.round_before_weight == 1,
+                round_after: ROUNDS && params.round_after == 1,
+            };
+            let mut members = [(norm.r, norm.r); COUNT];
+            let mut i = 0;
+            while i < COUNT {
+                let (a, b) = vector::members::<FROM_HALVES>(i * V::LANES, pairs);
+                let x = vector::load::<V, T, FROM_HALVES>([from.add(a), from.add(b)]);
+                let x = norm.apply::<V, T>(x, Some(weights[i]), None);
+                members[i] = vector::rotate(x, cos[i], sin[i]);
+                i += 1;
+            }
+            if !WIDE {
+                let to = with_exposed_provenance_mut::<T>(to.head(head));
+                if !V::store_head::<COUNT, TO_HALVES>(to, members) {
+                    return head;
+                }
+                continue;
+            }
+            let to = with_exposed_provenance_mut::<u8>(to.head(head));
+            let mut i = 0;
+            while i < COUNT {
+                let (a, b) = vector::members::<TO_HALVES>(i * V::LANES, pairs);
+                put::<V, T, TO_HALVES, true>(to, [a, b], members[i]);
+                i += 1;
+            }
+            let row = std::slice::from_raw_parts(to.cast_const().cast::<f32>(), 2 * pairs);
+            L::store_codes(work, head, row, codes);
+        }
+    }
+    heads.end
+}
+
+/// The sums of squares of two heads of `COUNT` groups. Returns false where they may be others than those of
+/// `EXACT` squares.
+#[inline(always)]
+unsafe fn two_sums<V: PairVectors<T>, T, const COUNT: usize, const EXACT: bool>(
+    first: *const T,
+    second: *const T,
+    to: &mut [f32; 2],
+) -> bool {
+    // SAFETY: the caller's, for all below.
+    unsafe {
+        let mut groups = [V::Vector::splat(0.0); COUNT];
+        let mut i = 0;
+        while i < COUNT {
+            let at = 2 * i * V::LANES;
+            let [a, b] = match EXACT {
+                false => [V::squares(first.add(at)), V::squares(second.add(at))],
+                true => [
+                    vector::squares::<V, T>(first.add(at)),
+                    vector::squares::<V, T>(second.add(at)),
+                ],
+            };
+            groups[i] = a.add_neighbours(b);
+            i += 1;
+        }
+        if !EXACT && V::may_lack(&groups) {
+            return false;
+        }
+        let mut left = COUNT;
+        while left > 1 {
+            left /= 2;
+            let mut i = 0;
+            while i < left {
+                groups[i] = groups[i].add(groups[i + left]);
+                i += 1;
+            }
+        }
+        groups[0].fold_both(to);
+    }
+    true
 }
 
 /// # Safety
@@ -119,26 +376,6 @@ pub(super) unsafe fn heads<
     };
     let across = normed && norm.across_heads == 1;
     let all = work.heads.clone();
-    if LEAN && normed && !across && walk.window == (0..walk.dims) {
-        let groups = walk.dims / (2 * V::LANES);
-        let only_codes = work.stages.codes.type_ != PHASOR_CODES_NONE
-            && work.stages.codes.round_first == 0
-            && work.elements_at(all.start).is_none();
-        // SAFETY: the caller's.
-        let done = unsafe {
-            match groups {
-                _ if !only_codes && work.stages.codes.type_ != PHASOR_CODES_NONE => false,
-                1 => walk.straight_heads::<1>(only_codes),
-                2 => walk.straight_heads::<2>(only_codes),
-                4 => walk.straight_heads::<4>(only_codes),
-                8 => walk.straight_heads::<8>(only_codes),
-                _ => false,
-            }
-        };
-        if done {
-            return;
-        }
-    }
     if normed {
         // SAFETY: the caller's.
         unsafe { walk.prepare(all.start, true) };
@@ -165,105 +402,6 @@ pub(super) unsafe fn heads<
         }
         first = together.end;
     }
-}
-
-/// Vectors in which roots are found.
-type Roots<V, T> = <<V as PairVectors<T>>::Rest as PairVectors<T>>::Vector;
-
-/// Heads whose norms have been found.
-pub struct Normed<'a> {
-    work: &'a TokenWork<'a>,
-    /// Where they are written, each in one piece.
-    to: HeadsAt,
-    /// What they are multiplied by, from the head `first` on.
-    first: usize,
-    rs: [f32; TOGETHER],
-    /// Room for the codes of one.
-    codes: *mut u8,
-}
-
-/// Norms and rotates heads of `COUNT` groups that rotate as a whole, to elements, or to f32 and then to codes
-/// if `WIDE`. `ROUNDS` if a norm rounds to elements. Returns the first head that has a value which needs care
-/// and was not written, or the end. A function of its own, so that weights and factors stay in registers, as
-/// far as there are enough.
-///
-/// # Safety
-/// That of [`enter`].
-#[inline(always)]
-pub(super) unsafe fn normed<
-    L,
-    V,
-    T,
-    const FROM_HALVES: bool,
-    const TO_HALVES: bool,
-    const COUNT: usize,
-    const WIDE: bool,
-    const ROUNDS: bool,
->(
-    normed: &Normed<'_>,
-    heads: Range<usize>,
-) -> usize
-where
-    L: Loops,
-    V: PairVectors<T>,
-    T: Rows,
-{
-    let work = normed.work;
-    let params = &work.stages.norm;
-    let Some(turns) = &work.turns else {
-        return heads.start;
-    };
-    let pairs = COUNT * V::LANES;
-    // SAFETY: the caller's, for all below.
-    unsafe {
-        let cos = vectors::<V::Vector, COUNT>(turns.cos.as_ptr());
-        let sin = vectors::<V::Vector, COUNT>(turns.sin.as_ptr());
-        let weight = with_exposed_provenance::<T>(params.weight as usize);
-        let mut weights = [(cos[0], cos[0]); COUNT];
-        let mut i = 0;
-        while i < COUNT {
-            let (a, b) = vector::members::<FROM_HALVES>(i * V::LANES, pairs);
-            let weight = vector::load::<V, T, FROM_HALVES>([weight.add(a), weight.add(b)]);
-            weights[i] = plus(weight, params.weight_offset);
-            i += 1;
-        }
-        for head in heads.clone() {
-            let from = with_exposed_provenance::<T>(work.source.head(head));
-            let norm = Norm {
-                mean: None,
-                r: V::Vector::splat(normed.rs[head - normed.first]),
-                round_before_weight: ROUNDS && params.round_before_weight == 1,
-                round_after: ROUNDS && params.round_after == 1,
-            };
-            let mut members = [(norm.r, norm.r); COUNT];
-            let mut i = 0;
-            while i < COUNT {
-                let (a, b) = vector::members::<FROM_HALVES>(i * V::LANES, pairs);
-                let x = vector::load::<V, T, FROM_HALVES>([from.add(a), from.add(b)]);
-                let x = norm.apply::<V, T>(x, Some(weights[i]), None);
-                members[i] = vector::rotate(x, cos[i], sin[i]);
-                i += 1;
-            }
-            let to = normed.to.head(head);
-            if !WIDE {
-                let to = with_exposed_provenance_mut::<T>(to);
-                if !V::store_head::<COUNT, TO_HALVES>(to, members) {
-                    return head;
-                }
-                continue;
-            }
-            let to = with_exposed_provenance_mut::<u8>(to);
-            let mut i = 0;
-            while i < COUNT {
-                let (a, b) = vector::members::<TO_HALVES>(i * V::LANES, pairs);
-                put::<V, T, TO_HALVES, true>(to, [a, b], members[i]);
-                i += 1;
-            }
-            let row = std::slice::from_raw_parts(to.cast_const().cast::<f32>(), 2 * pairs);
-            L::store_codes(work, head, row, normed.codes);
-        }
-    }
-    heads.end
 }
 
 /// A token's heads, and room for one.
@@ -546,123 +684,6 @@ where
                 }
             }
         }
-    }
-
-    /// What up to [`TOGETHER`] heads of `COUNT` groups are multiplied by. Sums wait for themselves, and so do
-    /// roots: first the sums of all, then roots of many at a time.
-    #[inline(always)]
-    unsafe fn rs<const COUNT: usize>(&self, heads: Range<usize>) -> [f32; TOGETHER] {
-        let norm = &self.work.stages.norm;
-        let mut rs = [0.0; TOGETHER];
-        // SAFETY: the caller's, for all below.
-        unsafe {
-            let mut first = heads.start;
-            for sums in rs.as_chunks_mut::<2>().0 {
-                if first >= heads.end {
-                    break;
-                }
-                self.two_sums::<COUNT>([first, (first + 1).min(heads.end - 1)], sums);
-                first += 2;
-            }
-            // A power of two, so that this is exact.
-            let over = Roots::<V, T>::splat(1.0 / (COUNT * Self::GROUP) as f32);
-            let eps = Roots::<V, T>::splat(norm.eps);
-            let mut at = 0;
-            while at < heads.len() {
-                let sums = Roots::<V, T>::load(rs.as_ptr().add(at));
-                sums.reciprocal_root(over, eps).store(rs.as_mut_ptr().add(at));
-                at += Roots::<V, T>::LANES;
-            }
-        }
-        rs
-    }
-
-    /// The sums of squares of two heads of `COUNT` groups.
-    #[inline(always)]
-    unsafe fn two_sums<const COUNT: usize>(&self, two: [usize; 2], to: &mut [f32; 2]) {
-        // SAFETY: the caller's, for all below.
-        unsafe {
-            let (first, second) = (self.source(two[0]).0, self.source(two[1]).0);
-            let mut groups = [V::Vector::splat(0.0); COUNT];
-            let mut i = 0;
-            while i < COUNT {
-                let at = i * Self::GROUP;
-                let squares = V::squares(first.add(at));
-                groups[i] = squares.add_neighbours(V::squares(second.add(at)));
-                i += 1;
-            }
-            if V::may_lack(&groups) {
-                *to = self.sums::<COUNT>(COUNT, two, Sum::Squares(0.0));
-                return;
-            }
-            let mut left = COUNT;
-            while left > 1 {
-                left /= 2;
-                let mut i = 0;
-                while i < left {
-                    groups[i] = groups[i].add(groups[i + left]);
-                    i += 1;
-                }
-            }
-            groups[0].fold_both(to);
-        }
-    }
-
-    /// All stages of heads of `COUNT` groups that rotate as a whole, to elements, or to codes only if
-    /// `wide`; returns whether they do.
-    #[inline(always)]
-    unsafe fn straight_heads<const COUNT: usize>(&self, wide: bool) -> bool {
-        let work = self.work;
-        if work.turns.is_none() {
-            return false;
-        }
-        let norm = &work.stages.norm;
-        let rounds = norm.round_before_weight == 1 || norm.round_after == 1;
-        let normed = match (wide, rounds) {
-            (false, false) => L::normed::<V, T, FROM_HALVES, TO_HALVES, COUNT, false, false>,
-            (false, true) => L::normed::<V, T, FROM_HALVES, TO_HALVES, COUNT, false, true>,
-            (true, false) => L::normed::<V, T, FROM_HALVES, TO_HALVES, COUNT, true, false>,
-            (true, true) => L::normed::<V, T, FROM_HALVES, TO_HALVES, COUNT, true, true>,
-        };
-        // Where heads have no place of their own, they stop in the room one by one.
-        let (to, most, done) = match work.places() {
-            _ if wide => (HeadsAt::one(self.row.expose_provenance()), TOGETHER, true),
-            Some(places) => {
-                let done = work.cache.is_none() || work.destination.is_none();
-                (places, TOGETHER, done)
-            }
-            None => (HeadsAt::one(self.elements.expose_provenance()), 1, false),
-        };
-        let mut first = work.heads.start;
-        while first < work.heads.end {
-            let together = first..work.heads.end.min(first + most);
-            // SAFETY: the caller's, for all below.
-            unsafe {
-                let straight = Normed {
-                    work,
-                    to,
-                    first,
-                    rs: self.rs::<COUNT>(together.clone()),
-                    codes: self.elements.cast(),
-                };
-                let mut next = first;
-                loop {
-                    next = normed(&straight, next..together.end);
-                    if next == together.end {
-                        break;
-                    }
-                    self.prepare(next, true);
-                    let r = straight.rs[next - first];
-                    self.head(next, Statistic { mean: 0.0, r });
-                    next += 1;
-                }
-                for head in together.clone().filter(|_| !done) {
-                    work.store_elements(head, with_exposed_provenance::<T>(to.head(head)));
-                }
-            }
-            first = together.end;
-        }
-        true
     }
 
     /// All stages of a head.

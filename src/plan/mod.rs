@@ -19,6 +19,7 @@ use crate::stages::Stages;
 use crate::{Error, Rope};
 use checks::{check_cache, check_output_pairing, check_pair, check_stages, check_tensor};
 use problem::Sources;
+use std::ops::Range;
 
 /// A checked [`Problem`] for one [`Rope`], valid for any number of calls.
 ///
@@ -57,6 +58,8 @@ pub struct Plan {
     longer_buffers: bool,
     /// Elements or codes that the caches of keys and of values reach. Known beforehand, as each call asks.
     cache_lengths: [Option<usize>; 2],
+    /// Elements that one buffer for all may have; none where it is not planned.
+    one_buffer_lengths: Range<usize>,
     pub(crate) batch: usize,
     pub(crate) tokens: usize,
     /// What is known of its calls.
@@ -110,7 +113,7 @@ impl Plan {
                     .map(|layout| cache_len(layout, cache.codes[at].as_ref()).unwrap_or(usize::MAX))
             })
         });
-        Ok(Self {
+        let mut plan = Self {
             rope: rope.clone(),
             dtype: problem.dtype,
             q,
@@ -122,6 +125,7 @@ impl Plan {
             sources: problem.sources,
             longer_buffers: problem.longer_buffers,
             cache_lengths,
+            one_buffer_lengths: 0..0,
             batch,
             tokens,
             template: call::template(
@@ -139,7 +143,9 @@ impl Plan {
                 problem.cache.as_ref(),
                 problem.q_codes.as_ref(),
             ),
-        })
+        };
+        plan.one_buffer_lengths = plan.find_one_buffer_lengths();
+        Ok(plan)
     }
 
     /// The same plan for the first `tokens` tokens of each sequence: any part of a checked plan is
@@ -188,6 +194,7 @@ impl Plan {
         for tensor in part.q.iter_mut().chain(&mut part.k).chain(&mut part.v) {
             *tensor = tensor.with_counts(batch, tokens);
         }
+        part.one_buffer_lengths = part.find_one_buffer_lengths();
         part.template = call::template(
             &part.rope,
             part.dtype,

@@ -6,6 +6,7 @@ use super::{Appended, InOut, Plan};
 use crate::Error;
 use crate::element::Dtype;
 use crate::error::TensorName;
+use std::ops::Range;
 
 impl Plan {
     /// The plan has neither values nor a cache.
@@ -55,14 +56,11 @@ impl Plan {
         [self.q.as_ref(), self.k.as_ref(), self.v.as_ref()]
     }
 
-    /// Bytes of an element of the caches of keys and of values, and its type if it has one.
-    pub(crate) fn cache_types(&self) -> [(usize, Option<Dtype>); 2] {
+    /// Bytes of an element of the cache of keys (0) or of values (1), and its type if it has one.
+    pub(crate) fn cache_type(&self, at: usize) -> (usize, Option<Dtype>) {
         match &self.cache {
-            None => [(1, None); 2],
-            Some(cache) => cache.codes.each_ref().map(|codes| match codes {
-                Some(_) => (1, None),
-                None => (self.dtype.size(), Some(self.dtype)),
-            }),
+            Some(cache) if cache.codes[at].is_none() => (self.dtype.size(), Some(self.dtype)),
+            _ => (1, None),
         }
     }
 
@@ -119,36 +117,60 @@ impl Plan {
 
     /// The plan is over one buffer, or its sources are. That one reaches as far as its layouts do and,
     /// unless that is meant, has no room for another token or sequence.
+    #[inline]
     pub(crate) fn check_one_buffer(&self, len: usize) -> Result<(), Error> {
-        match self.sources {
-            Sources::OneBuffer => self.check_shared(len, PlannedTensor::sides),
-            Sources::Packed => self.check_shared(len, |tensor| [tensor.sides()[0]]),
-            Sources::Apart => Err(Error::OneBufferMismatch {
-                planned: "separate buffers",
-                remedy: "give q, k and v by themselves, or plan with Problem::one_buffer or \
-                         Problem::packed",
-            }),
+        // The usual case at no cost: this runs at every call.
+        match self.one_buffer_lengths.contains(&len) {
+            true => Ok(()),
+            false => Err(self.one_buffer_error(len)),
         }
     }
 
-    /// The layouts of one buffer that `sides` has of each tensor.
-    fn check_shared<const N: usize>(
-        &self,
-        len: usize,
-        sides: impl Fn(&PlannedTensor) -> [(&'static str, Reach); N],
-    ) -> Result<(), Error> {
-        let mut furthest = None;
-        for side in self.tensors().flat_map(sides) {
-            let (what, reach) = side;
-            reach.check(what, len)?;
-            if furthest.is_none_or(|(_, most): (_, Reach)| reach.needed > most.needed) {
-                furthest = Some(side);
-            }
+    /// How long one buffer for all may be.
+    pub(super) fn find_one_buffer_lengths(&self) -> Range<usize> {
+        match self.furthest_of_one_buffer() {
+            // Behind the others there is room, which is that one's.
+            Some((_, reach)) if !self.longer_buffers => reach.needed..reach.with_room(),
+            Some((_, reach)) => reach.needed..usize::MAX,
+            None => 0..0,
         }
-        // Behind the others there is room, which is that one's.
-        match furthest {
-            Some((what, reach)) if !self.longer_buffers => reach.check_room(what, len),
-            _ => Ok(()),
+    }
+
+    /// The layouts of one buffer, if it is planned.
+    fn sides_of_one_buffer(&self) -> impl Iterator<Item = (&'static str, Reach)> {
+        let sources = self.sources;
+        self.tensors().flat_map(move |tensor| {
+            let [read, written] = tensor.sides();
+            [
+                Some(read).filter(|_| sources != Sources::Apart),
+                Some(written).filter(|_| sources == Sources::OneBuffer),
+            ]
+            .into_iter()
+            .flatten()
+        })
+    }
+
+    fn furthest_of_one_buffer(&self) -> Option<(&'static str, Reach)> {
+        let further = |most: (_, Reach), side: (_, Reach)| match side.1.needed > most.1.needed {
+            true => side,
+            false => most,
+        };
+        self.sides_of_one_buffer().reduce(further)
+    }
+
+    #[cold]
+    fn one_buffer_error(&self, len: usize) -> Error {
+        let short = self
+            .sides_of_one_buffer()
+            .find_map(|(what, reach)| reach.check(what, len).err());
+        match (short, self.furthest_of_one_buffer()) {
+            (Some(short), _) => short,
+            (None, Some((what, reach))) => reach.room_error(what, len),
+            (None, None) => Error::OneBufferMismatch {
+                planned: "separate buffers",
+                remedy: "give q, k and v by themselves, or plan with Problem::one_buffer or \
+                         Problem::packed",
+            },
         }
     }
 

@@ -94,16 +94,26 @@ impl Reach {
 
     /// It has no room for another token or sequence.
     pub(super) fn check_room(&self, what: &'static str, got: usize) -> Result<(), Error> {
-        let [token, sequence] = self.with_another;
-        if got < token.min(sequence) {
-            return Ok(());
+        match got < self.with_room() {
+            true => Ok(()),
+            false => Err(self.room_error(what, got)),
         }
-        Err(Error::BufferHasRoom {
+    }
+
+    /// Elements at which there is room for another token or sequence.
+    pub(super) fn with_room(&self) -> usize {
+        let [token, sequence] = self.with_another;
+        token.min(sequence)
+    }
+
+    pub(super) fn room_error(&self, what: &'static str, got: usize) -> Error {
+        let [token, _] = self.with_another;
+        Error::BufferHasRoom {
             what,
             more: if got >= token { "token" } else { "sequence" },
             needed: self.needed,
             got,
-        })
+        }
     }
 }
 

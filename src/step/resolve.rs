@@ -39,10 +39,14 @@ impl ByteSpan {
                 expected: size,
             });
         }
-        if !self.address.is_multiple_of(size as u64) {
+        // Sizes are powers of two: no division, as this runs at every call.
+        if self.address & (size as u64 - 1) != 0 {
             return Err(Error::BufferUnaligned { what, align: size });
         }
-        Ok(self.len * self.size / size)
+        Ok(match self.size == size {
+            true => self.len,
+            false => self.len * self.size / size,
+        })
     }
 }
 
@@ -97,11 +101,13 @@ pub(crate) fn resolve<'g, T, M: Memory>(
             let buffer = memory.write(buffer)?;
             plan.check_one_buffer(buffer.len)?;
             let mut all = [both(buffer.address); 3];
-            for (at, given) in elsewhere.iter_mut().enumerate() {
-                let given = given.as_mut().map(|given| memory.fill(given)).transpose()?;
-                let coded = at == 0 && codes.is_some();
-                if let Some(address) = destination(plan, at, given, coded)? {
-                    all[at].destination = address;
+            if plan.is_packed() || elsewhere.iter().any(Option::is_some) {
+                for (at, given) in elsewhere.iter_mut().enumerate() {
+                    let given = given.as_mut().map(|given| memory.fill(given)).transpose()?;
+                    let coded = at == 0 && codes.is_some();
+                    if let Some(address) = destination(plan, at, given, coded)? {
+                        all[at].destination = address;
+                    }
                 }
             }
             all
@@ -327,9 +333,8 @@ fn cache_addresses<'g, T, M: Memory>(
     cache: &'g mut Caches<M::Bytes<'_>>,
     memory: &mut impl Resolve<'g, T, M>,
 ) -> Result<Option<[u64; 2]>, Error> {
-    let types = plan.cache_types();
     let room = |at: usize, span: ByteSpan| {
-        let (size, dtype) = types[at];
+        let (size, dtype) = plan.cache_type(at);
         span.room(["k's cache", "v's cache"][at], size, dtype)
     };
     let (mut lengths, mut addresses) = ([None; 2], [0; 2]);

@@ -501,12 +501,14 @@ impl<M> SlotsIn<M> {
         }
     }
 
-    /// The same in other memory.
-    pub(crate) fn try_map<'a, M2, E>(
+    /// The same in other memory, to where it is wanted: as positions are.
+    #[inline(always)]
+    pub(crate) fn try_map_to<'a, M2, E>(
         &'a self,
+        to: &mut SlotsIn<M2>,
         mut memory: impl FnMut(&'a M) -> Result<M2, E>,
-    ) -> Result<SlotsIn<M2>, E> {
-        let choice = match &self.choice {
+    ) -> Result<(), E> {
+        to.choice = match &self.choice {
             SlotChoice::Mapping(slots) => SlotChoice::Mapping(slots.try_map(&mut memory)?),
             SlotChoice::PageTable { pages, lengths } => SlotChoice::PageTable {
                 pages: pages.try_map(&mut memory)?,
@@ -522,12 +524,13 @@ impl<M> SlotsIn<M> {
                 lengths: lengths.try_map(&mut memory)?,
             },
             SlotChoice::Sequences { lengths } => SlotChoice::Sequences {
-                lengths: (lengths.as_ref())
-                    .map(|lengths| lengths.try_map(&mut memory))
-                    .transpose()?,
+                lengths: match lengths {
+                    None => None,
+                    Some(lengths) => Some(lengths.try_map(&mut memory)?),
+                },
             },
         };
-        Ok(SlotsIn { choice })
+        Ok(())
     }
 }
 

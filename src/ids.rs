@@ -118,6 +118,7 @@ impl<M> Ids<M> {
     }
 
     /// The same in other memory.
+    #[inline(always)]
     pub(crate) fn try_map<'a, M2, E>(
         &'a self,
         memory: impl FnOnce(&'a M) -> Result<M2, E>,

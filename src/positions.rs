@@ -269,22 +269,34 @@ impl<M> PositionsIn<M> {
     /// The same in other memory.
     pub(crate) fn try_map<'a, M2, E>(
         &'a self,
-        mut memory: impl FnMut(&'a M) -> Result<M2, E>,
+        memory: impl FnMut(&'a M) -> Result<M2, E>,
     ) -> Result<PositionsIn<M2>, E> {
-        Ok(PositionsIn {
-            values: match &self.values {
-                Values::Start(start) => Values::Start(*start),
-                Values::Ids(kind, ids) => Values::Ids(*kind, ids.try_map(&mut memory)?),
-            },
-            rows: match &self.rows {
-                RowIds::None => RowIds::None,
-                RowIds::Call(row) => RowIds::Call(*row),
-                RowIds::Ids(kind, ids) => RowIds::Ids(*kind, ids.try_map(&mut memory)?),
-            },
-            cu_seqlens: match &self.cu_seqlens {
-                None => None,
-                Some(offsets) => Some(offsets.try_map(&mut memory)?),
-            },
-        })
+        let mut mapped = PositionsIn::start(0);
+        self.try_map_to(&mut mapped, memory)?;
+        Ok(mapped)
+    }
+
+    /// [`try_map`](Self::try_map) to where it is wanted: handed on in a result it would be copied as other
+    /// words than it was written in, which processors wait for.
+    #[inline(always)]
+    pub(crate) fn try_map_to<'a, M2, E>(
+        &'a self,
+        to: &mut PositionsIn<M2>,
+        mut memory: impl FnMut(&'a M) -> Result<M2, E>,
+    ) -> Result<(), E> {
+        to.values = match &self.values {
+            Values::Start(start) => Values::Start(*start),
+            Values::Ids(kind, ids) => Values::Ids(*kind, ids.try_map(&mut memory)?),
+        };
+        to.rows = match &self.rows {
+            RowIds::None => RowIds::None,
+            RowIds::Call(row) => RowIds::Call(*row),
+            RowIds::Ids(kind, ids) => RowIds::Ids(*kind, ids.try_map(&mut memory)?),
+        };
+        to.cu_seqlens = match &self.cu_seqlens {
+            None => None,
+            Some(offsets) => Some(offsets.try_map(&mut memory)?),
+        };
+        Ok(())
     }
 }

@@ -254,9 +254,10 @@ impl Plan {
         };
         let caches = addresses.cache.as_ref();
         let [q, k, v] = given;
-        self.fill_stages(0, &mut fusion.q, q, None)?;
-        self.fill_stages(1, &mut fusion.k, k, caches.map(|cache| cache.k))?;
-        self.fill_stages(2, &mut fusion.v, v, caches.map(|cache| cache.v))
+        let [k_cache, v_cache] = [caches.map(|cache| cache.k), caches.map(|cache| cache.v)];
+        self.fill_stages((0, &self.q), &mut fusion.q, q, None)?;
+        self.fill_stages((1, &self.k), &mut fusion.k, k, k_cache)?;
+        self.fill_stages((2, &self.v), &mut fusion.v, v, v_cache)
     }
 
     /// Scales that the buffer for those of keys (1) or values (2) must have.
@@ -272,7 +273,7 @@ impl Plan {
 
     fn fill_stages(
         &self,
-        at: usize,
+        (at, planned): (usize, &Option<PlannedTensor>),
         params: &mut PhasorStages,
         given: &StageAddresses,
         cache: Option<u64>,
@@ -281,8 +282,7 @@ impl Plan {
         if params.present == 0 && *given == NONE {
             return Ok(());
         }
-        let planned = self.all_tensors()[at];
-        let Some(planned) = planned.filter(|tensor| !tensor.source.is_empty()) else {
+        let Some(planned) = planned.as_ref().filter(|t| !t.source.is_empty()) else {
             return Ok(());
         };
         let tensor = planned.name;

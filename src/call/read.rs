@@ -172,6 +172,9 @@ impl PhasorCall {
     ///
     /// # Safety
     /// The call's ids are in host memory and reach as far as its tokens and sequences.
+    // A slot that is handed on by way of memory is written as two words and read as one, which processors
+    // wait for.
+    #[inline(always)]
     pub(crate) unsafe fn slot(&self, token: &Token) -> Slot {
         let slots = &self.slots;
         let page_size = i64::from(slots.page_size);
@@ -218,6 +221,7 @@ impl PhasorCall {
         }
     }
 
+    #[inline(always)]
     fn slot_at(&self, page: i64, slot: i64) -> Slot {
         match u32::try_from(page) {
             // A slot is below the page's size.

@@ -11,9 +11,9 @@ use half::{bf16, f16};
 
 use super::avx2::{self, Adjacent, Avx2, F16_KEPT, F16_SCALE, Halves, vector_at};
 use super::run::{AngleBlock, HeadRun, Phases};
-use super::stages::{HeadsAt, Room, Rows, TokenWork};
+use super::stages::{Room, Rows, TokenWork};
 use super::vector::{self, Careful, Float, Loops, PairVectors, PhaseVectors, Straight};
-use super::vector_stages;
+use super::vector_stages::{self, Normed};
 use crate::angle::phase::Scale;
 use crate::element::Element;
 
@@ -46,7 +46,15 @@ impl Loops for Avx512 {
         unsafe { vector_stages::heads::<Self, V, T, FROM_HALVES, TO_HALVES, LEAN>(work, room) }
     }
 
-    #[inline(never)]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn rs<V, T, const COUNT: usize>(normed: &mut Normed<'_>, heads: Range<usize>)
+    where
+        V: PairVectors<T>,
+    {
+        // SAFETY: the caller's.
+        unsafe { vector_stages::rs::<V, T, COUNT>(normed, heads) }
+    }
+
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     unsafe fn normed<
         V,
@@ -55,12 +63,10 @@ impl Loops for Avx512 {
         const TO_HALVES: bool,
         const COUNT: usize,
         const WIDE: bool,
-        const ROUNDS: bool,
+        const CARE: bool,
     >(
-        work: &TokenWork<'_>,
+        normed: &Normed<'_>,
         heads: Range<usize>,
-        to: HeadsAt,
-        codes: *mut u8,
     ) -> usize
     where
         V: PairVectors<T>,
@@ -68,8 +74,8 @@ impl Loops for Avx512 {
     {
         // SAFETY: the caller's.
         unsafe {
-            vector_stages::normed::<Self, V, T, FROM_HALVES, TO_HALVES, COUNT, WIDE, ROUNDS>(
-                work, heads, to, codes,
+            vector_stages::normed::<Self, V, T, FROM_HALVES, TO_HALVES, COUNT, WIDE, CARE>(
+                normed, heads,
             )
         }
     }
@@ -809,7 +815,8 @@ impl<N: NarrowBf16> PairVectors<bf16> for N {
         // SAFETY: the caller's, for all below.
         unsafe {
             if !N::CONVERTS {
-                return vector::store_all::<Self, bf16, COUNT, HALVES>(to, members);
+                vector::store_all::<Self, bf16, COUNT, HALVES>(to, members);
+                return true;
             }
             while i < COUNT {
                 let (x, y) = members[i];

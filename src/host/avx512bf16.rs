@@ -10,9 +10,9 @@ use half::{bf16, f16};
 
 use super::avx512::{self, Avx512, NarrowBf16};
 use super::run::{AngleBlock, HeadRun};
-use super::stages::{HeadsAt, Room, Rows, TokenWork};
+use super::stages::{Room, Rows, TokenWork};
 use super::vector::{self, Float, Loops, PairVectors};
-use super::vector_stages;
+use super::vector_stages::{self, Normed};
 use crate::element::Element;
 use crate::rope::Pairings;
 
@@ -96,7 +96,15 @@ impl Loops for Avx512Bf16 {
         unsafe { vector_stages::heads::<Self, V, T, FROM_HALVES, TO_HALVES, LEAN>(work, room) }
     }
 
-    #[inline(never)]
+    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn rs<V, T, const COUNT: usize>(normed: &mut Normed<'_>, heads: Range<usize>)
+    where
+        V: PairVectors<T>,
+    {
+        // SAFETY: the caller's.
+        unsafe { vector_stages::rs::<V, T, COUNT>(normed, heads) }
+    }
+
     #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     unsafe fn normed<
         V,
@@ -105,12 +113,10 @@ impl Loops for Avx512Bf16 {
         const TO_HALVES: bool,
         const COUNT: usize,
         const WIDE: bool,
-        const ROUNDS: bool,
+        const CARE: bool,
     >(
-        work: &TokenWork<'_>,
+        normed: &Normed<'_>,
         heads: Range<usize>,
-        to: HeadsAt,
-        codes: *mut u8,
     ) -> usize
     where
         V: PairVectors<T>,
@@ -118,8 +124,8 @@ impl Loops for Avx512Bf16 {
     {
         // SAFETY: the caller's.
         unsafe {
-            vector_stages::normed::<Self, V, T, FROM_HALVES, TO_HALVES, COUNT, WIDE, ROUNDS>(
-                work, heads, to, codes,
+            vector_stages::normed::<Self, V, T, FROM_HALVES, TO_HALVES, COUNT, WIDE, CARE>(
+                normed, heads,
             )
         }
     }

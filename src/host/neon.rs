@@ -11,9 +11,9 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::run::{AngleBlock, HeadRun, Phases};
-use super::stages::{HeadsAt, Room, Rows, TokenWork};
+use super::stages::{Room, Rows, TokenWork};
 use super::vector::{self, Careful, Float, Loops, PairVectors, PhaseVectors};
-use super::vector_stages;
+use super::vector_stages::{self, Normed};
 use crate::angle::phase::Scale;
 use crate::element::Element;
 
@@ -49,7 +49,15 @@ impl Loops for Neon {
         unsafe { vector_stages::heads::<Self, V, T, FROM_HALVES, TO_HALVES, LEAN>(work, room) }
     }
 
-    #[inline(never)]
+    #[target_feature(enable = "neon")]
+    unsafe fn rs<V, T, const COUNT: usize>(normed: &mut Normed<'_>, heads: Range<usize>)
+    where
+        V: PairVectors<T>,
+    {
+        // SAFETY: the caller's.
+        unsafe { vector_stages::rs::<V, T, COUNT>(normed, heads) }
+    }
+
     #[target_feature(enable = "neon")]
     unsafe fn normed<
         V,
@@ -58,12 +66,10 @@ impl Loops for Neon {
         const TO_HALVES: bool,
         const COUNT: usize,
         const WIDE: bool,
-        const ROUNDS: bool,
+        const CARE: bool,
     >(
-        work: &TokenWork<'_>,
+        normed: &Normed<'_>,
         heads: Range<usize>,
-        to: HeadsAt,
-        codes: *mut u8,
     ) -> usize
     where
         V: PairVectors<T>,
@@ -71,8 +77,8 @@ impl Loops for Neon {
     {
         // SAFETY: the caller's.
         unsafe {
-            vector_stages::normed::<Self, V, T, FROM_HALVES, TO_HALVES, COUNT, WIDE, ROUNDS>(
-                work, heads, to, codes,
+            vector_stages::normed::<Self, V, T, FROM_HALVES, TO_HALVES, COUNT, WIDE, CARE>(
+                normed, heads,
             )
         }
     }

@@ -260,7 +260,13 @@ impl<'a> Work<'a> {
         let plain = || parts.iter().filter(|part| is_plain(part));
         let turns_plainly = !STAGED || plain().any(|part| part.stream.rotates);
         let mut room = None::<Room<T>>;
-        let mut staged = STAGED.then(|| Staged::new(&parts, pairs, pairings, &mut room));
+        // cos and sin of all pairs of a token, where those are more than a block.
+        let mut more = Vec::new();
+        if STAGED && pairs > BLOCK {
+            more.resize(2 * pairs, 0.0);
+        }
+        let mut staged =
+            STAGED.then(|| Staged::new(&parts, pairs, pairings, &mut room, &mut more[..]));
         // Where rotated keys are on their way to a cache that does not hold heads in one piece.
         let mut scratch = Vec::<MaybeUninit<T>>::new();
         let room = plain().map(|part| part.stream.needs_room() * part.heads.len());
@@ -437,7 +443,7 @@ struct Staged<'a, T> {
     /// Whether any of them rotates.
     turns: bool,
     /// cos and sin of all pairs of a token, where those are more than a block.
-    more: [Vec<f32>; 2],
+    more: &'a mut [f32],
     room: &'a mut Room<T>,
 }
 
@@ -448,6 +454,7 @@ impl<'a, T: VectorElement> Staged<'a, T> {
         pairs: usize,
         pairings: Pairings,
         room: &'a mut Option<Room<T>>,
+        more: &'a mut [f32],
     ) -> Self {
         // The most dims that a head has, and the most heads that a norm takes together.
         let (mut dims, mut across, mut turns) = (0, 0, false);
@@ -459,16 +466,12 @@ impl<'a, T: VectorElement> Staged<'a, T> {
                 across = across.max(part.heads.len());
             }
         }
-        let more = || match pairs > BLOCK {
-            true => vec![0.0; pairs],
-            false => Vec::new(),
-        };
         Self {
             parts,
             pairings,
             pairs,
             turns,
-            more: [more(), more()],
+            more,
             room: room.insert(Room::new(dims, across)),
         }
     }
@@ -485,7 +488,7 @@ impl<'a, T: VectorElement> Staged<'a, T> {
         formed: &mut Option<(u32, i64)>,
         angles: &mut AngleBlock,
     ) {
-        let [cos, sin] = &mut self.more;
+        let (cos, sin) = self.more.split_at_mut(self.more.len() / 2);
         for first in (0..self.pairs).step_by(BLOCK) {
             let block = first..self.pairs.min(first + BLOCK);
             // SAFETY: the pairs are the call's.
@@ -511,13 +514,11 @@ impl<'a, T: VectorElement> Staged<'a, T> {
         slot: Option<[u32; 2]>,
         angles: &AngleBlock,
     ) {
-        let [cos, sin] = match &self.more {
+        let [cos, sin] = match self.pairs <= BLOCK {
             // SAFETY: the caller's, where anything turns.
-            _ if self.pairs <= BLOCK => match rotates && self.turns {
-                true => unsafe { angles.turns(self.pairs) },
-                false => [&[][..], &[]],
-            },
-            [cos, sin] => [&cos[..], &sin[..]],
+            true if rotates && self.turns => unsafe { angles.turns(self.pairs) },
+            true => [&[][..], &[]],
+            false => self.more.split_at(self.pairs).into(),
         };
         for Part {
             stream,

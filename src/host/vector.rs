@@ -7,9 +7,10 @@
 //! a run's heads or in an [`AngleBlock`], whose angles have been formed. What else one needs, it says.
 
 use super::run::{AngleBlock, BLOCK, FEWEST_LANES, HeadRun, Phases};
-use super::stages::{HeadsAt, Room, Rows, TokenWork};
+use super::stages::{Room, Rows, TokenWork};
 #[cfg(doc)]
 use super::vector_stages;
+use super::vector_stages::Normed;
 use crate::angle::phase::{self, Scale};
 use crate::element::Element;
 use crate::rope::{Pairing, Pairings};
@@ -203,7 +204,8 @@ pub trait PairVectors<T>: Sized {
         members: [(Self::Vector, Self::Vector); COUNT],
     ) -> bool {
         // SAFETY: the caller's.
-        unsafe { store_all::<Self, T, COUNT, HALVES>(to, members) }
+        unsafe { store_all::<Self, T, COUNT, HALVES>(to, members) };
+        true
     }
 }
 
@@ -217,12 +219,12 @@ pub(super) unsafe fn squares<V: PairVectors<T>, T>(from: *const T) -> V::Vector 
     }
 }
 
-/// Stores a head, whatever its values: returns true.
+/// Stores a head, whatever its values.
 #[inline(always)]
 pub(super) unsafe fn store_all<V: PairVectors<T>, T, const COUNT: usize, const HALVES: bool>(
     to: *mut T,
     members: [(V::Vector, V::Vector); COUNT],
-) -> bool {
+) {
     let mut i = 0;
     while i < COUNT {
         let (a, b) = self::members::<HALVES>(i * V::LANES, COUNT * V::LANES);
@@ -230,7 +232,6 @@ pub(super) unsafe fn store_all<V: PairVectors<T>, T, const COUNT: usize, const H
         unsafe { store::<V, T, HALVES, 0>([to.add(a), to.add(b)], members[i]) };
         i += 1;
     }
-    true
 }
 
 /// How straight code for one pairing reads and writes. It may leave out what ordinary values do not
@@ -316,6 +317,11 @@ pub(super) trait Loops {
         V: PairVectors<T>,
         T: Rows;
 
+    /// [`vector_stages::rs`], inlined.
+    unsafe fn rs<V, T, const COUNT: usize>(normed: &mut Normed<'_>, heads: Range<usize>)
+    where
+        V: PairVectors<T>;
+
     /// [`vector_stages::normed`], inlined.
     unsafe fn normed<
         V,
@@ -324,12 +330,10 @@ pub(super) trait Loops {
         const TO_HALVES: bool,
         const COUNT: usize,
         const WIDE: bool,
-        const ROUNDS: bool,
+        const CARE: bool,
     >(
-        work: &TokenWork<'_>,
+        normed: &Normed<'_>,
         heads: Range<usize>,
-        to: HeadsAt,
-        codes: *mut u8,
     ) -> usize
     where
         V: PairVectors<T>,

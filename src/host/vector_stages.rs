@@ -120,15 +120,14 @@ where
     if wide && (codes.round_first == 1 || work.elements_at(work.heads.start).is_some()) {
         return false;
     }
-    let rounds = norm.round_before_weight == 1 || norm.round_after == 1;
-    let of_groups = match work.head_dim / (2 * V::LANES) {
-        1 => normed_of::<L, V, T, FROM_HALVES, TO_HALVES, 1>,
-        2 => normed_of::<L, V, T, FROM_HALVES, TO_HALVES, 2>,
-        4 => normed_of::<L, V, T, FROM_HALVES, TO_HALVES, 4>,
-        8 => normed_of::<L, V, T, FROM_HALVES, TO_HALVES, 8>,
+    let (rs, normed) = match work.head_dim / (2 * V::LANES) {
+        1 => loops::<L, V, T, FROM_HALVES, TO_HALVES, 1>(wide),
+        2 => loops::<L, V, T, FROM_HALVES, TO_HALVES, 2>(wide),
+        4 => loops::<L, V, T, FROM_HALVES, TO_HALVES, 4>(wide),
+        8 => loops::<L, V, T, FROM_HALVES, TO_HALVES, 8>(wide),
         _ => return false,
     };
-    let normed = of_groups(wide, rounds);
+    let rounds = norm.round_before_weight == 1 || norm.round_after == 1;
     let elements = room.elements.as_mut_ptr();
     // Where heads have no place of their own, they stop in the room one by one.
     let (to, most, done) = match work.places() {
@@ -144,59 +143,127 @@ where
     };
     let mut first = work.heads.start;
     while first < work.heads.end {
-        let together = first..work.heads.end.min(first + most);
+        let mut heads = Normed {
+            work,
+            to,
+            first,
+            rs: [0.0; TOGETHER],
+            codes: elements.cast(),
+        };
+        let end = work.heads.end.min(first + most);
         // SAFETY: the caller's, for all below.
         unsafe {
-            let next = normed(work, together.clone(), to, elements.cast());
-            for head in (first..next).filter(|_| !done) {
+            rs(&mut heads, first..end);
+            let mut next = first;
+            if !rounds {
+                next = normed[0](&heads, next..end);
+            }
+            if next < end {
+                normed[1](&heads, next..end);
+            }
+            for head in (first..end).filter(|_| !done) {
                 work.store_elements(head, with_exposed_provenance::<T>(to.head(head)));
             }
-            first = next;
-            if next < together.end {
-                let one = TokenWork {
-                    heads: next..next + 1,
-                    ..*work
-                };
-                L::stages::<V, T, FROM_HALVES, TO_HALVES, false>(&one, room);
-                first += 1;
-            }
         }
+        first = end;
     }
     true
 }
 
-/// [`normed`] of an instruction set.
-type NormedHeads = unsafe fn(&TokenWork<'_>, Range<usize>, HeadsAt, *mut u8) -> usize;
+/// [`rs`], and [`normed`] without care and with it.
+type NormLoops = (
+    unsafe fn(&mut Normed<'_>, Range<usize>),
+    [unsafe fn(&Normed<'_>, Range<usize>) -> usize; 2],
+);
 
-fn normed_of<L, V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const COUNT: usize>(
+fn loops<L, V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const COUNT: usize>(
     wide: bool,
-    rounds: bool,
-) -> NormedHeads
+) -> NormLoops
 where
     L: Loops,
     V: PairVectors<T>,
     T: Rows,
 {
-    match (wide, rounds) {
-        (false, false) => L::normed::<V, T, FROM_HALVES, TO_HALVES, COUNT, false, false>,
-        (false, true) => L::normed::<V, T, FROM_HALVES, TO_HALVES, COUNT, false, true>,
-        (true, false) => L::normed::<V, T, FROM_HALVES, TO_HALVES, COUNT, true, false>,
-        (true, true) => L::normed::<V, T, FROM_HALVES, TO_HALVES, COUNT, true, true>,
+    let normed: [unsafe fn(&Normed<'_>, Range<usize>) -> usize; 2] = match wide {
+        false => [
+            L::normed::<V, T, FROM_HALVES, TO_HALVES, COUNT, false, false>,
+            L::normed::<V, T, FROM_HALVES, TO_HALVES, COUNT, false, true>,
+        ],
+        true => [
+            L::normed::<V, T, FROM_HALVES, TO_HALVES, COUNT, true, false>,
+            L::normed::<V, T, FROM_HALVES, TO_HALVES, COUNT, true, true>,
+        ],
+    };
+    (L::rs::<V, T, COUNT>, normed)
+}
+
+/// Heads that [`straight`] has.
+pub struct Normed<'a> {
+    work: &'a TokenWork<'a>,
+    /// Where they are written, each in one piece.
+    to: HeadsAt,
+    /// What they are multiplied by, from the head `first` on.
+    first: usize,
+    rs: [f32; TOGETHER],
+    /// Room for the codes of one.
+    codes: *mut u8,
+}
+
+impl Normed<'_> {
+    #[inline(always)]
+    fn source<T>(&self, head: usize) -> *const T {
+        with_exposed_provenance(self.work.source.head(head))
     }
 }
 
 /// Vectors in which roots are found.
 type Roots<V, T> = <<V as PairVectors<T>>::Rest as PairVectors<T>>::Vector;
 
-/// Norms and rotates up to [`TOGETHER`] heads of `COUNT` groups that [`straight`] has, to where `to` says; to
-/// f32, and then to codes by way of `codes`, if `WIDE`. `ROUNDS` if a norm rounds to elements. Returns the
-/// first head that has a value which needs care and was not written, or the end.
-///
-/// A function of its own without calls for such values, so that weights and factors stay in registers, as far
-/// as there are enough.
+/// Finds what heads of `COUNT` groups are multiplied by. Sums wait for themselves, and so do roots: first the
+/// sums of all, then roots of many at a time.
 ///
 /// # Safety
-/// That of [`enter`]; there are no more heads than that.
+/// That of [`enter`]; the heads begin with `first`, and are no more than [`TOGETHER`].
+#[inline(always)]
+pub(super) unsafe fn rs<V, T, const COUNT: usize>(normed: &mut Normed<'_>, heads: Range<usize>)
+where
+    V: PairVectors<T>,
+{
+    let mut first = heads.start;
+    // SAFETY: the caller's, for all below.
+    unsafe {
+        let mut at = 0;
+        while first < heads.end {
+            let second = (first + 1).min(heads.end - 1);
+            let (a, b) = (normed.source(first), normed.source(second));
+            let sums = normed.rs.as_mut_ptr().add(at).cast::<[f32; 2]>();
+            if !two_sums::<V, T, COUNT, false>(a, b, sums) {
+                two_sums::<V, T, COUNT, true>(a, b, sums);
+            }
+            (first, at) = (first + 2, at + 2);
+        }
+        // A power of two, so that this is exact.
+        let over = Roots::<V, T>::splat(1.0 / (2 * COUNT * V::LANES) as f32);
+        let eps = Roots::<V, T>::splat(normed.work.stages.norm.eps);
+        let mut at = 0;
+        while at < heads.len() {
+            let sums = Roots::<V, T>::load(normed.rs.as_ptr().add(at));
+            let roots = sums.reciprocal_root(over, eps);
+            roots.store(normed.rs.as_mut_ptr().add(at));
+            at += Roots::<V, T>::LANES;
+        }
+    }
+}
+
+/// Norms and rotates heads of `COUNT` groups, to elements, or to f32 and then to codes if `WIDE`. Returns the
+/// first head that has a value which needs care and was not written, or the end: always that with `CARE`,
+/// which norms that round to elements need for all heads.
+///
+/// A function of its own, so that weights and factors stay in registers, as far as there are enough; without
+/// `CARE` it calls nothing that they would have to outlast.
+///
+/// # Safety
+/// That of [`enter`]; [`rs`] found what the heads are multiplied by.
 #[inline(always)]
 pub(super) unsafe fn normed<
     L,
@@ -206,50 +273,24 @@ pub(super) unsafe fn normed<
     const TO_HALVES: bool,
     const COUNT: usize,
     const WIDE: bool,
-    const ROUNDS: bool,
+    const CARE: bool,
 >(
-    work: &TokenWork<'_>,
+    normed: &Normed<'_>,
     heads: Range<usize>,
-    to: HeadsAt,
-    codes: *mut u8,
 ) -> usize
 where
     L: Loops,
     V: PairVectors<T>,
     T: Rows,
 {
+    let work = normed.work;
     let params = &work.stages.norm;
     let Some(turns) = &work.turns else {
         return heads.start;
     };
-    let source = |head| with_exposed_provenance::<T>(work.source.head(head));
     let pairs = COUNT * V::LANES;
     // SAFETY: the caller's, for all below.
     unsafe {
-        // Sums wait for themselves, and so do roots: first the sums of all, then roots of many at a time.
-        let mut rs = [0.0; TOGETHER];
-        let mut first = heads.start;
-        for sums in rs.as_chunks_mut::<2>().0 {
-            if first >= heads.end {
-                break;
-            }
-            let two = [first, (first + 1).min(heads.end - 1)];
-            let (a, b) = (source(two[0]), source(two[1]));
-            if !two_sums::<V, T, COUNT, false>(a, b, sums) {
-                two_sums::<V, T, COUNT, true>(a, b, sums);
-            }
-            first += 2;
-        }
-        // A power of two, so that this is exact.
-        let over = Roots::<V, T>::splat(1.0 / (2 * pairs) as f32);
-        let eps = Roots::<V, T>::splat(params.eps);
-        let mut at = 0;
-        while at < heads.len() {
-            let sums = Roots::<V, T>::load(rs.as_ptr().add(at));
-            let roots = sums.reciprocal_root(over, eps);
-            roots.store(rs.as_mut_ptr().add(at));
-            at += Roots::<V, T>::LANES;
-        }
         let cos = vectors::<V::Vector, COUNT>(turns.cos.as_ptr());
         let sin = vectors::<V::Vector, COUNT>(turns.sin.as_ptr());
         let weight = with_exposed_provenance::<T>(params.weight as usize);
@@ -261,13 +302,13 @@ where
             weights[i] = plus(weight, params.weight_offset);
             i += 1;
         }
-        for (head, r) in heads.clone().zip(&rs) {
-            let from = source(head);
+        for head in heads.clone() {
+            let from = normed.source::<T>(head);
             let norm = Norm {
                 mean: None,
-                r: V::Vector::splat(*r),
-                round_before_weight: ROUNDS && params.round_before_weight == 1,
-                round_after: ROUNDS && params.round_after == 1,
+                r: V::Vector::splat(normed.rs[head - normed.first]),
+                round_before_weight: CARE && params.round_before_weight == 1,
+                round_after: CARE && params.round_after == 1,
             };
             let mut members = [(norm.r, norm.r); COUNT];
             let mut i = 0;
@@ -279,13 +320,17 @@ where
                 i += 1;
             }
             if !WIDE {
-                let to = with_exposed_provenance_mut::<T>(to.head(head));
-                if !V::store_head::<COUNT, TO_HALVES>(to, members) {
+                let to = with_exposed_provenance_mut::<T>(normed.to.head(head));
+                let stored = V::store_head::<COUNT, TO_HALVES>(to, members);
+                if !stored && !CARE {
                     return head;
+                }
+                if !stored {
+                    vector::store_all::<V, T, COUNT, TO_HALVES>(to, members);
                 }
                 continue;
             }
-            let to = with_exposed_provenance_mut::<u8>(to.head(head));
+            let to = with_exposed_provenance_mut::<u8>(normed.to.head(head));
             let mut i = 0;
             while i < COUNT {
                 let (a, b) = vector::members::<TO_HALVES>(i * V::LANES, pairs);
@@ -293,7 +338,7 @@ where
                 i += 1;
             }
             let row = std::slice::from_raw_parts(to.cast_const().cast::<f32>(), 2 * pairs);
-            L::store_codes(work, head, row, codes);
+            L::store_codes(work, head, row, normed.codes);
         }
     }
     heads.end
@@ -305,7 +350,7 @@ where
 unsafe fn two_sums<V: PairVectors<T>, T, const COUNT: usize, const EXACT: bool>(
     first: *const T,
     second: *const T,
-    to: &mut [f32; 2],
+    to: *mut [f32; 2],
 ) -> bool {
     // SAFETY: the caller's, for all below.
     unsafe {

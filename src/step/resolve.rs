@@ -2,6 +2,7 @@
 
 use super::{Caches, Memory, StageWeights, Step, Stored, Tensor};
 use crate::Error;
+use crate::cache::{SlotChoice, SlotsIn};
 use crate::call::{Addresses, CacheAddresses, StageAddresses, TensorAddresses, VectorAddress};
 use crate::element::Dtype;
 use crate::error::TensorName;
@@ -155,36 +156,38 @@ pub(crate) fn resolve<'g, T, M: Memory>(
             });
         }
     }
-    let caches = cache_addresses(plan, cache, memory)?;
-    addresses.cache = match (caches, slots, report) {
-        (None, None, _) => None,
-        (Some([k, v]), Some(slots), Some(report)) => Some(CacheAddresses {
-            k,
-            v,
-            slots: slots.try_map(|ids| memory.ids(ids))?,
-            report,
-        }),
-        (None, Some(_), _) => {
-            return Err(Error::AppendMismatch {
-                planned: "has no cache",
-                remedy: "leave Step::slots out, or plan with Problem::cache",
-            });
+    let (planned, remedy) = match (cache_addresses(plan, cache, memory)?, &*slots, report) {
+        (None, None, _) => {
+            addresses.cache = None;
+            return positions.try_map_to(&mut addresses.positions, |ids| memory.ids(ids));
         }
-        (Some(_), None, _) => {
-            return Err(Error::AppendMismatch {
-                planned: "has a cache",
-                remedy: "say which slots tokens have, with Step::slots",
+        (Some([k, v]), Some(slots), Some(report)) => {
+            let none = SlotsIn {
+                choice: SlotChoice::Sequences { lengths: None },
+            };
+            let cache = addresses.cache.insert(CacheAddresses {
+                k,
+                v,
+                slots: none,
+                report,
             });
+            slots.try_map_to(&mut cache.slots, |ids| memory.ids(ids))?;
+            return positions.try_map_to(&mut addresses.positions, |ids| memory.ids(ids));
         }
-        (Some(_), _, None) => {
-            return Err(Error::AppendMismatch {
-                planned: "has a cache",
-                remedy: "give a report, which is told of slots outside of it",
-            });
-        }
+        (None, Some(_), _) => (
+            "has no cache",
+            "leave Step::slots out, or plan with Problem::cache",
+        ),
+        (Some(_), None, _) => (
+            "has a cache",
+            "say which slots tokens have, with Step::slots",
+        ),
+        (Some(_), _, None) => (
+            "has a cache",
+            "give a report, which is told of slots outside of it",
+        ),
     };
-    addresses.positions = positions.try_map(|ids| memory.ids(ids))?;
-    Ok(())
+    Err(Error::AppendMismatch { planned, remedy })
 }
 
 fn both(address: u64) -> TensorAddresses {

@@ -39,6 +39,7 @@ pub struct CacheLayout {
 
 impl CacheLayout {
     /// Contiguous `[pages, page_size, heads, head_dim]` (NHD; vLLM's and FlashInfer's usual one).
+    #[inline]
     pub const fn paged_nhd(pages: usize, page_size: usize, heads: usize, head_dim: usize) -> Self {
         let slot = heads.saturating_mul(head_dim);
         Self {
@@ -57,6 +58,7 @@ impl CacheLayout {
 
     /// Contiguous `[pages, heads, page_size, head_dim]` (HND). The arguments keep the order pages,
     /// page_size, heads, head_dim.
+    #[inline]
     pub const fn paged_hnd(pages: usize, page_size: usize, heads: usize, head_dim: usize) -> Self {
         let mut layout = Self::paged_nhd(pages, page_size, heads, head_dim);
         layout.slot_stride = head_dim;
@@ -155,6 +157,7 @@ impl CacheLayout {
     }
 
     /// Replaces the strides, in elements, over pages, slots and heads.
+    #[inline]
     pub const fn with_strides(mut self, page: usize, slot: usize, head: usize) -> Self {
         self.page_stride = page;
         self.slot_stride = slot;
@@ -171,6 +174,7 @@ impl CacheLayout {
     }
 
     /// Element of the buffer at which `[0, 0, 0, 0]` lies.
+    #[inline]
     pub const fn with_offset(mut self, offset: usize) -> Self {
         self.offset = offset;
         self

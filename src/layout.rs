@@ -34,6 +34,7 @@ pub struct Layout {
 
 impl Layout {
     /// Contiguous `[batch, tokens, heads, head_dim]` (BSHD, BTHD).
+    #[inline]
     pub const fn bshd(batch: usize, tokens: usize, heads: usize, head_dim: usize) -> Self {
         let token = heads.saturating_mul(head_dim);
         Self {
@@ -51,6 +52,7 @@ impl Layout {
 
     /// Contiguous `[batch, heads, tokens, head_dim]` (BHSD, BHTD). The arguments keep the order
     /// batch, tokens, heads, head_dim.
+    #[inline]
     pub const fn bhsd(batch: usize, tokens: usize, heads: usize, head_dim: usize) -> Self {
         let head = tokens.saturating_mul(head_dim);
         Self {
@@ -88,6 +90,7 @@ impl Layout {
     }
 
     /// Replaces the strides, in elements, over batch, tokens and heads.
+    #[inline]
     pub const fn with_strides(mut self, batch: usize, token: usize, head: usize) -> Self {
         self.batch_stride = batch;
         self.token_stride = token;
@@ -96,6 +99,7 @@ impl Layout {
     }
 
     /// Element of the buffer at which `[0, 0, 0, 0]` lies.
+    #[inline]
     pub const fn with_offset(mut self, offset: usize) -> Self {
         self.offset = offset;
         self
@@ -103,12 +107,14 @@ impl Layout {
 
     /// First rotated dim inside each head; even. 0 rotates a prefix (GPT-NeoX),
     /// `head_dim - rotary_dim` a suffix (MLA).
+    #[inline]
     pub const fn with_rotary_offset(mut self, rotary_offset: usize) -> Self {
         self.rotary_offset = rotary_offset;
         self
     }
 
     /// `[batch, tokens, heads, head_dim]`.
+    #[inline]
     pub const fn shape(&self) -> [usize; 4] {
         [self.batch, self.tokens, self.heads, self.head_dim]
     }

@@ -746,7 +746,7 @@ where
         HeadNorm::rms(1e-6).round_before_weight().round_after(),
     ];
     for pairing in [Pairing::HalfSplit, Pairing::Interleaved] {
-        for shape in [[1, 64], [5, 128], [6, 256], [2, 512], [3, 192]] {
+        for shape in [[1, 64], [5, 128], [6, 256], [2, 512], [3, 192], [35, 64]] {
             for norm in norms {
                 for coded in [false, true] {
                     let of = |isa| straight::<T>(isa, pairing, shape, norm, coded);

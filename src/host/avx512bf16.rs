@@ -187,11 +187,10 @@ impl NarrowBf16 for Avx512Bf16 {
         unsafe { [squares(from), squares(from.add(32))] }
     }
 
-    // The products of this instruction are zeros below 2^-126. What that can change: let a sum be at least
-    // 2^-75. One of the two that it was made of is at least 2^-76, and of that one's two squares one is at
-    // least 2^-77: of its 16 bits the last is above 2^-93, so that less than 2^-126 more is rounded away. The
-    // other of the two is right for the same reason from 2^-101 on, and below it is less than half of the
-    // last place of the first.
+    // Squares below 2^-126 are zeros here. Where that changes nothing: let a sum of two be at least 2^-75. The
+    // larger of the two is at least 2^-76, and the larger square in it at least 2^-77: a number of 16 bits, from
+    // which less than 2^-126 more is rounded away. The other of the two is right for the same reason from 2^-101
+    // on, and else less than half of the last place of the larger one, whether it is right or not.
     #[inline]
     #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     unsafe fn may_lack(sums: &[[__m512; 2]]) -> bool {
@@ -231,4 +230,52 @@ fn converted(low: __m512, high: __m512) -> __m512i {
     let rounded = _mm512_cvtne2ps_pbh(high, low);
     // SAFETY: both are 64 bytes of plain data.
     unsafe { std::mem::transmute::<__m512bh, __m512i>(rounded) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::Isa;
+
+    /// Sums of two neighbours among squares of 64 elements, beside as many zeros: by the instruction and as
+    /// defined; and whether they may differ.
+    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    fn sums(x: &[bf16; 64]) -> ([[u32; 16]; 2], [[u32; 16]; 2], bool) {
+        // SAFETY: the processor has these features, and there are as many elements.
+        unsafe {
+            let squares = Avx512Bf16::squares(x.as_ptr());
+            let exact = vector::squares::<Avx512Bf16, bf16>(x.as_ptr());
+            let (sums, exact) = (squares.add_neighbours(squares), exact.add_neighbours(exact));
+            let bits = |x: [__m512; 2]| std::mem::transmute::<[__m512; 2], [[u32; 16]; 2]>(x);
+            (bits(sums), bits(exact), Avx512Bf16::may_lack(&[sums]))
+        }
+    }
+
+    #[test]
+    fn squares_that_may_lack_something_are_told() {
+        if !Isa::Avx512Bf16.is_available() {
+            return;
+        }
+        let mut state = 1u64;
+        let (mut told, mut differ) = (0, 0);
+        for round in 0..20_000 {
+            // Every fourth element is such that sums are about as large as they have to be.
+            let least = [20, 30, 38][round % 3];
+            let x = std::array::from_fn(|i| {
+                state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+                let bits = (state >> 40) as u32;
+                let exponent = match i % 4 {
+                    0 => 127 - least,
+                    _ => (127 - 80) + (bits >> 16) % 50,
+                };
+                bf16::from_bits((bits & 0x807f | exponent << 7) as u16)
+            });
+            // SAFETY: the processor has it.
+            let (sums, exact, may_lack) = unsafe { sums(&x) };
+            assert!(may_lack || sums == exact, "{x:?}");
+            told += u32::from(may_lack);
+            differ += u32::from(sums != exact);
+        }
+        assert!(0 < differ && differ <= told && told < 20_000);
+    }
 }

@@ -198,6 +198,7 @@ fn both(address: u64) -> TensorAddresses {
 }
 
 /// The address of q's codes, if they are planned.
+#[inline(always)]
 fn plan_codes(plan: &Plan, given: Option<ByteSpan>) -> Result<Option<u64>, Error> {
     let (Some(q), Some(_), Some(codes)) = (&plan.q, &plan.q_codes, given) else {
         return match (&plan.q_codes, given) {
@@ -331,6 +332,8 @@ fn weight_addresses<'g, T, M: Memory>(
 }
 
 /// Where the caches of keys and of values are, if they are planned.
+// Two addresses that are handed on by way of memory are written as two words and read as one.
+#[inline(always)]
 fn cache_addresses<'g, T, M: Memory>(
     plan: &Plan,
     cache: &'g mut Caches<M::Bytes<'_>>,

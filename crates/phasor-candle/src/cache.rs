@@ -36,6 +36,7 @@ impl<'a> KvCache<'a> {
         Self { k, v, order }
     }
 
+    #[inline(always)]
     fn layouts(&self) -> Result<[CacheLayout; 2]> {
         match self.order {
             CacheOrder::Nhd | CacheOrder::Hnd => {
@@ -73,6 +74,7 @@ fn shape(tensor: &'static str, expected: &'static str, got: &Tensor) -> Error {
     }
 }
 
+#[inline(always)]
 fn strided((name, tensor): (&'static str, &Tensor), order: CacheOrder) -> Result<CacheLayout> {
     let (&[pages, second, third, dim], &[page, a, b, last]) = (tensor.dims(), tensor.stride())
     else {
@@ -109,6 +111,24 @@ enum Choice<'a> {
     Sequences(Ids<'a>),
 }
 
+impl Choice<'_> {
+    fn placed_on(self, device: &Device) -> Result<Self> {
+        Ok(match self {
+            Choice::Mapping(slots) => Choice::Mapping(slots.on(device, "slots")?),
+            Choice::PageTable(pages, lengths) => Choice::PageTable(
+                pages.on(device, "pages")?,
+                lengths.on(device, "cache lengths")?,
+            ),
+            Choice::PageIndices(indptr, indices, lengths) => Choice::PageIndices(
+                indptr.on(device, "indptr")?,
+                indices.on(device, "page indices")?,
+                lengths.on(device, "cache lengths")?,
+            ),
+            Choice::Sequences(lengths) => Choice::Sequences(lengths.on(device, "cache lengths")?),
+        })
+    }
+}
+
 impl<'a> Slots<'a> {
     /// A slot for each token, `[batch, tokens]` (slot_mapping): slot `n` is slot `n % page_size` of page
     /// `n / page_size`. A token whose slot is negative is not stored; its q is rotated all the same.
@@ -142,23 +162,14 @@ impl<'a> Slots<'a> {
         Self(Choice::Sequences(lengths.into()))
     }
 
-    fn on(self, device: &Device) -> Result<Self> {
+    /// As `Positions::place_on`.
+    #[inline]
+    fn place_on(&mut self, device: &Device) -> Result<()> {
         if device.is_cpu() && !self.ids().into_iter().flatten().any(Ids::is_tensor) {
-            return Ok(self);
+            return Ok(());
         }
-        let on = |ids: Ids<'a>, what| ids.on(device, what);
-        Ok(Self(match self.0 {
-            Choice::Mapping(slots) => Choice::Mapping(on(slots, "slots")?),
-            Choice::PageTable(pages, lengths) => {
-                Choice::PageTable(on(pages, "pages")?, on(lengths, "cache lengths")?)
-            }
-            Choice::PageIndices(indptr, indices, lengths) => Choice::PageIndices(
-                on(indptr, "indptr")?,
-                on(indices, "page indices")?,
-                on(lengths, "cache lengths")?,
-            ),
-            Choice::Sequences(lengths) => Choice::Sequences(on(lengths, "cache lengths")?),
-        }))
+        self.0 = self.0.clone().placed_on(device)?;
+        Ok(())
     }
 
     fn ids(&self) -> [Option<&Ids<'a>>; 3] {
@@ -177,6 +188,7 @@ impl<'a> Slots<'a> {
     }
 
     /// As phasor takes them; `memory` has ids, whose storage is in the given slot.
+    #[inline(always)]
     pub(crate) fn given<'s, M>(
         &'s self,
         [first, second, third]: [Option<Slot>; 3],
@@ -287,8 +299,8 @@ impl RotaryEmbedding {
         &self,
         [q, k, v]: [&Tensor; 3],
         cache: KvCache<'_>,
-        positions: Positions<'_>,
-        slots: Slots<'_>,
+        mut positions: Positions<'_>,
+        mut slots: Slots<'_>,
     ) -> Result<Option<Stored>> {
         let q = self.view("q", q, Rank::Either)?;
         q.check_untracked()?;
@@ -312,7 +324,8 @@ impl RotaryEmbedding {
             }
             Ok(())
         })?;
-        let (positions, slots) = (positions.on(device)?, slots.on(device)?);
+        positions.place_on(device)?;
+        slots.place_on(device)?;
         let mut request = Request::<{ 5 + OF_POSITIONS + 3 }>::new();
         let to_k = request.write(cache.k);
         let to_v = request.write(cache.v);

@@ -88,10 +88,17 @@ impl<'a> Positions<'a> {
     }
 
     /// With tensors contiguous and on `device`, and slices too where that is not the host.
-    pub(crate) fn on(self, device: &Device) -> Result<Self> {
+    // In place: they are large, and mostly stay as they are.
+    #[inline]
+    pub(crate) fn place_on(&mut self, device: &Device) -> Result<()> {
         if device.is_cpu() && !self.ids().into_iter().flatten().any(Ids::is_tensor) {
-            return Ok(self);
+            return Ok(());
         }
+        *self = self.clone().placed_on(device)?;
+        Ok(())
+    }
+
+    fn placed_on(self, device: &Device) -> Result<Self> {
         let place = |ids: Ids<'a>, what| ids.on(device, what);
         let values = match self.values {
             Values::Start(start) => Values::Start(start),
@@ -152,6 +159,7 @@ pub(crate) struct Asked<'t> {
 impl Asked<'_> {
     /// As phasor takes them, for so many sequences and tokens. `memory` has ids, whose storage is in the
     /// given slot.
+    #[inline(always)]
     pub(crate) fn given<'s, M>(
         &'s self,
         [batch, tokens]: [usize; 2],
@@ -193,6 +201,7 @@ impl Asked<'_> {
     }
 
     /// In host memory.
+    #[inline(always)]
     pub(crate) fn on_host<'s, const N: usize>(
         &'s self,
         shape: [usize; 2],

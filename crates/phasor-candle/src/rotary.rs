@@ -227,14 +227,14 @@ impl RotaryEmbedding {
         self.out_of_place(x, Rank::Packed, positions.into())
     }
 
-    fn out_of_place(&self, x: &Tensor, rank: Rank, positions: Positions<'_>) -> Result<Tensor> {
+    fn out_of_place(&self, x: &Tensor, rank: Rank, mut positions: Positions<'_>) -> Result<Tensor> {
         let contiguous_heads = x.stride().last() == Some(&1) || x.dims().last() <= Some(&1);
         let x = match contiguous_heads {
             true => Cow::Borrowed(x),
             false => Cow::Owned(x.contiguous()?),
         };
         let view = self.view("the tensor", &x, rank)?;
-        let positions = positions.on(x.device())?;
+        positions.place_on(x.device())?;
         let rotated = self.rotated(&view, &positions)?;
         if x.track_op() {
             let op = Rotated {
@@ -323,8 +323,13 @@ impl RotaryEmbedding {
         self.in_place(q, Some(k), positions.into())
     }
 
-    fn in_place(&self, q: View<'_>, k: Option<View<'_>>, positions: Positions<'_>) -> Result<()> {
-        let positions = positions.on(q.tensor.device())?;
+    fn in_place(
+        &self,
+        q: View<'_>,
+        k: Option<View<'_>>,
+        mut positions: Positions<'_>,
+    ) -> Result<()> {
+        positions.place_on(q.tensor.device())?;
         let mut request = Request::<{ 2 + OF_POSITIONS }>::new();
         let slot = request.write(q.tensor);
         let k = k.map(|k| (k, request.write(k.tensor)));
@@ -449,7 +454,8 @@ impl RotaryEmbedding {
         let destination = self.view("the destination", destination, Rank::Either)?;
         destination.check_untracked()?;
         destination.check_beside(&source)?;
-        let positions = positions.into().on(x.device())?;
+        let mut positions = positions.into();
+        positions.place_on(x.device())?;
         let mut request = Request::<{ 2 + OF_POSITIONS }>::new();
         let (to, from) = (
             request.write(destination.tensor),
@@ -492,6 +498,7 @@ impl RotaryEmbedding {
         })
     }
 
+    #[inline(always)]
     pub(crate) fn view<'t>(
         &self,
         name: &'static str,

@@ -6,7 +6,7 @@
 
 use crate::{Error, Result};
 use candle_core::{CpuStorage, CudaStorage, InplaceOp1, Layout, Storage, Tensor};
-use std::cell::RefCell;
+use std::cell::Cell;
 
 /// The most tensors that positions are in: ids, rows of frequencies and offsets.
 pub(crate) const OF_POSITIONS: usize = 3;
@@ -82,37 +82,55 @@ impl<'t, const N: usize> Request<'t, N> {
 
     /// Locks them all and calls `f`.
     pub(crate) fn run<R>(&self, f: impl FnOnce(Held<'_, N>) -> Result<R>) -> Result<R> {
+        let inner = Inner {
+            f: Cell::new(Some(f)),
+            result: Cell::new(None),
+        };
         let order = &self.order[..self.len];
-        self.enter(order, Held(std::array::from_fn(|_| None)), f)
-    }
-
-    fn enter<R, F>(&self, order: &[Slot], held: Held<'_, N>, f: F) -> Result<R>
-    where
-        F: FnOnce(Held<'_, N>) -> Result<R>,
-    {
-        let Some((&slot, rest)) = order.split_first() else {
-            return f(held);
-        };
-        let Some(wanted) = &self.wanted[slot] else {
-            return self.enter(rest, held, f);
-        };
-        if !wanted.written {
-            let (storage, _) = wanted.tensor.storage_and_layout();
-            return self.enter(rest, held.with(slot, Lent::Read(&storage)), f);
-        }
-        let op = Nest {
-            request: self,
-            slot,
-            rest,
-            inner: RefCell::new(Some((held, f))),
-            result: RefCell::new(None),
-        };
-        wanted.tensor.inplace_op1(&op)?;
-        op.result.into_inner().unwrap_or_else(|| {
+        self.enter(order, Held(std::array::from_fn(|_| None)), &inner)?;
+        inner.result.into_inner().unwrap_or_else(|| {
             let what = "candle did not run an op on a tensor of its own";
             Err(candle_core::Error::msg(what).into())
         })
     }
+
+    fn enter<R, F>(
+        &self,
+        order: &[Slot],
+        held: Held<'_, N>,
+        inner: &Inner<F, R>,
+    ) -> candle_core::Result<()>
+    where
+        F: FnOnce(Held<'_, N>) -> Result<R>,
+    {
+        let Some((&slot, rest)) = order.split_first() else {
+            if let Some(f) = inner.f.take() {
+                inner.result.set(Some(f(held)));
+            }
+            return Ok(());
+        };
+        let Some(wanted) = &self.wanted[slot] else {
+            return self.enter(rest, held, inner);
+        };
+        if !wanted.written {
+            let (storage, _) = wanted.tensor.storage_and_layout();
+            return self.enter(rest, held.with(slot, Lent::Read(&storage)), inner);
+        }
+        wanted.tensor.inplace_op1(&Nest {
+            request: self,
+            slot,
+            rest,
+            held: Cell::new(Some(held)),
+            inner,
+        })
+    }
+}
+
+/// What is done once all storages are locked, and what came of it. It stays in one place: handed on from
+/// each op to the next, it would be copied as often.
+struct Inner<F, R> {
+    f: Cell<Option<F>>,
+    result: Cell<Option<Result<R>>>,
 }
 
 /// What tells storages apart: the address of one, which tensors that share it have in common.
@@ -133,6 +151,7 @@ pub(crate) enum Lent<'a> {
 pub(crate) struct Held<'a, const N: usize>([Option<Lent<'a>>; N]);
 
 impl<'a, const N: usize> Held<'a, N> {
+    #[inline(always)]
     fn with(mut self, slot: Slot, lent: Lent<'a>) -> Self {
         self.0[slot] = Some(lent);
         self
@@ -157,19 +176,20 @@ struct Nest<'r, 't, 'h, F, R, const N: usize> {
     request: &'r Request<'t, N>,
     slot: Slot,
     rest: &'r [Slot],
-    inner: RefCell<Option<(Held<'h, N>, F)>>,
-    result: RefCell<Option<Result<R>>>,
+    held: Cell<Option<Held<'h, N>>>,
+    inner: &'r Inner<F, R>,
 }
 
 impl<F, R, const N: usize> Nest<'_, '_, '_, F, R, N>
 where
     F: FnOnce(Held<'_, N>) -> Result<R>,
 {
-    fn go_on(&self, lent: Lent<'_>) {
-        if let Some((held, f)) = self.inner.take() {
-            let held = held.with(self.slot, lent);
-            let result = self.request.enter(self.rest, held, f);
-            self.result.replace(Some(result));
+    fn go_on(&self, lent: Lent<'_>) -> candle_core::Result<()> {
+        match self.held.take() {
+            Some(held) => self
+                .request
+                .enter(self.rest, held.with(self.slot, lent), self.inner),
+            None => Ok(()),
         }
     }
 }
@@ -183,14 +203,12 @@ where
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> candle_core::Result<()> {
-        self.go_on(Lent::WriteCpu(storage));
-        Ok(())
+        self.go_on(Lent::WriteCpu(storage))
     }
 
     #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, storage: &mut CudaStorage, _: &Layout) -> candle_core::Result<()> {
-        self.go_on(Lent::WriteCuda(storage));
-        Ok(())
+        self.go_on(Lent::WriteCuda(storage))
     }
 }
 

@@ -39,6 +39,9 @@ pub(crate) enum Rank {
 }
 
 impl<'t> View<'t> {
+    // A view that is handed on in a result is copied as other words than it was written in, which processors
+    // wait for.
+    #[inline(always)]
     pub(crate) fn new(
         name: &'static str,
         tensor: &'t Tensor,

@@ -243,11 +243,12 @@ mod tests {
     fn sums(x: &[bf16; 64]) -> ([[u32; 16]; 2], [[u32; 16]; 2], bool) {
         // SAFETY: the processor has these features, and there are as many elements.
         unsafe {
-            let squares = Avx512Bf16::squares(x.as_ptr());
+            let squares = <Avx512Bf16 as NarrowBf16>::squares(x.as_ptr());
             let exact = vector::squares::<Avx512Bf16, bf16>(x.as_ptr());
             let (sums, exact) = (squares.add_neighbours(squares), exact.add_neighbours(exact));
             let bits = |x: [__m512; 2]| std::mem::transmute::<[__m512; 2], [[u32; 16]; 2]>(x);
-            (bits(sums), bits(exact), Avx512Bf16::may_lack(&[sums]))
+            let may_lack = <Avx512Bf16 as NarrowBf16>::may_lack(&[sums]);
+            (bits(sums), bits(exact), may_lack)
         }
     }
 

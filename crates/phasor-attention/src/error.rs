@@ -116,6 +116,28 @@ pub enum AttentionError {
         /// `cublasStatus_t`, as a number.
         status: i32,
     },
+    /// The library for sums over devices could not be used.
+    #[cfg(feature = "nccl")]
+    #[error(
+        "NCCL cannot be used: {reason}. Install libnccl 2.10 or later, or give its path to Nccl::open"
+    )]
+    NoNccl {
+        /// What was tried.
+        reason: String,
+    },
+    /// A call of NCCL failed. The other ranks may wait for this one then.
+    #[cfg(feature = "nccl")]
+    #[error(
+        "NCCL: {operation} failed with status {status}, {reason}; NCCL_DEBUG=WARN has it say more"
+    )]
+    Nccl {
+        /// What was being done.
+        operation: &'static str,
+        /// `ncclResult_t`, as a number.
+        status: i32,
+        /// What NCCL says of this status.
+        reason: String,
+    },
     /// A weight is a NaN or an infinity ([`check_finite`](crate::check_finite)).
     #[error("the weight in row {row}, column {column} is {value}: it must be finite")]
     NotFinite {

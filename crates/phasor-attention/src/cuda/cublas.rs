@@ -1,10 +1,8 @@
-//! The few functions of cublasLt that a dense product needs, loaded when they are first used.
-//!
-//! cudarc's own loader panics where the library is absent, and its enums take no status that they do not
-//! know: so the functions are looked up here, and statuses are numbers. The numbers below are those of
-//! `cublasLt.h`, the same from CUDA 11.4 to 13.
+//! The few functions of cublasLt that a dense product needs, loaded when they are first used. The numbers
+//! below are those of `cublasLt.h`, the same from CUDA 11.4 to 13.
 
 use super::AttentionKernels;
+use super::library::{self, functions};
 use crate::AttentionError;
 use phasor::Dtype;
 use phasor::cudarc::driver::sys::CUstream;
@@ -59,44 +57,22 @@ struct Heuristic {
     reserved: [c_int; 4],
 }
 
-macro_rules! functions {
-    ($($name:ident: $symbol:literal ($($arg:ty),*)),* $(,)?) => {
-        /// Pointers into the library, which stays loaded.
-        struct Functions {
-            $($name: unsafe extern "C" fn($($arg),*) -> Status,)*
-        }
-
-        impl Functions {
-            /// # Safety
-            /// The library is cublasLt.
-            unsafe fn of(library: &libloading::Library) -> Result<Self, libloading::Error> {
-                // SAFETY: the signatures are those of cublasLt.h.
-                unsafe {
-                    Ok(Self {
-                        $($name: *library.get(concat!($symbol, "\0").as_bytes())?,)*
-                    })
-                }
-            }
-        }
-    };
-}
-
 functions! {
-    create: "cublasLtCreate" (*mut Handle),
-    destroy: "cublasLtDestroy" (Handle),
-    desc_create: "cublasLtMatmulDescCreate" (*mut Handle, c_int, c_int),
-    desc_set: "cublasLtMatmulDescSetAttribute" (Handle, c_int, *const c_void, usize),
-    desc_destroy: "cublasLtMatmulDescDestroy" (Handle),
-    layout_create: "cublasLtMatrixLayoutCreate" (*mut Handle, c_int, u64, u64, i64),
-    layout_destroy: "cublasLtMatrixLayoutDestroy" (Handle),
-    preference_create: "cublasLtMatmulPreferenceCreate" (*mut Handle),
-    preference_set: "cublasLtMatmulPreferenceSetAttribute" (Handle, c_int, *const c_void, usize),
-    preference_destroy: "cublasLtMatmulPreferenceDestroy" (Handle),
+    create: "cublasLtCreate" (*mut Handle) -> Status,
+    destroy: "cublasLtDestroy" (Handle) -> Status,
+    desc_create: "cublasLtMatmulDescCreate" (*mut Handle, c_int, c_int) -> Status,
+    desc_set: "cublasLtMatmulDescSetAttribute" (Handle, c_int, *const c_void, usize) -> Status,
+    desc_destroy: "cublasLtMatmulDescDestroy" (Handle) -> Status,
+    layout_create: "cublasLtMatrixLayoutCreate" (*mut Handle, c_int, u64, u64, i64) -> Status,
+    layout_destroy: "cublasLtMatrixLayoutDestroy" (Handle) -> Status,
+    preference_create: "cublasLtMatmulPreferenceCreate" (*mut Handle) -> Status,
+    preference_set: "cublasLtMatmulPreferenceSetAttribute" (Handle, c_int, *const c_void, usize) -> Status,
+    preference_destroy: "cublasLtMatmulPreferenceDestroy" (Handle) -> Status,
     heuristic: "cublasLtMatmulAlgoGetHeuristic"
-        (Handle, Handle, Handle, Handle, Handle, Handle, Handle, c_int, *mut Heuristic, *mut c_int),
+        (Handle, Handle, Handle, Handle, Handle, Handle, Handle, c_int, *mut Heuristic, *mut c_int) -> Status,
     matmul: "cublasLtMatmul"
         (Handle, Handle, *const c_void, *const c_void, Handle, *const c_void, Handle, *const c_void,
-         *const c_void, Handle, *mut c_void, Handle, *const Algorithm, *mut c_void, usize, CUstream),
+         *const c_void, Handle, *mut c_void, Handle, *const Algorithm, *mut c_void, usize, CUstream) -> Status,
 }
 
 /// How f32 products are computed. Those of f16 and bf16 are added up in f32 in either case.
@@ -140,29 +116,10 @@ impl std::fmt::Debug for CublasLt {
 }
 
 fn load<S: AsRef<OsStr>>(names: &[S]) -> Result<Functions, AttentionError> {
-    let mut reasons = Vec::new();
-    for name in names {
-        // SAFETY: cublasLt's initialisers have no conditions.
-        let functions = unsafe { libloading::Library::new(name.as_ref()) }.and_then(|library| {
-            // SAFETY: it is named as cublasLt, or by the caller as such.
-            let functions = unsafe { Functions::of(&library) }?;
-            // It must not be closed: pointers lead into it.
-            std::mem::forget(library);
-            Ok(functions)
-        });
-        match functions {
-            Ok(functions) => return Ok(functions),
-            Err(error) => {
-                // Which file or symbol is only in what the loader said.
-                let cause = std::error::Error::source(&error).map(ToString::to_string);
-                let name = name.as_ref().display();
-                reasons.push(format!("{name}: {}", cause.unwrap_or(error.to_string())));
-            }
-        }
-    }
-    Err(AttentionError::NoCublasLt {
-        reason: reasons.join("; "),
-    })
+    // SAFETY: what is so named is cublasLt, or is said to be by the caller; the signatures are those of
+    // cublasLt.h.
+    unsafe { library::load(names, |library| Functions::of(library)) }
+        .map_err(|reason| AttentionError::NoCublasLt { reason })
 }
 
 impl CublasLt {

@@ -1,11 +1,12 @@
 //! The layer on a device.
 
 use super::{
-    AttentionKernels, CudaAttend, CudaAttendOperands, CudaProjection, During, Kept, TokensInOut,
+    AttentionKernels, CublasLt, CudaAttend, CudaAttendOperands, CudaDense, CudaProjection, During,
+    Kept, Precision, TokensInOut,
 };
 use crate::error::agree;
 use crate::kernels::AttendShape;
-use crate::{AttentionConfig, AttentionError};
+use crate::{AttentionConfig, AttentionError, LayerWeights, Weights};
 use phasor::cuda::{CudaIds, CudaPositions, CudaReport, CudaRotator, CudaStep, CudaWeights};
 use phasor::cudarc::driver::{
     CudaSlice, CudaStream, CudaView, CudaViewMut, DeviceRepr, ValidAsZeroBits,
@@ -242,6 +243,54 @@ impl<T: Element + DeviceRepr + ValidAsZeroBits> CudaAttentionLayer<T> {
             o,
             weights: [(); 3].map(|()| CudaHeadWeights::default().into()),
         })
+    }
+
+    /// A layer, or a device's part of one ([`LayerWeights::shard`]), from its weights, which become dense
+    /// elements on the device, whatever they are.
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new) and of [`CudaDense::new`]; [`AttentionError::Weights`] for activations
+    /// that become e4m3, which CUDA's products do not take here.
+    pub fn from_weights(
+        config: AttentionConfig,
+        lt: &CublasLt,
+        rope: &Rope,
+        weights: &LayerWeights<T>,
+        precision: Precision,
+    ) -> Result<Self, AttentionError>
+    where
+        T: Send + Sync,
+    {
+        if weights.activations.iter().any(Option::is_some) {
+            return Err(AttentionError::Weights {
+                what: "activations of the layer",
+                remedy: "on CUDA they are not rounded to e4m3: leave that out, or use projections of your own",
+            });
+        }
+        let dense = |weights: &Arc<dyn Weights>| -> Result<Arc<dyn CudaProjection<T>>, _> {
+            let dense = CudaDense::<T>::of_weights(lt, &**weights, precision)?;
+            Ok::<_, AttentionError>(Arc::new(dense))
+        };
+        let qkv = CudaQkv::Separate {
+            q: dense(&weights.q)?,
+            k: dense(&weights.k)?,
+            v: dense(&weights.v)?,
+        };
+        let o = dense(&weights.o)?;
+        let kernels = lt.kernels();
+        let mut layer = Self::new(config, kernels, rope, qkv, o)?;
+        for (to, from) in layer.weights.iter_mut().zip(&weights.heads) {
+            let upload = |values: &Option<Vec<T>>| {
+                let values = values.as_deref().filter(|values| !values.is_empty());
+                values.map(|values| kernels.upload(values)).transpose()
+            };
+            *to = StageWeights {
+                bias: upload(&from.bias)?,
+                norm: upload(&from.norm)?,
+                norm_bias: upload(&from.norm_bias)?,
+            };
+        }
+        Ok(layer)
     }
 
     /// What the stages of queries, keys and values need, as far as their stages name it.

@@ -32,7 +32,11 @@
 mod attend;
 mod cublas;
 mod layer;
+mod library;
+#[cfg(feature = "nccl")]
+mod nccl;
 mod projection;
+mod shard;
 
 pub use attend::{CudaAttend, CudaAttendOperands};
 pub use cublas::{CublasLt, Precision};
@@ -40,7 +44,10 @@ pub use layer::{
     CudaAttentionLayer, CudaBatch, CudaHeadWeights, CudaKvCache, CudaLayerPlan, CudaLayerShape,
     CudaQkv, CudaWorkspace,
 };
+#[cfg(feature = "nccl")]
+pub use nccl::{Nccl, NcclCollective, NcclUniqueId};
 pub use projection::{CudaDense, CudaGgml, CudaGptq, CudaProjection, CudaQuantized, TokensInOut};
+pub use shard::{CudaCollective, CudaPart, CudaShardCall, CudaTensorParallelAttention};
 
 use crate::AttentionError;
 use crate::kernels::KernelLaunch;
@@ -209,25 +216,12 @@ impl AttentionKernels {
         .during("launching a kernel")
     }
 
-    /// The very same context object, as phasor asks for.
     fn expect_here(
         &self,
         what: &'static str,
         context: &Arc<CudaContext>,
     ) -> Result<(), AttentionError> {
-        let own = self.cuda().context();
-        if Arc::ptr_eq(own, context) {
-            return Ok(());
-        }
-        let describe = |context: &Arc<CudaContext>| {
-            let object = Arc::as_ptr(context);
-            format!("cuda:{} (CudaContext at {object:p})", context.ordinal())
-        };
-        Err(AttentionError::Step(Error::DeviceMismatch {
-            what,
-            found: describe(context),
-            expected: describe(own),
-        }))
+        expect_context(what, context, self.cuda().context())
     }
 
     /// Copies to the device and waits for that.
@@ -237,6 +231,34 @@ impl AttentionKernels {
         stream.synchronize().during("copying to the device")?;
         Ok(Kept(ManuallyDrop::new(copied)))
     }
+}
+
+/// The very same context object, as phasor asks for.
+fn expect_context(
+    what: &'static str,
+    context: &Arc<CudaContext>,
+    expected: &Arc<CudaContext>,
+) -> Result<(), AttentionError> {
+    if Arc::ptr_eq(expected, context) {
+        return Ok(());
+    }
+    let describe = |context: &Arc<CudaContext>| {
+        let object = Arc::as_ptr(context);
+        format!("cuda:{} (CudaContext at {object:p})", context.ordinal())
+    };
+    Err(AttentionError::Step(Error::DeviceMismatch {
+        what,
+        found: describe(context),
+        expected: describe(expected),
+    }))
+}
+
+/// Waits for all work of a context. Not through cudarc's, which skips the wait if an earlier error is
+/// pending.
+fn wait_for(context: &CudaContext) -> Result<(), DriverError> {
+    // SAFETY: the context is alive as long as this reference.
+    unsafe { result::ctx::set_current(context.cu_ctx()) }?;
+    result::ctx::synchronize()
 }
 
 /// Turns cudarc's error into phasor's. It must not be formatted itself: that calls into the driver.
@@ -276,12 +298,7 @@ impl<T> Deref for Kept<T> {
 
 impl<T> Drop for Kept<T> {
     fn drop(&mut self) {
-        let context = self.0.stream().context();
-        // Not through cudarc's context, which skips the wait if an earlier error is pending.
-        // SAFETY: the slice's stream holds the context.
-        let waited = unsafe { result::ctx::set_current(context.cu_ctx()) }
-            .and_then(|()| result::ctx::synchronize());
-        if waited.is_ok() {
+        if wait_for(self.0.stream().context()).is_ok() {
             // SAFETY: dropped once, here, and not used again.
             unsafe { ManuallyDrop::drop(&mut self.0) };
         }

@@ -7,7 +7,7 @@ use crate::kernels::{
     GptqAddresses, GptqShape, KernelLaunch, PhasorDequantize, dequantize_ggml, dequantize_gptq,
 };
 use crate::projection::check_features;
-use crate::{AttentionError, GgmlType, GptqFormat, GptqTensors, GptqWeights};
+use crate::{AttentionError, GgmlType, GptqFormat, GptqTensors, GptqWeights, Weights};
 use phasor::cudarc::driver::{
     CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, DeviceSlice,
 };
@@ -237,6 +237,33 @@ impl<T: Element + DeviceRepr> CudaDense<T> {
         Ok(Self {
             products,
             weights: Kept::new(weights),
+        })
+    }
+
+    /// The values of any weights, rounded to elements and copied to the device.
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new), and of the driver.
+    pub fn of_weights(
+        lt: &CublasLt,
+        weights: &dyn Weights,
+        precision: Precision,
+    ) -> Result<Self, AttentionError> {
+        let [rows, columns] = [weights.out_features(), weights.in_features()];
+        let products = Products::new::<T>(lt, precision, [rows, columns], rows)?;
+        // So many rows at a time become f32.
+        let panel = (PANEL / size_of::<f32>() / columns).max(1);
+        let mut elements = Vec::with_capacity(rows * columns);
+        let mut values = Vec::new();
+        for first in (0..rows).step_by(panel) {
+            let rows = first..rows.min(first + panel);
+            values.resize(rows.len() * columns, 0.0);
+            weights.read(rows, &mut values);
+            elements.extend(values.iter().map(|&value| T::narrow(value)));
+        }
+        Ok(Self {
+            products,
+            weights: lt.kernels().upload(&elements)?,
         })
     }
 }

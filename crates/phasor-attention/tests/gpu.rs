@@ -5,9 +5,9 @@
 //! without cublasLt, unless `PHASOR_REQUIRE_CUBLASLT=1`.
 
 use phasor_attention::cuda::{
-    AttentionKernels, CublasLt, CudaAttendOperands, CudaAttentionLayer, CudaBatch, CudaDense,
-    CudaGgml, CudaGptq, CudaKvCache, CudaLayerShape, CudaProjection, CudaQkv, Precision,
-    TokensInOut,
+    AttentionKernels, CublasLt, CudaAttendOperands, CudaAttentionLayer, CudaBatch, CudaCollective,
+    CudaDense, CudaGgml, CudaGptq, CudaKvCache, CudaLayerShape, CudaPart, CudaProjection, CudaQkv,
+    CudaShardCall, CudaTensorParallelAttention, Precision, TokensInOut,
 };
 use phasor_attention::phasor::cuda::{Cuda, CudaIds, device_count};
 use phasor_attention::phasor::cudarc::driver::sys::{
@@ -17,11 +17,13 @@ use phasor_attention::phasor::cudarc::driver::{
     CudaContext, CudaStream, DeviceRepr, ValidAsZeroBits,
 };
 use phasor_attention::phasor::half::{bf16, f16};
-use phasor_attention::phasor::{CacheLayout, Dtype, Frequencies, Host, Pairing, Rope, Stored};
+use phasor_attention::phasor::{
+    CacheLayout, Dtype, Frequencies, Host, Pairing, Rope, Stages, Stored,
+};
 use phasor_attention::{
-    AttentionConfig, AttentionLayer, AttentionMask, DenseWeights, GgmlType, GgmlWeights,
-    GptqFormat, GptqTensors, GptqWeights, KvCacheMut, Linear, Projection, QkvProjection,
-    RaggedBatch, Weights, Workspace,
+    AttentionConfig, AttentionError, AttentionLayer, AttentionMask, DenseWeights, GgmlType,
+    GgmlWeights, GptqFormat, GptqTensors, GptqWeights, HeadWeights, KvCacheMut, LayerWeights,
+    Linear, Projection, QkvProjection, RaggedBatch, ShardingStrategy, Weights, Workspace,
 };
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
@@ -370,5 +372,190 @@ fn a_layer_is_the_hosts_but_for_its_products() {
             .unwrap();
         assert_eq!(report.stored(stream).unwrap(), Stored::All);
         support::near(&stream.clone_dtoh(&out).unwrap(), &expected, 2e-5);
+    }
+}
+
+/// Parts of one device, summed on the host.
+struct ByCopies(usize);
+
+impl CudaCollective<f32> for ByCopies {
+    fn devices(&self) -> usize {
+        self.0
+    }
+
+    fn all_reduce_sum(&self, parts: &mut [CudaPart<'_, f32>]) -> Result<(), AttentionError> {
+        let mut sum = vec![0.0; parts[0].elements.len()];
+        for part in parts.iter() {
+            let part = part.stream.clone_dtoh(&part.elements).unwrap();
+            sum.iter_mut().zip(part).for_each(|(sum, x)| *sum += x);
+        }
+        for part in parts {
+            part.stream.memcpy_htod(&sum, &mut part.elements).unwrap();
+        }
+        Ok(())
+    }
+}
+
+/// A layer of this many parts, all on one device, beside the host's whole one.
+fn parts_are_the_layer<C: CudaCollective<f32>>(gpu: &Gpu, lt: &CublasLt, collective: C) {
+    let stream = &gpu.stream;
+    let (hidden, heads, kv_heads, dims) = (256, 4, 2, 64);
+    let mut random = Random::new(6);
+    let mut weight = |rows: usize, columns: usize| -> Arc<dyn Weights> {
+        let values = random.values(rows * columns, 0.06);
+        Arc::new(DenseWeights::<f32>::new(values, rows, columns).unwrap())
+    };
+    let weights = LayerWeights::<f32> {
+        q: weight(heads * dims, hidden),
+        k: weight(kv_heads * dims, hidden),
+        v: weight(kv_heads * dims, hidden),
+        o: weight(hidden, heads * dims),
+        heads: [heads, kv_heads, kv_heads].map(|heads| HeadWeights {
+            bias: Some(Random::new(heads as u64).values(heads * dims, 0.5)),
+            ..HeadWeights::default()
+        }),
+        activations: [None; 4],
+    };
+    let mut config = AttentionConfig::new(hidden, heads, kv_heads, dims);
+    (config.q_stages, config.k_stages) = (Stages::new().bias(), Stages::new().bias());
+    config.v_stages = Stages::new().bias();
+    config.sinks = Some(vec![0.5, -0.5, 1.0, 0.0]);
+    let rope = Rope::new(
+        Frequencies::from_theta(10_000.0, dims).unwrap(),
+        Pairing::HalfSplit,
+    );
+    let host = weights.layer(config.clone(), &Host::new(), &rope).unwrap();
+    let devices = collective.devices();
+    let strategy = ShardingStrategy::TensorParallel(devices);
+    let shards = weights
+        .shard(&config, strategy)
+        .unwrap()
+        .into_iter()
+        .map(|(config, weights)| {
+            CudaAttentionLayer::from_weights(config, lt, &rope, &weights, Precision::F32).unwrap()
+        })
+        .collect();
+    let layer = CudaTensorParallelAttention::new(shards, collective).unwrap();
+
+    let tokens = 21;
+    let (cu_seqlens, lengths, table) = ([0i32, 21], [0i32], [2i32, 0]);
+    let x = random.values(tokens * hidden, 1.0);
+    let cache = CacheLayout::paged_nhd(3, 16, kv_heads, dims);
+    let len = cache.required_len().unwrap();
+    let (mut k, mut v) = (vec![0.0f32; len], vec![0.0f32; len]);
+    let mut expected = vec![0.0; x.len()];
+    host.forward(
+        &x,
+        &mut KvCacheMut::separate((cache, &mut k), (cache, &mut v)).unwrap(),
+        &RaggedBatch::new(&cu_seqlens, &lengths, &table),
+        &mut Workspace::default(),
+        &mut expected,
+    )
+    .unwrap();
+
+    let of_part = CacheLayout::paged_nhd(3, 16, kv_heads / devices, dims);
+    let shape = CudaLayerShape {
+        tokens,
+        sequences: 1,
+        ragged: true,
+        table_pages: 2,
+        most_keys: None,
+        k: of_part,
+        v: of_part,
+        one_buffer: false,
+    };
+    let x = stream.clone_htod(&x).unwrap();
+    let offsets = stream.clone_htod(&cu_seqlens).unwrap();
+    let lengths = stream.clone_htod(&lengths).unwrap();
+    let pages = stream.clone_htod(&table).unwrap();
+    let batch = CudaBatch {
+        cu_seqlens: Some(CudaIds::from(&offsets)),
+        cache_lengths: CudaIds::from(&lengths),
+        page_table: CudaIds::from(&pages),
+        position_ids: None,
+        frequency_rows: None,
+    };
+    let plans: Vec<_> = layer
+        .shards()
+        .iter()
+        .map(|shard| shard.plan(&shape).unwrap())
+        .collect();
+    let zeros = |len: usize| stream.alloc_zeros::<f32>(len).unwrap();
+    let mut outs: Vec<_> = plans.iter().map(|_| zeros(tokens * hidden)).collect();
+    let mut memory: Vec<_> = plans.iter().map(|_| [zeros(len), zeros(len)]).collect();
+    let mut caches: Vec<_> = memory
+        .iter_mut()
+        .map(|[k, v]| CudaKvCache::Separate {
+            k: k.as_view_mut(),
+            v: v.as_view_mut(),
+        })
+        .collect();
+    let mut workspaces: Vec<_> = layer
+        .shards()
+        .iter()
+        .zip(&plans)
+        .map(|(shard, plan)| shard.workspace(stream, plan).unwrap())
+        .collect();
+    let mut calls: Vec<_> = plans
+        .iter()
+        .zip(&mut caches)
+        .zip(&mut workspaces)
+        .zip(&mut outs)
+        .map(|(((plan, cache), workspace), out)| CudaShardCall {
+            stream,
+            plan,
+            x: x.as_view(),
+            cache,
+            batch: &batch,
+            workspace,
+            out: out.as_view_mut(),
+            report: None,
+        })
+        .collect();
+    assert!(layer.forward(&mut calls[1..]).is_err());
+    layer.forward(&mut calls).unwrap();
+    for out in &outs {
+        support::near(&stream.clone_dtoh(out).unwrap(), &expected, 2e-5);
+    }
+}
+
+#[test]
+fn parts_of_a_layer_sum_to_the_hosts() {
+    let Some(gpu) = gpu() else { return };
+    let Some(lt) = gpu.cublas() else { return };
+    parts_are_the_layer(&gpu, &lt, ByCopies(2));
+    parts_are_the_layer(&gpu, &lt, ByCopies(1));
+}
+
+/// One rank, as one device is what there is for certain. Without NCCL it says so and passes, unless
+/// `PHASOR_REQUIRE_NCCL=1`.
+#[cfg(feature = "nccl")]
+#[test]
+fn nccl_sums_over_one_device() {
+    use phasor_attention::cuda::Nccl;
+    static SAID: Once = Once::new();
+    let Some(gpu) = gpu() else { return };
+    let nccl = match Nccl::new() {
+        Ok(nccl) => nccl,
+        Err(error) => {
+            let required = std::env::var("PHASOR_REQUIRE_NCCL").as_deref() == Ok("1");
+            assert!(!required, "PHASOR_REQUIRE_NCCL=1, but {error}");
+            say(&SAID, &format!("tests of NCCL are skipped: {error}"));
+            return;
+        }
+    };
+    let stream = &gpu.stream;
+    let collective = nccl.of_process(&[gpu.kernels.cuda()]).unwrap();
+    let values: Vec<bf16> = narrowed(&Random::new(9).values(1000, 1.0));
+    let mut on_device = stream.clone_htod(&values).unwrap();
+    let part = CudaPart {
+        stream,
+        elements: on_device.as_view_mut(),
+    };
+    collective.all_reduce_sum(&mut [part]).unwrap();
+    assert_eq!(stream.clone_dtoh(&on_device).unwrap(), values);
+    collective.check().unwrap();
+    if let Some(lt) = gpu.cublas() {
+        parts_are_the_layer(&gpu, &lt, collective);
     }
 }

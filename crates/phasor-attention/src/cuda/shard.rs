@@ -6,11 +6,12 @@ use crate::error::agree;
 use phasor::Element;
 use phasor::cuda::CudaReport;
 use phasor::cudarc::driver::{CudaStream, CudaView, CudaViewMut, DeviceRepr, ValidAsZeroBits};
+use std::sync::Arc;
 
 /// A device's part of a sum.
 pub struct CudaPart<'a, T> {
     /// Where the sum is enqueued.
-    pub stream: &'a CudaStream,
+    pub stream: &'a Arc<CudaStream>,
     /// As many elements as every other part has.
     pub elements: CudaViewMut<'a, T>,
 }
@@ -34,7 +35,7 @@ pub trait CudaCollective<T>: Send + Sync {
 /// [`CudaAttentionLayer::forward`].
 pub struct CudaShardCall<'a, 'c, T> {
     /// A stream of the device.
-    pub stream: &'a CudaStream,
+    pub stream: &'a Arc<CudaStream>,
     /// Of the device's part of the layer.
     pub plan: &'a CudaLayerPlan,
     /// `[tokens, hidden_size]`, the same on all devices.

@@ -159,7 +159,7 @@ fn a_thread_with_all_ranks_groups_its_calls() {
     let communicators = fake.join(2, &[0, 1]).unwrap();
     let mut parts = [part::<f32>(0), part(1)];
     reduce(&communicators, &mut parts).unwrap();
-    assert_eq!(parts, [sum(2), sum(2)]);
+    assert_eq!(parts, [sum::<f32>(2), sum::<f32>(2)]);
     drop(communicators);
     assert_eq!(
         fake.calls(0),
@@ -237,10 +237,10 @@ fn statuses_become_errors_and_groups_end() {
         expect(reduce(&communicators, &mut parts), "a sum", status, text);
         fake.answer(name, 0);
     }
-    assert_eq!(parts, [part(0), part(1)]);
+    assert_eq!(parts, [part::<f32>(0), part::<f32>(1)]);
     // What failed has no part in what follows.
     reduce(&communicators, &mut parts).unwrap();
-    assert_eq!(parts, [sum(2), sum(2)]);
+    assert_eq!(parts, [sum::<f32>(2), sum::<f32>(2)]);
 }
 
 #[test]

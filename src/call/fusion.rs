@@ -225,6 +225,16 @@ const NONE: StageAddresses = StageAddresses {
     scales: None,
 };
 
+impl PhasorCodes {
+    /// Codes that a cache has, whose scales, if they are written, end within `i64`
+    /// ([`StoredCodes::scale_bytes`]). The address of the scales is that of the first, counted from the start
+    /// of their buffer.
+    pub fn of(codes: &StoredCodes, layout: &CacheLayout) -> Self {
+        let [.., head_dim] = layout.shape();
+        code_params(codes, head_dim, Some(layout))
+    }
+}
+
 impl Plan {
     /// Fills in the addresses of a call's stages.
     ///

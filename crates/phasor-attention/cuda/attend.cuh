@@ -4,11 +4,12 @@
 //
 // Scores: a thread has a key and every other head of the group, and goes through the dims in order. Values:
 // a thread has two dims and every other head, and goes through the keys in order. Keys and values come to
-// both through shared memory, as they lie in the cache.
+// both through shared memory, as they lie in the cache; those of 8-bit codes as the f32 that they stand for.
 #pragma once
 
 #include "attention_call.h"
 #include "functions.cuh"
+#include "stages.cuh"
 #include "token.cuh"
 
 namespace phasor {
@@ -96,12 +97,12 @@ struct Piece {
     uint32_t seen_begin, seen_end; // keys of the split that are read; rows of others are zeros
 };
 
-template <class Element>
+template <uint32_t kBytes>
 __device__ __forceinline__ uint64_t dim_offset(const PhasorCache& cache, uint32_t d) {
-    if (cache.block == 0) return d * Element::kBytes; // one block
+    if (cache.block == 0) return d * kBytes; // one block
     const uint32_t block = d / cache.block_dims;
     return static_cast<uint64_t>(block) * static_cast<uint64_t>(cache.block) +
-           (d - block * cache.block_dims) * Element::kBytes;
+           (d - block * cache.block_dims) * kBytes;
 }
 
 template <class Element, bool kInChunks>
@@ -129,13 +130,13 @@ __device__ __forceinline__ void stage_by(const PhasorCache& cache, uint32_t head
                                     slot.y * static_cast<uint64_t>(cache.slot);
                 const uint32_t d = piece.first_dim + chunk * kElements;
                 if (kInChunks) {
-                    ptx::load_once(at + dim_offset<Element>(cache, d), words[u]);
+                    ptx::load_once(at + dim_offset<Element::kBytes>(cache, d), words[u]);
                 } else {
 #pragma unroll
                     for (uint32_t e = 0; e < kElements; ++e) {
                         if (d + e >= head_dim) break;
                         const uint32_t bits =
-                            Element::load_one(at + dim_offset<Element>(cache, d + e));
+                            Element::load_one(at + dim_offset<Element::kBytes>(cache, d + e));
                         words[u].w[e / Element::kPerWord] |= bits << (e % Element::kPerWord * 16);
                     }
                 }
@@ -156,15 +157,114 @@ __device__ __forceinline__ void stage_by(const PhasorCache& cache, uint32_t head
     }
 }
 
+// Caches of elements, which are staged as they are.
 template <class Element>
-__device__ __forceinline__ void stage(const PhasorCache& cache, bool in_chunks, uint32_t head_dim,
-                                      uint64_t head, const Shared& shared, const Piece& piece) {
-    if (in_chunks) {
-        stage_by<Element, true>(cache, head_dim, head, shared, piece);
-    } else {
-        stage_by<Element, false>(cache, head_dim, head, shared, piece);
+struct OfElements {
+    using Staged = Element;
+
+    static __device__ __forceinline__ float query(const PhasorAttend&, uint64_t head, uint32_t d) {
+        return Element::widen(Element::load_one(head + d * Element::kBytes));
+    }
+    static __device__ __forceinline__ void stage(const PhasorCache& cache, const PhasorCodes&,
+                                                 bool in_chunks, uint32_t head_dim, uint32_t,
+                                                 uint64_t head, const Shared& shared,
+                                                 const Piece& piece) {
+        if (in_chunks) {
+            stage_by<Element, true>(cache, head_dim, head, shared, piece);
+        } else {
+            stage_by<Element, false>(cache, head_dim, head, shared, piece);
+        }
+    }
+};
+
+// The values of four codes from dim `d` on, and zeros past the last dim.
+__device__ __forceinline__ uint4 values_of_codes(const PhasorCodes& codes, uint2 slot, uint32_t kv_head,
+                                                 uint32_t head_dim, uint32_t d, uint32_t word) {
+    uint32_t group = d / codes.group_dims;
+    uint32_t end = (group + 1) * codes.group_dims;
+    const auto scale_of_group = [&] {
+        return codes.dynamic ? stored_scale(codes, slot, kv_head, group) : given_scale(codes, kv_head);
+    };
+    float scale = scale_of_group();
+    uint32_t x[4];
+#pragma unroll
+    for (uint32_t e = 0; e < 4; ++e) {
+        x[e] = 0;
+        if (d + e >= head_dim) continue;
+        if (d + e == end) {
+            ++group;
+            end += codes.group_dims;
+            scale = scale_of_group();
+        }
+        x[e] = __float_as_uint(decoded(codes, scale, word >> (8 * e) & 0xffu));
+    }
+    return make_uint4(x[0], x[1], x[2], x[3]);
+}
+
+// A thread has 16 codes at a time.
+template <bool kInChunks>
+__device__ __forceinline__ void stage_codes(const PhasorCache& cache, const PhasorCodes& codes,
+                                            uint32_t head_dim, uint32_t kv_head, uint64_t head,
+                                            const Shared& shared, const Piece& piece) {
+    constexpr uint32_t kWords = kChunk / 4;
+    const uint32_t chunks = (piece.chunks + kWords - 1) / kWords;
+    const uint32_t items = piece.keys * chunks;
+#pragma unroll 1
+    for (uint32_t item = threadIdx.x; item < items; item += kThreads) {
+        const uint32_t key = item / chunks, chunk = item - key * chunks;
+        const uint32_t of_split = piece.first + key;
+        const bool is_seen = of_split >= piece.seen_begin && of_split < piece.seen_end;
+        const uint2 slot = shared.slots[of_split];
+        const uint32_t first = piece.first_dim + chunk * kChunk;
+        ptx::Words<4> words = {{0, 0, 0, 0}};
+        if (is_seen) {
+            const uint64_t at = head + slot.x * static_cast<uint64_t>(cache.page) +
+                                slot.y * static_cast<uint64_t>(cache.slot);
+            if (kInChunks) {
+                ptx::load_once(at + dim_offset<1>(cache, first), words);
+            } else {
+#pragma unroll
+                for (uint32_t e = 0; e < kChunk; ++e) {
+                    if (first + e >= head_dim) break;
+                    words.w[e / 4] |= ptx::load_1(at + dim_offset<1>(cache, first + e)) << (e % 4 * 8);
+                }
+            }
+        }
+#pragma unroll 1
+        for (uint32_t w = 0; w < kWords; ++w) {
+            const uint32_t of_row = chunk * kWords + w;
+            if (of_row >= piece.chunks) break;
+            const uint32_t low = w & 1 ? words.w[1] : words.w[0];
+            const uint32_t high = w & 1 ? words.w[3] : words.w[2];
+            uint4 values = make_uint4(0, 0, 0, 0);
+            if (is_seen) {
+                values = values_of_codes(codes, slot, kv_head, head_dim, first + 4 * w, w < 2 ? low : high);
+            }
+            *reinterpret_cast<uint4*>(shared.staged + key * piece.row + of_row * kChunk) = values;
+        }
     }
 }
+
+// Caches of 8-bit codes, for queries of any element type.
+struct OfCodes {
+    using Staged = F32;
+
+    static __device__ __forceinline__ float query(const PhasorAttend& call, uint64_t head, uint32_t d) {
+        if (call.q_type == PHASOR_ATTEND_F32) return F32::widen(F32::load_one(head + d * F32::kBytes));
+        const uint32_t bits = ptx::load_2(head + d * F16::kBytes);
+        return call.q_type == PHASOR_ATTEND_F16 ? F16::widen(bits) : Bf16::widen(bits);
+    }
+    static __device__ __forceinline__ void stage(const PhasorCache& cache, const PhasorCodes& codes,
+                                                 bool in_chunks, uint32_t head_dim, uint32_t kv_head,
+                                                 uint64_t head, const Shared& shared,
+                                                 const Piece& piece) {
+        if (in_chunks) {
+            stage_codes<true>(cache, codes, head_dim, kv_head, head, shared, piece);
+        } else {
+            stage_codes<false>(cache, codes, head_dim, kv_head, head, shared, piece);
+        }
+    }
+};
 
 // Two dims of a row of values.
 template <class Element>
@@ -177,8 +277,9 @@ __device__ __forceinline__ float2 two_dims(const char* row, uint32_t pair) {
     return reinterpret_cast<const float2*>(row)[pair];
 }
 
-template <class Element>
+template <class Source>
 __device__ __forceinline__ void attend_split(const PhasorAttend& call) {
+    using Element = typename Source::Staged;
     constexpr uint32_t kElements = kChunk / Element::kBytes;
     constexpr uint32_t kRowChunks = PHASOR_ATTEND_ROW / kChunk;
 
@@ -226,9 +327,8 @@ __device__ __forceinline__ void attend_split(const PhasorAttend& call) {
         const uint32_t head = at / dims, d = at - head * dims;
         float x = 0.0f;
         if (d < head_dim) {
-            x = Element::widen(Element::load_one(call.q + t * static_cast<uint64_t>(call.q_token) +
-                                                 (first_head + head) * static_cast<uint64_t>(call.q_head) +
-                                                 d * Element::kBytes));
+            x = Source::query(call, call.q + t * static_cast<uint64_t>(call.q_token) +
+                                        (first_head + head) * static_cast<uint64_t>(call.q_head), d);
         }
         shared.q[at] = x;
     }
@@ -282,7 +382,8 @@ __device__ __forceinline__ void attend_split(const PhasorAttend& call) {
             piece.row = (piece.chunks | 1u) * kChunk;
             piece.seen_begin = begin;
             piece.seen_end = end;
-            stage<Element>(call.k, call.k_in_chunks != 0, head_dim, k_head, shared, piece);
+            Source::stage(call.k, call.k_codes, call.k_in_chunks != 0, head_dim, kv_head, k_head,
+                          shared, piece);
             __syncthreads();
             const char* const keys = shared.staged + own * piece.row;
             const float* const q = shared.q + share * dims + first;
@@ -375,7 +476,8 @@ __device__ __forceinline__ void attend_split(const PhasorAttend& call) {
             piece.row = v_row;
             piece.seen_begin = begin;
             piece.seen_end = end;
-            stage<Element>(call.v, call.v_in_chunks != 0, head_dim, v_head, shared, piece);
+            Source::stage(call.v, call.v_codes, call.v_in_chunks != 0, head_dim, kv_head, v_head,
+                          shared, piece);
             __syncthreads();
             const uint32_t from = max(begin, first), to = min(end, first + v_keys);
 #pragma unroll 1
@@ -523,12 +625,12 @@ __device__ __forceinline__ void join_splits(const PhasorAttend& call) {
 
 // The entry points of one element type. (So many blocks at least: ptxas otherwise spills a few registers to
 // have one more.)
-#define PHASOR_ATTEND_KERNEL(name, element, kernel)                              \
+#define PHASOR_ATTEND_KERNEL(name, source, kernel)                               \
     extern "C" __global__ void __launch_bounds__(PHASOR_ATTEND_THREADS, 6)       \
         name(const __grid_constant__ PhasorAttend call) {                        \
-        phasor::kernel<phasor::element>(call);                                   \
+        phasor::kernel<phasor::source>(call);                                    \
     }
 
 #define PHASOR_ATTEND_KERNELS(dtype, element)                                    \
-    PHASOR_ATTEND_KERNEL(attend_##dtype, element, attend_split)                  \
+    PHASOR_ATTEND_KERNEL(attend_##dtype, OfElements<phasor::element>, attend_split) \
     PHASOR_ATTEND_KERNEL(join_##dtype, element, join_splits)

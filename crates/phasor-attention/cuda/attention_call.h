@@ -13,6 +13,11 @@
 #define PHASOR_MASK_CHUNKED 2
 #define PHASOR_MASK_NONE 3
 
+// PhasorAttend::q_type
+#define PHASOR_ATTEND_F32 0
+#define PHASOR_ATTEND_F16 1
+#define PHASOR_ATTEND_BF16 2
+
 // Keys that are scored before the running maximum is looked at, and those that are summed before they are
 // joined to those before: TILE and SPLIT of src/attend.rs.
 #define PHASOR_ATTEND_TILE 64
@@ -55,7 +60,11 @@
     field(float, factor) \
     field(float, cap) /* 0: none */ \
     field(uint32_t, k_in_chunks) /* 1: all of k can be read 16 bytes at a time */ \
-    field(uint32_t, v_in_chunks)
+    field(uint32_t, v_in_chunks) \
+    field(PhasorCodes, k_codes) /* for attend_codes alone, and so are those below */ \
+    field(PhasorCodes, v_codes) \
+    field(uint32_t, q_type) \
+    field(uint32_t, reserved)
 
 PHASOR_DECLARE_STRUCT(PhasorAttend)
 

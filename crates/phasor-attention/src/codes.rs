@@ -25,6 +25,26 @@ pub(crate) enum StepScales<'a> {
     Inline,
 }
 
+/// Codes that attention knows, of groups that a head is made of.
+pub(crate) fn check_codes(codes: &StoredCodes, cache: &CacheLayout) -> Result<(), AttentionError> {
+    if !matches!(codes.codes(), Codes::E4m3 | Codes::Int8 | Codes::Int8Full) {
+        return Err(AttentionError::Weights {
+            what: "codes of a cache",
+            remedy: "they must be e4m3 or int8",
+        });
+    }
+    let [.., head_dim] = cache.shape();
+    let group = codes.group_dims(head_dim);
+    if group == 0 || !head_dim.is_multiple_of(group) {
+        return Err(AttentionError::Mismatch {
+            what: "dims that share a scale, which must divide head_dim",
+            expected: head_dim,
+            got: group,
+        });
+    }
+    Ok(())
+}
+
 impl CodeScales<'_> {
     /// Whether they are the scales of these codes, and as many as a cache has.
     pub(crate) fn check(
@@ -33,19 +53,9 @@ impl CodeScales<'_> {
         cache: &CacheLayout,
         buffer: usize,
     ) -> Result<(), AttentionError> {
+        check_codes(codes, cache)?;
         let refuse = |what, remedy| Err(AttentionError::Weights { what, remedy });
-        if !matches!(codes.codes(), Codes::E4m3 | Codes::Int8 | Codes::Int8Full) {
-            return refuse("codes of a cache", "they must be e4m3 or int8");
-        }
-        let [_, _, heads, head_dim] = cache.shape();
-        let group = codes.group_dims(head_dim);
-        if group == 0 || !head_dim.is_multiple_of(group) {
-            return Err(AttentionError::Mismatch {
-                what: "dims that share a scale, which must divide head_dim",
-                expected: head_dim,
-                got: group,
-            });
-        }
+        let [_, _, heads, _] = cache.shape();
         let (bytes, unit) = match (self, codes.scale_layout()) {
             (CodeScales::Given(scales), None) => {
                 if scales.len() != 1 {

@@ -5,20 +5,22 @@
 //! without cublasLt, unless `PHASOR_REQUIRE_CUBLASLT=1`.
 
 use phasor_attention::cuda::{
-    AttentionKernels, CublasLt, CudaAttendOperands, CudaAttentionLayer, CudaBatch, CudaCollective,
-    CudaDense, CudaGgml, CudaGptq, CudaKvCache, CudaLayerShape, CudaPart, CudaProjection, CudaQkv,
-    CudaShardCall, CudaTensorParallelAttention, Precision, TokensInOut,
+    AttentionKernels, CublasLt, CudaAttendOperands, CudaAttentionLayer, CudaBatch, CudaCacheView,
+    CudaCodeScales, CudaCodes, CudaCollective, CudaDense, CudaGgml, CudaGptq, CudaKvCache,
+    CudaLayerShape, CudaPart, CudaProjection, CudaQkv, CudaShardCall, CudaTensorParallelAttention,
+    Precision, TokensInOut,
 };
 use phasor_attention::phasor::cuda::{Cuda, CudaIds, device_count};
 use phasor_attention::phasor::cudarc::driver::sys::{
     CUgraphInstantiate_flags, CUstreamCaptureMode,
 };
 use phasor_attention::phasor::cudarc::driver::{
-    CudaContext, CudaStream, DeviceRepr, ValidAsZeroBits,
+    CudaContext, CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits,
 };
 use phasor_attention::phasor::half::{bf16, f16};
+use phasor_attention::phasor::quantize::{Codes, ScaleForm, ScaleRounding};
 use phasor_attention::phasor::{
-    CacheLayout, Dtype, Frequencies, Host, Pairing, Rope, Stages, Stored,
+    CacheLayout, Dtype, Frequencies, Host, Pairing, Rope, ScaleLayout, Stages, Stored, StoredCodes,
 };
 use phasor_attention::{
     AttentionConfig, AttentionError, AttentionLayer, AttentionMask, DenseWeights, GgmlType,
@@ -31,7 +33,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 #[path = "support/attend_cases.rs"]
 mod attend_cases;
 mod support;
-use attend_cases::{Bytes, Case, Wish, bits};
+use attend_cases::{Bytes, Case, Coded, Scales, Wish, bits};
 use support::{Random, narrowed, widened};
 
 /// The first GPU, for one test at a time.
@@ -76,7 +78,41 @@ fn gpu() -> Option<Gpu> {
     None
 }
 
+/// Codes on the device.
+struct CodesThere {
+    codes: CudaSlice<u8>,
+    f32: Option<CudaSlice<f32>>,
+    e8m0: Option<CudaSlice<u8>>,
+}
+
+impl CodesThere {
+    fn view(&self) -> CudaCodes<'_> {
+        CudaCodes {
+            codes: self.codes.as_view(),
+            scales: match (&self.f32, &self.e8m0) {
+                (Some(scales), _) => CudaCodeScales::F32(scales.as_view()),
+                (_, Some(scales)) => CudaCodeScales::E8m0(scales.as_view()),
+                _ => CudaCodeScales::Inline,
+            },
+        }
+    }
+}
+
 impl Gpu {
+    fn codes(&self, of: &Coded) -> CodesThere {
+        let (f32, e8m0) = match &of.scales {
+            Scales::Given(scales) | Scales::F32(scales) => (Some(scales), None),
+            Scales::E8m0(scales) => (None, Some(scales)),
+            Scales::Inline => (None, None),
+        };
+        let stream = &self.stream;
+        CodesThere {
+            codes: stream.clone_htod(&of.bytes).unwrap(),
+            f32: f32.map(|scales| stream.clone_htod(scales).unwrap()),
+            e8m0: e8m0.map(|scales| stream.clone_htod(scales).unwrap()),
+        }
+    }
+
     fn cublas(&self) -> Option<CublasLt> {
         static SAID: Once = Once::new();
         match CublasLt::new(&self.kernels) {
@@ -98,7 +134,12 @@ impl Gpu {
             .attend(T::DTYPE, &case.attend(), &case.shape())
             .unwrap();
         let up = |values: &[T]| stream.clone_htod(values).unwrap();
-        let (q, k, v) = (up(&case.q), up(&case.k), up(&case.v));
+        let q = up(&case.q);
+        let of_elements = case.codes.is_none().then(|| (up(&case.k), up(&case.v)));
+        let of_codes = case
+            .codes
+            .as_ref()
+            .map(|codes| codes.each_ref().map(|c| self.codes(c)));
         let table = stream.clone_htod(&case.table).unwrap();
         let lengths = stream.clone_htod(&case.lengths).unwrap();
         let offsets = case
@@ -111,8 +152,17 @@ impl Gpu {
         let report = self.kernels.cuda().report().unwrap();
         let operands = CudaAttendOperands {
             q: q.as_view(),
-            k: k.as_view(),
-            v: v.as_view(),
+            cache: match (&of_elements, &of_codes) {
+                (Some((k, v)), _) => CudaCacheView::Elements {
+                    k: k.as_view(),
+                    v: v.as_view(),
+                },
+                (_, Some([k, v])) => CudaCacheView::Codes {
+                    k: k.view(),
+                    v: v.view(),
+                },
+                _ => unreachable!(),
+            },
             page_table: CudaIds::from(&table),
             cache_lengths: CudaIds::from(&lengths),
             cu_seqlens: offsets.as_ref().map(CudaIds::from),
@@ -174,6 +224,35 @@ fn attention_equals_the_host_bit_for_bit() {
     attention_equals_the_host::<f32>(&gpu);
     attention_equals_the_host::<f16>(&gpu);
     attention_equals_the_host::<bf16>(&gpu);
+}
+
+fn codes_equal_the_host<T: Bytes + DeviceRepr>(gpu: &Gpu) {
+    let written = |kind| {
+        let scales = ScaleLayout::tokens_heads(16, 2, 1);
+        (StoredCodes::dynamic(kind, 1e-6, scales), 0)
+    };
+    let groups = ScaleLayout::tokens_heads(16, 2, 4);
+    let groups = StoredCodes::dynamic(Codes::E4m3, 1e-6, groups).groups_of(32);
+    let e8m0 = (groups.rounded(ScaleRounding::PowerOfTwoUp).e8m0(), 0);
+    let given = (StoredCodes::given(Codes::E4m3, ScaleForm::Multiply), 2);
+    for (at, codes) in [[written(Codes::Int8), written(Codes::E4m3)], [given, e8m0]]
+        .into_iter()
+        .enumerate()
+    {
+        let wish = Wish::new(8, 2, 128, &[(4096, 1), (0, 9), (255, 2), (20_000, 1)]);
+        let case = wish.coded::<T>(at as u64, codes);
+        let (out, reported) = gpu.attend(&case);
+        assert!(!reported);
+        assert_eq!(bits(&out), bits(&case.on_host()), "codes {at}");
+    }
+}
+
+#[test]
+fn attention_over_codes_equals_the_host_bit_for_bit() {
+    let Some(gpu) = gpu() else { return };
+    codes_equal_the_host::<f32>(&gpu);
+    codes_equal_the_host::<f16>(&gpu);
+    codes_equal_the_host::<bf16>(&gpu);
 }
 
 #[test]

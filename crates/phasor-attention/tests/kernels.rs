@@ -6,7 +6,10 @@ use phasor_attention::kernels::{
     dequantize_gptq,
 };
 use phasor_attention::phasor::half::{bf16, f16};
-use phasor_attention::phasor::{CacheLayout, Dtype, Element, Id, Ids, Layout};
+use phasor_attention::phasor::quantize::{Codes, ScaleForm, ScaleRounding};
+use phasor_attention::phasor::{
+    CacheLayout, Dtype, Element, Id, Ids, Layout, ScaleLayout, StoredCodes,
+};
 use phasor_attention::{
     AttentionError, AttentionMask, GgmlType, GptqFormat, GptqTensors, GptqWeights, Weights,
 };
@@ -16,7 +19,7 @@ use std::sync::LazyLock;
 #[path = "support/attend_cases.rs"]
 mod attend_cases;
 mod support;
-use attend_cases::{Bytes, Case, Layouts, UNTOUCHED, Wish, bits};
+use attend_cases::{Bytes, Case, Layouts, Scales, UNTOUCHED, Wish, bits};
 use support::{Random, narrowed};
 
 macro_rules! images {
@@ -48,6 +51,7 @@ macro_rules! images {
 static F32: LazyLock<Vec<Module>> = LazyLock::new(|| images!("f32"));
 static F16: LazyLock<Vec<Module>> = LazyLock::new(|| images!("f16"));
 static BF16: LazyLock<Vec<Module>> = LazyLock::new(|| images!("bf16"));
+static CODES: LazyLock<Vec<Module>> = LazyLock::new(|| images!("codes"));
 
 /// A further image, of a folder that PHASOR_EXTRA_PTX names: what another compiler made of the kernels.
 fn extra(name: &str) -> Option<Module> {
@@ -89,7 +93,9 @@ macro_rules! id_bytes {
 id_bytes!(i32, i64, u32);
 
 impl<T: Bytes> Case<T> {
-    fn on_module<I: Id + TryFrom<i64> + IdBytes>(&self, module: &Module) -> Outcome<T> {
+    /// Of one of the images: of compute_75, 80 and 90, and the further one.
+    fn on_image<I: Id + TryFrom<i64> + IdBytes>(&self, image: usize) -> Outcome<T> {
+        let (module, of_codes) = (&modules::<T>()[image], &CODES[image]);
         let plan = self.plan().unwrap();
         let mut memory = Memory::new();
         let misalign = self.misalign * T::DTYPE.size();
@@ -99,8 +105,24 @@ impl<T: Bytes> Case<T> {
             address
         };
         let q = read_only("q", T::bytes(&self.q), misalign);
-        let k = read_only("k", T::bytes(&self.k), misalign);
-        let v = read_only("v", T::bytes(&self.v), misalign);
+        let mut cache = |at: usize, elements: &[T], [name, of_scales]: [&'static str; 2]| {
+            let Some(codes) = &self.codes else {
+                return (read_only(name, T::bytes(elements), misalign), 0);
+            };
+            let codes = &codes[at];
+            let scales = match &codes.scales {
+                Scales::Given(scales) | Scales::F32(scales) => f32::bytes(scales),
+                Scales::E8m0(scales) => scales.clone(),
+                Scales::Inline => Vec::new(),
+            };
+            let scales = match &scales[..] {
+                [] => 0,
+                _ => read_only(of_scales, scales, 4),
+            };
+            (read_only(name, codes.bytes.clone(), self.misalign), scales)
+        };
+        let (k, k_scales) = cache(0, &self.k, ["k", "k_scales"]);
+        let (v, v_scales) = cache(1, &self.v, ["v", "v_scales"]);
         let mut ids = |name, values: &[i64]| {
             let values: Vec<I> = values
                 .iter()
@@ -126,6 +148,8 @@ impl<T: Bytes> Case<T> {
             out,
             k,
             v,
+            k_scales,
+            v_scales,
             page_table,
             cache_lengths,
             cu_seqlens,
@@ -143,6 +167,11 @@ impl<T: Bytes> Case<T> {
             } = launch;
             let mut run = Launch::new(kernel, grid, block, params.as_bytes());
             run.dynamic_shared = shared_bytes as usize;
+            let module = if kernel == "attend_codes" {
+                of_codes
+            } else {
+                module
+            };
             let stats = ptx_interpreter::run(module, &mut memory, &run)
                 .unwrap_or_else(|fault| panic!("{kernel}: {fault}"));
             // All stays in registers.
@@ -156,10 +185,10 @@ impl<T: Bytes> Case<T> {
 
     fn equals_host(&self, label: &str) {
         let expected = bits(&self.on_host());
-        for (at, module) in modules::<T>().iter().enumerate() {
+        for at in 0..modules::<T>().len() {
             let outcome = match at {
-                0 => self.on_module::<i32>(module),
-                _ => self.on_module::<i64>(module),
+                0 => self.on_image::<i32>(at),
+                _ => self.on_image::<i64>(at),
             };
             assert!(!outcome.reported, "{label}");
             assert_eq!(bits(&outcome.out), expected, "{label}, image {at}");
@@ -283,6 +312,190 @@ fn whatever_the_memory_looks_like_results_are_the_hosts() {
     }
 }
 
+/// Keys' and values' codes, and how many scales are given of either.
+type OfBoth = [(StoredCodes, usize); 2];
+
+fn codes<T: Bytes>(seed: u64) {
+    let given = |codes, form, scales| (StoredCodes::given(codes, form), scales);
+    let written = |codes, layout| (StoredCodes::dynamic(codes, 1e-6, layout), 0);
+    let (e4m3, int8) = (Codes::E4m3, Codes::Int8);
+    let (divide, multiply) = (ScaleForm::Divide, ScaleForm::Multiply);
+    // Scales of each head, of each token and head, of groups in E8M0; of one scale whose inverse is given.
+    let tokens_heads = |slots, groups| ScaleLayout::tokens_heads(slots, 2, groups);
+    let mut wish = Wish::new(6, 2, 64, &[(290, 1), (20, 2), (0, 1)]);
+    let both: [OfBoth; 3] = [
+        [given(e4m3, divide, 2), written(int8, tokens_heads(16, 1))],
+        [
+            written(e4m3, ScaleLayout::heads_tokens(16, 2, 1)),
+            given(int8, multiply, 1),
+        ],
+        [
+            written(int8, tokens_heads(16, 2)),
+            written(e4m3, tokens_heads(16, 4).with_offset(3)),
+        ],
+    ];
+    let [a, b, mut c] = both;
+    c[0].0 = c[0]
+        .0
+        .groups_of(32)
+        .rounded(ScaleRounding::PowerOfTwoUp)
+        .e8m0();
+    c[1].0 = c[1].0.groups_of(16).by_inverse();
+    let mut case = wish.coded::<T>(seed, a);
+    case.mask = AttentionMask::SlidingWindow(70);
+    case.sinks = Some(vec![0.5; 6]);
+    case.equals_host("scales of heads, and of tokens and heads");
+    let mut case = wish.coded::<T>(seed + 1, b);
+    (case.soft_cap, case.misalign) = (Some(1.5), 1);
+    case.equals_host("an inverse, codes anywhere");
+    wish.coded::<T>(seed + 2, c).equals_host("groups");
+
+    // Groups that end inside of what a thread reads at once; dims that no access divides.
+    let mut odd = Wish::new(3, 1, 18, &[(70, 1), (3, 2)]);
+    let of = |slots, groups| ScaleLayout::tokens_heads(slots, 1, groups);
+    let mut both = [
+        written(e4m3, of(16, 3)),
+        written(Codes::Int8Full, of(16, 9)),
+    ];
+    (both[0].0, both[1].0) = (both[0].0.groups_of(6), both[1].0.groups_of(2));
+    odd.coded::<T>(seed + 3, both)
+        .equals_host("groups of few dims");
+    // Blocks of a head, and values that are transposed.
+    odd.head_dim = 16;
+    odd.layouts = |p, s, h, d| {
+        (
+            CacheLayout::paged_packed(p, s, h, d, 8),
+            CacheLayout::paged_transposed(p, s, h, d),
+        )
+    };
+    let both = [written(int8, of(16, 1)), given(e4m3, divide, 1)];
+    odd.coded::<T>(seed + 4, both)
+        .equals_host("blocks and columns");
+
+    // A scale after each head, where the caches are one after the other.
+    wish.layouts = |p, s, h, d| {
+        let layout =
+            CacheLayout::paged_nhd(p, s, h, d).with_strides(s * h * (d + 4), h * (d + 4), d + 4);
+        (layout, layout)
+    };
+    let inline = ScaleLayout::strided(16 * 2 * 17, 2 * 17, 17, 0)
+        .with_offset(16)
+        .inline();
+    let both = [written(e4m3, inline), written(int8, inline)];
+    wish.coded::<T>(seed + 5, both)
+        .equals_host("scales between codes");
+
+    let most = Wish::new(9, 1, 256, &[(140, 1)]);
+    let both = [written(e4m3, of(16, 1)), written(e4m3, of(16, 1))];
+    most.coded::<T>(seed + 6, both).equals_host("the most dims");
+}
+
+#[test]
+fn codes_for_queries_of_f32_equal_the_host() {
+    codes::<f32>(20);
+}
+
+#[test]
+fn codes_for_queries_of_f16_equal_the_host() {
+    codes::<f16>(40);
+}
+
+#[test]
+fn codes_for_queries_of_bf16_equal_the_host() {
+    codes::<bf16>(60);
+}
+
+#[test]
+fn every_code_and_scales_that_are_not_finite_equal_the_host() {
+    for kind in [Codes::E4m3, Codes::Int8Full] {
+        let wish = Wish::new(2, 1, 16, &[(40, 1), (80, 1)]);
+        let of = StoredCodes::dynamic(kind, 1e-6, ScaleLayout::tokens_heads(16, 1, 1));
+        let mut case = wish.coded::<f32>(1, [(of, 0); 2]);
+        case.mask = AttentionMask::SlidingWindow(30);
+        let values = case.codes.as_mut().unwrap();
+        for (code, at) in (0..=255).zip(&mut values[1].bytes) {
+            *at = code;
+        }
+        for scales in values.iter_mut().map(|part| &mut part.scales) {
+            let Scales::F32(scales) = scales else {
+                unreachable!()
+            };
+            for (at, scale) in scales.iter_mut().enumerate() {
+                match at % 23 {
+                    0 => *scale = f32::INFINITY,
+                    1 => *scale = 1e-42,
+                    2 => *scale = -0.0,
+                    _ => {}
+                }
+            }
+        }
+        case.equals_host("codes");
+    }
+}
+
+#[test]
+fn codes_that_do_not_fit_are_refused() {
+    let written = StoredCodes::dynamic(Codes::Int8, 1e-6, ScaleLayout::tokens_heads(16, 2, 1));
+    let given = StoredCodes::given(Codes::E4m3, ScaleForm::Divide);
+    let case = |codes: OfBoth| {
+        let mut case = Wish::new(4, 2, 16, &[(20, 1)]).coded::<f32>(1, [(written, 0); 2]);
+        let parts = case.codes.as_mut().unwrap();
+        for (part, (codes, scales)) in parts.iter_mut().zip(codes) {
+            part.codes = codes;
+            part.scales = match scales {
+                0 => Scales::Inline,
+                _ => Scales::Given(vec![1.0; scales]),
+            };
+        }
+        case
+    };
+    let error = |codes: OfBoth| case(codes).plan().map(|_| ()).unwrap_err();
+    let good = (written, 0);
+    let mismatch = |error| matches!(error, AttentionError::Mismatch { .. });
+    for bad in [
+        (given, 3),
+        (given, 0),
+        (written, 2),
+        (written.groups_of(7), 0),
+    ] {
+        assert!(mismatch(error([good, bad])) && mismatch(error([bad, good])));
+    }
+    let layout = ScaleLayout::strided(usize::MAX / 8, 1, 1, 1);
+    let huge = (StoredCodes::dynamic(Codes::Int8, 1e-6, layout), 0);
+    assert!(matches!(error([good, huge]), AttentionError::Value { .. }));
+
+    // What a call gives beside them.
+    let plan = case([good, (given, 2)]).plan().unwrap();
+    assert_eq!(plan.scale_bytes(), [4 * 2 * 16 * 4, 2 * 4]);
+    let ids = |len| Ids::<u64>::at(0, i32::TYPE, len);
+    let with = |k_scales, v_scales| {
+        let addresses = AttendAddresses {
+            q: 256,
+            out: 256,
+            k: 257,
+            v: 257,
+            k_scales,
+            v_scales,
+            page_table: ids(2),
+            cache_lengths: ids(1),
+            cu_seqlens: Some(ids(2)),
+            sinks: 0,
+            workspace: 256,
+            report: 0,
+        };
+        plan.launches(&addresses)
+            .map(|launches| launches.map(|[attend, _]| attend.kernel))
+    };
+    assert_eq!(with(256, 260), Ok(Some("attend_codes")));
+    for (k, v) in [(0, 256), (256, 0)] {
+        assert!(mismatch(with(k, v).unwrap_err()));
+    }
+    assert!(matches!(
+        with(256, 257),
+        Err(AttentionError::Value { value: 257, .. })
+    ));
+}
+
 #[test]
 fn nan_infinity_and_tiny_values_equal_the_host() {
     let mut case = Wish::new(4, 2, 16, &[(80, 1), (3, 1), (300, 1)]).case::<f32>(1);
@@ -323,7 +536,7 @@ fn what_is_outside_is_skipped_and_reported() {
     let token = 4 * 16;
     // Which tokens have no result; whether that is reported.
     let expect = |case: &Case<f32>, skipped: &[usize], reported: bool, label: &str| {
-        let outcome = case.on_module::<i64>(&modules::<f32>()[2]);
+        let outcome = case.on_image::<i64>(2);
         assert_eq!(outcome.reported, reported, "{label}");
         let mut expected = expected.clone();
         for &t in skipped {
@@ -353,7 +566,7 @@ fn what_is_outside_is_skipped_and_reported() {
             case.table[0] = page;
             case.sinks = None;
         });
-        let outcome = case.on_module::<i64>(&modules::<f32>()[2]);
+        let outcome = case.on_image::<i64>(2);
         assert!(!outcome.reported);
     }
     for length in [-1, i64::MAX, i64::MIN, 1 << 32, 304] {
@@ -389,11 +602,11 @@ fn what_is_outside_is_skipped_and_reported() {
 fn nothing_to_do_launches_nothing() {
     let mut case = Wish::new(2, 1, 8, &[(4, 1)]).case::<f32>(1);
     case.most_keys = Some(0);
-    assert!(case.on_module::<i32>(&F32[0]).out == case.untouched());
+    assert!(case.on_image::<i32>(0).out == case.untouched());
     let mut case = Wish::new(2, 1, 8, &[(4, 0)]).case::<f32>(1);
     case.cu_seqlens = Some(vec![0, 0]);
     assert_eq!(case.plan().unwrap().workspace_len(), 0);
-    assert!(case.on_module::<i32>(&F32[0]).out.is_empty());
+    assert!(case.on_image::<i32>(0).out.is_empty());
 }
 
 #[test]
@@ -496,6 +709,8 @@ fn bad_shapes_are_refused() {
         out: 0,
         k: 0,
         v: 0,
+        k_scales: 0,
+        v_scales: 0,
         page_table: ids(4),
         cache_lengths: ids(2),
         cu_seqlens: Some(ids(3)),

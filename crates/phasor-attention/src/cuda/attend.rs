@@ -2,22 +2,93 @@
 
 use super::{AttentionKernels, Kept};
 use crate::error::agree;
-use crate::kernels::{AttendAddresses, AttendPlan, AttendShape};
+use crate::kernels::{ATTEND_CODES, AttendAddresses, AttendPlan, AttendShape};
 use crate::{Attend, AttentionError};
 use phasor::cuda::{CudaIds, CudaReport};
 use phasor::cudarc::driver::{
-    CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, DeviceSlice,
+    CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, DeviceSlice, SyncOnDrop,
 };
 use phasor::{Dtype, Element, Ids};
+use std::sync::Arc;
+
+/// 8-bit codes of keys or values, to be read.
+pub struct CudaCodes<'a> {
+    /// The buffer with the codes.
+    pub codes: CudaView<'a, u8>,
+    /// Their scales.
+    pub scales: CudaCodeScales<'a>,
+}
+
+/// Scales of codes, to be read.
+pub enum CudaCodeScales<'a> {
+    /// Those that are given, or that were written in f32.
+    F32(CudaView<'a, f32>),
+    /// Those that were written as bytes of E8M0.
+    E8m0(CudaView<'a, u8>),
+    /// Between the codes.
+    Inline,
+}
+
+impl CudaCodeScales<'_> {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::F32(scales) => scales.num_bytes(),
+            Self::E8m0(scales) => scales.num_bytes(),
+            Self::Inline => 0,
+        }
+    }
+
+    /// The bytes of a scale; 0 where there is no buffer.
+    fn size(&self) -> usize {
+        match self {
+            Self::F32(_) => 4,
+            Self::E8m0(_) => 1,
+            Self::Inline => 0,
+        }
+    }
+
+    fn stream(&self) -> Option<&Arc<CudaStream>> {
+        match self {
+            Self::F32(scales) => Some(scales.stream()),
+            Self::E8m0(scales) => Some(scales.stream()),
+            Self::Inline => None,
+        }
+    }
+
+    fn device_ptr<'b>(&'b self, stream: &'b CudaStream) -> (u64, Option<SyncOnDrop<'b>>) {
+        let (address, guard) = match self {
+            Self::F32(scales) => scales.device_ptr(stream),
+            Self::E8m0(scales) => scales.device_ptr(stream),
+            Self::Inline => return (0, None),
+        };
+        (address, Some(guard))
+    }
+}
+
+/// The caches that attention reads. Buffers of keys and of values may be the same.
+pub enum CudaCacheView<'a, T> {
+    /// Elements.
+    Elements {
+        /// The buffer with the keys.
+        k: CudaView<'a, T>,
+        /// The buffer with the values.
+        v: CudaView<'a, T>,
+    },
+    /// Codes.
+    Codes {
+        /// Of the keys.
+        k: CudaCodes<'a>,
+        /// Of the values.
+        v: CudaCodes<'a>,
+    },
+}
 
 /// What attention reads.
 pub struct CudaAttendOperands<'a, T> {
     /// The buffer with the queries.
     pub q: CudaView<'a, T>,
-    /// The buffer with the keys' cache.
-    pub k: CudaView<'a, T>,
-    /// The buffer with the values' cache, which may be the same.
-    pub v: CudaView<'a, T>,
+    /// The keys' and values' caches, as the plan has them.
+    pub cache: CudaCacheView<'a, T>,
     /// `[sequences, table_pages]` (block_table, lookup_table).
     pub page_table: CudaIds<'a>,
     /// `[sequences]`: keys in the cache before these tokens. Those of these tokens follow, and are there
@@ -52,6 +123,9 @@ impl AttentionKernels {
     ) -> Result<CudaAttend, AttentionError> {
         let plan = AttendPlan::new(dtype, attend, shape)?;
         self.attend_functions(dtype)?;
+        if plan.has_codes() {
+            self.attend_codes_functions()?;
+        }
         let sinks = plan.sinks().map(|sinks| self.upload(sinks)).transpose()?;
         Ok(CudaAttend {
             kernels: self.clone(),
@@ -82,8 +156,7 @@ impl CudaAttend {
     ) -> Result<(), AttentionError> {
         let CudaAttendOperands {
             q,
-            k,
-            v,
+            cache,
             page_table,
             cache_lengths,
             cu_seqlens,
@@ -95,15 +168,38 @@ impl CudaAttend {
                 remedy: "attention was planned for another element type",
             });
         }
+        let none = CudaCodeScales::Inline;
+        let (lens, streams, scales) = match cache {
+            CudaCacheView::Elements { k, v } => {
+                ([k.len(), v.len()], [k.stream(), v.stream()], [&none; 2])
+            }
+            CudaCacheView::Codes { k, v } => (
+                [k.codes.len(), v.codes.len()],
+                [k.codes.stream(), v.codes.stream()],
+                [&k.scales, &v.scales],
+            ),
+        };
+        agree(
+            "caches of codes, as planned",
+            usize::from(self.plan.has_codes()),
+            usize::from(matches!(cache, CudaCacheView::Codes { .. })),
+        )?;
+        let scale_sizes = self.plan.scale_sizes();
+        let scale_bytes = self.plan.scale_bytes();
+        for ((scales, size), bytes) in scales.into_iter().zip(scale_sizes).zip(scale_bytes) {
+            agree("bytes of a scale, as planned", size, scales.size())?;
+            let what = "bytes of the scales of codes at least";
+            agree(what, bytes, scales.bytes().min(bytes))?;
+        }
         let required = self.plan.required_lens();
         for (what, needed, len) in [
             ("elements of q at least", required[0], q.len()),
             ("elements of the output at least", required[1], out.len()),
-            ("elements of the keys' cache at least", required[2], k.len()),
+            ("elements of the keys' cache at least", required[2], lens[0]),
             (
                 "elements of the values' cache at least",
                 required[3],
-                v.len(),
+                lens[1],
             ),
             (
                 "f32 elements of the workspace at least",
@@ -113,12 +209,14 @@ impl CudaAttend {
         ] {
             agree(what, needed, len.min(needed))?;
         }
-        let here = |what, stream: &std::sync::Arc<CudaStream>| {
-            self.kernels.expect_here(what, stream.context())
-        };
+        let here =
+            |what, stream: &Arc<CudaStream>| self.kernels.expect_here(what, stream.context());
         self.kernels.expect_here("the stream", stream.context())?;
-        for view in [q, k, v] {
-            here("q or a cache", view.stream())?;
+        for stream in [q.stream()].into_iter().chain(streams) {
+            here("q or a cache", stream)?;
+        }
+        for stream in scales.iter().filter_map(|scales| scales.stream()) {
+            here("scales of codes", stream)?;
         }
         here("the output", out.stream())?;
         here("the workspace", workspace.stream())?;
@@ -131,8 +229,14 @@ impl CudaAttend {
         }
 
         let (q, _q) = q.device_ptr(stream);
-        let (k, _k) = k.device_ptr(stream);
-        let (v, _v) = v.device_ptr(stream);
+        let [(k, _k), (v, _v)] = match cache {
+            CudaCacheView::Elements { k, v } => [k.device_ptr(stream), v.device_ptr(stream)],
+            CudaCacheView::Codes { k, v } => {
+                [k.codes.device_ptr(stream), v.codes.device_ptr(stream)]
+            }
+        };
+        let [(k_scales, _k_scales), (v_scales, _v_scales)] =
+            scales.map(|scales| scales.device_ptr(stream));
         let at = |ids: &CudaIds<'_>, address| Ids::at(address, ids.id_type(), ids.len());
         let (address, _table) = page_table.memory().device_ptr(stream);
         let page_table = at(page_table, address);
@@ -150,6 +254,8 @@ impl CudaAttend {
             out,
             k,
             v,
+            k_scales,
+            v_scales,
             page_table,
             cache_lengths,
             cu_seqlens: offsets
@@ -181,9 +287,13 @@ impl CudaAttend {
         stream: &CudaStream,
         addresses: &AttendAddresses,
     ) -> Result<(), AttentionError> {
-        let functions = self.kernels.attend_functions(self.plan.dtype())?;
+        let of_elements = self.kernels.attend_functions(self.plan.dtype())?;
         for launch in self.plan.launches(addresses)?.into_iter().flatten() {
-            // SAFETY: both kernels take this struct by value; the rest is the caller's promise.
+            let functions = match launch.kernel {
+                ATTEND_CODES => self.kernels.attend_codes_functions()?,
+                _ => of_elements,
+            };
+            // SAFETY: all of these kernels take this struct by value; the rest is the caller's promise.
             unsafe { self.kernels.enqueue(stream, functions, &launch)? };
         }
         Ok(())

@@ -1,8 +1,8 @@
 //! The layer on a device.
 
 use super::{
-    AttentionKernels, CublasLt, CudaAttend, CudaAttendOperands, CudaDense, CudaProjection, During,
-    Kept, Precision, TokensInOut,
+    AttentionKernels, CublasLt, CudaAttend, CudaAttendOperands, CudaCacheView, CudaDense,
+    CudaProjection, During, Kept, Precision, TokensInOut,
 };
 use crate::error::agree;
 use crate::kernels::AttendShape;
@@ -371,6 +371,7 @@ impl<T: Element + DeviceRepr + ValidAsZeroBits> CudaAttentionLayer<T> {
                 out: rows(heads),
                 k: shape.k,
                 v: shape.v,
+                codes: None,
                 sequences,
                 table_pages: shape.table_pages,
                 most_keys: shape.most_keys,
@@ -458,8 +459,7 @@ impl<T: Element + DeviceRepr + ValidAsZeroBits> CudaAttentionLayer<T> {
         };
         let operands = CudaAttendOperands {
             q: workspace.q.as_view(),
-            k,
-            v,
+            cache: CudaCacheView::Elements { k, v },
             page_table: batch.page_table.again(),
             cache_lengths: batch.cache_lengths.again(),
             cu_seqlens: batch.cu_seqlens.as_ref().map(CudaIds::again),

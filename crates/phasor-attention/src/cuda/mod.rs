@@ -38,7 +38,7 @@ mod nccl;
 mod projection;
 mod shard;
 
-pub use attend::{CudaAttend, CudaAttendOperands};
+pub use attend::{CudaAttend, CudaAttendOperands, CudaCacheView, CudaCodeScales, CudaCodes};
 pub use cublas::{CublasLt, Precision};
 pub use layer::{
     CudaAttentionLayer, CudaBatch, CudaHeadWeights, CudaKvCache, CudaLayerPlan, CudaLayerShape,
@@ -79,6 +79,7 @@ const ATTEND: [Images; 3] = [
     images!("attend_f16"),
     images!("attend_bf16"),
 ];
+const ATTEND_CODES: Images = images!("attend_codes");
 const DEQUANTIZE: Images = images!("dequantize");
 
 /// A module's functions, by name.
@@ -95,6 +96,7 @@ struct Inner {
     cuda: Cuda,
     /// In the order of [`Dtype::ALL`]; loaded when they are first asked for.
     attend: [OnceLock<Functions>; 3],
+    attend_codes: OnceLock<Functions>,
     dequantize: OnceLock<Functions>,
 }
 
@@ -105,6 +107,7 @@ impl AttentionKernels {
             inner: Arc::new(Inner {
                 cuda: cuda.clone(),
                 attend: Default::default(),
+                attend_codes: OnceLock::new(),
                 dequantize: OnceLock::new(),
             }),
         }
@@ -131,6 +134,11 @@ impl AttentionKernels {
             });
         };
         self.load(&self.inner.attend[at], ATTEND[at], &names)
+    }
+
+    fn attend_codes_functions(&self) -> Result<&Functions, AttentionError> {
+        let names = [crate::kernels::ATTEND_CODES];
+        self.load(&self.inner.attend_codes, ATTEND_CODES, &names)
     }
 
     fn dequantize_functions(&self) -> Result<&Functions, AttentionError> {

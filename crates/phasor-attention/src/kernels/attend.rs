@@ -3,16 +3,21 @@
 use super::{KernelLaunch, PhasorAttend, count};
 use crate::attend::{SPLIT, TILE};
 use crate::cache::check_shapes;
+use crate::codes::check_codes;
 use crate::error::agree;
 use crate::{Attend, AttentionError, AttentionMask};
-use phasor::call::{PHASOR_SLOT_PAGE_TABLE, PhasorCache, PhasorIds};
-use phasor::{CacheLayout, Dtype, Ids, Layout};
+use phasor::call::{
+    PHASOR_CODES_NONE, PHASOR_SLOT_PAGE_TABLE, PhasorCache, PhasorCodes, PhasorIds,
+};
+use phasor::{CacheLayout, Dtype, Ids, Layout, StoredCodes};
 
 // As cuda/attention_call.h has them.
 const MASK_CAUSAL: u32 = 0;
 const MASK_WINDOW: u32 = 1;
 const MASK_CHUNKED: u32 = 2;
 const MASK_NONE: u32 = 3;
+/// The kernel over caches of codes, which is none of a module of an element type.
+pub(crate) const ATTEND_CODES: &str = "attend_codes";
 const THREADS: u32 = 128;
 /// Query heads of a block, at most.
 const BLOCK_HEADS: usize = 8;
@@ -22,6 +27,15 @@ const CHUNK: usize = 16;
 const STAGED: usize = TILE * (256 + CHUNK);
 /// What a grid has room for in its first dimension, and in the second.
 const GRID: [usize; 2] = [i32::MAX as usize, 65_535];
+
+/// 8-bit codes that keys or values are kept as.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheCodes {
+    /// What they are, and where their scales are if these were written with them.
+    pub codes: StoredCodes,
+    /// Scales that are given: 1, or one for each head. 0 where they were written.
+    pub given: usize,
+}
 
 /// What the memory of a call looks like.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +48,8 @@ pub struct AttendShape {
     pub k: CacheLayout,
     /// The values' cache.
     pub v: CacheLayout,
+    /// Keys' and values' codes; `None`: the caches have elements.
+    pub codes: Option<[CacheCodes; 2]>,
     /// Sequences of the batch.
     pub sequences: usize,
     /// Pages of a row of the page table.
@@ -50,10 +66,15 @@ pub struct AttendAddresses {
     pub q: u64,
     /// Element 0 of the buffer for results.
     pub out: u64,
-    /// Element 0 of the buffer with the keys' cache.
+    /// Element 0 of the buffer with the keys' cache, or its first code.
     pub k: u64,
-    /// Element 0 of the buffer with the values' cache.
+    /// Element 0 of the buffer with the values' cache, or its first code.
     pub v: u64,
+    /// The buffer with the scales of the keys' codes, at a multiple of 4 bytes but for E8M0; 0 where they are
+    /// between the codes, and for elements.
+    pub k_scales: u64,
+    /// Of the values' codes.
+    pub v_scales: u64,
     /// `[sequences, table_pages]`.
     pub page_table: Ids<u64>,
     /// `[sequences]`: keys in the cache before these tokens.
@@ -101,6 +122,8 @@ pub struct AttendPlan {
     sinks: Option<Vec<f32>>,
     /// Elements that the buffers of q, the output, k and v need.
     required: [usize; 4],
+    /// Bytes of the scales of keys and values that have a buffer of their own.
+    scale_bytes: [usize; 2],
 }
 
 impl AttendPlan {
@@ -108,7 +131,8 @@ impl AttendPlan {
     ///
     /// # Errors
     /// [`AttentionError::Heads`], [`AttentionError::Factor`], [`AttentionError::Value`] for a number that
-    /// kernels cannot take, such as a head_dim above 256; [`AttentionError::Mismatch`] where shapes disagree.
+    /// kernels cannot take, such as a head_dim above 256; [`AttentionError::Mismatch`] where shapes disagree;
+    /// [`AttentionError::Weights`] for codes that are not e4m3 or int8.
     pub fn new(
         dtype: Dtype,
         attend: &Attend<'_>,
@@ -116,16 +140,20 @@ impl AttendPlan {
     ) -> Result<Self, AttentionError> {
         let [pages, page_size, kv_heads, head_dim] = shape.k.shape();
         attend.check(kv_heads)?;
-        let kernels = match dtype {
-            Dtype::F32 => ["attend_f32", "join_f32"],
-            Dtype::F16 => ["attend_f16", "join_f16"],
-            Dtype::Bf16 => ["attend_bf16", "join_bf16"],
+        let (kernels, q_type) = match dtype {
+            Dtype::F32 => (["attend_f32", "join_f32"], 0),
+            Dtype::F16 => (["attend_f16", "join_f16"], 1),
+            Dtype::Bf16 => (["attend_bf16", "join_bf16"], 2),
             _ => {
                 return Err(AttentionError::Dtype {
                     dtype,
                     remedy: "kernels of attention take f32, f16 and bf16",
                 });
             }
+        };
+        let kernels = match shape.codes {
+            Some(_) => [ATTEND_CODES, kernels[1]],
+            None => kernels,
         };
         let (heads, group) = (attend.heads, attend.heads / kv_heads);
         if head_dim == 0 || head_dim > MOST_DIMS {
@@ -211,14 +239,26 @@ impl AttendPlan {
                 remedy: "heads must not overlap: dims, heads and tokens each need a stride of their own",
             });
         }
+        // Codes become f32 on their way to shared memory.
+        let (cache_size, staged_size) = match shape.codes {
+            Some(_) => (1, size_of::<f32>()),
+            None => (dtype.size(), dtype.size()),
+        };
+        let mut required = [
+            shape.q.required_len(),
+            shape.out.required_len(),
+            shape.k.required_len(),
+            shape.v.required_len(),
+        ]
+        .map(|len| len.unwrap_or(usize::MAX));
         let scores = attend.scores();
         let mut template = PhasorAttend {
             q_token: q_strides[0],
             q_head: q_strides[1],
             out_token: out_strides[0],
             out_head: out_strides[1],
-            k: cache(&shape.k, "elements of the keys' cache", dtype)?,
-            v: cache(&shape.v, "elements of the values' cache", dtype)?,
+            k: cache(&shape.k, "elements of the keys' cache", cache_size)?,
+            v: cache(&shape.v, "elements of the values' cache", cache_size)?,
             tokens: count("tokens", tokens)?,
             heads: count("heads", heads)?,
             group: count("heads of a group", group)?,
@@ -230,6 +270,7 @@ impl AttendPlan {
             window: u32::try_from(window).unwrap_or(u32::MAX),
             factor: scores.factor,
             cap: scores.capped.unwrap_or(0.0),
+            q_type,
             ..PhasorAttend::default()
         };
         template.slots.choice = PHASOR_SLOT_PAGE_TABLE;
@@ -237,9 +278,19 @@ impl AttendPlan {
         template.slots.page_size = count("page_size", page_size)?;
         template.slots.table_pages = count("pages of a row of the page table", shape.table_pages)?;
         template.sequences.count = count("sequences", shape.sequences)?;
-        let size = dtype.size();
-        let elements = CHUNK / size;
-        let dims = head_dim.next_multiple_of(elements);
+        let mut scale_bytes = [0; 2];
+        if let Some(codes) = &shape.codes {
+            for (at, (of, layout)) in codes.iter().zip([&shape.k, &shape.v]).enumerate() {
+                let (params, own, inline) = code_params(of, layout)?;
+                match at {
+                    0 => template.k_codes = params,
+                    _ => template.v_codes = params,
+                }
+                scale_bytes[at] = own;
+                required[2 + at] = required[2 + at].max(inline);
+            }
+        }
+        let dims = head_dim.next_multiple_of(CHUNK / staged_size);
         let block_heads = group.min(BLOCK_HEADS);
         let shared = STAGED + block_heads * (dims + TILE) * 4 + SPLIT * 8 + BLOCK_HEADS * 4 + 4 * 4;
         let blocks = |n: usize| n as u32; // Compared with the room of a grid above.
@@ -248,12 +299,12 @@ impl AttendPlan {
             kernels,
             template,
             offsets: [
-                shape.q.offset(),
-                shape.out.offset(),
-                shape.k.offset(),
-                shape.v.offset(),
+                (shape.q.offset(), dtype.size()),
+                (shape.out.offset(), dtype.size()),
+                (shape.k.offset(), cache_size),
+                (shape.v.offset(), cache_size),
             ]
-            .map(|elements| (elements * size) as u64),
+            .map(|(elements, size)| (elements * size) as u64),
             grids: [
                 [blocks(tokens * splits), blocks(head_blocks), 1],
                 [blocks(tokens), blocks(heads), 1],
@@ -264,17 +315,12 @@ impl AttendPlan {
             sinks: attend
                 .sinks
                 .map(|sinks| sinks.iter().copied().map(crate::attend::base_2).collect()),
-            required: [
-                shape.q.required_len(),
-                shape.out.required_len(),
-                shape.k.required_len(),
-                shape.v.required_len(),
-            ]
-            .map(|len| len.unwrap_or(usize::MAX)),
+            required,
+            scale_bytes,
         })
     }
 
-    /// The element type of queries, caches and results.
+    /// The element type of queries and results, and of caches unless they have codes.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
@@ -289,7 +335,34 @@ impl AttendPlan {
         self.sequences
     }
 
-    /// Elements that the buffers of q, of the output, of k and of v have at least.
+    /// Bytes that the scales of keys and of values have at least, where they have a buffer of their own; 0
+    /// where they have none.
+    pub fn scale_bytes(&self) -> [usize; 2] {
+        self.scale_bytes
+    }
+
+    /// Bytes of a scale of keys and of values in a buffer of their own.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn scale_sizes(&self) -> [usize; 2] {
+        let of = |own: usize, e8m0| match (own, e8m0) {
+            (0, _) => 0,
+            (_, 0) => 4,
+            _ => 1,
+        };
+        let [k, v] = self.scale_bytes;
+        let PhasorAttend {
+            k_codes, v_codes, ..
+        } = &self.template;
+        [of(k, k_codes.e8m0), of(v, v_codes.e8m0)]
+    }
+
+    /// Whether caches have codes.
+    pub fn has_codes(&self) -> bool {
+        self.template.k_codes.type_ != PHASOR_CODES_NONE
+    }
+
+    /// Elements that the buffers of q, of the output, of k and of v have at least; of codes, so many of
+    /// these, and scales between them.
     pub fn required_lens(&self) -> [usize; 4] {
         self.required
     }
@@ -308,8 +381,8 @@ impl AttendPlan {
     /// The launches of a call, in their order: none if there are no tokens or keys.
     ///
     /// # Errors
-    /// [`AttentionError::Mismatch`] where there are more or fewer ids than the plan has, or no sinks where it
-    /// has some.
+    /// [`AttentionError::Mismatch`] where there are more or fewer ids than the plan has, or no sinks or scales
+    /// where it has some; [`AttentionError::Value`] for scales that are not aligned.
     pub fn launches(
         &self,
         addresses: &AttendAddresses,
@@ -361,8 +434,35 @@ impl AttendPlan {
         params.slots.ids = PhasorIds::of(&addresses.page_table, table_pages, 1);
         params.slots.lengths = PhasorIds::of(&addresses.cache_lengths, 1, 0);
         params.slots.report = addresses.report;
-        params.k_in_chunks = in_chunks(&params.k, self.dtype);
-        params.v_in_chunks = in_chunks(&params.v, self.dtype);
+        let size = if self.has_codes() {
+            1
+        } else {
+            self.dtype.size()
+        };
+        params.k_in_chunks = in_chunks(&params.k, size);
+        params.v_in_chunks = in_chunks(&params.v, size);
+        if self.has_codes() {
+            let scales = [
+                (&mut params.k_codes, addresses.k_scales, addresses.k),
+                (&mut params.v_codes, addresses.v_scales, addresses.v),
+            ];
+            for (own, (codes, scales, cache)) in self.scale_bytes.into_iter().zip(scales) {
+                agree(
+                    "buffers of scales, where these are not between the codes",
+                    usize::from(own > 0),
+                    usize::from(scales != 0),
+                )?;
+                let base = if own > 0 { scales } else { cache };
+                if codes.e8m0 == 0 && !base.is_multiple_of(4) {
+                    return Err(AttentionError::Value {
+                        what: "the address of scales",
+                        value: base as usize,
+                        remedy: "f32 lie at multiples of 4 bytes",
+                    });
+                }
+                codes.scales = base.wrapping_add(codes.scales);
+            }
+        }
         if self.grids.as_flattened().contains(&0) {
             return Ok(None);
         }
@@ -428,25 +528,61 @@ fn is_apart(layout: &Layout) -> bool {
     true
 }
 
-/// Once it is certain that all of it can be in memory.
+/// Once it is certain that all of it can be in memory: elements of `size` bytes.
 fn cache(
     layout: &CacheLayout,
     what: &'static str,
-    dtype: Dtype,
+    size: usize,
 ) -> Result<PhasorCache, AttentionError> {
-    let elements = layout.required_len().unwrap_or(usize::MAX);
-    if elements > isize::MAX as usize / dtype.size() {
-        return Err(AttentionError::Value {
+    fits(what, layout.required_len(), size)?;
+    Ok(PhasorCache::of(layout, size))
+}
+
+fn fits(what: &'static str, len: Option<usize>, size: usize) -> Result<usize, AttentionError> {
+    let len = len.unwrap_or(usize::MAX);
+    match len > isize::MAX as usize / size {
+        true => Err(AttentionError::Value {
             what,
-            value: elements,
+            value: len,
             remedy: "no memory has room for so many",
-        });
+        }),
+        false => Ok(len),
     }
-    Ok(PhasorCache::of(layout, dtype.size()))
+}
+
+/// Codes as kernels take them, the bytes of their scales' own buffer, and those of a buffer that has both.
+fn code_params(
+    of: &CacheCodes,
+    layout: &CacheLayout,
+) -> Result<(PhasorCodes, usize, usize), AttentionError> {
+    let CacheCodes { codes, given } = of;
+    check_codes(codes, layout)?;
+    let Some(at) = codes.scale_layout() else {
+        let [_, _, heads, _] = layout.shape();
+        if *given != 1 {
+            agree("scales that are given, one a head", heads, *given)?;
+        }
+        let params = PhasorCodes {
+            head: if *given == 1 { 0 } else { 4 },
+            ..PhasorCodes::of(codes, layout)
+        };
+        return Ok((params, given * size_of::<f32>(), 0));
+    };
+    agree(
+        "scales that are given, of those that are written",
+        0,
+        *given,
+    )?;
+    let bytes = fits("bytes of scales", codes.scale_bytes(layout), 1)?;
+    let params = PhasorCodes::of(codes, layout);
+    Ok(match at.is_inline() {
+        true => (params, 0, bytes),
+        false => (params, bytes, 0),
+    })
 }
 
 /// Whether each 16 bytes of a head's dims lie together, at a multiple of 16 bytes.
-fn in_chunks(cache: &PhasorCache, dtype: Dtype) -> u32 {
+fn in_chunks(cache: &PhasorCache, size: usize) -> u32 {
     let PhasorCache {
         address,
         page,
@@ -456,7 +592,7 @@ fn in_chunks(cache: &PhasorCache, dtype: Dtype) -> u32 {
         block_dims,
         ..
     } = *cache;
-    let dims = u64::from(block_dims) * dtype.size() as u64;
+    let dims = u64::from(block_dims) * size as u64;
     let all = [page, slot, head, block]
         .into_iter()
         .fold(address | dims, |all, stride| all | stride as u64);

@@ -13,7 +13,9 @@ mod attend;
 mod dequantize;
 mod params;
 
-pub use attend::{AttendAddresses, AttendPlan, AttendShape};
+#[cfg(feature = "cuda")]
+pub(crate) use attend::ATTEND_CODES;
+pub use attend::{AttendAddresses, AttendPlan, AttendShape, CacheCodes};
 pub use dequantize::{GptqAddresses, GptqShape, dequantize_ggml, dequantize_gptq};
 pub use params::{PhasorAttend, PhasorDequantize};
 

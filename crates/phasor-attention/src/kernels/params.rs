@@ -1,6 +1,6 @@
 //! The structs of `cuda/attention_call.h`, field by field.
 
-use phasor::call::{PhasorCache, PhasorSequences, PhasorSlots};
+use phasor::call::{PhasorCache, PhasorCodes, PhasorSequences, PhasorSlots};
 
 /// A call of attention, as the kernels take it; `cuda/attention_call.h` says what its fields are.
 #[allow(missing_docs, reason = "documented in the header")]
@@ -32,10 +32,15 @@ pub struct PhasorAttend {
     pub cap: f32,
     pub k_in_chunks: u32,
     pub v_in_chunks: u32,
+    pub k_codes: PhasorCodes,
+    pub v_codes: PhasorCodes,
+    pub q_type: u32,
+    pub reserved: u32,
 }
 
 // As in the header: no padding, so that every byte is set.
-const _: () = assert!(size_of::<PhasorAttend>() == 9 * 8 + 2 * 48 + 120 + 40 + 12 * 4);
+const _: () =
+    assert!(size_of::<PhasorAttend>() == 9 * 8 + 2 * 48 + 120 + 40 + 12 * 4 + 2 * 72 + 2 * 4);
 
 /// Weights to be dequantised; `cuda/attention_call.h` says what its fields are.
 #[allow(missing_docs, reason = "documented in the header")]

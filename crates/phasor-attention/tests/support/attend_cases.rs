@@ -2,10 +2,14 @@
 #![allow(dead_code)] // Each test uses a part of it.
 
 use super::support::{Random, narrowed};
-use phasor_attention::kernels::{AttendPlan, AttendShape};
+use phasor_attention::kernels::{AttendPlan, AttendShape, CacheCodes};
 use phasor_attention::phasor::half::{bf16, f16};
-use phasor_attention::phasor::{CacheLayout, Element, Host, Layout};
-use phasor_attention::{Attend, AttentionError, AttentionMask, KvCacheView, RaggedBatch};
+use phasor_attention::phasor::quantize::Codes;
+use phasor_attention::phasor::{CacheLayout, Element, Host, Layout, StoredCodes};
+use phasor_attention::{
+    Attend, AttentionError, AttentionMask, CodeScales, CodedCache, KvCacheMut, KvCacheView,
+    RaggedBatch,
+};
 
 /// The bytes of elements.
 pub trait Bytes: Element {
@@ -31,6 +35,82 @@ macro_rules! bytes {
 }
 bytes!(f32, f16, bf16);
 
+/// Keys or values that are kept as codes.
+#[derive(Clone)]
+pub struct Coded {
+    pub codes: StoredCodes,
+    pub bytes: Vec<u8>,
+    pub scales: Scales,
+}
+
+#[derive(Clone)]
+pub enum Scales {
+    Given(Vec<f32>),
+    F32(Vec<f32>),
+    E8m0(Vec<u8>),
+    Inline,
+}
+
+impl Coded {
+    pub fn of_cache(&self) -> CacheCodes {
+        CacheCodes {
+            codes: self.codes,
+            given: match &self.scales {
+                Scales::Given(scales) => scales.len(),
+                _ => 0,
+            },
+        }
+    }
+
+    fn on_host(&mut self, layout: CacheLayout) -> (CodedCache<'_>, &mut [u8]) {
+        let scales = match &mut self.scales {
+            Scales::Given(scales) => CodeScales::Given(scales),
+            Scales::F32(scales) => CodeScales::F32(scales),
+            Scales::E8m0(scales) => CodeScales::E8m0(scales),
+            Scales::Inline => CodeScales::Inline,
+        };
+        let codes = self.codes;
+        let cache = CodedCache {
+            layout,
+            codes,
+            scales,
+        };
+        (cache, &mut self.bytes)
+    }
+
+    /// The codes of a head of a slot, and their scales.
+    fn fill(&mut self, layout: &CacheLayout, [page, slot, head]: [usize; 3], random: &mut Random) {
+        let [page_stride, slot_stride, head_stride] = layout.strides();
+        let (dims, block) = layout.block();
+        let [.., head_dim] = layout.shape();
+        let first = layout.offset() + page * page_stride + slot * slot_stride + head * head_stride;
+        for d in 0..head_dim {
+            let code = random.bits() as u8;
+            // But for e4m3's NaN.
+            let is_nan = self.codes.codes() == Codes::E4m3 && code & 0x7f == 0x7f;
+            let at = first + d / dims * block + d % dims;
+            self.bytes[at] = if is_nan { 0x35 } else { code };
+        }
+        let Some(at) = self.codes.scale_layout() else {
+            return;
+        };
+        let [pages, slots, heads, groups] = at.strides();
+        for group in 0..head_dim / self.codes.group_dims(head_dim) {
+            let at = at.offset() + page * pages + slot * slots + head * heads + group * groups;
+            let scale = random.values(1, 0.01)[0].abs() + 1e-4;
+            match &mut self.scales {
+                Scales::Given(_) => {}
+                Scales::F32(scales) => scales[at] = scale,
+                Scales::E8m0(scales) => scales[at] = 117 + (random.bits() % 6) as u8,
+                Scales::Inline if self.codes.scales_are_e8m0() => self.bytes[at] = 119,
+                Scales::Inline => {
+                    self.bytes[4 * at..4 * at + 4].copy_from_slice(&scale.to_le_bytes());
+                }
+            }
+        }
+    }
+}
+
 /// A batch, and where everything lies.
 #[derive(Clone)]
 pub struct Case<T> {
@@ -51,7 +131,9 @@ pub struct Case<T> {
     pub q: Vec<T>,
     pub k: Vec<T>,
     pub v: Vec<T>,
-    /// Elements from a multiple of 16 bytes.
+    /// What caches have in place of `k` and `v`.
+    pub codes: Option<[Coded; 2]>,
+    /// Elements (or codes) from a multiple of 16 bytes.
     pub misalign: usize,
 }
 
@@ -154,8 +236,57 @@ impl Wish {
             q: narrowed(&random.values(tokens * self.heads * self.head_dim, 2.0)),
             k,
             v,
+            codes: None,
             misalign: 0,
         }
+    }
+}
+
+impl Wish {
+    /// With codes of keys and of values, and so many scales that are given; NaN where nothing is stored, as
+    /// far as codes or scales have one.
+    pub fn coded<T: Element>(&self, seed: u64, codes: [(StoredCodes, usize); 2]) -> Case<T> {
+        let mut case = self.case::<T>(seed);
+        let mut random = Random::new(seed + 100);
+        let layouts = [case.k_layout, case.v_layout];
+        let mut at = 0;
+        case.codes = Some(codes.map(|(codes, given)| {
+            let layout = layouts[at];
+            at += 1;
+            let bytes = codes.scale_bytes(&layout).unwrap();
+            let inline = codes.scale_layout().is_some_and(|at| at.is_inline());
+            let len = layout.required_len().unwrap();
+            let mut coded = Coded {
+                codes,
+                bytes: vec![0x7f; if inline { len.max(bytes) } else { len }],
+                scales: match codes.scale_layout() {
+                    None => Scales::Given(
+                        random
+                            .values(given, 0.01)
+                            .iter()
+                            .map(|x| x.abs() + 1e-3)
+                            .collect(),
+                    ),
+                    Some(_) if inline => Scales::Inline,
+                    Some(_) if codes.scales_are_e8m0() => Scales::E8m0(vec![255; bytes]),
+                    Some(_) => Scales::F32(vec![f32::NAN; bytes / 4]),
+                },
+            };
+            let of_each = case.table.len() / self.sequences.len();
+            for (s, &(cached, new)) in self.sequences.iter().enumerate() {
+                for place in 0..cached + new {
+                    let page = case.table[s * of_each + place / self.page_size] as usize;
+                    for head in 0..self.kv_heads {
+                        let slot = place % self.page_size;
+                        coded.fill(&layout, [page, slot, head], &mut random);
+                    }
+                }
+            }
+            coded
+        }));
+        // Nothing may look at these.
+        (case.k, case.v) = (Vec::new(), Vec::new());
+        case
     }
 }
 
@@ -191,6 +322,10 @@ impl<T: Bytes> Case<T> {
             out: self.out_layout,
             k: self.k_layout,
             v: self.v_layout,
+            codes: self
+                .codes
+                .as_ref()
+                .map(|codes| codes.each_ref().map(Coded::of_cache)),
             sequences: self.lengths.len(),
             table_pages: self.table.len() / self.lengths.len(),
             most_keys: self.most_keys,
@@ -212,10 +347,22 @@ impl<T: Bytes> Case<T> {
         let each: Vec<i64> = (0..=self.lengths.len() as i64).collect();
         let cu_seqlens = self.cu_seqlens.as_ref().unwrap_or(&each);
         let batch = RaggedBatch::new(cu_seqlens, &self.lengths, &self.table);
-        let cache = KvCacheView::new((self.k_layout, &self.k), (self.v_layout, &self.v)).unwrap();
-        self.attend()
-            .run(&Host::new(), &q, cache, &batch, &mut out)
-            .unwrap();
+        let mut run = |cache: KvCacheView<'_, T>| {
+            let attend = self.attend();
+            attend
+                .run(&Host::new(), &q, cache, &batch, &mut out)
+                .unwrap();
+        };
+        match self.codes.clone() {
+            None => {
+                let (k, v) = ((self.k_layout, &self.k[..]), (self.v_layout, &self.v[..]));
+                run(KvCacheView::new(k, v).unwrap());
+            }
+            Some([mut k, mut v]) => {
+                let (k, v) = (k.on_host(self.k_layout), v.on_host(self.v_layout));
+                run(KvCacheMut::separate_codes(k, v).unwrap().view());
+            }
+        }
         let mut placed = self.untouched();
         for (row, at) in out.chunks_exact(dims).zip(rows(&self.out_layout)) {
             placed[at..at + dims].copy_from_slice(row);

@@ -1,0 +1,3 @@
+#include "attend.cuh"
+
+PHASOR_ATTEND_KERNEL(attend_codes, OfCodes, attend_split)

@@ -116,6 +116,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         k: cache,
         v: cache,
         one_buffer: false,
+        codes: None,
     };
     let (prefill, decode) = (
         layer.plan(&shape(PROMPT, true))?,

@@ -1,13 +1,15 @@
 //! The layer on a device.
 
 use super::{
-    AttentionKernels, CublasLt, CudaAttend, CudaAttendOperands, CudaCacheView, CudaDense,
-    CudaProjection, During, Kept, Precision, TokensInOut,
+    AttentionKernels, CublasLt, CudaAttend, CudaAttendOperands, CudaCacheView, CudaCodeScales,
+    CudaCodes, CudaDense, CudaProjection, During, Kept, Precision, TokensInOut,
 };
 use crate::error::agree;
-use crate::kernels::AttendShape;
+use crate::kernels::{AttendShape, CacheCodes};
 use crate::{AttentionConfig, AttentionError, LayerWeights, Weights};
-use phasor::cuda::{CudaIds, CudaPositions, CudaReport, CudaRotator, CudaStep, CudaWeights};
+use phasor::cuda::{
+    CudaBytes, CudaIds, CudaPositions, CudaReport, CudaRotator, CudaStep, CudaWeights,
+};
 use phasor::cudarc::driver::{
     CudaSlice, CudaStream, CudaView, CudaViewMut, DeviceRepr, ValidAsZeroBits,
 };
@@ -86,6 +88,39 @@ impl<T> StageWeights<T> {
     }
 }
 
+/// Scales of codes that a layer reads, and writes unless they are given.
+pub enum CudaCodeScalesMut<'a> {
+    /// Those of [`StoredCodes::given`](phasor::StoredCodes::given): one for all heads, or one for each.
+    Given(CudaView<'a, f32>),
+    /// In f32.
+    F32(CudaViewMut<'a, f32>),
+    /// As bytes of E8M0.
+    E8m0(CudaViewMut<'a, u8>),
+    /// Between the codes.
+    Inline,
+}
+
+impl CudaCodeScalesMut<'_> {
+    fn view(&self) -> CudaCodeScales<'_> {
+        match self {
+            Self::Given(scales) => CudaCodeScales::F32(scales.slice(..)),
+            Self::F32(scales) => CudaCodeScales::F32(scales.as_view()),
+            Self::E8m0(scales) => CudaCodeScales::E8m0(scales.as_view()),
+            Self::Inline => CudaCodeScales::Inline,
+        }
+    }
+
+    /// What the step is given, and where it writes.
+    fn of_step(&mut self) -> (Option<CudaView<'_, f32>>, Option<CudaBytes<'_>>) {
+        match self {
+            Self::Given(scales) => (Some(scales.slice(..)), None),
+            Self::F32(scales) => (None, Some(scales.into())),
+            Self::E8m0(scales) => (None, Some(scales.into())),
+            Self::Inline => (None, None),
+        }
+    }
+}
+
 /// The cache of one layer, in device memory.
 pub enum CudaKvCache<'a, T> {
     /// Keys and values in buffers of their own.
@@ -97,6 +132,72 @@ pub enum CudaKvCache<'a, T> {
     },
     /// Both in one.
     OneBuffer(CudaViewMut<'a, T>),
+    /// 8-bit codes of keys and of values, each with their scales, in buffers of their own.
+    SeparateCodes {
+        /// The keys.
+        k: (CudaViewMut<'a, u8>, CudaCodeScalesMut<'a>),
+        /// The values.
+        v: (CudaViewMut<'a, u8>, CudaCodeScalesMut<'a>),
+    },
+    /// Codes of both in one.
+    CodesInOneBuffer {
+        /// Of keys and values.
+        codes: CudaViewMut<'a, u8>,
+        /// Of the keys.
+        k_scales: CudaCodeScalesMut<'a>,
+        /// Of the values.
+        v_scales: CudaCodeScalesMut<'a>,
+    },
+}
+
+impl<T> CudaKvCache<'_, T> {
+    fn has_codes(&self) -> bool {
+        match self {
+            Self::Separate { .. } | Self::OneBuffer(_) => false,
+            Self::SeparateCodes { .. } | Self::CodesInOneBuffer { .. } => true,
+        }
+    }
+
+    /// What attention reads.
+    fn view(&self) -> CudaCacheView<'_, T> {
+        match self {
+            Self::Separate { k, v } => CudaCacheView::Elements {
+                k: k.as_view(),
+                v: v.as_view(),
+            },
+            Self::OneBuffer(both) => CudaCacheView::Elements {
+                k: both.as_view(),
+                v: both.as_view(),
+            },
+            Self::SeparateCodes {
+                k: (k, k_scales),
+                v: (v, v_scales),
+            } => CudaCacheView::Codes {
+                k: CudaCodes {
+                    codes: k.as_view(),
+                    scales: k_scales.view(),
+                },
+                v: CudaCodes {
+                    codes: v.as_view(),
+                    scales: v_scales.view(),
+                },
+            },
+            Self::CodesInOneBuffer {
+                codes,
+                k_scales,
+                v_scales,
+            } => CudaCacheView::Codes {
+                k: CudaCodes {
+                    codes: codes.as_view(),
+                    scales: k_scales.view(),
+                },
+                v: CudaCodes {
+                    codes: codes.as_view(),
+                    scales: v_scales.view(),
+                },
+            },
+        }
+    }
 }
 
 /// What a plan is made for.
@@ -119,6 +220,8 @@ pub struct CudaLayerShape {
     pub v: CacheLayout,
     /// Whether both caches are in one buffer.
     pub one_buffer: bool,
+    /// Keys' and values' codes; `None`: the caches have elements.
+    pub codes: Option<[CacheCodes; 2]>,
 }
 
 /// Sequences of a call, in device memory.
@@ -357,6 +460,10 @@ impl<T: Element + DeviceRepr + ValidAsZeroBits> CudaAttentionLayer<T> {
             true => KvCacheLayout::one_buffer((shape.k, shape.v)),
             false => KvCacheLayout::separate(shape.k, shape.v),
         };
+        let cache = match &shape.codes {
+            Some([k, v]) => cache.with_k_codes(k.codes).with_v_codes(v.codes),
+            None => cache,
+        };
         let problem = problem
             .q_stages(self.config.q_stages)
             .k_stages(self.config.k_stages)
@@ -371,7 +478,7 @@ impl<T: Element + DeviceRepr + ValidAsZeroBits> CudaAttentionLayer<T> {
                 out: rows(heads),
                 k: shape.k,
                 v: shape.v,
-                codes: None,
+                codes: shape.codes,
                 sequences,
                 table_pages: shape.table_pages,
                 most_keys: shape.most_keys,
@@ -453,13 +560,9 @@ impl<T: Element + DeviceRepr + ValidAsZeroBits> CudaAttentionLayer<T> {
         report: Option<&CudaReport>,
     ) -> Result<(), AttentionError> {
         self.project_and_store(stream, plan, x, cache, batch, workspace, report)?;
-        let (k, v) = match &*cache {
-            CudaKvCache::Separate { k, v } => (k.as_view(), v.as_view()),
-            CudaKvCache::OneBuffer(both) => (both.as_view(), both.as_view()),
-        };
         let operands = CudaAttendOperands {
             q: workspace.q.as_view(),
-            cache: CudaCacheView::Elements { k, v },
+            cache: cache.view(),
             page_table: batch.page_table.again(),
             cache_lengths: batch.cache_lengths.again(),
             cu_seqlens: batch.cu_seqlens.as_ref().map(CudaIds::again),
@@ -498,6 +601,11 @@ impl<T: Element + DeviceRepr + ValidAsZeroBits> CudaAttentionLayer<T> {
             "batches with cu_seqlens, as planned",
             usize::from(plan.shape.ragged),
             usize::from(batch.cu_seqlens.is_some()),
+        )?;
+        agree(
+            "caches of codes, as planned",
+            usize::from(plan.shape.codes.is_some()),
+            usize::from(cache.has_codes()),
         )?;
         if batch.frequency_rows.is_none()
             && !matches!(self.rotator.rope().row_for_length(1), Ok(None))
@@ -567,19 +675,43 @@ impl<T: Element + DeviceRepr + ValidAsZeroBits> CudaAttentionLayer<T> {
             Some(rows) => positions.frequency_rows_per_sequence(rows.again()),
             None => positions,
         };
-        let [q_weights, k_weights, v_weights] = self.weights.each_ref().map(|w| w.of_step());
+        let [q_weights, mut k_weights, mut v_weights] =
+            self.weights.each_ref().map(|w| w.of_step());
         let step = CudaStep::new(positions)
             .q_weights(q_weights)
-            .k_weights(k_weights)
-            .v_weights(v_weights)
             .slots(SlotsIn::page_table(
                 batch.page_table.again(),
                 batch.cache_lengths.again(),
             ));
-        let step = match cache {
-            CudaKvCache::Separate { k, v } => step.k_cache(k).v_cache(v),
-            CudaKvCache::OneBuffer(both) => step.kv_cache(both),
+        let (mut step, scales) = match cache {
+            CudaKvCache::Separate { k, v } => (step.k_cache(k).v_cache(v), None),
+            CudaKvCache::OneBuffer(both) => (step.kv_cache(both), None),
+            CudaKvCache::SeparateCodes { k, v } => {
+                let step = step.k_cache(&mut k.0).v_cache(&mut v.0);
+                (step, Some((&mut k.1, &mut v.1)))
+            }
+            CudaKvCache::CodesInOneBuffer {
+                codes,
+                k_scales,
+                v_scales,
+            } => (step.kv_cache(codes), Some((k_scales, v_scales))),
         };
+        if let Some((k, v)) = scales {
+            let ((k_given, k_written), (v_given, v_written)) = (k.of_step(), v.of_step());
+            if let Some(scales) = k_given {
+                k_weights = k_weights.scales(scales);
+            }
+            if let Some(scales) = v_given {
+                v_weights = v_weights.scales(scales);
+            }
+            if let Some(scales) = k_written {
+                step = step.k_scales(scales);
+            }
+            if let Some(scales) = v_written {
+                step = step.v_scales(scales);
+            }
+        }
+        let step = step.k_weights(k_weights).v_weights(v_weights);
         match &self.qkv {
             CudaQkv::Stacked(_) => {
                 let step = step

@@ -41,8 +41,8 @@ mod shard;
 pub use attend::{CudaAttend, CudaAttendOperands, CudaCacheView, CudaCodeScales, CudaCodes};
 pub use cublas::{CublasLt, Precision};
 pub use layer::{
-    CudaAttentionLayer, CudaBatch, CudaHeadWeights, CudaKvCache, CudaLayerPlan, CudaLayerShape,
-    CudaQkv, CudaWorkspace,
+    CudaAttentionLayer, CudaBatch, CudaCodeScalesMut, CudaHeadWeights, CudaKvCache, CudaLayerPlan,
+    CudaLayerShape, CudaQkv, CudaWorkspace,
 };
 #[cfg(feature = "nccl")]
 pub use nccl::{Nccl, NcclCollective, NcclUniqueId};

@@ -6,9 +6,9 @@ What
 Each file is two calls of one layer, index 1 of 2, over a paged cache: prompts of three sequences, then a
 step in which each has one or two tokens more, over the edges of pages.
 
-    prompt, step  [tokens, kept]  f32: what the calls return, of each token the first 64 elements if it has
-                  more; of a second device prompt1, step1, which has the tokens of the first turned by one:
-                  the last comes first
+    prompt, step  [tokens, kept]  f32: what the calls return, of each token the first elements; of a second
+                  device prompt1, step1, which has the tokens of the first turned by one: the last comes
+                  first
     kv_blocks     [pages, 2, page_size, kv_heads, head_dim]  f32: the layer's cache after both, where it is
                   not too large; elements that were not written are "untouched"
 
@@ -18,14 +18,15 @@ SplitMix64 with the seed of the case; "case" is JSON and says the rest.
 What does not run, or is not made here
 --------------------------------------
 float8 and GPTQ layers need a GPU; the constructor of TensorParallelAttentionWithRope refuses a CPU. On a
-CPU a window must be at least as wide as a vector (16 in f32 with AVX-512).
+CPU a window must be at least as wide as a vector of masks (128 in f32 with AVX-512), so that its case has
+longer sequences.
 
 How to run
 ----------
     python3 -m venv goldens-venv
     . goldens-venv/bin/activate
     pip install --no-deps -r scripts/goldens/requirements-max.txt
-    python scripts/goldens/max-attention.py            # write; minutes, to compile
+    python scripts/goldens/max-attention.py            # write; half an hour, to compile
     python scripts/goldens/max-attention.py --check    # recompute, compare the bytes
 
 Another kind of CPU may round a last bit differently.
@@ -56,6 +57,10 @@ PAGES, PAGE_SIZE, LAYERS, LAYER = 7, 8, 2, 1
 ROWS = 64
 PAGE_TABLE = [[4, 1, 6], [0, 2, 2], [3, 5, 2]]
 CALLS = {"prompt": ([0, 15, 16, 38], [0, 0, 0]), "step": ([0, 1, 3, 5], [15, 1, 22])}
+# Of a window: one sequence is longer than that.
+LONG_PAGE_SIZE, LONG_ROWS = 64, 192
+LONG_CALLS = {"prompt": ([0, 150, 151, 173], [0, 0, 0]), "step": ([0, 1, 3, 5], [150, 1, 22])}
+LONG_KEPT = 16
 UNTOUCHED = -2.5
 KEPT = 64
 # Elements and bytes of a block, and where its f16 scales are, which make scores of a few units.
@@ -90,7 +95,7 @@ CASES = {
     "bias": case(4, bias=True),
     "qk_norm": case(5, qk_norm=True),
     "clip_scale": case(6, clip=0.1, scale=0.5),
-    "window": case(7, window=16),
+    "window": case(7, window=128),
     "gguf_q4_0": case(8, encoding="Q4_0", hidden_size=64),
     "gguf_q4_k": case(9, encoding="Q4_K", hidden_size=256, head_dim=64, interleaved=True),
     "gguf_q6_k": case(10, encoding="Q6_K", hidden_size=256, head_dim=64),
@@ -98,10 +103,22 @@ CASES = {
 }
 
 
+def calls_of(c):
+    return LONG_CALLS if c["window"] else CALLS
+
+
+def page_size_of(c):
+    return LONG_PAGE_SIZE if c["window"] else PAGE_SIZE
+
+
+def kept_of(c):
+    return min(LONG_KEPT if c["window"] else KEPT, c["hidden_size"])
+
+
 def drawn(c):
     """Inputs of both calls, and the weights."""
     draw = Draw(c["seed"])
-    tokens = [offsets[-1] for offsets, _ in CALLS.values()]
+    tokens = [offsets[-1] for offsets, _ in calls_of(c).values()]
     inputs = [draw.values(1, n, c["hidden_size"]) for n in tokens]
     q, kv = c["heads"] * c["head_dim"], c["kv_heads"] * c["head_dim"]
     shapes = {
@@ -126,7 +143,7 @@ def drawn(c):
 
 def layer_of(c, params):
     rope = RotaryEmbedding(
-        dim=c["heads"] * c["head_dim"], n_heads=c["heads"], theta=c["theta"], max_seq_len=ROWS,
+        dim=c["heads"] * c["head_dim"], n_heads=c["heads"], theta=c["theta"], max_seq_len=LONG_ROWS if c["window"] else ROWS,
         head_dim=c["head_dim"], interleaved=c["interleaved"])
     common = dict(
         rope=rope, num_attention_heads=c["heads"], num_key_value_heads=c["kv_heads"],
@@ -150,11 +167,11 @@ def layer_of(c, params):
 def params_of(c):
     return MHAKVCacheParams(
         dtype=DType.float32, head_dim=c["head_dim"], num_layers=LAYERS, devices=[HOST],
-        n_kv_heads=c["kv_heads"], page_size=PAGE_SIZE)
+        n_kv_heads=c["kv_heads"], page_size=page_size_of(c))
 
 
 def blocks_shape(c):
-    return PAGES, 2, LAYERS, PAGE_SIZE, c["kv_heads"], c["head_dim"]
+    return PAGES, 2, LAYERS, page_size_of(c), c["kv_heads"], c["head_dim"]
 
 
 def compute_case(name, c):
@@ -199,26 +216,26 @@ def compute_case(name, c):
     caches = [
         Buffer.from_numpy(np.full(blocks_shape(c), UNTOUCHED, np.float32)) for _ in range(devices)]
     tensors = {}
-    for x, (key, (offsets, lengths)) in zip(inputs, CALLS.items()):
+    for x, (key, (offsets, lengths)) in zip(inputs, calls_of(c).items()):
         most = [[int(max(np.diff(offsets)))], [max(lengths)]]
         arrays = [offsets, lengths, PAGE_TABLE] + most
         arguments = [Buffer.from_numpy(np.array(array, np.uint32)) for array in arrays]
         for device, cache in enumerate(caches):
             arguments += [Buffer.from_numpy(np.ascontiguousarray(np.roll(x, device, 0))), cache]
         for device, out in enumerate(model.execute(*arguments)):
-            out = out.to_numpy().reshape(-1, c["hidden_size"])[:, :KEPT]
+            out = out.to_numpy().reshape(-1, c["hidden_size"])[:, :kept_of(c)]
             tensors[key + (str(device) if device else "")] = out.copy()
-    # Caches of the layers with GGUF weights would be large, and are seen in what is returned.
-    if not c["encoding"]:
+    # Caches of GGUF's layers and of long sequences would be large, and are seen in what is returned.
+    if not c["encoding"] and not c["window"]:
         blocks = caches[0].to_numpy()
         assert (np.delete(blocks, LAYER, 2) == UNTOUCHED).all()
         tensors["kv_blocks"] = blocks[:, :, LAYER].copy()
     return golden(
         name, tensors, peer=PEER, made_by="max-attention.py", case=c | {
-            "pages": PAGES, "page_size": PAGE_SIZE, "layers": LAYERS, "layer": LAYER,
+            "pages": PAGES, "page_size": page_size_of(c), "layers": LAYERS, "layer": LAYER,
             "page_table": PAGE_TABLE, "untouched": UNTOUCHED,
-            "kept": min(KEPT, c["hidden_size"]),
-            "calls": [[key, *call] for key, call in CALLS.items()],
+            "kept": kept_of(c),
+            "calls": [[key, *call] for key, call in calls_of(c).items()],
         })
 
 

@@ -1,4 +1,4 @@
-// A call of attention as data: what the kernels take by value. src/cuda/call.rs has the same struct.
+// A call of attention as data: what the kernels take by value. src/kernels/params.rs has the same struct.
 //
 // Addresses are in bytes, and so are strides. Nothing is read or written outside of what the counts
 // declare, whatever page tables, lengths and offsets hold.

@@ -12,7 +12,7 @@
 //!   [`attend`], defines every result.
 //! * [`LayerWeights::shard`] spreads a layer over devices, [`TensorParallelAttention`] and
 //!   [`DataParallelAttention`] run it on them.
-//! * `cuda`, with the feature of that name, has the layer on a device; [`kernels`] has what is launched there
+//! * `cuda`, with the feature of that name, has the layer on a device, or with `nccl` on several; [`kernels`] has what is launched there
 //!   as data.
 //! * [`max`] has the layers of Modular's MAX under their names.
 //!

@@ -351,15 +351,18 @@ fn codes<T: Bytes>(seed: u64) {
     wish.coded::<T>(seed + 2, c).equals_host("groups");
 
     // Groups that end inside of what a thread reads at once; dims that no access divides.
-    let mut odd = Wish::new(3, 1, 18, &[(70, 1), (3, 2)]);
+    let mut odd = Wish::new(3, 1, 18, &[(79, 1), (3, 2)]);
     let of = |slots, groups| ScaleLayout::tokens_heads(slots, 1, groups);
     let mut both = [
         written(e4m3, of(16, 3)),
         written(Codes::Int8Full, of(16, 9)),
     ];
     (both[0].0, both[1].0) = (both[0].0.groups_of(6), both[1].0.groups_of(2));
-    odd.coded::<T>(seed + 3, both)
-        .equals_host("groups of few dims");
+    // The first sequence fills its pages, of which one is the cache's last: nothing may be read past it.
+    let case = (seed..)
+        .map(|seed| odd.coded::<T>(seed, both))
+        .find(|case| case.table[..5].contains(&(case.k_layout.shape()[0] as i64 - 1)));
+    case.unwrap().equals_host("groups of few dims");
     // Blocks of a head, and values that are transposed.
     odd.head_dim = 16;
     odd.layouts = |p, s, h, d| {

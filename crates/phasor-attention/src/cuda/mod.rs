@@ -2,10 +2,11 @@
 //!
 //! * [`AttentionKernels`] are the kernels of this crate, over an opened [`Cuda`]: each module is loaded when
 //!   it is first needed.
-//! * [`CudaAttend`] is attention over a paged cache alone.
+//! * [`CudaAttend`] is attention over a paged cache alone, of elements or of 8-bit codes.
 //! * [`CudaProjection`]s are matrix products by cublasLt ([`CublasLt`]), with weights that are dense
 //!   ([`CudaDense`]), of GGUF ([`CudaGgml`]) or of GPTQ ([`CudaGptq`]); or an engine's own.
-//! * [`CudaAttentionLayer`] is the layer.
+//! * [`CudaAttentionLayer`] is the layer; [`CudaTensorParallelAttention`] has it in parts on several devices,
+//!   which a [`CudaCollective`] sums: `NcclCollective`, with the feature `nccl`, or an engine's own.
 //!
 //! # Where bits are the same, and where not
 //!
@@ -26,8 +27,9 @@
 //! nothing, so that it can be captured in a graph under the conditions of [`phasor::cuda`]; lengths and pages
 //! in device memory may change between replays. What is dropped while its work may still run waits for that.
 //!
-//! None of this has run on a GPU in this crate's tests: kernels run in an interpreter of their PTX, and what
-//! calls the driver and cublasLt is compiled and checked for its errors only.
+//! None of this has run on a GPU in this crate's tests: kernels run in an interpreter of their PTX, calls of
+//! NCCL go to a library that stands in for it, and what calls the driver and cublasLt is compiled and checked
+//! for its errors only.
 
 mod attend;
 mod cublas;

@@ -1,7 +1,7 @@
 //! The CUDA kernels as data: what is launched, on which grid, with which parameters. For engines that launch
 //! kernels themselves, and for tests that run them without a GPU; nothing here needs a driver.
 //!
-//! * [`AttendPlan`] is attention of new tokens over a paged cache: two launches.
+//! * [`AttendPlan`] is attention of new tokens over a paged cache, of elements or of 8-bit codes: two launches.
 //! * [`dequantize_ggml`] and [`dequantize_gptq`] make elements of weights.
 //! * The kernels' sources are in `cuda`, their PTX for compute_75, 80 and 90 in `cuda/prebuilt`. They include
 //!   headers of phasor's own `cuda` folder, which is needed to compile them anew, not to use them.

@@ -26,7 +26,7 @@
 //! | float8 weights with a scale of the tensor and dynamic activations: documented, refused by the kernel of 25.7 | they work; `qkv_weight_scale` is that of 26.7, a scale for each row |
 //! | float8 results are bf16, whatever comes in | the layer's type |
 //! | sharded float8 slices the block scales of o by elements | devices have whole blocks of it, or an error |
-//! | stacked qkv has no bias in 25.7, though 26.7 takes one and then fails in `wqkv_bias` | it has one |
+//! | stacked qkv has no bias in 25.7; in 26.7 it has, but for its `wqkv_bias`, which fails | it has one, there too |
 //! | stacked qkv is sharded only without groups | with groups too |
 //! | rows that devices do not divide are spread unevenly, and heads then are not | an error |
 //! | Q5_K is a GGUF encoding that no kernel knows | it works, and Q8_0 too |
@@ -37,13 +37,13 @@
 //! # What it is held to
 //!
 //! Results of MAX 26.7 on a CPU, in f32, of a second layer of the cache, prompts and decoding of several
-//! sequences over the edges of pages: separate dense weights, within 5e-6 of the largest result; GGUF weights
-//! Q4_0, Q4_K and Q6_K, interleaved and half-split, within 1e-6 by [`GgmlLinear`](crate::GgmlLinear), and
-//! within 1e-2 (5e-3 to 8e-3 were measured) without its rounding of activations. All else is by MAX's source:
-//! of float8 and GPTQ it has no CPU kernel, it refuses tensor parallel on a CPU, and its NoOpaque has no
-//! attention. Stacked weights, bias, QK-norm, clipped weights, windows and data parallel do run on a CPU;
-//! `scripts/goldens/max-attention.py` has their cases, which take hours to compile and are not among the
-//! goldens so far.
+//! sequences over the edges of pages: dense weights (separate, stacked, with bias, QK-norm, clipped with a
+//! scale, interleaved, a window, data parallel), within 1e-6 of the largest result (2e-7 to 3e-7 were
+//! measured); GGUF weights Q4_0, Q4_K and Q6_K, interleaved and half-split, within 1e-6 by
+//! [`GgmlLinear`](crate::GgmlLinear), and within 1e-2 (5e-3 to 8e-3 were measured) without its rounding of
+//! activations. All else is by MAX's source: of float8 and GPTQ it has no CPU kernel, it refuses tensor
+//! parallel on a CPU, windows of fewer than 128 tokens do not compile for one ("SIMD width of sliding window
+//! mask must be <= window size"), and its NoOpaque has no attention.
 
 use crate::error::agree;
 use crate::{

@@ -159,7 +159,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             &batch,
             &mut workspace,
             out.as_view_mut(),
-            Some(&report),
+            &report,
         )?;
         stream.synchronize()?;
         let took = start.elapsed();

@@ -557,7 +557,7 @@ impl<T: Element + DeviceRepr + ValidAsZeroBits> CudaAttentionLayer<T> {
         batch: &CudaBatch<'_>,
         workspace: &mut CudaWorkspace<T>,
         out: CudaViewMut<'_, T>,
-        report: Option<&CudaReport>,
+        report: &CudaReport,
     ) -> Result<(), AttentionError> {
         self.project_and_store(stream, plan, x, cache, batch, workspace, report)?;
         let operands = CudaAttendOperands {
@@ -566,7 +566,7 @@ impl<T: Element + DeviceRepr + ValidAsZeroBits> CudaAttentionLayer<T> {
             page_table: batch.page_table.again(),
             cache_lengths: batch.cache_lengths.again(),
             cu_seqlens: batch.cu_seqlens.as_ref().map(CudaIds::again),
-            report,
+            report: Some(report),
         };
         plan.attend.run(
             stream,
@@ -591,7 +591,7 @@ impl<T: Element + DeviceRepr + ValidAsZeroBits> CudaAttentionLayer<T> {
         cache: &mut CudaKvCache<'_, T>,
         batch: &CudaBatch<'_>,
         workspace: &mut CudaWorkspace<T>,
-        report: Option<&CudaReport>,
+        report: &CudaReport,
     ) -> Result<(), AttentionError> {
         let tokens = plan.shape.tokens;
         if tokens == 0 {
@@ -717,7 +717,7 @@ impl<T: Element + DeviceRepr + ValidAsZeroBits> CudaAttentionLayer<T> {
                 let step = step
                     .buffer(projected.as_view_mut())
                     .q_to(q_to.as_view_mut());
-                self.rotator.step(stream, &plan.step, step, report)?;
+                self.rotator.step(stream, &plan.step, step, Some(report))?;
             }
             CudaQkv::Separate { .. } => {
                 let (k_at, v_at) = (tokens * q_dims, tokens * (q_dims + kv_dims));
@@ -728,7 +728,7 @@ impl<T: Element + DeviceRepr + ValidAsZeroBits> CudaAttentionLayer<T> {
                     })
                     .k(Appended::ToCache(projected.slice(k_at..v_at)))
                     .v(Appended::ToCache(projected.slice(v_at..tokens * all_dims)));
-                self.rotator.step(stream, &plan.step, step, report)?;
+                self.rotator.step(stream, &plan.step, step, Some(report))?;
             }
         }
         Ok(())

@@ -27,9 +27,8 @@
 //! nothing, so that it can be captured in a graph under the conditions of [`phasor::cuda`]; lengths and pages
 //! in device memory may change between replays. What is dropped while its work may still run waits for that.
 //!
-//! None of this has run on a GPU in this crate's tests: kernels run in an interpreter of their PTX, calls of
-//! NCCL go to a library that stands in for it, and what calls the driver and cublasLt is compiled and checked
-//! for its errors only.
+//! None of this has run on a GPU in this crate's tests: kernels run in an interpreter of their PTX, and what
+//! calls the driver, cublasLt and NCCL on libraries that stand in for them.
 
 mod attend;
 mod cublas;

@@ -49,7 +49,7 @@ pub struct CudaShardCall<'a, 'c, T> {
     /// As `x`.
     pub out: CudaViewMut<'a, T>,
     /// Told of tokens that the device's cache has no room for.
-    pub report: Option<&'a CudaReport>,
+    pub report: &'a CudaReport,
 }
 
 /// A layer whose heads are spread over devices, of which this process has some: all, one each of as many

@@ -226,8 +226,8 @@ enum Mode {
     Few,
     /// All of the kernels that rotate and a share of the others, as docs/kernel-mutants.md has it.
     Page { writes: bool },
-    /// Those of one family, or every so many-th of them.
-    Family(Family, usize),
+    /// Those of one family, or of the targets whose names begin so; or every so many-th of them.
+    Family(Family, String, usize),
 }
 
 impl Mode {
@@ -240,16 +240,23 @@ impl Mode {
             return Mode::Page { writes };
         }
         let (name, apart) = mode.split_once(':').unwrap_or((&mode, "1"));
-        let family = Family::ALL.into_iter().find(|f| f.name() == name);
+        let family = (Family::ALL.into_iter()).find(|family| name.starts_with(family.name()));
         match (family, apart.parse()) {
-            (Some(family), Ok(apart @ 1..)) => Mode::Family(family, apart),
-            _ => panic!("PHASOR_MUTANTS is check, write, a family or family:apart, not {mode}"),
+            (Some(family), Ok(apart @ 1..)) => Mode::Family(family, name.to_owned(), apart),
+            _ => panic!(
+                "PHASOR_MUTANTS is check, write, the begin of kernels' names or begin:apart, not {mode}"
+            ),
         }
     }
 
     fn targets(&self) -> Vec<Target> {
         let mut targets = match self {
-            Mode::Family(family, _) => return targets_of(*family),
+            Mode::Family(family, begin, _) => {
+                let mut targets = targets_of(*family);
+                targets.retain(|target| target.name.starts_with(begin));
+                assert!(!targets.is_empty(), "no kernel is named {begin}");
+                return targets;
+            }
             Mode::Few | Mode::Page { .. } => targets_of(Family::Rope),
         };
         match self {
@@ -268,8 +275,8 @@ impl Mode {
             Mode::Page { .. } if target.text.kernel.family != Family::Rope => {
                 every(SHARE, target, true)
             }
-            Mode::Page { .. } | Mode::Family(_, 1) => mutants(&target.text),
-            Mode::Family(_, apart) => every(*apart, target, false),
+            Mode::Page { .. } | Mode::Family(.., 1) => mutants(&target.text),
+            Mode::Family(.., apart) => every(*apart, target, false),
         }
     }
 }

@@ -104,7 +104,9 @@ fn seed(target: &Target, mutants: Vec<Mutant>, excused: &Excused) -> Vec<Seeded>
     )
     .unwrap();
     for check in &checks {
-        assert_eq!(check.run(&whole), Ok(()), "{} without a fault", target.name);
+        let t = std::time::Instant::now();
+        assert_eq!(check.run(&whole), Ok(()), "{} without a fault, {}", target.name, check.name);
+        if std::env::var("FM_TIME").is_ok() { println!("time {} {} {}", target.name, check.name, t.elapsed().as_secs_f64()*1e3); }
     }
     // The check that caught the last fault of a kind is likely to catch the next one.
     let mut last: HashMap<Kind, usize> = HashMap::new();

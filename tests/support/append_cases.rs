@@ -755,7 +755,7 @@ pub fn random_append(rng: &mut Rng, wish: AppendWish) -> AppendCase {
 }
 
 /// A bias, a norm and a scale, as it comes, and what they need.
-fn random_stages(
+pub fn random_stages(
     rng: &mut Rng,
     dtype: Dtype,
     [may_stay, back]: [bool; 2],
@@ -819,7 +819,7 @@ fn random_codes(rng: &mut Rng) -> Codes {
 }
 
 /// Codes by scales that are given, and these.
-fn given_codes(rng: &mut Rng, heads: usize) -> (StoredCodes, (Vec<u8>, usize)) {
+pub fn given_codes(rng: &mut Rng, heads: usize) -> (StoredCodes, (Vec<u8>, usize)) {
     let form = rng.pick(&[ScaleForm::Divide, ScaleForm::Multiply]);
     let mut codes = StoredCodes::given(random_codes(rng), form);
     if rng.chance(40) {
@@ -834,7 +834,7 @@ fn given_codes(rng: &mut Rng, heads: usize) -> (StoredCodes, (Vec<u8>, usize)) {
 }
 
 /// Codes by scales that are written, and how many there are.
-fn dynamic_codes(
+pub fn dynamic_codes(
     rng: &mut Rng,
     [pages, page_size, heads, dim]: [usize; 4],
     whole: Option<usize>,

@@ -15,10 +15,11 @@ use crate::suite::{
     floats, kinds_cases, spread_position, spread_rows,
 };
 use phasor::call::{
-    PHASOR_IDS_I32, PHASOR_IDS_I64, PHASOR_IDS_NONE, PHASOR_SLOT_IDS, PHASOR_SLOT_PAGE_TABLE,
-    PhasorCache, PhasorCall, PhasorIds, PhasorView,
+    PHASOR_CODES_NONE, PHASOR_IDS_I32, PHASOR_IDS_I64, PHASOR_IDS_NONE, PHASOR_SLOT_IDS,
+    PHASOR_SLOT_PAGE_TABLE, PhasorCache, PhasorCall, PhasorCodes, PhasorFusion, PhasorIds,
+    PhasorStages, PhasorView,
 };
-use phasor::launch::{Kernel, Launch, LaunchMode};
+use phasor::launch::{Family, Kernel, Launch, LaunchMode};
 use phasor::{
     Angles, CacheLayout, Frequencies, FrequencyRowKind, IdType, InOut, Isa, KvCacheLayout, Layout,
     OutOfRange, Pairing, PositionKind, Problem, Rope,
@@ -164,7 +165,7 @@ pub fn append_checks(kernel: Kernel) -> Vec<(&'static str, AppendCheck)> {
     }
     // One row of threads, which go from one stream to the next, by each number of heads at once.
     let one_row = [1, 2, 3].map(|blocks| ([1, 1, 3], [blocks, 1]));
-    for case in flow_cases(kernel) {
+    for (case, _) in flow_cases(kernel) {
         for shape in one_row {
             let counts = [false, true].map(|early| once(&case, early));
             let how = How::Shaped(shape, counts);
@@ -172,7 +173,7 @@ pub fn append_checks(kernel: Kernel) -> Vec<(&'static str, AppendCheck)> {
         }
         checks.push(("flows", AppendCheck::counted(kernel, case)));
     }
-    for case in slot_cases(kernel) {
+    for (case, _) in slot_cases(kernel) {
         for (far, shape) in [(false, None), (true, None), (true, Some(FAR[8].1.unwrap()))] {
             let how = match far {
                 false => How::Planned([false, true].map(|early| once(&case, early))),
@@ -181,7 +182,7 @@ pub fn append_checks(kernel: Kernel) -> Vec<(&'static str, AppendCheck)> {
             checks.push(("slots", AppendCheck::new(kernel, case.clone(), how)));
         }
     }
-    for (case, tokens, expected) in odd_sequences(kernel) {
+    for (case, tokens, expected) in odd_sequences(kernel, |case| case) {
         let check = AppendCheck {
             kernel,
             case,
@@ -196,7 +197,7 @@ pub fn append_checks(kernel: Kernel) -> Vec<(&'static str, AppendCheck)> {
     }
     for angles in AngleKind::ALL {
         for (n, case) in kinds_cases(kernel, angles).into_iter().enumerate() {
-            let case = carrying(kernel, in_mode(case, n));
+            let (case, _) = carrying(kernel, in_mode(case, n));
             checks.push(("kinds", AppendCheck::counted(kernel, case)));
         }
         for in_place in [true, false] {
@@ -205,7 +206,8 @@ pub fn append_checks(kernel: Kernel) -> Vec<(&'static str, AppendCheck)> {
                 for mode in [n % 2, 2] {
                     let case = in_mode(far_case(kernel, angles, in_place, heads), mode);
                     let how = How::Elsewhere { far: true, shape };
-                    let check = AppendCheck::new(kernel, carrying(kernel, case), how);
+                    let (case, _) = carrying(kernel, case);
+                    let check = AppendCheck::new(kernel, case, how);
                     checks.push(("far", check));
                 }
             }
@@ -227,7 +229,7 @@ pub fn append_checks(kernel: Kernel) -> Vec<(&'static str, AppendCheck)> {
                 far: false,
                 shape: Some(rows),
             };
-            let case = carrying(kernel, in_mode(case, n));
+            let (case, _) = carrying(kernel, in_mode(case, n));
             checks.push((name, AppendCheck::new(kernel, case, how)));
         }
     }
@@ -237,12 +239,13 @@ pub fn append_checks(kernel: Kernel) -> Vec<(&'static str, AppendCheck)> {
             far: true,
             shape: None,
         };
-        checks.push(("far", AppendCheck::new(kernel, carrying(kernel, case), how)));
+        let (case, _) = carrying(kernel, case);
+        checks.push(("far", AppendCheck::new(kernel, case, how)));
     }
     checks
 }
 
-fn in_mode(case: Case, n: usize) -> Case {
+pub fn in_mode(case: Case, n: usize) -> Case {
     Case {
         mode: MODES[n % MODES.len()],
         ..case
@@ -282,8 +285,8 @@ fn random_checks(kernel: Kernel) -> Vec<AppendCheck> {
 }
 
 /// A rotation whose keys are stored too, in blocks of dims, and beside it values that are written in two
-/// places.
-fn carrying(kernel: Kernel, case: Case) -> AppendCase {
+/// places. The layout of the caches, of pages of [`PAGE_SIZE`], comes with it.
+pub fn carrying(kernel: Kernel, case: Case) -> (AppendCase, Option<KvCacheLayout>) {
     let mut rng = Rng(13);
     let layout_of = |layout: InOut<Layout>| match layout {
         InOut::InPlace(layout) => (layout, layout),
@@ -295,10 +298,11 @@ fn carrying(kernel: Kernel, case: Case) -> AppendCase {
     let first = case.tensors().next().expect("q or k").layout;
     let [batch, tokens, ..] = layout_of(first).0.shape();
     let v_heads = 3;
-    let (v_dim, block) = if kernel.pairing.is_some() {
-        (20, 4)
-    } else {
-        (9, 3)
+    let (v_dim, block) = match (kernel.family, kernel.pairing) {
+        (Family::Fused, Some(_)) => (64, 16),
+        (Family::Fused, None) => (10, 2),
+        (_, Some(_)) => (20, 4),
+        (_, None) => (9, 3),
     };
     let v = Layout::bshd(batch, tokens, v_heads, v_dim);
     let mut problem = case.problem();
@@ -344,7 +348,7 @@ fn carrying(kernel: Kernel, case: Case) -> AppendCase {
     problem = problem.v((v, v));
 
     // Every seventh token is stored nowhere, and the one after it, if there is one, outside.
-    let page_size = 4;
+    let page_size = PAGE_SIZE;
     let pages = (batch * tokens).div_ceil(page_size) + 1;
     let slots: Vec<i64> = (0..(batch * tokens) as i64)
         .map(|token| match token % 7 {
@@ -364,7 +368,7 @@ fn carrying(kernel: Kernel, case: Case) -> AppendCase {
         }
     };
     let v_index = buffer("v_cache", v_cache.required_len().unwrap(), true);
-    AppendCase {
+    let case = AppendCase {
         problem: problem.cache(cache),
         rope: case.rope,
         streams,
@@ -377,7 +381,8 @@ fn carrying(kernel: Kernel, case: Case) -> AppendCase {
         operands: Default::default(),
         multiprocessors: case.multiprocessors,
         mode: case.mode,
-    }
+    };
+    (case, Some(cache))
 }
 
 /// Tokens of each sequence of the cases below, and how many it has before: among them sequences of no
@@ -395,21 +400,35 @@ const SEQUENCES: [(usize, i64); 9] = [
 ];
 const PADDING: usize = 2;
 const PAGES: usize = 20;
-const PAGE_SIZE: usize = 4;
+pub const PAGE_SIZE: usize = 4;
 
 /// Those sequences, with slots if there is a cache. By turns of `n`, streams go elsewhere and the launch is
 /// another.
-fn ragged(kernel: Kernel, id_type: IdType, slots: Option<TestSlots>, n: usize) -> AppendCase {
+fn ragged(
+    kernel: Kernel,
+    id_type: IdType,
+    slots: Option<TestSlots>,
+    n: usize,
+) -> (AppendCase, Option<KvCacheLayout>) {
     let goes = match n % 3 {
         _ if slots.is_none() => [Goes::InPlace, Goes::Out, Goes::InPlace],
         0 => [Goes::InPlace, Goes::ToCache, Goes::ToCache],
         1 => [Goes::Out, Goes::InPlaceAndCache, Goes::ToCache],
         _ => [Goes::InPlace, Goes::OutAndCache, Goes::InPlaceAndCache],
     };
-    flowing(kernel, id_type, slots, goes, [(4, 4), (5, 1)], n)
+    flowing(kernel, id_type, slots, goes, cached_dims(kernel), n)
+}
+
+/// Dims of keys and of values, and those of a block of their caches, for [`flowing`].
+fn cached_dims(kernel: Kernel) -> [(usize, usize); 2] {
+    match kernel.family {
+        Family::Fused if kernel.pairing.is_some() => [(4, 4), (4, 1)],
+        _ => [(4, 4), (5, 1)],
+    }
 }
 
 /// `cached` has the dims of keys and of values, and how many of them a cache has in a block, in units of a vector.
+/// (Of kernels with stages, vectors serve heads of 64 dims that rotate as a whole, and norms want even heads.)
 fn flowing(
     kernel: Kernel,
     id_type: IdType,
@@ -417,21 +436,28 @@ fn flowing(
     goes: [Goes; 3],
     cached: [(usize, usize); 2],
     n: usize,
-) -> AppendCase {
+) -> (AppendCase, Option<KvCacheLayout>) {
     let mut rng = Rng(17);
-    let unit = if kernel.pairing.is_some() { 4 } else { 1 };
+    let is_whole = kernel.family == Family::Fused && kernel.pairing.is_some();
+    let unit = match (kernel.family, kernel.pairing) {
+        (Family::Fused, Some(_)) => 16,
+        (Family::Fused, None) => 2,
+        (_, Some(_)) => 4,
+        (_, None) => 1,
+    };
     let tokens = SEQUENCES.iter().map(|(n, _)| n).sum::<usize>() + PADDING;
     let mut ends = vec![0];
     for (n, _) in SEQUENCES {
         ends.push(ends[ends.len() - 1] + n as i64);
     }
-    let rotary_dim = 2 * unit;
+    let rotary_dim = if is_whole { 4 } else { 2 } * unit;
     let [(k_dims, k_block), (v_dims, v_block)] = cached;
-    let dims = [3, k_dims, v_dims].map(|dims| dims * unit);
+    let q_dims = if is_whole { 4 } else { 3 };
+    let dims = [q_dims, k_dims, v_dims].map(|dims| dims * unit);
     let heads = [5, 2, 3];
     let layouts = [0, 1, 2].map(|n| Layout::tokens(tokens, heads[n], dims[n]));
     let [q, k, v] = layouts;
-    let k = k.with_rotary_offset(unit.max(2));
+    let k = k.with_rotary_offset(if is_whole { 0 } else { unit.max(2) });
     let mut problem = Problem::new(kernel.dtype);
     let mut buffers = Vec::new();
     let mut tensors = [[0; 2]; 3];
@@ -491,7 +517,7 @@ fn flowing(
     let caches = cache.map(|_| [k_index, v_index]);
     let before: Vec<_> = SEQUENCES.iter().map(|&(_, before)| before).collect();
     let steps = (0..rotary_dim / 2).map(|_| Rng(23).next()).collect();
-    AppendCase {
+    let case = AppendCase {
         rope: Rope::new(
             Frequencies::from_steps(steps).unwrap(),
             kernel.pairing.unwrap_or(Pairing::HalfSplit),
@@ -507,11 +533,12 @@ fn flowing(
         operands: Default::default(),
         multiprocessors: [1, 132][n % 2],
         mode: MODES[n % MODES.len()],
-    }
+    };
+    (case, cache)
 }
 
 /// Every way for keys and values to go, with angles after the loads and before them.
-fn flow_cases(kernel: Kernel) -> Vec<AppendCase> {
+pub fn flow_cases(kernel: Kernel) -> Vec<(AppendCase, Option<KvCacheLayout>)> {
     let all = [
         Goes::InPlace,
         Goes::Out,
@@ -528,13 +555,17 @@ fn flow_cases(kernel: Kernel) -> Vec<AppendCase> {
                 let q = [Goes::InPlace, Goes::Out][cases.len() / 2 % 2];
                 let slots = (k.cached() || v.cached())
                     .then(|| TestSlots::Mapping(Values::new(IdType::I64, &slots)));
-                let cached = [(4, 4), (5, 1)];
+                let cached = cached_dims(kernel);
                 cases.push(flowing(kernel, IdType::I32, slots, [q, k, v], cached, n));
             }
         }
     }
     // Blocks of the one as wide as heads of the other.
-    for cached in [[(8, 4), (4, 4)], [(4, 4), (8, 4)]] {
+    for mut cached in [[(8, 4), (4, 4)], [(4, 4), (8, 4)]] {
+        if kernel.family == Family::Fused && kernel.pairing.is_some() {
+            // Heads have the same dims.
+            cached = cached.map(|(dims, block)| (4, 4 * block / dims));
+        }
         let slots = TestSlots::Mapping(Values::new(IdType::I64, &slots));
         let goes = [Goes::InPlace, Goes::ToCache, Goes::ToCache];
         cases.push(flowing(kernel, IdType::I32, Some(slots), goes, cached, 0));
@@ -544,7 +575,7 @@ fn flow_cases(kernel: Kernel) -> Vec<AppendCase> {
 
 /// Ids of every type, and at both sides of every bound: of the pages, of a sequence's row of them, of the
 /// indices, of a page.
-fn slot_cases(kernel: Kernel) -> Vec<AppendCase> {
+pub fn slot_cases(kernel: Kernel) -> Vec<(AppendCase, Option<KvCacheLayout>)> {
     let mut cases = Vec::new();
     let sequences = SEQUENCES.len();
     let before: Vec<i64> = SEQUENCES.iter().map(|&(_, before)| before).collect();
@@ -645,22 +676,21 @@ fn slot_cases(kernel: Kernel) -> Vec<AppendCase> {
         cases.push(ragged(kernel, id_type, None, cases.len()));
         // Positions of tokens count by places in their sequences where strides are far.
         let ids: Vec<i64> = (0..mapping.len() as i64).map(|token| 7 * token).collect();
-        cases.push(AppendCase {
-            positions: TestPositions::of(PositionKind::PerToken, id_type, &ids),
-            ..ragged(
-                kernel,
-                id_type,
-                Some(TestSlots::Mapping(values(&mapping))),
-                cases.len(),
-            )
-        });
+        let slots = TestSlots::Mapping(values(&mapping));
+        let (mut case, cache) = ragged(kernel, id_type, Some(slots), cases.len());
+        case.positions = TestPositions::of(PositionKind::PerToken, id_type, &ids);
+        cases.push((case, cache));
     }
     cases
 }
 
 /// Sequences that the host refuses and a device cannot: the first begins behind the first tokens, or before
 /// all of them; the only one has no end, or ends before all tokens. What belongs to no sequence, or to one that begins nowhere, is nothing.
-fn odd_sequences(kernel: Kernel) -> Vec<(AppendCase, u64, AppendOutcome)> {
+/// `dressed` gives the cases what else they have.
+pub fn odd_sequences(
+    kernel: Kernel,
+    mut dressed: impl FnMut(AppendCase) -> AppendCase,
+) -> Vec<(AppendCase, u64, AppendOutcome)> {
     let tokens = SEQUENCES.iter().map(|(n, _)| n).sum::<usize>() + PADDING;
     let positions: Vec<i64> = (0..tokens as i64).collect();
     let slots: Vec<i64> = (0..tokens as i64).map(|token| 2 * token).collect();
@@ -673,23 +703,29 @@ fn odd_sequences(kernel: Kernel) -> Vec<(AppendCase, u64, AppendOutcome)> {
         let with = |ends: &[i64], none: usize| {
             let slots = [&vec![-1; none], &slots[none..]].concat();
             let slots = TestSlots::Mapping(Values::new(IdType::I32, &slots));
+            let (case, _) = ragged(kernel, id_type, Some(slots), 0);
             AppendCase {
                 positions: TestPositions::of(PositionKind::PerToken, id_type, &positions),
                 cu_seqlens: Some(Values::new(id_type, ends)),
                 mode: MODES[n],
-                ..ragged(kernel, id_type, Some(slots), 0)
+                ..case
             }
         };
         // Where the first `none` tokens are nothing; else as if sequences were `sane`.
         let mut add = |odd: &[i64], sane: &[i64], none: usize| {
-            let sane = with(sane, none);
+            let sane = dressed(with(sane, none));
             let mut expected = sane.on_host(Isa::Scalar).unwrap();
             let [q, _] = sane.tensors[0];
             let row = expected.buffers[q].len() / tokens;
             let before = &sane.buffers[q].bytes[..none * row];
             expected.buffers[q][..none * row].copy_from_slice(before);
             let real = real_tokens(&sane) - none as u64;
-            all.push((with(odd, 0), real, expected));
+            let odd = AppendCase {
+                operands: sane.operands.clone(),
+                problem: sane.problem,
+                ..with(odd, 0)
+            };
+            all.push((odd, real, expected));
         };
         let mut ends = vec![0];
         for (n, _) in SEQUENCES {
@@ -888,7 +924,7 @@ fn once(case: &AppendCase, early: bool) -> Counts {
 
 /// Runs a case in another shape or with other strides than it has, as the driver could be told to. Tells also how
 /// often each byte was read and written, if it lies where it is in the case.
-fn elsewhere(
+pub fn elsewhere(
     subject: &Subject,
     case: &AppendCase,
     far: bool,
@@ -899,7 +935,9 @@ fn elsewhere(
     let Placed { at, report, call } = case.placed(&mut near, false);
     let call = call.expect("something to do");
     let mut launch = call.launch(&image.target(case.multiprocessors, case.mode));
-    if let Some((block, [heads, chunks])) = shape {
+    if let (Some(shape), Some(_)) = (shape, &launch.fusion) {
+        shape_of_stages(&mut launch, shape);
+    } else if let Some((block, [heads, chunks])) = shape {
         let params = &mut launch.params;
         params.token_groups = params.tokens.div_ceil(block[2]);
         // Unlike pairs, which are what the shape is for, dims that do not rotate take lanes too.
@@ -921,10 +959,14 @@ fn elsewhere(
         let mut moved = Moved {
             near: &near,
             far: Memory::new(),
+            size: case.plan().dtype().size() as i64,
             written: Vec::new(),
         };
         let report = moved.far.add("report", vec![0; 4], 0);
-        moved.call(case, &mut launch.params, report);
+        let mut fusion = launch.fusion.unwrap_or_default();
+        moved.stages(&launch.params, &mut fusion, case.mode);
+        moved.call(case, &mut launch.params, &fusion, report);
+        launch.fusion = launch.fusion.map(|_| fusion);
         let Moved {
             mut far, written, ..
         } = moved;
@@ -963,6 +1005,26 @@ fn elsewhere(
     Ok((outcome, stats, launch, counts))
 }
 
+/// Of a kernel with stages: rows of a block in units of those of a warp, or of heads, and tokens; blocks over
+/// heads, and the logarithm of how many heads are visited at once.
+fn shape_of_stages(launch: &mut Launch, ([_, rows, tokens], [blocks, heads_log2]): Shape) {
+    let params = &mut launch.params;
+    let lanes = launch.block[0];
+    if launch.kernel.pairing.is_none() {
+        // Fewer rows take less of shared memory. A norm of all heads is one block's.
+        launch.block[1] = rows.min(launch.block[1]);
+        launch.grid[1] = blocks.min(launch.grid[1]);
+        return;
+    }
+    let warp_rows = 32 / lanes;
+    let most = (8 / launch.kernel.dtype.size()).ilog2();
+    params.token_groups = params.tokens.div_ceil(tokens);
+    launch.block = [lanes, rows * warp_rows, tokens];
+    launch.grid = [params.batch * params.token_groups, blocks, 1];
+    launch.shared_bytes = (8 * params.angles.pairs + 32) * tokens;
+    params.number_groups(heads_log2.min(most), warp_rows);
+}
+
 /// Bytes from one head, token, page, block of dims or id to the next: no 32 bits hold them, nor their
 /// product with an index.
 const FAR_STRIDE: i64 = (1 << 33) + 64;
@@ -972,13 +1034,126 @@ const FAR_IDS: i64 = 1 << 33;
 struct Moved<'a> {
     near: &'a Memory,
     far: Memory,
+    /// Bytes of an element.
+    size: i64,
     /// What is written: address before and after, bytes.
     written: Vec<(u64, u64, usize)>,
 }
 
 impl Moved<'_> {
-    fn call(&mut self, case: &AppendCase, params: &mut PhasorCall, report: u64) {
-        let size = case.plan().dtype().size() as i64;
+    /// What stages need beside the streams.
+    fn stages(&mut self, params: &PhasorCall, fusion: &mut PhasorFusion, mode: LaunchMode) {
+        let streams = [
+            (&params.q, &params.q_output, &mut fusion.q),
+            (&params.k, &params.k_output, &mut fusion.k),
+            (&params.v, &params.v_output, &mut fusion.v),
+        ];
+        let slots = [params.slots.pages, params.slots.page_size].map(i64::from);
+        for (stream, output, stages) in streams {
+            if stream.heads == 0 || stages.present == 0 {
+                continue;
+            }
+            let PhasorStages {
+                bias,
+                bias_head,
+                norm,
+                codes,
+                ..
+            } = stages;
+            let head = i64::from(output.head_dim);
+            let heads = i64::from(stream.heads);
+                let size = self.size;
+            for (name, address, stride, len) in [
+                ("bias", bias, bias_head, head * size),
+                ("norm weight", &mut norm.weight, &mut norm.weight_head, head * size),
+                ("norm bias", &mut norm.bias, &mut norm.bias_head, head * size),
+            ] {
+                self.operand(name, (address, stride), [heads, len], mode);
+            }
+            match (codes.type_, codes.dynamic) {
+                (PHASOR_CODES_NONE, _) => {}
+                (_, 0) => {
+                    let at = (&mut codes.scales, &mut codes.head);
+                    self.operand("given scales", at, [heads, 4], mode);
+                }
+                _ => {
+                    let groups = head / i64::from(codes.group_dims);
+                    *codes = self.scales(*codes, [slots[0], slots[1], heads, groups]);
+                }
+            }
+        }
+    }
+
+    /// One of a head's own, or that of all heads.
+    fn operand(
+        &mut self,
+        name: &'static str,
+        (address, stride): (&mut u64, &mut i64),
+        [heads, len]: [i64; 2],
+        mode: LaunchMode,
+    ) {
+        if *address == 0 {
+            return;
+        }
+        let (rows, apart) = match *stride {
+            0 => (1, 0),
+            _ => (heads, FAR_STRIDE),
+        };
+        let to = self.far.add_sparse(name, (rows * FAR_STRIDE) as u64, 0);
+        for row in 0..rows {
+            let from = address.wrapping_add_signed(row * *stride);
+            let bytes = self.near.read(from, len as usize).expect("an operand");
+            self.far.write(to.wrapping_add_signed(row * apart), &bytes);
+        }
+        settle_ids(&mut self.far, to, mode);
+        (*address, *stride) = (to, apart);
+    }
+
+    /// Scales that are written.
+    fn scales(
+        &mut self,
+        near: PhasorCodes,
+        [pages, page_size, heads, groups]: [i64; 4],
+    ) -> PhasorCodes {
+        let group = FAR_STRIDE;
+        let head = groups * group + 64;
+        let slot = heads * head + 64;
+        let page = page_size * slot + 64;
+        let scales = self.far.add_sparse("scales", (pages * page) as u64, 0);
+        let far = PhasorCodes {
+            scales,
+            page,
+            slot,
+            head,
+            group,
+            ..near
+        };
+        let len = if near.e8m0 == 1 { 1 } else { 4 };
+        for p in 0..pages {
+            for s in 0..page_size {
+                for h in 0..heads {
+                    for g in 0..groups {
+                        let at = |codes: &PhasorCodes| {
+                            let further =
+                                p * codes.page + s * codes.slot + h * codes.head + g * codes.group;
+                            codes.scales.wrapping_add_signed(further)
+                        };
+                        self.copy(at(&near), at(&far), len, true);
+                    }
+                }
+            }
+        }
+        far
+    }
+
+    fn call(
+        &mut self,
+        case: &AppendCase,
+        params: &mut PhasorCall,
+        fusion: &PhasorFusion,
+        report: u64,
+    ) {
+        let size = self.size;
         let counts = [params.batch, params.tokens].map(i64::from);
         for which in 0..3 {
             let (stream, output) = match which {
@@ -991,6 +1166,11 @@ impl Moved<'_> {
             }
             let shape = [counts[0], counts[1], stream.heads.into()];
             let head = i64::from(output.head_dim) * size;
+            // Codes are bytes.
+            let out = match which {
+                0 if fusion.q.codes.type_ != PHASOR_CODES_NONE => i64::from(output.head_dim),
+                _ => head,
+            };
             let in_place = output.in_place == 1 && output.nowhere == 0;
             let source = self.view(["q", "k", "v"][which], stream.source, shape, head, in_place);
             stream.source = source;
@@ -998,24 +1178,30 @@ impl Moved<'_> {
                 output.destination = source;
             } else if output.nowhere == 0 {
                 let name = ["q_out", "k_out", "v_out"][which];
-                output.destination = self.view(name, output.destination, shape, head, true);
+                output.destination = self.view(name, output.destination, shape, out, true);
             }
         }
         let slots = [params.slots.pages, params.slots.page_size].map(i64::from);
         for which in 0..2 {
-            let (cache, heads, head_dim, name) = match which {
+            let (cache, heads, head_dim, name, stages) = match which {
                 0 => (
                     &mut params.k_cache,
                     params.k.heads,
                     params.k_output.head_dim,
                     "k_cache",
+                    &fusion.k,
                 ),
                 _ => (
                     &mut params.v_cache,
                     params.v.heads,
                     params.v_output.head_dim,
                     "v_cache",
+                    &fusion.v,
                 ),
+            };
+            let size = match stages.codes.type_ {
+                PHASOR_CODES_NONE => size,
+                _ => 1,
             };
             if cache.present == 1 {
                 let shape = [slots[0], slots[1], heads.into(), head_dim.into()];

@@ -1,84 +1,638 @@
 //! The fixed part of the suite for kernels with stages: random cases of every angle source and kind of
-//! position, each with stages of its own.
+//! position, each with stages of its own; what `append_checks.rs` has, with stages too; and values made for
+//! what the stages compute.
 
-use crate::append_cases::{AppendCase, AppendOutcome, AppendWish, random_append};
-use crate::kernel_cases::{AngleKind, Rng};
-use crate::ptx_backend::Image;
-use crate::suite::{Counts, Failure, Subject};
-use phasor::Isa;
-use phasor::launch::Kernel;
-use ptx_interpreter::Fault;
+use crate::append_cases::{
+    AppendCase, AppendOutcome, AppendWish, Buffer, Goes, TestSlots, dynamic_codes,
+    given_codes, random_append, random_stages,
+};
+use crate::append_checks::{
+    PAGE_SIZE, carrying, elsewhere, flow_cases, in_mode, odd_sequences, slot_cases,
+};
+use crate::kernel_cases::{
+    AngleKind, Case, FACTOR, PHASES, PHASES_WITH_FACTOR, Rng, TestPositions, Values,
+    bytes, edge_phases, narrow, random_elements, sharp_case, ties_case,
+};
+use crate::ptx_backend::{Image, triggers};
+use crate::suite::{Counts, Failure, Shape, Subject, by_position, far_case, far_types, kinds_cases};
+use phasor::launch::{Kernel, LaunchMode};
+use phasor::norm::HeadNorm;
+use phasor::quantize::{Codes, ScaleForm, ScaleRounding};
+use phasor::{
+    Angles, CacheLayout, Frequencies, IdType, Isa, KvCacheLayout, Layout, Pairing,
+    PositionKind, Problem, Rope, ScaleLayout, Stages, StoredCodes,
+};
+use ptx_interpreter::{Fault, Memory};
 
 /// A call with stages, and what it must do.
 pub struct FusedCheck {
     kernel: Kernel,
     case: AppendCase,
     expected: AppendOutcome,
-    /// How often each byte is read and written where angles are formed after the loads, and where before: by the
-    /// prebuilt kernels, which tests/fused_kernels.rs counts in cases of which that is known.
-    counts: [Counts; 2],
+    how: How,
+}
+
+enum How {
+    /// As the driver would get it. Every byte is counted, where angles are formed after the loads and where
+    /// before: by the prebuilt kernels, which tests/fused_kernels.rs counts in cases of which that is known.
+    Planned([Counts; 2]),
+    /// Bytes are not counted. `far`: with all strides past 2^32.
+    Elsewhere { far: bool, shape: Option<Shape> },
 }
 
 impl FusedCheck {
     pub fn run(&self, subject: &Subject) -> Result<(), Failure> {
         let fault = |fault: Fault| Failure::Fault(fault.to_string());
-        let run = self.case.on_image(subject.image(), false).map_err(fault)?;
-        assert_eq!(run.kernel, Some(self.kernel));
-        if run.outcome != self.expected {
+        let image = subject.image();
+        let (outcome, traffic) = match &self.how {
+            How::Planned(counts) => {
+                let run = self.case.on_image(image, false).map_err(fault)?;
+                assert_eq!(run.kernel, Some(self.kernel));
+                let early = usize::from(run.stats.loads_before_wait > 0);
+                (run.outcome, run.triggers && run.counts == counts[early])
+            }
+            How::Elsewhere { far, shape } => {
+                let (outcome, stats, launch, _) =
+                    elsewhere(subject, &self.case, *far, *shape).map_err(fault)?;
+                assert_eq!(launch.kernel, self.kernel);
+                (outcome, triggers(&launch, &stats, image.dependent()))
+            }
+        };
+        if outcome != self.expected {
             return Err(Failure::Bits);
         }
-        let early = usize::from(run.stats.loads_before_wait > 0);
-        match run.triggers && run.counts == self.counts[early] {
+        match traffic {
             true => Ok(()),
             false => Err(Failure::Traffic),
         }
     }
 }
 
-/// The checks of a kernel.
-pub fn fused_checks(kernel: Kernel) -> Vec<FusedCheck> {
-    const EACH: usize = 10;
-    let [late, .., early] = Image::all() else {
-        panic!("there are three targets")
+/// Names of the checks, and the checks of a kernel.
+pub fn fused_checks(kernel: Kernel) -> Vec<(&'static str, FusedCheck)> {
+    let mut checks = Checks {
+        kernel,
+        rng: Rng(1 + kernel.index() as u64),
+        all: Vec::new(),
     };
-    let mut rng = Rng(kernel.index() as u64);
-    let mut checks = Vec::new();
-    for angles in AngleKind::ALL {
-        for (n, &kind) in angles.position_kinds().iter().enumerate() {
-            let mut found = 0;
-            while found < EACH {
-                let whole = match kernel.pairing {
-                    Some(_) => Some([64, 64, 128, 256][found % 4]),
-                    // Sums of more groups than a warp has lanes, and than it has twice.
-                    None if n == 0 => [None, Some(6), Some(160), Some(514)][found % 4],
-                    None => None,
-                };
-                let wish = AppendWish {
-                    dtype: Some(kernel.dtype),
-                    pairing: kernel.pairing,
-                    angles: Some(angles),
-                    kind: Some(kind),
-                    aligned: Some(kernel.pairing.is_some()),
-                    slots: Some(found),
-                    staged: true,
-                    whole,
-                };
-                let case = random_append(&mut rng, wish);
-                // Others have nothing to do, or no stages.
-                let first = case.on_image(late, false).unwrap();
-                if first.kernel != Some(kernel) {
-                    continue;
+    checks.random();
+    checks.directed();
+    checks.of_values();
+    checks.all
+}
+
+/// Launches of one warp for a token's heads, which visits one stream after the other, and of several; tokens
+/// that share a block.
+const SHAPES: [Shape; 4] = [
+    ([32, 1, 3], [1, 0]),
+    ([32, 1, 1], [1, 1]),
+    ([32, 2, 2], [2, 2]),
+    ([32, 3, 1], [1, 0]),
+];
+
+/// Positions found by search: by a temperature of slope 1000.3 and interval 1, and a factor of 1.5, each bit of the
+/// constants of a logarithm and each of its roundings shows at one of them in a 127th of a value of 1, but for the
+/// last bit of ln 2's second word and two roundings, which show at none of 4 * 10^8.
+const LOGARITHMS: [i64; 17] = [
+    1,
+    3,
+    177,
+    713,
+    111_735_602_523,
+    8_335_142_734,
+    36_614,
+    26_023,
+    12_979_937,
+    11_543,
+    86_609,
+    5_737,
+    179_590_600,
+    387_316_798_512,
+    371_628_783,
+    25_595_766_384,
+    10_981_438,
+];
+
+/// Dims of heads of values that show what codes are.
+const DIMS: usize = 64;
+
+struct Checks {
+    kernel: Kernel,
+    rng: Rng,
+    all: Vec<(&'static str, FusedCheck)>,
+}
+
+impl Checks {
+    fn add(&mut self, name: &'static str, case: AppendCase, far: bool, shape: Option<Shape>) {
+        let check = FusedCheck {
+            kernel: self.kernel,
+            expected: case.on_host(Isa::Scalar).unwrap(),
+            case,
+            how: How::Elsewhere { far, shape },
+        };
+        self.all.push((name, check));
+    }
+
+    fn random(&mut self) {
+        const EACH: usize = 6;
+        let [late, .., early] = Image::all() else {
+            panic!("there are three targets")
+        };
+        let kernel = self.kernel;
+        let mut rng = Rng(kernel.index() as u64);
+        for angles in AngleKind::ALL {
+            for (n, &kind) in angles.position_kinds().iter().enumerate() {
+                let mut found = 0;
+                while found < EACH {
+                    let whole = match kernel.pairing {
+                        Some(_) => Some([64, 64, 128, 256][found % 4]),
+                        // Sums of more groups than a warp has lanes, and than it has twice.
+                        None if n == 0 => [None, Some(6), Some(160), Some(514)][found % 4],
+                        None => None,
+                    };
+                    let wish = AppendWish {
+                        dtype: Some(kernel.dtype),
+                        pairing: kernel.pairing,
+                        angles: Some(angles),
+                        kind: Some(kind),
+                        aligned: Some(kernel.pairing.is_some()),
+                        slots: Some(found),
+                        staged: true,
+                        whole,
+                    };
+                    let case = random_append(&mut rng, wish);
+                    // Others have nothing to do, or no stages.
+                    let first = case.on_image(late, false).unwrap();
+                    if first.kernel != Some(kernel) {
+                        continue;
+                    }
+                    let second = case.on_image(early, false).unwrap();
+                    let check = FusedCheck {
+                        kernel,
+                        expected: case.on_host(Isa::Scalar).unwrap(),
+                        how: How::Planned([first.counts, second.counts]),
+                        case,
+                    };
+                    self.all.push(("stages", check));
+                    found += 1;
                 }
-                let second = case.on_image(early, false).unwrap();
-                checks.push(FusedCheck {
-                    kernel,
-                    expected: case.on_host(Isa::Scalar).unwrap(),
-                    counts: [first.counts, second.counts],
-                    case,
-                });
-                found += 1;
             }
         }
     }
-    checks
+
+    /// Random stages for all streams of a case, and codes for its caches, if their layout is told, whose pages
+    /// are of [`PAGE_SIZE`].
+    fn dressed(&mut self, plain: &AppendCase, cache: Option<KvCacheLayout>) -> AppendCase {
+        loop {
+            let mut case = plain.clone();
+            let mut cache = cache;
+            let mut is_of_positions = false;
+            for which in 0..3 {
+                let Some((layout, goes)) = case.streams[which] else {
+                    continue;
+                };
+                let [.., heads, dims] = layout.shape();
+                let dtype = self.kernel.dtype;
+                // What does not rotate has no pairing to change.
+                let rope = &case.rope;
+                let may_stay = which < 2 && rope.pairing() == rope.output_pairing();
+                let choices = [may_stay, false];
+                let (stages, needed) = random_stages(&mut self.rng, dtype, choices, [heads, dims]);
+                is_of_positions |= stages.factor_at(i64::MAX - 1) != stages.factor_at(-2);
+                case.operands[which] = needed;
+                case.problem = with_stages(case.problem, which, stages);
+                match (goes.cached(), cache) {
+                    (true, Some(layout)) if self.rng.chance(70) => {
+                        let at = case.caches.expect("a cache")[which - 1];
+                        let size = dtype.size();
+                        let slots = case.buffers[at].bytes.len() / size / (heads * dims);
+                        let shape = [slots / PAGE_SIZE, PAGE_SIZE, heads, dims];
+                        let codes = self.codes_of(&mut case, which, shape);
+                        cache = Some(match which {
+                            1 => layout.with_k_codes(codes),
+                            _ => layout.with_v_codes(codes),
+                        });
+                    }
+                    _ if which == 0 && goes == Goes::Out && self.rng.chance(50) => {
+                        let (codes, scales) = given_codes(&mut self.rng, heads);
+                        case.operands[0].given_scales = Some(scales);
+                        case.problem = case.problem.q_codes(codes);
+                    }
+                    _ => {}
+                }
+            }
+            if let Some(cache) = cache {
+                case.problem = case.problem.cache(cache);
+            }
+            // Rows of a table come to lie at other positions where they are far.
+            let fits = !(is_of_positions && matches!(case.rope.angles(), Angles::Table(_)));
+            if fits && kernel_of(&case) == Some(self.kernel) {
+                return case;
+            }
+        }
+    }
+
+    fn codes_of(&mut self, case: &mut AppendCase, which: usize, shape: [usize; 4]) -> StoredCodes {
+        if self.rng.chance(40) {
+            let (codes, scales) = given_codes(&mut self.rng, shape[2]);
+            case.operands[which].given_scales = Some(scales);
+            return codes;
+        }
+        let whole = self.kernel.pairing.map(|_| shape[3]);
+        let (codes, scales) = dynamic_codes(&mut self.rng, shape, whole);
+        write_scales(case, which, scales);
+        codes
+    }
+
+    /// What `append_checks.rs` has.
+    fn directed(&mut self) {
+        let kernel = self.kernel;
+        for (n, (case, cache)) in flow_cases(kernel).into_iter().enumerate() {
+            let case = self.dressed(&case, cache);
+            self.add("flows", case, n % 3 == 2, [None, Some(SHAPES[n / 2 % 4])][n % 2]);
+        }
+        for (n, (case, cache)) in slot_cases(kernel).into_iter().enumerate() {
+            let case = self.dressed(&case, cache);
+            self.add("slots", case.clone(), false, None);
+            if n % 2 == 0 {
+                self.add("slots", case, true, Some(SHAPES[n / 2 % 4]));
+            }
+        }
+        let odd = odd_sequences(kernel, |case| self.dressed(&case, None));
+        for (case, _, expected) in odd {
+            let how = How::Elsewhere {
+                far: false,
+                shape: None,
+            };
+            let check = FusedCheck {
+                kernel,
+                case,
+                expected,
+                how,
+            };
+            self.all.push(("slots", check));
+        }
+        for angles in AngleKind::ALL {
+            for (n, case) in kinds_cases(kernel, angles).into_iter().enumerate() {
+                let (case, cache) = carrying(kernel, in_mode(case, n));
+                let case = self.dressed(&case, cache);
+                self.add("kinds", case, false, None);
+            }
+            for in_place in [true, false] {
+                for (n, heads) in [[5, 5], [2, 7], [9, 3], [1, 4]].into_iter().enumerate() {
+                    let case = in_mode(far_case(kernel, angles, in_place, heads), n);
+                    let (case, cache) = carrying(kernel, case);
+                    let case = self.dressed(&case, cache);
+                    self.add("far", case, true, [None, Some(SHAPES[n])][n % 2]);
+                }
+            }
+            for (n, (name, case)) in [
+                ("sharp", sharp_case(kernel, angles, &PHASES, 1.0)),
+                (
+                    "sharp",
+                    sharp_case(kernel, angles, &PHASES_WITH_FACTOR, FACTOR),
+                ),
+                ("edges", sharp_case(kernel, angles, &edge_phases(), 1.0)),
+                ("ties", ties_case(kernel, angles)),
+            ]
+            .into_iter()
+            .enumerate()
+            {
+                let case = in_mode(case, n);
+                // Products with a power of two show the same bits.
+                self.add(name, alone(&case, Stages::new().scale(0.5)), false, None);
+                if n != 0 {
+                    continue;
+                }
+                let late = Stages::new().norm_after_rotation(HeadNorm::rms(1e-6));
+                self.add(name, alone(&case, late), false, None);
+                if kernel.pairing.is_none() {
+                    // A stream without stages is served by code of its own.
+                    let (mut beside, _) = carrying(kernel, case);
+                    beside.problem = beside.problem.v_stages(Stages::new().scale(2.0));
+                    self.add(name, beside, false, None);
+                }
+            }
+        }
+        let by_position = by_position(far_case(kernel, AngleKind::Rows, true, [5, 5]));
+        for case in far_types(kernel).into_iter().chain([by_position]) {
+            let (case, cache) = carrying(kernel, case);
+            let case = self.dressed(&case, cache);
+            self.add("far", case, true, None);
+        }
+    }
+
+    /// Values that show what stages compute.
+    fn of_values(&mut self) {
+        let kernel = self.kernel;
+        self.logarithms();
+        self.codes();
+        if kernel.pairing.is_none() {
+            self.many_heads();
+        }
+    }
+
+    /// Positions at which each rounding of a logarithm, and each bit of its constants, shows in the scale of
+    /// codes, which is an f32 whatever the elements are.
+    fn logarithms(&mut self) {
+        let kernel = self.kernel;
+        let positions = [
+            &LOGARITHMS[..],
+            &[0, -1, -2, 2, i64::MAX, i64::MAX - 1, i64::MIN],
+        ]
+        .concat();
+        for interval in [1, 3, 8192, u32::MAX] {
+            let positions = match interval {
+                1 => positions.clone(),
+                _ => {
+                    let at = |n: i64| n.saturating_mul(interval.into());
+                    let near = |n: i64| [at(n) - 2, at(n) - 1, at(n)];
+                    let few = [1, 2, 5, 1 << 20].into_iter().flat_map(near);
+                    few.chain([0, -1, -2, i64::MAX, i64::MIN, i64::from(u32::MAX)])
+                        .collect()
+                }
+            };
+            let stages = Stages::new().scale(1.5).temperature(1000.3, interval);
+            let dims = if kernel.pairing.is_some() { 64 } else { 2 };
+            let ones = vec![narrow(kernel.dtype, 1.0); positions.len() * dims];
+            let mut step = ValuesCase::new(kernel, positions.len(), [1, dims], ones);
+            step.positions = positions;
+            step.stages = stages;
+            let codes = |layout| StoredCodes::dynamic(Codes::Int8, 0.0, layout);
+            let case = step.case(codes(step.scales()));
+            self.add("values", case, false, None);
+        }
+    }
+
+    /// Values halfway between two codes and next to that; and heads whose largest magnitude is special to a scale.
+    fn codes(&mut self) {
+        let kernel = self.kernel;
+        let dtype = kernel.dtype;
+        for kind in [Codes::E4m3, Codes::Int8, Codes::Int8Full] {
+            let mut values: Vec<u32> = Vec::new();
+            let halves: Vec<f32> = match kind {
+                Codes::E4m3 => (0..0x7e)
+                    .map(|code| {
+                        let [a, b] = [code, code + 1].map(phasor::quantize::e4m3_to_f32);
+                        (a + b) / 2.0
+                    })
+                    .chain([448.0, 464.0, 480.0, 1e4])
+                    .collect(),
+                _ => (0..130).map(|n| n as f32 + 0.5).chain([127.0, 128.0]).collect(),
+            };
+            for (n, half) in halves.into_iter().enumerate() {
+                let bits = narrow(dtype, half);
+                let sign = if n % 2 == 0 { 0 } else { 1 << (8 * dtype.size() - 1) };
+                values.extend([bits, bits + 1, bits.saturating_sub(1)].map(|x| x | sign));
+                values.push(bits ^ (1 << (8 * dtype.size() - 1)) ^ sign);
+            }
+            values.extend([f32::INFINITY, -f32::INFINITY, f32::NAN, -0.0].map(|x| narrow(dtype, x)));
+            let heads = values.len().div_ceil(DIMS);
+            values.resize(heads * DIMS, 0);
+            let step = ValuesCase::new(kernel, 1, [heads, DIMS], values);
+            for form in [ScaleForm::Divide, ScaleForm::Multiply] {
+                let codes = StoredCodes::given(kind, form);
+                self.add("values", step.case(codes), false, None);
+            }
+        }
+        // One group of a head each, with the largest last; nothing else; others that are not finite.
+        let mut largest: Vec<f32> = vec![0.0, 1.0, 448.0, 127.0, 256.0, 64.0, 3.0e38, f32::MAX];
+        for power in [-149, -140, -127, -126, -125, -119, -118, -117, -100, -24, -14, 0, 5, 100, 120, 127] {
+            let x = f64::exp2(f64::from(power));
+            for times in [1.0, 1.75, 127.0 / 64.0, 1.0 + 2f64.powi(-7), 1.0 - 2f64.powi(-9)] {
+                largest.push((x * times) as f32);
+            }
+        }
+        let mut values: Vec<u32> = Vec::new();
+        for (n, &x) in largest.iter().enumerate() {
+            let mut head = vec![narrow(dtype, x / 3.0); DIMS];
+            head[n % DIMS] = narrow(dtype, -x);
+            if n % 5 == 4 {
+                head[(n + 7) % DIMS] = narrow(dtype, [f32::INFINITY, f32::NAN][n % 2]);
+            }
+            values.extend(head);
+        }
+        for (n, rounding) in [
+            ScaleRounding::None,
+            ScaleRounding::PowerOfTwoUp,
+            ScaleRounding::PowerOfTwoDown,
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            for kind in [Codes::E4m3, Codes::Int8] {
+                for (factor, floor) in [(1.0, 0.0), (0.75, 1e-6), (f32::exp2(-100.0), f32::MIN_POSITIVE)] {
+                    for e8m0 in [false, true] {
+                        if e8m0 && rounding == ScaleRounding::None {
+                            continue;
+                        }
+                        let mut step =
+                            ValuesCase::new(kernel, 1, [largest.len(), DIMS], values.clone());
+                        step.stages = Stages::new().scale(factor);
+                        let mut codes = StoredCodes::dynamic(kind, floor, step.scales())
+                            .rounded(rounding);
+                        if (n + usize::from(e8m0)) % 2 == 1 {
+                            codes = codes.by_inverse();
+                        }
+                        if e8m0 {
+                            codes = codes.e8m0();
+                        }
+                        self.add("values", step.case(codes), false, None);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Norms of all heads together, whose sums are folded in several rounds.
+    fn many_heads(&mut self) {
+        let kernel = self.kernel;
+        for (n, heads) in [3, 31, 33, 70].into_iter().enumerate() {
+            for late in [false, true] {
+                let norm = match (n + usize::from(late)) % 2 {
+                    0 => HeadNorm::layer(1e-5),
+                    _ => HeadNorm::rms(1e-6),
+                };
+                let norm = norm.across_heads();
+                let dims = 6;
+                let elements = random_elements(&mut self.rng, kernel.dtype, 2 * heads * dims);
+                let mut case = plain(kernel, heads, dims, elements);
+                let stages = match late {
+                    true => Stages::new().norm_after_rotation(norm),
+                    false => Stages::new().norm(norm),
+                };
+                case.problem = case.problem.q_stages(stages);
+                let len = heads * dims;
+                let weight = random_elements(&mut self.rng, kernel.dtype, len);
+                case.operands[0].norm_weight = Some((bytes(kernel.dtype, &weight), len));
+                self.add("heads", case, late, [None, Some(SHAPES[n])][n % 2]);
+            }
+        }
+    }
+}
+
+/// The kernel that serves a case.
+fn kernel_of(case: &AppendCase) -> Option<Kernel> {
+    let call = case.placed(&mut Memory::new(), false).call?;
+    let target = Image::all()[0].target(case.multiprocessors, case.mode);
+    Some(call.launch(&target).kernel)
+}
+
+fn with_stages(problem: Problem, which: usize, stages: Stages) -> Problem {
+    match which {
+        0 => problem.q_stages(stages),
+        1 => problem.k_stages(stages),
+        _ => problem.v_stages(stages),
+    }
+}
+
+/// Gives a stream a buffer for so many scales.
+fn write_scales(case: &mut AppendCase, which: usize, scales: usize) {
+    case.operands[which].written_scales = Some((case.buffers.len(), scales));
+    case.buffers.push(Buffer {
+        name: ["", "k_scales", "v_scales"][which],
+        bytes: vec![0xdd; 4 * scales],
+        misalign: 0,
+        written: true,
+    });
+}
+
+/// A rotation of queries alone, with stages.
+fn alone(case: &Case, stages: Stages) -> AppendCase {
+    let q = case.q.as_ref().expect("queries");
+    let phasor::InOut::InPlace(layout) = q.layout else {
+        panic!("in place")
+    };
+    AppendCase {
+        rope: case.rope.clone(),
+        problem: Problem::new(case.dtype).q(layout).q_stages(stages),
+        streams: [Some((layout, Goes::InPlace)), None, None],
+        buffers: vec![Buffer {
+            name: "q",
+            bytes: bytes(case.dtype, &q.source),
+            misalign: 0,
+            written: true,
+        }],
+        tensors: [[0; 2]; 3],
+        caches: None,
+        positions: case.positions.clone(),
+        cu_seqlens: None,
+        slots: None,
+        operands: Default::default(),
+        multiprocessors: case.multiprocessors,
+        mode: case.mode,
+    }
+}
+
+/// Two tokens' queries in place, some of whose dims rotate.
+fn plain(kernel: Kernel, heads: usize, dims: usize, elements: Vec<u32>) -> AppendCase {
+    let layout = Layout::tokens(2, heads, dims).with_rotary_offset(2);
+    let frequencies = Frequencies::from_theta(1e4, dims - 2).unwrap();
+    AppendCase {
+        rope: Rope::new(frequencies, Pairing::HalfSplit),
+        problem: Problem::new(kernel.dtype).q(layout),
+        streams: [Some((layout, Goes::InPlace)), None, None],
+        buffers: vec![Buffer {
+            name: "q",
+            bytes: bytes(kernel.dtype, &elements),
+            misalign: 0,
+            written: true,
+        }],
+        tensors: [[0; 2]; 3],
+        caches: None,
+        positions: TestPositions::of(PositionKind::PerToken, IdType::I64, &[7, -3]),
+        cu_seqlens: None,
+        slots: None,
+        operands: Default::default(),
+        multiprocessors: 1,
+        mode: LaunchMode::Ordinary,
+    }
+}
+
+/// Values that go to a cache as codes, beside a query a token.
+struct ValuesCase {
+    kernel: Kernel,
+    tokens: usize,
+    heads: usize,
+    dims: usize,
+    /// `[tokens, heads, dims]`
+    values: Vec<u32>,
+    positions: Vec<i64>,
+    stages: Stages,
+}
+
+impl ValuesCase {
+    fn new(kernel: Kernel, tokens: usize, [heads, dims]: [usize; 2], values: Vec<u32>) -> Self {
+        Self {
+            kernel,
+            tokens,
+            heads,
+            dims,
+            values,
+            positions: vec![0; tokens],
+            stages: Stages::new(),
+        }
+    }
+
+    fn pages(&self) -> usize {
+        self.tokens.div_ceil(PAGE_SIZE)
+    }
+
+    /// Of one group a head.
+    fn scales(&self) -> ScaleLayout {
+        ScaleLayout::heads_tokens(PAGE_SIZE, self.heads, 1)
+    }
+
+    fn case(&self, codes: StoredCodes) -> AppendCase {
+        let dtype = self.kernel.dtype;
+        let q = Layout::tokens(self.tokens, 1, self.dims);
+        let v = Layout::tokens(self.tokens, self.heads, self.dims);
+        let cache = CacheLayout::paged_nhd(self.pages(), PAGE_SIZE, self.heads, self.dims);
+        // What is not where vectors are is the other kernel's.
+        let misalign = match self.kernel.pairing {
+            Some(_) => 0,
+            None => dtype.size(),
+        };
+        let buffer = |name, bytes: Vec<u8>, written| Buffer {
+            name,
+            bytes,
+            misalign,
+            written,
+        };
+        let queries = vec![0; q.required_len().unwrap() * dtype.size()];
+        let slots: Vec<i64> = (0..self.tokens as i64).rev().collect();
+        let mut case = AppendCase {
+            rope: Rope::new(
+                Frequencies::from_theta(1e4, self.dims).unwrap(),
+                self.kernel.pairing.unwrap_or(Pairing::Interleaved),
+            ),
+            problem: Problem::new(dtype)
+                .q(q)
+                .v_to_cache(v)
+                .v_stages(self.stages)
+                .cache(KvCacheLayout::v(cache).with_v_codes(codes)),
+            streams: [Some((q, Goes::InPlace)), None, Some((v, Goes::ToCache))],
+            buffers: vec![
+                buffer("q", queries, true),
+                buffer("v", bytes(dtype, &self.values), false),
+                buffer("v_cache", vec![0xee; cache.required_len().unwrap()], true),
+            ],
+            tensors: [[0, 0], [0, 0], [1, 1]],
+            caches: Some([2, 2]),
+            positions: TestPositions::of(PositionKind::PerToken, IdType::I64, &self.positions),
+            cu_seqlens: None,
+            slots: Some(TestSlots::Mapping(Values::new(IdType::I32, &slots))),
+            operands: Default::default(),
+            multiprocessors: 1,
+            mode: LaunchMode::DependentPositionsSettled,
+        };
+        match codes.scale_layout() {
+            Some(_) => write_scales(&mut case, 2, self.pages() * PAGE_SIZE * self.heads),
+            None => {
+                let one = 1f32.to_le_bytes().to_vec();
+                case.operands[2].given_scales = Some((one, 1));
+            }
+        }
+        case
+    }
 }

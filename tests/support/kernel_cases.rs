@@ -612,7 +612,8 @@ pub fn random_rope(rng: &mut Rng, angles: AngleKind, pairing: Pairing, rotary_di
 
 fn random_frequencies(rng: &mut Rng, rotary_dim: usize) -> Frequencies {
     let frequencies = if rng.chance(50) {
-        let theta = rng.pick(&[1e2, 1e4, 5e5, 1e9]);
+        // Where there are more than 512 dims, a theta below that is taken for them.
+        let theta = rng.pick(&[1e2f64, 1e4, 5e5, 1e9]).max(rotary_dim as f64);
         Frequencies::from_theta(theta, rotary_dim).unwrap()
     } else {
         // Steps that no theta gives: every bit of the product matters.
@@ -929,7 +930,11 @@ fn phases_case(
     elements: impl Fn(usize, f32, f32) -> [[u32; 2]; 4],
 ) -> Case {
     const HEADS: usize = 16;
-    let pairs = if kernel.pairing.is_some() { 8 } else { 3 };
+    let pairs = match (kernel.family, kernel.pairing) {
+        (Family::Fused, Some(_)) => 32,
+        (_, Some(_)) => 8,
+        (_, None) => 3,
+    };
     // A step of 1: the position is the phase.
     let frequencies = Frequencies::from_steps(vec![1; pairs]).unwrap();
     let frequencies = frequencies.with_attention_factor(factor).unwrap();
@@ -1017,7 +1022,7 @@ fn largest(dtype: Dtype) -> [f32; 2] {
     }
 }
 
-fn narrow(dtype: Dtype, x: f32) -> u32 {
+pub fn narrow(dtype: Dtype, x: f32) -> u32 {
     match dtype {
         Dtype::F32 => x.raw(),
         Dtype::F16 => f16::narrow(x).raw(),

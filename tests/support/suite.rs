@@ -140,14 +140,22 @@ impl Rotation {
 }
 
 /// Names of the checks, and what they are.
-pub const CHECKS: [(&str, &str); 9] = [
+pub const CHECKS: [(&str, &str); 11] = [
     (
         "random",
         "every kind of position with every form of call, four random cases of each",
     ),
     (
         "stages",
-        "every kind of position with biases, norms, scales and codes, ten random cases of each",
+        "every kind of position with biases, norms, scales and codes, six random cases of each",
+    ),
+    (
+        "values",
+        "positions found by search, at which the last bit of a logarithm shows; values between two codes; special scales",
+    ),
+    (
+        "heads",
+        "norms over many heads together",
     ),
     (
         "flows",
@@ -183,7 +191,7 @@ pub const CHECKS: [(&str, &str); 9] = [
 pub fn checks(kernel: Kernel) -> Vec<Check> {
     if kernel.family == Family::Fused {
         let all = fused_checks(kernel).into_iter();
-        let checks = all.map(|check| Check::of("stages", CheckedCall::Fused(Box::new(check))));
+        let checks = all.map(|(name, check)| Check::of(name, CheckedCall::Fused(Box::new(check))));
         return checks.collect();
     }
     if kernel.family == Family::Append {
@@ -400,10 +408,12 @@ const SEQUENCE: usize = 3;
 /// Two chunks of pairs a head, and dims to copy on both sides: not as many for q as for k.
 pub fn far_case(kernel: Kernel, kind: AngleKind, in_place: bool, heads: [usize; 2]) -> Case {
     let vector = 4;
-    let (unit, head_dims, offsets, pairs) = if kernel.pairing.is_some() {
-        (vector, [7, 8], [1, 2], 2 * vector)
-    } else {
-        (1, [18, 21], [4, 6], 5)
+    let (unit, head_dims, offsets, pairs) = match (kernel.family, kernel.pairing) {
+        // Heads that rotate as a whole; norms want even ones.
+        (Family::Fused, Some(_)) => (vector, [16, 16], [0, 0], 8 * vector),
+        (Family::Fused, None) => (1, [18, 22], [4, 6], 5),
+        (_, Some(_)) => (vector, [7, 8], [1, 2], 2 * vector),
+        (_, None) => (1, [18, 21], [4, 6], 5),
     };
     let mut rng = Rng(9);
     let mut steps = |count| (0..count).map(|_| rng.next()).collect::<Vec<_>>();

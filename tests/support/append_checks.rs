@@ -1062,11 +1062,21 @@ impl Moved<'_> {
             } = stages;
             let head = i64::from(output.head_dim);
             let heads = i64::from(stream.heads);
-                let size = self.size;
+            let size = self.size;
             for (name, address, stride, len) in [
                 ("bias", bias, bias_head, head * size),
-                ("norm weight", &mut norm.weight, &mut norm.weight_head, head * size),
-                ("norm bias", &mut norm.bias, &mut norm.bias_head, head * size),
+                (
+                    "norm weight",
+                    &mut norm.weight,
+                    &mut norm.weight_head,
+                    head * size,
+                ),
+                (
+                    "norm bias",
+                    &mut norm.bias,
+                    &mut norm.bias_head,
+                    head * size,
+                ),
             ] {
                 self.operand(name, (address, stride), [heads, len], mode);
             }

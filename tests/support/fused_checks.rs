@@ -3,24 +3,26 @@
 //! what the stages compute.
 
 use crate::append_cases::{
-    AppendCase, AppendOutcome, AppendWish, Buffer, Goes, TestSlots, dynamic_codes,
-    given_codes, random_append, random_stages,
+    AppendCase, AppendOutcome, AppendWish, Buffer, Goes, TestSlots, dynamic_codes, given_codes,
+    random_append, random_stages,
 };
 use crate::append_checks::{
     PAGE_SIZE, carrying, elsewhere, flow_cases, in_mode, odd_sequences, slot_cases,
 };
 use crate::kernel_cases::{
-    AngleKind, Case, FACTOR, PHASES, PHASES_WITH_FACTOR, Rng, TestPositions, Values,
-    bytes, edge_phases, narrow, random_elements, sharp_case, ties_case,
+    AngleKind, Case, FACTOR, PHASES, PHASES_WITH_FACTOR, Rng, TestPositions, Values, bytes,
+    edge_phases, narrow, random_elements, sharp_case, ties_case,
 };
 use crate::ptx_backend::{Image, triggers};
-use crate::suite::{Counts, Failure, Shape, Subject, by_position, far_case, far_types, kinds_cases};
+use crate::suite::{
+    Counts, Failure, Shape, Subject, by_position, far_case, far_types, kinds_cases,
+};
 use phasor::launch::{Kernel, LaunchMode};
 use phasor::norm::HeadNorm;
 use phasor::quantize::{Codes, ScaleForm, ScaleRounding};
 use phasor::{
-    Angles, CacheLayout, Frequencies, IdType, Isa, KvCacheLayout, Layout, Pairing,
-    PositionKind, Problem, Rope, ScaleLayout, Stages, StoredCodes,
+    Angles, CacheLayout, Frequencies, IdType, Isa, KvCacheLayout, Layout, Pairing, PositionKind,
+    Problem, Rope, ScaleLayout, Stages, StoredCodes,
 };
 use ptx_interpreter::{Fault, Memory};
 
@@ -249,7 +251,12 @@ impl Checks {
         let kernel = self.kernel;
         for (n, (case, cache)) in flow_cases(kernel).into_iter().enumerate() {
             let case = self.dressed(&case, cache);
-            self.add("flows", case, n % 3 == 2, [None, Some(SHAPES[n / 2 % 4])][n % 2]);
+            self.add(
+                "flows",
+                case,
+                n % 3 == 2,
+                [None, Some(SHAPES[n / 2 % 4])][n % 2],
+            );
         }
         for (n, (case, cache)) in slot_cases(kernel).into_iter().enumerate() {
             let case = self.dressed(&case, cache);
@@ -378,15 +385,23 @@ impl Checks {
                     })
                     .chain([448.0, 464.0, 480.0, 1e4])
                     .collect(),
-                _ => (0..130).map(|n| n as f32 + 0.5).chain([127.0, 128.0]).collect(),
+                _ => (0..130)
+                    .map(|n| n as f32 + 0.5)
+                    .chain([127.0, 128.0])
+                    .collect(),
             };
             for (n, half) in halves.into_iter().enumerate() {
                 let bits = narrow(dtype, half);
-                let sign = if n % 2 == 0 { 0 } else { 1 << (8 * dtype.size() - 1) };
+                let sign = if n % 2 == 0 {
+                    0
+                } else {
+                    1 << (8 * dtype.size() - 1)
+                };
                 values.extend([bits, bits + 1, bits.saturating_sub(1)].map(|x| x | sign));
                 values.push(bits ^ (1 << (8 * dtype.size() - 1)) ^ sign);
             }
-            values.extend([f32::INFINITY, -f32::INFINITY, f32::NAN, -0.0].map(|x| narrow(dtype, x)));
+            values
+                .extend([f32::INFINITY, -f32::INFINITY, f32::NAN, -0.0].map(|x| narrow(dtype, x)));
             let heads = values.len().div_ceil(DIMS);
             values.resize(heads * DIMS, 0);
             let step = ValuesCase::new(kernel, 1, [heads, DIMS], values);
@@ -397,9 +412,17 @@ impl Checks {
         }
         // One group of a head each, with the largest last; nothing else; others that are not finite.
         let mut largest: Vec<f32> = vec![0.0, 1.0, 448.0, 127.0, 256.0, 64.0, 3.0e38, f32::MAX];
-        for power in [-149, -140, -127, -126, -125, -119, -118, -117, -100, -24, -14, 0, 5, 100, 120, 127] {
+        for power in [
+            -149, -140, -127, -126, -125, -119, -118, -117, -100, -24, -14, 0, 5, 100, 120, 127,
+        ] {
             let x = f64::exp2(f64::from(power));
-            for times in [1.0, 1.75, 127.0 / 64.0, 1.0 + 2f64.powi(-7), 1.0 - 2f64.powi(-9)] {
+            for times in [
+                1.0,
+                1.75,
+                127.0 / 64.0,
+                1.0 + 2f64.powi(-7),
+                1.0 - 2f64.powi(-9),
+            ] {
                 largest.push((x * times) as f32);
             }
         }
@@ -421,7 +444,11 @@ impl Checks {
         .enumerate()
         {
             for kind in [Codes::E4m3, Codes::Int8] {
-                for (factor, floor) in [(1.0, 0.0), (0.75, 1e-6), (f32::exp2(-100.0), f32::MIN_POSITIVE)] {
+                for (factor, floor) in [
+                    (1.0, 0.0),
+                    (0.75, 1e-6),
+                    (f32::exp2(-100.0), f32::MIN_POSITIVE),
+                ] {
                     for e8m0 in [false, true] {
                         if e8m0 && rounding == ScaleRounding::None {
                             continue;
@@ -429,8 +456,8 @@ impl Checks {
                         let mut step =
                             ValuesCase::new(kernel, 1, [largest.len(), DIMS], values.clone());
                         step.stages = Stages::new().scale(factor);
-                        let mut codes = StoredCodes::dynamic(kind, floor, step.scales())
-                            .rounded(rounding);
+                        let mut codes =
+                            StoredCodes::dynamic(kind, floor, step.scales()).rounded(rounding);
                         if (n + usize::from(e8m0)) % 2 == 1 {
                             codes = codes.by_inverse();
                         }

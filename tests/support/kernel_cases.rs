@@ -612,8 +612,11 @@ pub fn random_rope(rng: &mut Rng, angles: AngleKind, pairing: Pairing, rotary_di
 
 fn random_frequencies(rng: &mut Rng, rotary_dim: usize) -> Frequencies {
     let frequencies = if rng.chance(50) {
-        // Where there are more than 512 dims, a theta below that is taken for them.
-        let theta = rng.pick(&[1e2f64, 1e4, 5e5, 1e9]).max(rotary_dim as f64);
+        let theta = match rng.pick(&[1e2, 1e4, 5e5, 1e9]) {
+            // It would be taken for the dims.
+            theta if theta <= 512.0 && rotary_dim > 512 => 1e4,
+            theta => theta,
+        };
         Frequencies::from_theta(theta, rotary_dim).unwrap()
     } else {
         // Steps that no theta gives: every bit of the product matters.

@@ -728,7 +728,8 @@ fn values(code: &Code, inst: &Inst, add: &mut impl FnMut(Kind, String)) {
         );
         add(Kind::Unfused, now);
     }
-    if inst.op.starts_with("cvt.rn.") {
+    // To e4m3 there is no other rounding.
+    if inst.op.starts_with("cvt.rn.") && !inst.op.contains(".e4m3x2.") {
         let op = inst.op.replacen(".rn.", ".rz.", 1);
         add(Kind::RoundedToZero, inst.with(&op, args));
     }

@@ -153,10 +153,7 @@ pub const CHECKS: [(&str, &str); 11] = [
         "values",
         "positions found by search, at which the last bit of a logarithm shows; values between two codes; special scales",
     ),
-    (
-        "heads",
-        "norms over many heads together",
-    ),
+    ("heads", "norms over many heads together"),
     (
         "flows",
         "every way for keys and values to go; threads that go from one stream to the next",

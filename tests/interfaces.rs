@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use phasor::config::{Axes, GgmlMrope, LinearScaling, LongRopeScaling, RopeConfig, Scaling};
+use phasor::config::{
+    Axes, GgmlMrope, LinearScaling, LongRopeScaling, RopeConfig, Scaling, YarnScaling,
+};
 use phasor::half::{bf16, f16};
 use phasor::interfaces::hugging_face::{CosSin, Form, FreqsCis};
 use phasor::interfaces::onnx::{self, com_microsoft};
@@ -1318,8 +1320,12 @@ fn hf_tables<T: Stored>(golden: &Golden, worst: &mut Worst) {
     see_table(&key, golden, &ours, &positions, [&cos, &sin], worst);
 }
 
+// Measured with glibc on x86-64, as noted: 5.96e-8 is an ulp of the larger values. Most are 0; the bounds
+// leave room for another platform's cos and powers. Exact angles are off by 9.8e-3 (llama.cpp), 5.2e-3
+// (MLX) and 4e-4 (MAX).
+
 #[test]
-fn tables_agree_with_their_peers() {
+fn hugging_face_tables_agree() {
     let mut worst = Worst::default();
     for golden in &goldens("interfaces", "hf_") {
         let cast = golden.case["cast_module"] == true;
@@ -1333,52 +1339,6 @@ fn tables_agree_with_their_peers() {
             dtype => unreachable!("no case of {dtype}"),
         }
     }
-    for golden in &goldens("interfaces", "vllm_") {
-        match file_dtype(golden.dtype_of("cos_sin_cache")) {
-            Dtype::F32 => vllm_tables::<f32>(golden, &mut worst),
-            Dtype::F16 => vllm_tables::<f16>(golden, &mut worst),
-            Dtype::Bf16 => vllm_tables::<bf16>(golden, &mut worst),
-            dtype => unreachable!("no case of {dtype}"),
-        }
-    }
-    for golden in &goldens("max", "default_") {
-        let head_dim = golden.usize("dim") / golden.usize("n_heads");
-        let theta = golden.case["theta"].as_f64().unwrap();
-        let ours = tables::max(theta, head_dim, 2 * golden.usize("max_seq_len"), Dtype::F32);
-        i32_rows("max", golden, &ours.unwrap(), &mut worst);
-    }
-    for golden in &goldens("mlx", "") {
-        if golden.case["via"] != "mx.fast.rope" {
-            continue;
-        }
-        match file_dtype(golden.dtype_of("cos")) {
-            Dtype::F32 => mlx_tables::<f32>(golden, &mut worst),
-            Dtype::F16 => mlx_tables::<f16>(golden, &mut worst),
-            Dtype::Bf16 => mlx_tables::<bf16>(golden, &mut worst),
-            dtype => unreachable!("no case of {dtype}"),
-        }
-    }
-    for golden in &goldens("ggml", "n") {
-        let number = |key: &str| golden.case[key].as_f64().unwrap() as f32;
-        // YaRN and attn_factor are not formed here; tables have no negative positions.
-        let other = number("ext_factor") != 0.0 || number("attn_factor") != 1.0;
-        if other || golden.name.contains("negative") || golden.name.contains("longrope") {
-            continue;
-        }
-        let factors = golden
-            .has("freq_factors")
-            .then(|| golden.get::<f32>("freq_factors").values);
-        let ours = tables::llama_cpp(
-            number("freq_base"),
-            golden.usize("n_dims"),
-            number("freq_scale"),
-            factors.as_deref(),
-            100_001,
-        );
-        i32_rows("llama_cpp", golden, &ours.unwrap(), &mut worst);
-    }
-    // Measured with glibc on x86-64, as noted: 5.96e-8 is an ulp of the larger values. Most are 0; the bounds leave room for another platform's cos
-    // and powers. Exact angles are off by 9.8e-3 (llama.cpp), 5.2e-3 (MLX) and 4e-4 (MAX).
     worst.check(&[
         ("hugging_face, bf16, absolute", 4e-3),      // 0
         ("hugging_face, bf16, part of a row", 0.15), // 0
@@ -1390,32 +1350,102 @@ fn tables_agree_with_their_peers() {
         ("hugging_face, f32, part of a row", 0.5),   // 0.25
         ("hugging_face, f32, ulps", 2.0),            // 1
         ("inv_freq, ulps", 1.0),                     // 0
-        ("llama_cpp, absolute", 1e-3),               // 0
-        ("llama_cpp, part of a row", 0.5),           // 0
-        ("max, absolute", 1.2e-7),                   // 0
-        ("max, part of a row", 0.5),                 // 0
-        ("max, ulps", 2.0),                          // 0
-        ("mlx, bf16, absolute", 4e-3),               // 3.9e-3
-        ("mlx, bf16, part of a row", 0.1),           // 0.063
-        ("mlx, f16, absolute", 2e-3),                // 2.0e-3
-        ("mlx, f16, part of a row", 0.1),            // 0.047
-        ("mlx, f32, absolute", 2.5e-3),              // 1.9e-3
-        ("mlx, f32, part of a row", 0.5),            // 0.375
-        ("mlx_freqs, bf16, absolute", 4e-3),         // 0
-        ("mlx_freqs, bf16, part of a row", 0.1),     // 0
-        ("mlx_freqs, bf16, ulps", 1.0),              // 0
-        ("mlx_freqs, f32, absolute", 1.2e-7),        // 5.96e-8
-        ("mlx_freqs, f32, part of a row", 0.5),      // 0.19
-        ("mlx_freqs, f32, ulps", 2.0),               // 1
-        ("vllm, bf16, absolute", 4e-3),              // 0
-        ("vllm, bf16, part of a row", 0.15),         // 0
-        ("vllm, bf16, ulps", 1.0),                   // 0
-        ("vllm, f16, absolute", 5e-4),               // 0
-        ("vllm, f16, part of a row", 0.15),          // 0
-        ("vllm, f16, ulps", 1.0),                    // 0
-        ("vllm, f32, absolute", 1.2e-7),             // 5.96e-8
-        ("vllm, f32, part of a row", 0.5),           // 0.33
-        ("vllm, f32, ulps", 2.0),                    // 1
+    ]);
+}
+
+#[test]
+fn vllm_tables_agree() {
+    let mut worst = Worst::default();
+    for golden in &goldens("interfaces", "vllm_") {
+        match file_dtype(golden.dtype_of("cos_sin_cache")) {
+            Dtype::F32 => vllm_tables::<f32>(golden, &mut worst),
+            Dtype::F16 => vllm_tables::<f16>(golden, &mut worst),
+            Dtype::Bf16 => vllm_tables::<bf16>(golden, &mut worst),
+            dtype => unreachable!("no case of {dtype}"),
+        }
+    }
+    worst.check(&[
+        ("vllm, bf16, absolute", 4e-3),      // 0
+        ("vllm, bf16, part of a row", 0.15), // 0
+        ("vllm, bf16, ulps", 1.0),           // 0
+        ("vllm, f16, absolute", 5e-4),       // 0
+        ("vllm, f16, part of a row", 0.15),  // 0
+        ("vllm, f16, ulps", 1.0),            // 0
+        ("vllm, f32, absolute", 1.2e-7),     // 5.96e-8
+        ("vllm, f32, part of a row", 0.5),   // 0.33
+        ("vllm, f32, ulps", 2.0),            // 1
+    ]);
+}
+
+#[test]
+fn max_tables_agree() {
+    let mut worst = Worst::default();
+    for golden in &goldens("max", "default_") {
+        let head_dim = golden.usize("dim") / golden.usize("n_heads");
+        let theta = golden.case["theta"].as_f64().unwrap();
+        i32_rows("max", golden, &mut worst, |rows| {
+            assert!(rows <= 2 * golden.usize("max_seq_len"));
+            tables::max(theta, head_dim, rows, Dtype::F32)
+        });
+    }
+    worst.check(&[
+        ("max, absolute", 1.2e-7),   // 0
+        ("max, part of a row", 0.5), // 0
+        ("max, ulps", 2.0),          // 0
+    ]);
+}
+
+#[test]
+fn mlx_tables_agree() {
+    let mut worst = Worst::default();
+    for golden in &goldens("mlx", "") {
+        if golden.case["via"] != "mx.fast.rope" {
+            continue;
+        }
+        match file_dtype(golden.dtype_of("cos")) {
+            Dtype::F32 => mlx_tables::<f32>(golden, &mut worst),
+            Dtype::F16 => mlx_tables::<f16>(golden, &mut worst),
+            Dtype::Bf16 => mlx_tables::<bf16>(golden, &mut worst),
+            dtype => unreachable!("no case of {dtype}"),
+        }
+    }
+    worst.check(&[
+        ("mlx, bf16, absolute", 4e-3),           // 3.9e-3
+        ("mlx, bf16, part of a row", 0.1),       // 0.063
+        ("mlx, f16, absolute", 2e-3),            // 2.0e-3
+        ("mlx, f16, part of a row", 0.1),        // 0.047
+        ("mlx, f32, absolute", 2.5e-3),          // 1.9e-3
+        ("mlx, f32, part of a row", 0.5),        // 0.375
+        ("mlx_freqs, bf16, absolute", 4e-3),     // 0
+        ("mlx_freqs, bf16, part of a row", 0.1), // 0
+        ("mlx_freqs, bf16, ulps", 1.0),          // 0
+        ("mlx_freqs, f32, absolute", 1.2e-7),    // 5.96e-8
+        ("mlx_freqs, f32, part of a row", 0.5),  // 0.19
+        ("mlx_freqs, f32, ulps", 2.0),           // 1
+    ]);
+}
+
+#[test]
+fn llama_cpp_tables_agree() {
+    let mut worst = Worst::default();
+    for golden in &goldens("ggml", "n") {
+        let number = |key: &str| golden.case[key].as_f64().unwrap() as f32;
+        // YaRN and attn_factor are not formed here; tables have no negative positions.
+        let other = number("ext_factor") != 0.0 || number("attn_factor") != 1.0;
+        if other || golden.name.contains("negative") || golden.name.contains("longrope") {
+            continue;
+        }
+        let factors = golden
+            .has("freq_factors")
+            .then(|| golden.get::<f32>("freq_factors").values);
+        let (base, n_dims) = (number("freq_base"), golden.usize("n_dims"));
+        i32_rows("llama_cpp", golden, &mut worst, |rows| {
+            tables::llama_cpp(base, n_dims, number("freq_scale"), factors.as_deref(), rows)
+        });
+    }
+    worst.check(&[
+        ("llama_cpp, absolute", 1e-3),     // 0
+        ("llama_cpp, part of a row", 0.5), // 0
     ]);
 }
 
@@ -1491,7 +1521,13 @@ fn mlx_tables<T: Stored>(golden: &Golden, worst: &mut Worst) {
     );
 }
 
-fn i32_rows(key: &str, golden: &Golden, ours: &CosSinTable, worst: &mut Worst) {
+/// The rows of positions, from a table of so many as they need.
+fn i32_rows(
+    key: &str,
+    golden: &Golden,
+    worst: &mut Worst,
+    table: impl Fn(usize) -> Result<CosSinTable, InterfaceError>,
+) {
     let (cos, sin) = (
         golden.get::<f32>("cos").values,
         golden.get::<f32>("sin").values,
@@ -1499,7 +1535,9 @@ fn i32_rows(key: &str, golden: &Golden, ours: &CosSinTable, worst: &mut Worst) {
     let positions = golden.raw("position_ids", FileDtype::I32, |bytes| {
         i32::from_le_bytes(bytes.try_into().unwrap()) as usize
     });
-    see_table(key, golden, ours, &positions.values, [&cos, &sin], worst);
+    let positions = positions.values;
+    let ours = table(positions.iter().max().unwrap() + 1).unwrap();
+    see_table(key, golden, &ours, &positions, [&cos, &sin], worst);
 }
 
 // ---- what is refused ----
@@ -1735,6 +1773,11 @@ fn max_refuses_what_has_no_meaning() {
     names("attention_factor", deepseek(&params), "mscale");
 }
 
+/// The most pairs that sections of 8 dims have: twice the pairs of a head.
+fn width_of_sections(mode: ggml::Mode) -> usize {
+    if mode == ggml::Mode::Vision { 16 } else { 8 }
+}
+
 #[test]
 fn ggml_refuses_what_has_no_meaning() {
     use ggml::{Arguments, Mode, Rope};
@@ -1841,6 +1884,14 @@ fn ggml_refuses_what_has_no_meaning() {
         };
         refused("n_ctx_orig is", slow);
     }
+    // It begins at the last pair that it may, and behind that.
+    let ramp_from = |n_ctx_orig: u32| Arguments {
+        n_ctx_orig,
+        freq_base: 4.0,
+        ..yarn
+    };
+    assert!(Rope::ext(&host(), None, &ramp_from(3210)).is_ok());
+    refused("n_ctx_orig is", ramp_from(3217));
     refused(
         "n_ctx_orig is",
         Arguments {
@@ -1894,6 +1945,18 @@ fn ggml_refuses_what_has_no_meaning() {
         names("b has the shape [2]", call(2), "one axis");
         let wide = rotated(&zeros(&[2, 1, width + 2]), |a| rope.call(a, &[0; 8]));
         assert_eq!(wide.is_err(), mode == Mode::Vision);
+        let narrow = rotated(&zeros(&[2, 1, width - 2]), |a| rope.call(a, &[0; 8]));
+        let message = match mode {
+            Mode::Vision => "16 along the last axis, twice n_dims",
+            _ => "at least 8 along the last axis, n_offs + n_dims",
+        };
+        names(message, narrow, "narrow");
+        // Sections of as many pairs as the head has dims, and of more.
+        let table = |sections| tables::ggml(&several, Some(sections), None, &[0; 4]);
+        let most = width_of_sections(mode);
+        assert!(table([most, 0, 0, 0]).is_ok());
+        names("sections", table([most, 1, 0, 0]), "one more");
+        names("sections", table([most + 1, 0, 0, 0]), "one more");
         assert!(rope.clone().with_offset(0).is_ok());
         assert_eq!(rope.with_offset(2).is_err(), mode == Mode::Vision);
     }
@@ -1937,6 +2000,23 @@ fn ggml_refuses_what_has_no_meaning() {
         "0",
     );
     assert!(tables::ggml(&plain, None, None, &[]).is_err());
+
+    // The betas are the ramp's.
+    let betas = Arguments {
+        beta_fast: 16.0,
+        beta_slow: 2.0,
+        ..yarn
+    };
+    let scaling = YarnScaling {
+        beta_fast: 16.0,
+        beta_slow: 2.0,
+        ..YarnScaling::new(4.0, 4096)
+    };
+    let config = RopeConfig::new(1e4, 64).unwrap();
+    let config = config.with_scaling(Scaling::Yarn(scaling)).unwrap();
+    let config = config.with_pairing(Pairing::HalfSplit);
+    let rope = Rope::ext(&host(), None, &betas).unwrap();
+    assert_eq!(rope.rope(), &config.rope().unwrap());
 
     let rope = Rope::ext(&host(), None, &plain).unwrap();
     let call = |shape: &[usize], b: &[i32]| rotated(&zeros(shape), |a| rope.call(a, b));
@@ -2077,6 +2157,8 @@ fn vllm_refuses_what_vllm_refuses() {
             "rotary_dim"
         };
         for embedding in [exact, given] {
+            // What does not hang on the call is refused before it.
+            assert_eq!(embedding.is_ok(), argument == "positions", "{name}");
             let call = || {
                 let embedding = embedding?;
                 rotated(&query, |x| embedding.forward(&positions, x, None))
@@ -2087,6 +2169,7 @@ fn vllm_refuses_what_vllm_refuses() {
     let embedding = vllm::RotaryEmbedding::new(&host(), 4, 4, 16, 1e4, true).unwrap();
     let call = |shape: &[usize]| rotated(&zeros(shape), |x| embedding.forward(&[0, 1], x, None));
     names("query", call(&[3, 8]), "tokens");
+    names("2 positions and head_size is 4", call(&[3, 8]), "one axis");
     names("query", call(&[2, 6]), "width");
     names("query", call(&[2, 2, 3]), "head_size");
     names("query", call(&[8]), "rank");
@@ -2130,6 +2213,14 @@ fn vllm_get_rope_refuses_what_has_no_meaning() {
     refused("rope_dim is 2.5", &[("rope_dim", 2.5.into())]);
     refused("rotary_dim is 7", &[("rope_dim", 7.into())]);
     refused("rotary_dim is 66", &[("rope_dim", 66.into())]);
+    // As dims of this call, not as those of a config.
+    for dim in [7, 66] {
+        let error = made(&[("rope_dim", dim.into())]).err();
+        assert!(matches!(error, Some(InterfaceError::Value { .. })));
+    }
+    // Python takes a 0 for absent.
+    let absent = made(&[("rope_dim", 0.into())]).unwrap();
+    assert_eq!(absent.rope().rotary_dim(), 64);
     refused("rotary_dim is 900", &[("rope_dim", 9e15.into())]);
     refused(
         "partial_rotary_factor is NaN",
@@ -2143,13 +2234,17 @@ fn vllm_get_rope_refuses_what_has_no_meaning() {
     );
     refused(
         "mrope_section",
-        &[("mrope_section", (&[-1.0, 16.0, 17.0]).into())],
+        &[("mrope_section", (&[-1.0, 16.0, 16.0]).into())],
     );
     refused(
         "mrope_section",
-        &[("mrope_section", (&[15.5, 16.0, 0.5]).into())],
+        &[("mrope_section", (&[16.5, 16.0, 0.0]).into())],
     );
     refused("and 92 more", &[("mrope_section", (&[1.0; 100]).into())]);
+    refused(
+        "mrope_section is [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]:",
+        &[("mrope_section", (&[1.0; 8]).into())],
+    );
     let long = "x".repeat(5000);
     let error = made(&[("rope_type", long.as_str().into())]).unwrap_err();
     assert!(error.to_string().len() < 300, "{error}");
@@ -2370,6 +2465,62 @@ fn tables_are_refused_where_they_do_not_fit() {
     assert!(tables::hugging_face(&inv_freq, 1.0, 0, Dtype::F32).is_err());
     let factors = tables::llama_cpp(1e4, 8, 1.0, Some(&[1.0; 3]), 2);
     names("freq_factors", factors, "too few factors");
+    // The most rows that any table has, if there were memory for so many of 2^21 pairs, and one more.
+    let wide = vec![0.0; 1 << 21];
+    let rows = |rows| tables::hugging_face(&wide, 1.0, rows, Dtype::F32);
+    names(
+        "rows is 33554432: it must be few enough",
+        rows(1 << 25),
+        "memory",
+    );
+    names(
+        "rows is 33554433: it must be at most 33554432",
+        rows((1 << 25) + 1),
+        "rows",
+    );
+    let one_pair = tables::max(1e4, 2, (1 << 25) + 1, Dtype::F32);
+    names(
+        "rows is 33554433: it must be at most 33554432",
+        one_pair,
+        "rows",
+    );
+    let arguments = max::Arguments::new(2, 1, 1e4, (1 << 24) + 1);
+    let embedding = max::RotaryEmbedding::new(&host(), &arguments).unwrap();
+    names(
+        "max_seq_len is 16777217",
+        embedding.freqs_cis_base(),
+        "rows",
+    );
+
+    // Dims of a head.
+    assert_eq!(tables::inv_freq(1e4, 1 << 16).unwrap().len(), 1 << 15);
+    for dims in [0, 7, (1 << 16) + 2] {
+        let f32 = Dtype::F32;
+        let refused = |argument: &str, table: Option<InterfaceError>| {
+            let expected = format!("{argument} is {dims}: it must be even, from 2 to 65536");
+            let message = table.map(|error| error.to_string()).unwrap_or_default();
+            assert!(message.contains(&expected), "{message}");
+        };
+        refused("rotary_dim", tables::inv_freq(1e4, dims).err());
+        refused("rotary_dim", tables::vllm(1e4, dims, 1, f32).err());
+        refused("head_dim", tables::max(1e4, dims, 1, f32).err());
+        refused("dims", tables::mlx(1e4, dims, 1.0, 1, f32).err());
+        refused("n_dims", tables::llama_cpp(1e4, dims, 1.0, None, 1).err());
+        let arguments = max::Arguments::new(dims, 1, 1e4, 4);
+        refused(
+            "head_dim",
+            max::RotaryEmbedding::new(&host(), &arguments).err(),
+        );
+        refused(
+            "head_dim",
+            max::RotaryEmbedding::linear(&host(), &arguments, 2.0).err(),
+        );
+    }
+    // Values are as many as the shape says.
+    let short = [0.5f32; 7];
+    let cache = Array::new(&short, &[2, 4]);
+    let given = vllm::RotaryEmbedding::from_cache(&host(), 4, cache, true);
+    names("its memory holds 7 elements", given, "short");
 }
 
 // ---- an interface is the plain call ----

@@ -384,6 +384,29 @@ fn steps_bring_what_was_planned() {
         let given = start_without_slots().buffer(&mut from[..]);
         refused(step(&packed, given.q_to(&mut to[..])), phrase);
     }
+    // Of one buffer that holds what is written too, nothing is elsewhere.
+    let moved = plan(f32s().q((at(0), at(24))).one_buffer());
+    let mut both = [1.0f32; 48];
+    let given = start_without_slots().buffer(&mut both[..]);
+    assert!(step(&moved, given).is_ok());
+    // What becomes codes is read by itself, and by nothing else.
+    let codes = f32s().q((heads, heads));
+    let codes = codes.q_codes(StoredCodes::given(Codes::E4m3, ScaleForm::Divide));
+    let mut room = [0u8; 24];
+    fn coded<'a>(x: &'a [f32], room: &'a mut [u8]) -> HostStep<'a, f32> {
+        let scale = HostWeights::new().scales(&[1.0][..]);
+        start_without_slots()
+            .q_source(x)
+            .q_codes(room)
+            .q_weights(scale)
+    }
+    assert!(step(&plan(codes), coded(&x, &mut room)).is_ok());
+    let given = coded(&x, &mut room).q(&mut to[..]);
+    refused(step(&plan(codes), given), "with Step::q_source");
+    refused(
+        step(&plan(codes.packed()), coded(&x, &mut room)),
+        "packed sources",
+    );
 }
 
 fn start_without_slots<'a>() -> HostStep<'a, f32> {

@@ -8,7 +8,7 @@ use phasor::config::{
     Axes, GgmlMrope, LinearScaling, LongRopeScaling, RopeConfig, Scaling, YarnScaling,
 };
 use phasor::half::{bf16, f16};
-use phasor::interfaces::hugging_face::{CosSin, Form, FreqsCis};
+use phasor::interfaces::hugging_face::{CosSin, Form, FreqsCis, apply_rotary_pos_emb};
 use phasor::interfaces::onnx::{self, com_microsoft};
 use phasor::interfaces::{Array, InterfaceError, Tensor, ggml, max, mlx, tables, vllm};
 use phasor::{
@@ -1755,6 +1755,17 @@ fn max_refuses_what_has_no_meaning() {
         ..params
     };
     names("original_max_position", longrope(&params), "logarithm of 1");
+    for (original_max_position, max_position_embeddings) in [(1, 1), (2, 4)] {
+        let params = max::LongRoPEScalingParams {
+            original_max_position,
+            max_position_embeddings,
+            ..params.clone()
+        };
+        assert!(
+            longrope(&params).is_ok(),
+            "the logarithm of 1 divides nothing"
+        );
+    }
     let params = max::DeepseekYarnRopeScalingParams {
         scaling_factor: f64::INFINITY,
         original_max_position_embeddings: 64,
@@ -1776,6 +1787,162 @@ fn max_refuses_what_has_no_meaning() {
 /// The most pairs that sections of 8 dims have: twice the pairs of a head.
 fn width_of_sections(mode: ggml::Mode) -> usize {
     if mode == ggml::Mode::Vision { 16 } else { 8 }
+}
+
+/// What tables and scales are in f64, for a head of 4 dims. The peers' own are in the goldens, of more
+/// positions.
+#[test]
+fn small_tables_are_near_exact_ones() {
+    #[track_caller]
+    fn near(ours: &[f32], angles: [[f64; 2]; 6], factor: f64) {
+        let exact = angles.into_iter().flatten();
+        let exact = exact.flat_map(|angle| [factor * angle.cos(), factor * angle.sin()]);
+        assert_eq!(ours.len(), 24);
+        for (ours, exact) in ours.iter().zip(exact) {
+            assert!((f64::from(*ours) - exact).abs() < 1e-6, "{ours} {exact}");
+        }
+    }
+    /// Angles at six positions, in radians per position.
+    fn of(position: impl Fn(f64) -> f64, inv_freq: [f64; 2]) -> [[f64; 2]; 6] {
+        [0, 1, 2, 3, 4, 5].map(|i| inv_freq.map(|f| position(f64::from(i)) * f))
+    }
+    let plain = [1.0, 0.01];
+    let halved = of(|position| 0.5 * position, plain);
+    let f32 = Dtype::F32;
+    for (table, angles) in [
+        (tables::max(1e4, 4, 6, f32), of(|p| p, plain)),
+        (tables::vllm(1e4, 4, 6, f32), of(|p| p, plain)),
+        (tables::mlx(1e4, 4, 0.5, 6, f32), halved),
+        (tables::mlx_freqs(&[1.0, 100.0], 0.5, 6, f32), halved),
+        (tables::llama_cpp(1e4, 4, 0.5, None, 6), halved),
+        (
+            tables::llama_cpp(1e4, 4, 0.5, Some(&[2.0, 4.0]), 6),
+            of(|p| 0.5 * p, [0.5, 0.0025]),
+        ),
+    ] {
+        let table = table.unwrap();
+        let pairs = table.cos().iter().zip(table.sin());
+        let pairs: Vec<_> = pairs.flat_map(|(&cos, &sin)| [cos, sin]).collect();
+        near(&pairs, angles, 1.0);
+    }
+
+    // MAX has rows for twice as many positions as it is told of.
+    let (device, arguments) = (host(), max::Arguments::new(4, 1, 1e4, 3));
+    let scales = |embedding: &max::RotaryEmbedding, [default, of_1]: [f64; 2]| {
+        assert!((embedding.compute_scale(None) - default).abs() < 1e-12);
+        assert!((embedding.compute_scale(Some(3.0)) - 3.0 * of_1).abs() < 1e-12);
+    };
+    let mut embedding = max::RotaryEmbedding::new(&device, &arguments).unwrap();
+    assert_eq!(embedding.rows(), 6);
+    near(&embedding.freqs_cis_base().unwrap(), of(|p| p, plain), 1.0);
+    near(&embedding.freqs_cis().unwrap(), of(|p| p, plain), 1.0);
+    scales(&embedding, [0.5, 1.0]);
+    embedding.maybe_update_freqs(4);
+    assert_eq!(embedding.rows(), 6);
+    let mut dynamic = max::RotaryEmbedding::dynamic(&device, &arguments).unwrap();
+    for (seq_len, rows) in [(2, 6), (3, 6), (4, 8), (3, 8)] {
+        dynamic.maybe_update_freqs(seq_len);
+        assert_eq!(dynamic.rows(), rows);
+    }
+    let params = max::LongRoPEScalingParams {
+        short_factor: vec![1.0; 2],
+        long_factor: vec![2.0, 4.0],
+        original_max_position: 2,
+        max_position_embeddings: 4,
+    };
+    let long = max::RotaryEmbedding::longrope(&device, &arguments, &params).unwrap();
+    let mut angles = of(|p| p, [0.5, 0.0025]);
+    angles[1] = plain;
+    near(&long.freqs_cis_base().unwrap(), angles, 1.0);
+    scales(&long, [0.5 * 2f64.sqrt(), 1.0]);
+
+    // YaRN's have as many as they are told of. Here both pairs keep their frequencies, or the first one.
+    let arguments = max::Arguments::new(4, 1, 1e4, 6);
+    let gain = 0.1 * 4f64.ln() + 1.0;
+    for (beta_fast, beta_slow, inv_freq) in [(1e-3, 1e-4, plain), (1e4, 200.0, [1.0, 0.0025])] {
+        let params = max::YarnScalingParams {
+            factor: 4.0,
+            beta_fast,
+            beta_slow,
+            original_max_position_embeddings: 100_000,
+            truncate: true,
+        };
+        let yarn = max::RotaryEmbedding::yarn(&device, &arguments, &params).unwrap();
+        let angles = of(|p| p, inv_freq);
+        assert_eq!(yarn.rows(), 6);
+        near(&yarn.freqs_cis_base().unwrap(), angles, gain);
+        let params = max::DeepseekYarnRopeScalingParams {
+            scaling_factor: 4.0,
+            original_max_position_embeddings: 100_000,
+            beta_fast,
+            beta_slow,
+            mscale: 2.0,
+            mscale_all_dim: 1.0,
+        };
+        let deepseek = max::RotaryEmbedding::deepseek_yarn(&device, &arguments, &params).unwrap();
+        let of_scores = 0.2 * 4f64.ln() + 1.0;
+        near(
+            &deepseek.freqs_cis_base().unwrap(),
+            angles,
+            of_scores / gain,
+        );
+        scales(&deepseek, [0.5 * of_scores.powi(2), of_scores.powi(2)]);
+    }
+}
+
+/// A call that prepares what it needs is that of what was prepared.
+#[test]
+fn single_calls_are_those_of_what_is_prepared() {
+    let x: Data<f32> = Data {
+        shape: vec![1, 1, 3, 4],
+        values: elements(12, 5),
+    };
+    let agree = |prepared: Result<Vec<f32>, _>, at_once: Result<Vec<f32>, _>| {
+        assert_eq!(bits(&prepared.unwrap()), bits(&at_once.unwrap()));
+    };
+    let base = mlx::Spectrum::Base(1e4);
+    let rope = mlx::Rope::new(&host(), 4, true, base, 0.5).unwrap();
+    agree(
+        rotated(&x, |x| rope.call(x, 7)),
+        rotated(&x, |x| mlx::fast::rope(&host(), x, 4, true, base, 0.5, 7)),
+    );
+
+    let (cos, sin) = (
+        [0.6f32, 0.28, 0.8, 0.96, 0.0, 1.0],
+        [0.8f32, 0.96, 0.6, 0.28, 1.0, 0.0],
+    );
+    let caches = [&cos, &sin].map(|values| Array::new(values, &[3, 2]));
+    let attributes = onnx::Attributes::default();
+    let ids = Array::new(&[2, 0, 1], &[1, 3]);
+    let node = onnx::RotaryEmbedding::new(&host(), caches[0], caches[1], attributes).unwrap();
+    agree(
+        rotated(&x, |x| node.call(x, Some(ids))),
+        rotated(&x, |x| {
+            onnx::rotary_embedding(&host(), x, caches[0], caches[1], Some(ids), attributes)
+        }),
+    );
+    let node = com_microsoft::RotaryEmbedding::new(&host(), caches[0], caches[1], attributes);
+    let node = node.unwrap();
+    agree(
+        rotated(&x, |x| node.call(x, ids)),
+        rotated(&x, |x| {
+            com_microsoft::rotary_embedding(&host(), x, ids, caches[0], caches[1], attributes)
+        }),
+    );
+
+    let twice = |values: &[f32]| -> Vec<f32> {
+        values
+            .chunks(2)
+            .flat_map(|row| [row, row].concat())
+            .collect()
+    };
+    let (cos, sin) = (twice(&cos), twice(&sin));
+    let (cos, sin) = (Array::new(&cos, &[1, 3, 4]), Array::new(&sin, &[1, 3, 4]));
+    let prepared = CosSin::new(&host(), cos, sin, Form::RotateHalf).unwrap();
+    agree(
+        rotated(&x, |q| prepared.apply(q, None, 1)),
+        rotated(&x, |q| apply_rotary_pos_emb(&host(), q, None, cos, sin, 1)),
+    );
 }
 
 #[test]
@@ -1896,6 +2063,22 @@ fn ggml_refuses_what_has_no_meaning() {
         "n_ctx_orig is",
         Arguments {
             freq_base: 1.5,
+            ..yarn
+        },
+    );
+    // Without a base above 1 there is no ramp, wherever it would begin and end.
+    refused(
+        "n_ctx_orig is",
+        Arguments {
+            freq_base: 1.0,
+            n_ctx_orig: 100,
+            ..yarn
+        },
+    );
+    refused(
+        "beta_fast is 32",
+        Arguments {
+            beta_slow: 0.0,
             ..yarn
         },
     );

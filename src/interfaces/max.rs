@@ -316,14 +316,12 @@ impl RotaryEmbedding {
         scaling_params: &LongRoPEScalingParams,
     ) -> Result<Self, InterfaceError> {
         let original = scaling_params.original_max_position;
-        let scaling = Scaling::LongRope(LongRopeScaling {
-            attention_factor: Some(1.0),
-            ..LongRopeScaling::new(
-                scaling_params.short_factor.clone(),
-                scaling_params.long_factor.clone(),
-                original,
-            )
-        });
+        // Of no factor, so that no attention factor is in the table.
+        let scaling = Scaling::LongRope(LongRopeScaling::new(
+            scaling_params.short_factor.clone(),
+            scaling_params.long_factor.clone(),
+            original,
+        ));
         let mut embedding = Self::scaled(device, arguments, scaling)?;
         let longest = scaling_params.max_position_embeddings;
         if longest > original {
@@ -586,9 +584,9 @@ impl RotaryEmbedding {
     /// Lengthens the table of [`dynamic`](Self::dynamic) to twice `seq_len` rows, if that is more
     /// than `max_seq_len`; other tables stay as they are.
     pub fn maybe_update_freqs(&mut self, seq_len: usize) {
-        if self.grows && seq_len > self.max_seq_len {
-            self.max_seq_len = seq_len;
-            self.rows = seq_len.saturating_mul(2);
+        if self.grows {
+            self.max_seq_len = self.max_seq_len.max(seq_len);
+            self.rows = self.max_seq_len.saturating_mul(2);
         }
     }
 

@@ -314,6 +314,14 @@ fn lists_with_an_entry_per_layer() {
     let sliding = read.rope_for("sliding_attention").unwrap();
     turns(sliding, 64, 0.8659643530845642, 0.00011547819303814322);
     assert_eq!(full.score_scale(), 128f64.sqrt().recip());
+    // The table is about one type: what is beside it is not its, nor is the older name of its type.
+    let beside = json!({"original_max_position_embeddings": 4096});
+    let beside = model(put_over(step.clone(), beside));
+    assert_eq!(beside.rope_for("full_attention").unwrap(), full);
+    let older = json!({"rope_scaling": {"type": "linear", "factor": 2.0}});
+    let older = model(put_over(step.clone(), older));
+    let older = older.rope_for("full_attention").unwrap();
+    assert_eq!(older.scaling(), &Scaling::None);
     let scaled = model(put_over(step.clone(), json!({"query_pre_attn_scalar": 64})));
     assert_eq!(
         scaled.rope_for("full_attention").unwrap().score_scale(),
@@ -363,6 +371,38 @@ fn lists_with_an_entry_per_layer() {
     assert_eq!(layers(&ultrabert, 4), [Some(1), Some(0), Some(0), Some(1)]);
     let full = ultrabert.rope_for("full_attention").unwrap();
     turns(full, 32, 0.687656044960022, 9.088847036764491e-06);
+}
+
+/// Where types of layers are not listed, they are by a rule; here each type has a table.
+#[test]
+fn types_by_the_rules_of_config_classes() {
+    let tables = json!({"full_attention": {"rope_type": "default", "rope_theta": 5e5},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}});
+    let (full, sliding) = (Some(5e5), Some(1e4));
+    for (model_type, expected) in [
+        (
+            "granite_swa",
+            [full, sliding, sliding, sliding, full, sliding],
+        ),
+        (
+            "muse_glimmer_text",
+            [sliding, None, sliding, sliding, sliding, None],
+        ),
+        ("gemma2", [sliding, full, sliding, full, sliding, full]),
+    ] {
+        let read = model(json!({"model_type": model_type, "num_hidden_layers": 6,
+            "rope_parameters": tables}));
+        let theta = |layer| read.rope_of_layer(layer).unwrap().map(RopeConfig::theta);
+        assert_eq!([0, 1, 2, 3, 4, 5].map(theta), expected, "{model_type}");
+    }
+    // And where each layer has a theta, those of one theta are alike.
+    let read = model(json!({"model_type": "granite_swa", "num_hidden_layers": 4,
+        "layer_rope_theta": [1e4, 0, 500.0, 1e4]}));
+    let theta = |layer| read.rope_of_layer(layer).unwrap().map(RopeConfig::theta);
+    assert_eq!(
+        [0, 1, 2, 3].map(theta),
+        [sliding, None, Some(500.0), sliding]
+    );
 }
 
 #[test]

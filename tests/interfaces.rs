@@ -12,8 +12,8 @@ use phasor::interfaces::hugging_face::{CosSin, Form, FreqsCis, apply_rotary_pos_
 use phasor::interfaces::onnx::{self, com_microsoft};
 use phasor::interfaces::{Array, InterfaceError, Tensor, ggml, max, mlx, tables, vllm};
 use phasor::{
-    CosSinTable, Device, DeviceElement, Direction, Dtype, Element, Error, Frequencies, Host, InOut,
-    Layout, Pairing, Positions, Problem, Rope,
+    Angles, CosSinTable, Device, DeviceElement, Direction, Dtype, Element, Error, Frequencies,
+    Host, InOut, Layout, Pairing, Positions, Problem, Rope,
 };
 use proptest::prelude::*;
 use safetensors::{Dtype as FileDtype, SafeTensors};
@@ -2125,6 +2125,12 @@ fn ggml_refuses_what_has_no_meaning() {
         let call =
             |count: usize| rotated(&zeros(&[2, 1, width]), |a| rope.call(a, &vec![0; count]));
         assert!(call(8).is_ok());
+        let endless = [1 << 61, 2, 0, width];
+        names(
+            "a->ne[3] is",
+            rotated(&zeros(&endless), |a| rope.call(a, &[0; 8])),
+            "positions of a batch without end",
+        );
         names("b has the shape [2]", call(2), "one axis");
         let wide = rotated(&zeros(&[2, 1, width + 2]), |a| rope.call(a, &[0; 8]));
         assert_eq!(wide.is_err(), mode == Mode::Vision);
@@ -2474,6 +2480,21 @@ fn vllm_get_rope_refuses_what_has_no_meaning() {
             ("original_max_position_embeddings", 4096.into()),
         ],
     );
+    // Each length of sequence has a factor of its own, if they are given.
+    for (original, factor) in [(4096.0, 1.5), (2048.0, 1.25)] {
+        let longrope = made(&[
+            ("rope_type", "longrope".into()),
+            ("short_factor", (&[1.0; 32]).into()),
+            ("long_factor", (&[1.0; 32]).into()),
+            ("short_mscale", 1.5.into()),
+            ("long_mscale", 1.25.into()),
+            ("original_max_position_embeddings", original.into()),
+        ]);
+        let Angles::Exact(frequencies) = longrope.unwrap().rope().angles().clone() else {
+            panic!("of one length")
+        };
+        assert_eq!(frequencies.attention_factor(), factor);
+    }
     // The last of two counts, as in Python.
     let twice = [("rope_theta", f64::NAN.into()), ("rope_theta", 5e5.into())];
     assert!(made(&twice).is_ok());

@@ -322,7 +322,7 @@ impl Made {
         // An original length of 0 is refused with the rest.
         let factor = max_position as f64 / original.max(1) as f64;
         self.scaled(Scaling::LongRope(LongRopeScaling {
-            factor: Some(factor).filter(|&factor| factor > 1.0),
+            factor: Some(factor.max(1.0)),
             short_mscale: keys.number("short_mscale")?,
             long_mscale: keys.number("long_mscale")?,
             ..LongRopeScaling::new(

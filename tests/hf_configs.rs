@@ -403,6 +403,16 @@ fn types_by_the_rules_of_config_classes() {
         [0, 1, 2, 3].map(theta),
         [sliding, None, Some(500.0), sliding]
     );
+    // As many as any model has, and one more.
+    let of = |kinds: usize| {
+        let thetas: Vec<usize> = (0..kinds).map(|kind| 10_000 + kind).collect();
+        json!({"model_type": "granite_swa", "num_hidden_layers": kinds, "layer_rope_theta": thetas})
+    };
+    assert!(model(of(64)).rope_of_layer(63).is_ok());
+    names(
+        &error(of(65)),
+        &["layer_rope_theta", "at most 64 different numbers"],
+    );
 }
 
 #[test]

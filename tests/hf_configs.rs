@@ -708,6 +708,10 @@ fn the_first_qwen() {
             "num_hidden_layers": 32});
         put_over(config, over)
     };
+    let other = json!({"rotary_emb_base": 5e5, "kv_channels": 64});
+    let other = model(qwen(other));
+    let other = other.rope().unwrap();
+    assert_eq!((other.theta(), other.head_dim()), (5e5, 64));
     let read = model(qwen(json!({})));
     let rope = read.rope().unwrap();
     assert_eq!(rope.pairing(), Pairing::HalfSplit);

@@ -1633,7 +1633,9 @@ fn mlx_refuses_what_has_no_meaning() {
     let new = |spectrum, scale| mlx::Rope::new(&host(), 4, false, spectrum, scale);
     names("freqs[1] is NaN", new(Freqs(&[1.0, f32::NAN]), 1.0), "NaN");
     names("freqs[0] is 0", new(Freqs(&[0.0, 1.0]), 1.0), "0");
-    for base in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+    let least = 1.0 / 4294967296.0;
+    assert!(new(Base(least), 1.0).is_ok());
+    for base in [0.0, 0.5 * least, -1.0, f64::NAN, f64::INFINITY] {
         names("base", new(Base(base), 1.0), "base");
     }
     for scale in [f64::NAN, f64::INFINITY] {
@@ -2281,6 +2283,24 @@ fn onnx_refuses_what_onnx_runtime_refuses() {
     }
     // Its positions are in the caches: is_packed_batching would make ONNX Runtime take it.
     assert_eq!(taken, ["ms_more_tokens_than_rows"]);
+
+    // Heads that are not counted, and that none fit.
+    let caches = [0.5f32; 8];
+    let cache = Array::new(&caches, &[2, 4]);
+    let attributes = onnx::Attributes::default();
+    let node = onnx::RotaryEmbedding::new(&host(), cache, cache, attributes).unwrap();
+    let ids = Array::new(&[0], &[1, 1]);
+    names(
+        "num_heads is needed for a 3-D X",
+        rotated(&zeros(&[1, 1, 8]), |x| node.call(x, Some(ids))),
+        "3-D",
+    );
+    let node = com_microsoft::RotaryEmbedding::new(&host(), cache, cache, attributes).unwrap();
+    names(
+        "input has the shape [1, 1, 4]",
+        rotated(&zeros(&[1, 1, 4]), |x| node.call(x, ids)),
+        "narrow",
+    );
 }
 
 #[test]

@@ -1827,6 +1827,9 @@ fn small_tables_are_near_exact_ones() {
         let pairs: Vec<_> = pairs.flat_map(|(&cos, &sin)| [cos, sin]).collect();
         near(&pairs, angles, 1.0);
     }
+    let scaled = tables::hugging_face(&[1.0, 0.01], 1.5, 6, f32).unwrap();
+    assert!(scaled.cos().iter().all(|cos| cos.abs() <= 1.5));
+    assert_eq!([scaled.cos()[0], scaled.sin()[0]], [1.5, 0.0]);
 
     // MAX has rows for twice as many positions as it is told of.
     let (device, arguments) = (host(), max::Arguments::new(4, 1, 1e4, 3));

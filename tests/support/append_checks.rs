@@ -7,7 +7,7 @@ use crate::append_cases::{
 };
 use crate::kernel_cases::{
     AngleKind, Case, FACTOR, MODES, PHASES, PHASES_WITH_FACTOR, Rng, TestPositions, Values, bytes,
-    edge_phases, random_elements, sharp_case, ties_case,
+    edge_phases, random_elements, random_rope, sharp_case, ties_case,
 };
 use crate::ptx_backend::{Image, run_launch, settle_ids, triggers};
 use crate::suite::{
@@ -416,7 +416,14 @@ fn ragged(
         1 => [Goes::Out, Goes::InPlaceAndCache, Goes::ToCache],
         _ => [Goes::InPlace, Goes::OutAndCache, Goes::InPlaceAndCache],
     };
-    flowing(kernel, id_type, slots, goes, cached_dims(kernel), n)
+    flowing(
+        kernel,
+        id_type,
+        slots,
+        goes.map(Some),
+        cached_dims(kernel),
+        n,
+    )
 }
 
 /// Dims of keys and of values, and those of a block of their caches, for [`flowing`].
@@ -433,7 +440,7 @@ fn flowing(
     kernel: Kernel,
     id_type: IdType,
     slots: Option<TestSlots>,
-    goes: [Goes; 3],
+    goes: [Option<Goes>; 3],
     cached: [(usize, usize); 2],
     n: usize,
 ) -> (AppendCase, Option<KvCacheLayout>) {
@@ -471,6 +478,7 @@ fn flowing(
         buffers.len() - 1
     };
     for (which, (layout, goes)) in [q, k, v].into_iter().zip(goes).enumerate() {
+        let Some(goes) = goes else { continue };
         let (name, out) = [("q", "q_out"), ("k", "k_out"), ("v", "v_out")][which];
         let len = layout.required_len().unwrap();
         tensors[which] = [buffer(name, len, goes.in_place()); 2];
@@ -489,7 +497,7 @@ fn flowing(
             _ => problem.v(in_out),
         };
     }
-    let [k_cached, v_cached] = [1, 2].map(|which| goes[which].cached());
+    let [k_cached, v_cached] = [1, 2].map(|which| goes[which].is_some_and(Goes::cached));
     let cache_of = |which: usize, block: usize| {
         let (heads, dims) = (heads[which], dims[which]);
         match block * unit {
@@ -523,7 +531,7 @@ fn flowing(
             kernel.pairing.unwrap_or(Pairing::HalfSplit),
         ),
         problem,
-        streams: [0, 1, 2].map(|n| Some(([q, k, v][n], goes[n]))),
+        streams: [0, 1, 2].map(|n| Some(([q, k, v][n], goes[n]?))),
         buffers,
         tensors,
         caches,
@@ -556,7 +564,8 @@ pub fn flow_cases(kernel: Kernel) -> Vec<(AppendCase, Option<KvCacheLayout>)> {
                 let slots = (k.cached() || v.cached())
                     .then(|| TestSlots::Mapping(Values::new(IdType::I64, &slots)));
                 let cached = cached_dims(kernel);
-                cases.push(flowing(kernel, IdType::I32, slots, [q, k, v], cached, n));
+                let goes = [q, k, v].map(Some);
+                cases.push(flowing(kernel, IdType::I32, slots, goes, cached, n));
             }
         }
     }
@@ -567,8 +576,24 @@ pub fn flow_cases(kernel: Kernel) -> Vec<(AppendCase, Option<KvCacheLayout>)> {
             cached = cached.map(|(dims, block)| (4, 4 * block / dims));
         }
         let slots = TestSlots::Mapping(Values::new(IdType::I64, &slots));
-        let goes = [Goes::InPlace, Goes::ToCache, Goes::ToCache];
+        let goes = [Goes::InPlace, Goes::ToCache, Goes::ToCache].map(Some);
         cases.push(flowing(kernel, IdType::I32, Some(slots), goes, cached, 0));
+    }
+    // Keys alone, which are one group of heads, by a table: no thread knows its pair beforehand.
+    for n in [0, 5] {
+        let slots = TestSlots::Mapping(Values::new(IdType::I64, &slots));
+        let goes = [None, Some(Goes::ToCache), None];
+        let (mut case, cache) = flowing(
+            kernel,
+            IdType::I32,
+            Some(slots),
+            goes,
+            cached_dims(kernel),
+            n,
+        );
+        let (pairing, rotary_dim) = (case.rope.pairing(), case.rope.rotary_dim());
+        case.rope = random_rope(&mut Rng(29), AngleKind::Table, pairing, rotary_dim);
+        cases.push((case, cache));
     }
     cases
 }

@@ -1137,7 +1137,10 @@ fn equivalent<'a>(code: &Code<'a>, inst: &Inst<'a>, kind: Kind, now: &str) -> Op
             if inst.op == "setp.eq.s32"
                 && args[2] == "0"
                 && now.ends_with("-1;")
-                && code.is_passed_unless_zero(inst) =>
+                && code.is_passed_unless_zero(inst)
+                && code.only_user(args[0]).is_some_and(|user| {
+                    user.is("selp") && code.parameters.get(user.args[2]) == Some(&PAIRS)
+                }) =>
         {
             Some("it was compared with 0 before, and is not 0 here")
         }

@@ -494,7 +494,7 @@ where a byte is moved, or an angle loaded, more or less often than it must be; t
 fails is counted. Mutants that are exempt are all listed, and one of each reason is held to all checks.
 
 Kernels with stages are not here. `scripts/kernel-mutants fused:120` seeds every 120th of their faults, and
-`scripts/kernel-mutants fused_f32_half_split:60` those of the kernels whose names begin so, of which the checks of
-`tests/support/fused_checks.rs` caught 79 of 87. Exemptions are not yet told for these kernels.
+`scripts/kernel-mutants fused_f16_interleaved:400` those of kernels whose names begin so, of which the checks of
+`tests/support/fused_checks.rs` caught 79 of 84. Exemptions are not yet told for these kernels.
 
 ";

@@ -4,16 +4,12 @@
 
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
-use std::ops::Range;
 
 use half::{bf16, f16};
 
-use super::run::{AngleBlock, HeadRun, Phases};
-use super::stages::{Room, Rows, TokenWork};
-use super::vector::{self, Careful, Float, Loops, PairVectors, PhaseVectors, Straight};
-use super::vector_stages::{self, Normed};
+use super::run::{AngleBlock, Phases};
+use super::vector::{self, Careful, Float, PairVectors, PhaseVectors, Straight, loops};
 use crate::angle::phase::Scale;
-use crate::element::Element;
 
 /// The variant for elements of every type.
 pub struct Avx2;
@@ -35,79 +31,7 @@ pub struct Halves<S>(PhantomData<S>);
 /// An instruction set's own straight code for adjacent pairs.
 pub struct Adjacent<S>(PhantomData<S>);
 
-impl Loops for Avx2 {
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn heads<V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const STREAM: usize>(
-        run: &HeadRun<T>,
-        angles: &AngleBlock,
-        pairs: usize,
-    ) where
-        V: PairVectors<T>,
-        T: Element,
-    {
-        // SAFETY: the caller's.
-        unsafe { vector::heads::<V, T, FROM_HALVES, TO_HALVES, STREAM>(run, angles, pairs) }
-    }
-
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn stages<V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const LEAN: bool>(
-        work: &TokenWork<'_>,
-        room: &mut Room<T>,
-    ) where
-        V: PairVectors<T>,
-        T: Rows,
-    {
-        // SAFETY: the caller's.
-        unsafe { vector_stages::heads::<Self, V, T, FROM_HALVES, TO_HALVES, LEAN>(work, room) }
-    }
-
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn rs<V, T, const COUNT: usize>(normed: &mut Normed<'_>, heads: Range<usize>)
-    where
-        V: PairVectors<T>,
-    {
-        // SAFETY: the caller's.
-        unsafe { vector_stages::rs::<V, T, COUNT>(normed, heads) }
-    }
-
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn normed<
-        V,
-        T,
-        const FROM_HALVES: bool,
-        const TO_HALVES: bool,
-        const COUNT: usize,
-        const WIDE: bool,
-        const CARE: bool,
-    >(
-        normed: &Normed<'_>,
-        heads: Range<usize>,
-    ) -> usize
-    where
-        V: PairVectors<T>,
-        T: Rows,
-    {
-        // SAFETY: the caller's.
-        unsafe {
-            vector_stages::normed::<Self, V, T, FROM_HALVES, TO_HALVES, COUNT, WIDE, CARE>(
-                normed, heads,
-            )
-        }
-    }
-
-    #[inline(never)]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn store_codes(work: &TokenWork<'_>, head: usize, x: &[f32], room: *mut u8) {
-        // SAFETY: the caller's.
-        unsafe { work.store_codes(head, x, room) }
-    }
-
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn plain_stages<T: Rows>(work: &TokenWork<'_>, room: &mut Room<T>) {
-        // SAFETY: the caller's.
-        unsafe { work.perform(room) }
-    }
-}
+loops!(Avx2, "avx2,fma,f16c");
 
 /// cos and sin of as many phases as there are steps, scaled.
 ///

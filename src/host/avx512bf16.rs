@@ -4,15 +4,14 @@
 //! that hold either are rounded on integers.
 
 use std::arch::x86_64::*;
-use std::ops::Range;
 
 use half::{bf16, f16};
 
 use super::avx512::{self, Avx512, NarrowBf16};
 use super::run::{AngleBlock, HeadRun};
 use super::stages::{Room, Rows, TokenWork};
-use super::vector::{self, Float, Loops, PairVectors};
-use super::vector_stages::{self, Normed};
+use super::vector::{self, Float, PairVectors, loops};
+use super::vector_stages::{self};
 use crate::element::Element;
 use crate::rope::Pairings;
 
@@ -70,79 +69,10 @@ impl Converts for bf16 {
     }
 }
 
-impl Loops for Avx512Bf16 {
-    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn heads<V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const STREAM: usize>(
-        run: &HeadRun<T>,
-        angles: &AngleBlock,
-        pairs: usize,
-    ) where
-        V: PairVectors<T>,
-        T: Element,
-    {
-        // SAFETY: the caller's.
-        unsafe { vector::heads::<V, T, FROM_HALVES, TO_HALVES, STREAM>(run, angles, pairs) }
-    }
-
-    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn stages<V, T, const FROM_HALVES: bool, const TO_HALVES: bool, const LEAN: bool>(
-        work: &TokenWork<'_>,
-        room: &mut Room<T>,
-    ) where
-        V: PairVectors<T>,
-        T: Rows,
-    {
-        // SAFETY: the caller's.
-        unsafe { vector_stages::heads::<Self, V, T, FROM_HALVES, TO_HALVES, LEAN>(work, room) }
-    }
-
-    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn rs<V, T, const COUNT: usize>(normed: &mut Normed<'_>, heads: Range<usize>)
-    where
-        V: PairVectors<T>,
-    {
-        // SAFETY: the caller's.
-        unsafe { vector_stages::rs::<V, T, COUNT>(normed, heads) }
-    }
-
-    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn normed<
-        V,
-        T,
-        const FROM_HALVES: bool,
-        const TO_HALVES: bool,
-        const COUNT: usize,
-        const WIDE: bool,
-        const CARE: bool,
-    >(
-        normed: &Normed<'_>,
-        heads: Range<usize>,
-    ) -> usize
-    where
-        V: PairVectors<T>,
-        T: Rows,
-    {
-        // SAFETY: the caller's.
-        unsafe {
-            vector_stages::normed::<Self, V, T, FROM_HALVES, TO_HALVES, COUNT, WIDE, CARE>(
-                normed, heads,
-            )
-        }
-    }
-
-    #[inline(never)]
-    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn store_codes(work: &TokenWork<'_>, head: usize, x: &[f32], room: *mut u8) {
-        // SAFETY: the caller's.
-        unsafe { work.store_codes(head, x, room) }
-    }
-
-    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn plain_stages<T: Rows>(work: &TokenWork<'_>, room: &mut Room<T>) {
-        // SAFETY: the caller's.
-        unsafe { work.perform(room) }
-    }
-}
+loops!(
+    Avx512Bf16,
+    "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"
+);
 
 impl NarrowBf16 for Avx512Bf16 {
     const CONVERTS: bool = true;

@@ -346,6 +346,124 @@ pub(super) trait Loops {
     unsafe fn plain_stages<T: Rows>(work: &TokenWork<'_>, room: &mut Room<T>);
 }
 
+/// Implements [`Loops`] for a set, by functions that enable its features. A macro, as an attribute takes them
+/// as a literal alone.
+macro_rules! loops {
+    ($set:ident, $features:literal) => {
+        impl $crate::host::vector::Loops for $set {
+            #[target_feature(enable = $features)]
+            unsafe fn heads<
+                V,
+                T,
+                const FROM_HALVES: bool,
+                const TO_HALVES: bool,
+                const STREAM: usize,
+            >(
+                run: &$crate::host::run::HeadRun<T>,
+                angles: &$crate::host::run::AngleBlock,
+                pairs: usize,
+            ) where
+                V: $crate::host::vector::PairVectors<T>,
+                T: $crate::element::Element,
+            {
+                // SAFETY: the caller's.
+                unsafe {
+                    $crate::host::vector::heads::<V, T, FROM_HALVES, TO_HALVES, STREAM>(
+                        run, angles, pairs,
+                    )
+                }
+            }
+
+            #[target_feature(enable = $features)]
+            unsafe fn stages<
+                V,
+                T,
+                const FROM_HALVES: bool,
+                const TO_HALVES: bool,
+                const LEAN: bool,
+            >(
+                work: &$crate::host::stages::TokenWork<'_>,
+                room: &mut $crate::host::stages::Room<T>,
+            ) where
+                V: $crate::host::vector::PairVectors<T>,
+                T: $crate::host::stages::Rows,
+            {
+                // SAFETY: the caller's.
+                unsafe {
+                    $crate::host::vector_stages::heads::<Self, V, T, FROM_HALVES, TO_HALVES, LEAN>(
+                        work, room,
+                    )
+                }
+            }
+
+            #[target_feature(enable = $features)]
+            unsafe fn rs<V, T, const COUNT: usize>(
+                normed: &mut $crate::host::vector_stages::Normed<'_>,
+                heads: ::std::ops::Range<usize>,
+            ) where
+                V: $crate::host::vector::PairVectors<T>,
+            {
+                // SAFETY: the caller's.
+                unsafe { $crate::host::vector_stages::rs::<V, T, COUNT>(normed, heads) }
+            }
+
+            #[target_feature(enable = $features)]
+            unsafe fn normed<
+                V,
+                T,
+                const FROM_HALVES: bool,
+                const TO_HALVES: bool,
+                const COUNT: usize,
+                const WIDE: bool,
+                const CARE: bool,
+            >(
+                normed: &$crate::host::vector_stages::Normed<'_>,
+                heads: ::std::ops::Range<usize>,
+            ) -> usize
+            where
+                V: $crate::host::vector::PairVectors<T>,
+                T: $crate::host::stages::Rows,
+            {
+                // SAFETY: the caller's.
+                unsafe {
+                    $crate::host::vector_stages::normed::<
+                        Self,
+                        V,
+                        T,
+                        FROM_HALVES,
+                        TO_HALVES,
+                        COUNT,
+                        WIDE,
+                        CARE,
+                    >(normed, heads)
+                }
+            }
+
+            #[inline(never)]
+            #[target_feature(enable = $features)]
+            unsafe fn store_codes(
+                work: &$crate::host::stages::TokenWork<'_>,
+                head: usize,
+                x: &[f32],
+                room: *mut u8,
+            ) {
+                // SAFETY: the caller's.
+                unsafe { work.store_codes(head, x, room) }
+            }
+
+            #[target_feature(enable = $features)]
+            unsafe fn plain_stages<T: $crate::host::stages::Rows>(
+                work: &$crate::host::stages::TokenWork<'_>,
+                room: &mut $crate::host::stages::Room<T>,
+            ) {
+                // SAFETY: the caller's.
+                unsafe { work.perform(room) }
+            }
+        }
+    };
+}
+pub(super) use loops;
+
 /// Rotates all heads of a run by the first `pairs` angles.
 ///
 /// # Safety

@@ -379,7 +379,10 @@ fn dependent_launches_see_what_earlier_ones_wrote() {
     unsafe { context.disable_event_tracking() };
     let stream = context.new_stream().unwrap();
     let (major, _) = context.compute_capability().unwrap();
-    const CHAIN: i64 = 20;
+    let (chain_length, tokens) = match short() {
+        true => (4, &[1, 40][..]),
+        false => (20, &[1, 40, 1000][..]),
+    };
     for (image, cuda) in images(&context, &[Dtype::Bf16]) {
         let dependent = cuda.can_launch_dependently(Dtype::Bf16);
         match image {
@@ -387,17 +390,14 @@ fn dependent_launches_see_what_earlier_ones_wrote() {
             KernelImage::PtxCompute90 => assert!(dependent),
             _ => assert!(major >= 9 || !dependent),
         }
-        for (tokens, mode) in [1, 40, 1000]
-            .into_iter()
-            .flat_map(|t| MODES.map(|m| (t, m)))
-        {
+        for (&tokens, mode) in tokens.iter().flat_map(|t| MODES.map(|m| (t, m))) {
             let llama = Llama::new(&cuda, tokens).in_mode(mode);
             let positions: Vec<i64> = (0..tokens as i64).map(|t| 3 * t + 100).collect();
             let ids = upload(&stream, &positions);
             let mut buffers = llama.upload(&stream);
             stream.synchronize().unwrap();
             let mut expected = (llama.q.clone(), llama.k.clone());
-            for link in 0..CHAIN {
+            for link in 0..chain_length {
                 let positions = match link % 2 {
                     0 => Positions::start(link),
                     _ => Positions::per_token(&positions),
@@ -406,7 +406,7 @@ fn dependent_launches_see_what_earlier_ones_wrote() {
             }
             let expected = (raw(&expected.0), raw(&expected.1));
             let chain = |buffers: &mut [CudaSlice<bf16>; 2]| {
-                for link in 0..CHAIN {
+                for link in 0..chain_length {
                     let positions = match link % 2 {
                         0 => CudaPositions::start(link),
                         _ => CudaPositions::per_token(&ids),
@@ -627,12 +627,13 @@ fn two_threads_share_one_rotator_on_two_streams() {
     let Some(context) = context() else { return };
     let cuda = Cuda::new(&context, &[Dtype::Bf16]).unwrap();
     let llama = Llama::new(&cuda, 128);
+    let rounds = if short() { 3 } else { 20 };
     std::thread::scope(|scope| {
         for thread in 0..2i64 {
             let (context, llama) = (&context, &llama);
             scope.spawn(move || {
                 let stream = context.new_stream().unwrap();
-                for round in 0..20 {
+                for round in 0..rounds {
                     let start = thread * 1_000_000 + round;
                     let mut buffers = llama.upload(&stream);
                     llama.rotate(&stream, &mut buffers, &CudaPositions::start(start));
@@ -707,8 +708,12 @@ fn contexts_are_kept_apart() {
     let got = on_gpu(&cuda, &other.default_stream(), &case);
     assert_eq!(got, case.on_host(Isa::best()));
 
-    let rotator = cuda.rotator(&case.rope).unwrap();
-    let layout = Layout::tokens(1, 1, case.rope.rotary_dim());
+    let rope = Rope::new(
+        Frequencies::from_theta(10_000.0, 64).unwrap(),
+        Pairing::HalfSplit,
+    );
+    let rotator = cuda.rotator(&rope).unwrap();
+    let layout = Layout::tokens(1, 1, 64);
     let plan = rotator.plan(&Problem::new(Dtype::F32).q(layout)).unwrap();
     let foreign = primary.default_stream();
     let mut q = upload(&foreign, &vec![0f32; layout.required_len().unwrap()]);

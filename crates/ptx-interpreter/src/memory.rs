@@ -571,6 +571,26 @@ impl Memory {
         self.set_standing(address, Standing::Promised);
     }
 
+    /// Earlier work has ended: nothing writes any buffer before a dependent launch waits.
+    pub fn earlier_work_has_ended(&mut self) {
+        for buffer in &mut self.buffers {
+            buffer.standing = Standing::Constant;
+        }
+    }
+
+    /// The last launch may still run when the next one begins, and so may those before it if it was `dependent`
+    /// itself: a dependent launch waits before it reads what any of them stored to.
+    pub fn last_launch_may_still_run(&mut self, dependent: bool) {
+        for buffer in &mut self.buffers {
+            let stored = buffer.traffic.stores.iter().any(|&stores| stores != 0);
+            if stored {
+                buffer.standing = Standing::Writes;
+            } else if !dependent {
+                buffer.standing = Standing::Constant;
+            }
+        }
+    }
+
     /// Several threads may write a byte of the buffer that starts at `address`: whichever store the
     /// interpreter executes last stays, as any may on a GPU.
     pub fn set_contended(&mut self, address: u64) {

@@ -3,7 +3,8 @@
 //! and reports every access outside of a buffer, every read of what nothing wrote, and every race.
 //!
 //! Calls do their work before they return, whatever their stream; a capture keeps launches for its graph, and
-//! nothing else. Memory is never freed. `scripts/stand-in-driver` builds it and runs a command with it.
+//! all else that works on memory is refused until it ends. A launch that may begin early is run
+//! as one: it must wait before it reads what launches before it wrote. Memory is never freed. `scripts/stand-in-driver` builds it and runs a command with it.
 //!
 //! An assertion that fails here ends the process, as it is called from C.
 
@@ -26,6 +27,15 @@ struct LoadedModule {
     text: String,
 }
 
+impl LoadedModule {
+    /// What it was compiled for: 90 for `.target sm_90`.
+    fn target(&self) -> i32 {
+        let after = self.text.split_once(".target sm_");
+        let target = after.and_then(|(_, after)| after.split(|c: char| !c.is_ascii_digit()).next());
+        target.and_then(|target| target.parse().ok()).unwrap_or(0)
+    }
+}
+
 /// A kernel of it.
 struct Function {
     of: &'static LoadedModule,
@@ -39,6 +49,9 @@ struct KernelLaunch {
     grid: [u32; 3],
     block: [u32; 3],
     shared_bytes: usize,
+    /// Whether it may begin while what was launched before still runs. The interpreter tells what a kernel
+    /// then does too early.
+    dependent: bool,
     parameters: Vec<u8>,
 }
 
@@ -62,6 +75,16 @@ fn device() -> MutexGuard<'static, Device> {
 }
 
 impl Device {
+    /// Memory, to work on when all work before has ended; or why that is refused.
+    fn settled(&mut self) -> Result<&mut Memory, Status> {
+        const CAPTURE_UNSUPPORTED: Status = 900;
+        if self.capture.is_some() {
+            return Err(CAPTURE_UNSUPPORTED);
+        }
+        self.memory.earlier_work_has_ended();
+        Ok(&mut self.memory)
+    }
+
     /// A handle of something that has no state.
     fn handle(&mut self) -> Pointer {
         self.handles += 1;
@@ -75,12 +98,17 @@ impl Device {
             grid,
             block,
             shared_bytes,
+            dependent,
             ref parameters,
         } = *launch;
         let mut run = Launch::new(&function.name, grid, block, parameters);
         run.dynamic_shared = shared_bytes;
+        run.dependent = dependent;
         match ptx_interpreter::run(&function.of.module, &mut self.memory, &run) {
-            Ok(_) => 0,
+            Ok(_) => {
+                self.memory.last_launch_may_still_run(dependent);
+                0
+            }
             Err(fault) => {
                 eprintln!("{}: {fault}", function.name);
                 LAUNCH_FAILED

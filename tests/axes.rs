@@ -58,6 +58,18 @@ fn sections_that_do_not_fit_have_no_axes() {
     ] {
         assert!(axes.axis_of_pair(8).is_err(), "{axes:?}");
     }
+    // Too few are as wrong as too many.
+    for axes in [
+        Axes::MropeSections([2, 1, 0]),
+        Axes::ErnieSections([1, 1, 1]),
+        Axes::ErnieSections([2, 2, 1]),
+    ] {
+        assert!(axes.axis_of_pair(8).is_err(), "{axes:?}");
+    }
+    let most = vec![0; 8192];
+    assert_eq!(Axes::Video([16384, 0, 0]).axis_of_pair(16384), Ok(most));
+    let over = Axes::Video([16386, 0, 0]).axis_of_pair(16386).unwrap_err();
+    assert!(over.to_string().contains("at most 16384"), "{over}");
     assert!(Axes::VisionHalves.axis_of_pair(6).is_err());
     assert!(Axes::PixtralHalves.axis_of_pair(10).is_err());
 }

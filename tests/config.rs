@@ -3,7 +3,8 @@
 
 use astro_float::{BigFloat, Consts, RoundingMode};
 use phasor::config::{
-    Axes, ConfigError, GgmlMrope, LongRopeScaling, ModelConfig, OutputOrder, PairingRule,
+    Axes, ConfigError, DynamicNtkScaling, GgmlMrope, LinearScaling, Llama3Scaling, LongRopeScaling,
+    ModelConfig, NtkAlphaScaling, OutputOrder, PairingRule, ProportionalScaling, QwenNtkScaling,
     RopeConfig, Scaling, YarnScaling, row_for_call,
 };
 use phasor::{Angles, Direction, Frequencies, Pairing};
@@ -1128,6 +1129,14 @@ fn bad_values_are_named() {
             vec!["rope_theta is [1,2]"],
         ),
         (
+            llama(json!({"rope_theta": [1, 2, 3, 4, 5, 6, 7, 8]})),
+            vec!["rope_theta is [1,2,3,4,5,6,7,8]:"],
+        ),
+        (
+            llama(json!({"rope_theta": [1, 2, 3, 4, 5, 6, 7, 8, 9]})),
+            vec!["rope_theta is a list of 9:"],
+        ),
+        (
             llama(json!({"rope_parameters": {"rope_theta": 0}})),
             vec!["rope_parameters.rope_theta"],
         ),
@@ -1225,7 +1234,10 @@ fn bad_values_are_named() {
         ),
         (
             long(ones.clone(), json!(vec![1; 1_000_000])),
-            vec!["rope_scaling.long_factor is a list of 1000000"],
+            vec![
+                "rope_scaling.long_factor is a list of 1000000",
+                "at most 65536",
+            ],
         ),
         (
             table(json!({"type": "mrope", "mrope_section": [8, 8, 8]})),
@@ -1289,6 +1301,13 @@ fn bad_values_are_named() {
     ] {
         names(&error(config), &parts);
     }
+    // No path leads to a key of the config itself.
+    for (key, value) in [("rope_theta", json!(0)), ("head_dim", json!(63))] {
+        match error(llama(json!({key: value}))) {
+            ConfigError::Invalid { key: named, .. } => assert_eq!(named, key),
+            other => panic!("{key}: {other}"),
+        }
+    }
     for text in ["", "{", "{\"a\": nan}", "\u{0}", &"[".repeat(100_000)] {
         let error = ModelConfig::from_hf_config(text).unwrap_err();
         assert!(matches!(error, ConfigError::NotJson { .. }), "{error}");
@@ -1296,6 +1315,144 @@ fn bad_values_are_named() {
     // Values are cut, not repeated at length.
     let long = llama(json!({"rope_theta": "x".repeat(10_000)}));
     assert!(error(long).to_string().len() < 200);
+}
+
+/// Each parameter of a scaling by itself, and its name in the error.
+#[test]
+fn every_parameter_of_a_scaling_is_checked() {
+    let config = RopeConfig::new(1e4, 64).unwrap();
+    let refused = |scaling: Scaling, expected: &str| match config.clone().with_scaling(scaling) {
+        Err(ConfigError::Invalid { key, .. }) => assert_eq!(key, expected),
+        other => panic!("{expected}: {other:?}"),
+    };
+    let yarn = || YarnScaling::new(2.0, 4096);
+    let long = || LongRopeScaling::new(vec![1.0; 32], vec![2.0; 32], 4096);
+    let llama3 = |factor, low, high, original| {
+        Scaling::Llama3(Llama3Scaling::new(factor, low, high, original))
+    };
+    for bad in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e19] {
+        refused(Scaling::Linear(LinearScaling { factor: bad }), "factor");
+        let rotated = 0.5;
+        let part = ProportionalScaling {
+            rotated,
+            factor: bad,
+        };
+        refused(Scaling::Proportional(part), "factor");
+        refused(llama3(bad, 1.0, 4.0, 8192), "factor");
+        refused(llama3(8.0, bad, 4.0, 8192), "low_freq_factor");
+        refused(llama3(8.0, 1.0, bad, 8192), "high_freq_factor");
+        refused(Scaling::NtkAlpha(NtkAlphaScaling { alpha: bad }), "alpha");
+        for (changed, key) in [
+            (YarnScaling::new(bad, 4096), "factor"),
+            (
+                YarnScaling {
+                    beta_fast: bad,
+                    ..yarn()
+                },
+                "beta_fast",
+            ),
+            (
+                YarnScaling {
+                    beta_slow: bad,
+                    ..yarn()
+                },
+                "beta_slow",
+            ),
+        ] {
+            refused(Scaling::Yarn(changed), key);
+        }
+        let factor = LongRopeScaling {
+            factor: Some(bad),
+            ..long()
+        };
+        refused(Scaling::LongRope(factor), "factor");
+    }
+    for bad in [0.5, 0.999_999] {
+        refused(Scaling::NtkAlpha(NtkAlphaScaling { alpha: bad }), "alpha");
+        refused(llama3(bad, 1.0, 4.0, 8192), "factor");
+        refused(Scaling::Yarn(YarnScaling::new(bad, 4096)), "factor");
+        let ntk = DynamicNtkScaling {
+            factor: bad,
+            max_position_embeddings: 8,
+        };
+        refused(Scaling::DynamicNtk(ntk), "factor");
+    }
+    for bad in [0, 1 << 63, u64::MAX] {
+        let original = "original_max_position_embeddings";
+        refused(Scaling::Yarn(YarnScaling::new(2.0, bad)), original);
+        refused(llama3(8.0, 1.0, 4.0, bad), original);
+        let length = LongRopeScaling::new(vec![1.0; 32], vec![2.0; 32], bad);
+        refused(Scaling::LongRope(length), original);
+        let ntk = QwenNtkScaling { seq_length: bad };
+        refused(Scaling::QwenNtk(ntk), "seq_length");
+        let ntk = DynamicNtkScaling {
+            factor: 2.0,
+            max_position_embeddings: bad,
+        };
+        refused(Scaling::DynamicNtk(ntk), "max_position_embeddings");
+    }
+    for bad in [-1.0, f64::NAN, f64::INFINITY, 1e19] {
+        let mscale = YarnScaling {
+            mscale: Some(bad),
+            ..yarn()
+        };
+        refused(Scaling::Yarn(mscale), "mscale");
+        let all_dim = YarnScaling {
+            mscale_all_dim: Some(bad),
+            ..yarn()
+        };
+        refused(Scaling::Yarn(all_dim), "mscale_all_dim");
+        let weight = YarnScaling {
+            extrapolation_factor: bad,
+            ..yarn()
+        };
+        refused(Scaling::Yarn(weight), "extrapolation_factor");
+    }
+    let weight = YarnScaling {
+        extrapolation_factor: 1.000_001,
+        ..yarn()
+    };
+    refused(Scaling::Yarn(weight), "extrapolation_factor");
+    for bad in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e31] {
+        for (changed, key) in [
+            (
+                LongRopeScaling {
+                    attention_factor: Some(bad),
+                    ..long()
+                },
+                "attention_factor",
+            ),
+            (
+                LongRopeScaling {
+                    short_mscale: Some(bad),
+                    ..long()
+                },
+                "short_mscale",
+            ),
+            (
+                LongRopeScaling {
+                    long_mscale: Some(bad),
+                    ..long()
+                },
+                "long_mscale",
+            ),
+        ] {
+            refused(Scaling::LongRope(changed), key);
+        }
+        let factor = YarnScaling {
+            attention_factor: Some(bad),
+            ..yarn()
+        };
+        refused(Scaling::Yarn(factor), "attention_factor");
+    }
+    // (Infinity is a divisor, of a pair that does not turn.)
+    for bad in [0.0, -1.0, f64::NAN] {
+        let of = |short, long| {
+            Scaling::LongRope(LongRopeScaling::new(vec![short; 32], vec![long; 32], 4096))
+        };
+        refused(of(bad, 1.0), "short_factor[0]");
+        refused(of(1.0, bad), "long_factor[0]");
+    }
 }
 
 /// The attention factor of LongRoPE divides by the logarithm of the original length.
@@ -1332,6 +1489,8 @@ fn the_length_that_a_model_is_meant_for() {
         length(json!(12_345)).max_position_embeddings(),
         Some(12_345)
     );
+    // None is no length.
+    assert_eq!(length(json!(0)).max_position_embeddings(), None);
     let config = RopeConfig::new(1e4, 64).unwrap();
     assert_eq!(config.max_position_embeddings(), None);
 }

@@ -560,6 +560,8 @@ fn keys_of_unknown_families_that_bear_on_position() {
         ("rope", json!(false)),
         ("ropeBase", json!(1e6)),
         ("RoPEBase", json!(1e6)),
+        ("attnRopeScale", json!(2)),
+        ("layer2RopeScale", json!(2)),
         ("theta", json!(1e6)),
         ("xrope_section", json!([1, 2, 3])),
         ("mrope_section", json!([16, 24, 24])),
@@ -650,7 +652,9 @@ fn keys_that_do_not_change_the_rotation() {
         json!({"europe": 1, "property": 2, "decomposition": 3, "dropout": 0.1, "purpose": "x",
             "scope": 1, "swap": 2, "metatheta_": null}),
         json!({"quantization_config": {"rotary": 1}, "vision_config": {"rope_theta": 1e2},
-            "id2label": {"0": "position"}, "auto_map": {"rope": "x"}}),
+            "id2label": {"rope": "position"}, "auto_map": {"rope": "x"}}),
+        // (Words that end with a capital.)
+        json!({"someA": 1, "some2A": 1, "A": 1}),
         json!({"rope_scaling": {"type": "default", "finetuned": true, "factor": null}}),
     ] {
         let read = model(unknown(over.clone()));

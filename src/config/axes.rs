@@ -194,7 +194,7 @@ impl Axes {
             Axes::MropeInterleaved(sections) => {
                 check_sum("mrope_section", &sections, pairs)?;
                 whole(&|pair| match pair % 3 {
-                    axis if axis > 0 && pair / 3 < sections[axis] => axis,
+                    axis if pair / 3 < sections[axis] => axis,
                     _ => 0,
                 })
             }

@@ -497,7 +497,8 @@ impl RopeConfig {
             return self.rope_of_any_length();
         };
         let mut ends = vec![first];
-        ends.extend(lengths.iter().copied().filter(|&length| length > first));
+        // Shorter ones are as the first.
+        ends.extend(lengths.iter().map(|&length| length.max(first)));
         ends.sort_unstable();
         ends.dedup();
         let rows = ends

@@ -116,8 +116,8 @@ impl<'a> Section<'a> {
             return Ok(None);
         };
         match value.as_f64() {
-            Some(number) if number.is_finite() => Ok(Some(number)),
-            _ => Err(self.invalid(key, "a number")),
+            Some(number) => Ok(Some(number)),
+            None => Err(self.invalid(key, "a number")),
         }
     }
 

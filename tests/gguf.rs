@@ -26,6 +26,7 @@ struct Gguf {
     texts: BTreeMap<String, String>,
     tensors: BTreeMap<String, Vec<f32>>,
     arrays: BTreeMap<String, Vec<u32>>,
+    signed: BTreeMap<String, Vec<i32>>,
     flags: BTreeMap<String, bool>,
 }
 
@@ -72,6 +73,11 @@ impl Gguf {
         self
     }
 
+    fn signed(mut self, name: &str, values: &[i32]) -> Self {
+        self.signed.insert(self.key(name), values.to_vec());
+        self
+    }
+
     fn read(&self) -> Result<ModelConfig, ConfigError> {
         ModelConfig::from_gguf(|key| {
             let number = self.numbers.get(key).map(|&n| n.into());
@@ -79,8 +85,10 @@ impl Gguf {
             let text = self.texts.get(key).map(GgufValue::from);
             let tensor = self.tensors.get(key).map(GgufValue::from);
             let array = self.arrays.get(key).map(GgufValue::from);
+            let signed = self.signed.get(key).map(GgufValue::from);
             let flag = self.flags.get(key).map(|&flag| flag.into());
-            number.or(count).or(text).or(tensor).or(array).or(flag)
+            let lists = tensor.or(array).or(signed);
+            number.or(count).or(text).or(lists).or(flag)
         })
     }
 
@@ -854,6 +862,206 @@ fn architectures_with_rules_of_their_own() {
     }
 }
 
+/// What scores are multiplied with, by llama.cpp's rule for each architecture.
+#[test]
+fn score_scales() {
+    let scale_of = |file: Gguf| {
+        let read = file.read().unwrap();
+        let layer = (0..4).find_map(|layer| read.rope_of_layer(layer).unwrap().cloned());
+        layer.unwrap().score_scale()
+    };
+    let of = |architecture: &str| {
+        let file = Gguf::new(architecture)
+            .count("block_count", 4)
+            .count("attention.key_length", 64)
+            .count("attention.head_count_kv", 8)
+            .count("rope.dimension_count", 64);
+        file.array("attention.sliding_window_pattern", &[1, 0, 1, 0])
+    };
+    let dims = |dims: f64| dims.sqrt().recip();
+    let given = |architecture: &str| of(architecture).number("attention.scale", 0.5);
+    for (architecture, scale) in [
+        ("granite", 0.5),
+        ("granitemoe", 0.5),
+        ("granitehybrid", 0.5),
+        ("graniteswitch", 0.5),
+        ("granite_swa", 0.5),
+        ("dflash", 0.5),
+        ("gemma3n", 1.0),
+        ("gemma4", 1.0),
+        ("gemma4-assistant", 1.0),
+        ("llama", 0.125),
+        ("gemma", 0.125),
+    ] {
+        assert_eq!(scale_of(given(architecture)), scale, "{architecture}");
+        if scale == 0.5 {
+            // 0 is as if it were absent.
+            let zero = of(architecture).number("attention.scale", 0.0);
+            assert_eq!(scale_of(zero), 0.125, "{architecture}");
+            for (number, expected) in [(-0.5, "a positive number"), (f64::INFINITY, "a number")] {
+                let wrong = of(architecture).number("attention.scale", number);
+                let key = format!("{architecture}.attention.scale");
+                names(&wrong.read().unwrap_err(), &[&key, expected]);
+            }
+        }
+    }
+    // The largest models of Gemma 2 and 3 have `query_pre_attn_scalar = hidden / heads`.
+    for (architecture, layers) in [("gemma2", 46), ("gemma3", 62)] {
+        for (count, scale) in [(layers, dims(4608.0 / 32.0)), (layers - 1, dims(64.0))] {
+            let file = of(architecture)
+                .count("block_count", count)
+                .count("embedding_length", 4608);
+            assert_eq!(scale_of(file), scale, "{architecture} {count}");
+        }
+    }
+    // Latent attention, by the dims of both parts.
+    for architecture in ["plm", "hy_v4", "bailingmoe3", "minicpm3", "deepseek2"] {
+        let mla = of(architecture).count("attention.key_length_mla", 192);
+        let mla = mla.number("attention.scale", 0.5);
+        let scale = scale_of(mla) / dims(192.0);
+        assert!((scale - 1.0).abs() < 1e-15, "{architecture}: {scale}");
+    }
+    let windows = of("dots3note")
+        .count("attention.key_length_mla", 192)
+        .count("attention.key_length_mla_swa", 96);
+    let read = windows.read().unwrap();
+    let scale = |layer| read.rope_of_layer(layer).unwrap().unwrap().score_scale();
+    assert_eq!((scale(0), scale(1)), (dims(96.0), dims(192.0)));
+    let without = of("dots3note").count("attention.key_length_mla", 192);
+    names(
+        &without.read().unwrap_err(),
+        &["attention.key_length_mla_swa is missing"],
+    );
+    // Without YaRN llama.cpp's attention factor is 1 still, and grows with the factor all the same:
+    // `mscale = (1 + 0.1 ln 4) (1 + 0.1 * 10 * 0.0707 ln 4)`, and scores take its square.
+    let linear = of("deepseek32")
+        .count("attention.key_length_mla", 192)
+        .text("rope.scaling.type", "linear")
+        .number("rope.scaling.factor", 4.0)
+        .number("rope.scaling.yarn_log_multiplier", 0.0707);
+    let mscale = (1.0 + 0.1 * 4f64.ln()) * (1.0 + 0.0707 * 4f64.ln());
+    let expected = dims(192.0) * mscale * mscale;
+    let scale = scale_of(linear);
+    assert!((scale / expected - 1.0).abs() < 1e-7, "{scale} {expected}");
+}
+
+/// Arrays that a reader has as `i32`, as llama.cpp's converter writes them.
+#[test]
+fn arrays_with_a_sign() {
+    let heads = |heads: &[i32]| {
+        let mut file = Gguf::new("llama").signed("attention.head_count", heads);
+        file.counts.remove("llama.attention.head_count");
+        file
+    };
+    // The first layer that has heads tells how many dims one has.
+    let read = heads(&[0, -2, 8, 4]).read().unwrap();
+    assert_eq!(read.rope().unwrap().head_dim(), 512);
+    assert_eq!(read.rope_of_layer(0).unwrap(), None);
+    assert!(read.rope_of_layer(3).unwrap().is_some());
+    for none in [&[0, 0][..], &[-1], &[]] {
+        names(
+            &heads(none).read().unwrap_err(),
+            &[
+                "llama.attention.head_count is an array",
+                "a positive number",
+            ],
+        );
+    }
+    let pattern = |pattern: &[i32]| {
+        Gguf::new("mimo2")
+            .number("rope.freq_base", 5e6)
+            .signed("attention.sliding_window_pattern", pattern)
+    };
+    let read = pattern(&[1, 0, 1]).read().unwrap();
+    let theta = |layer| read.rope_of_layer(layer).unwrap().unwrap().theta();
+    assert_eq!([theta(0), theta(1), theta(2)], [1e4, 5e6, 1e4]);
+    // As many layers as any model has, and one more.
+    assert!(pattern(&[1; 1 << 16]).read().is_ok());
+    names(
+        &pattern(&[1; (1 << 16) + 1]).read().unwrap_err(),
+        &[
+            "sliding_window_pattern is an array of 65537",
+            "at most 65536",
+        ],
+    );
+    let layers = |count| Gguf::new("smollm3").count("block_count", count).read();
+    assert!(layers(1 << 16).is_ok());
+    names(
+        &layers((1 << 16) + 1).unwrap_err(),
+        &["smollm3.block_count is 65537", "at most 65536"],
+    );
+}
+
+#[test]
+fn what_stretches_and_what_scales() {
+    let hunyuan = |alpha: f64| Gguf::new("hunyuan-dense").number("rope.scaling.alpha", alpha);
+    // 0 is as if it were absent.
+    for absent in [0.0, -1.0] {
+        assert_eq!(hunyuan(absent).rope().scaling(), &Scaling::None);
+    }
+    let yarn = |file: Gguf| {
+        file.text("rope.scaling.type", "yarn")
+            .number("rope.scaling.factor", 4.0)
+            .count("rope.scaling.original_context_length", 4096)
+    };
+    assert_eq!(yarn(hunyuan(0.0)).rope().scaling().name(), "YaRN");
+    names(
+        &yarn(hunyuan(1000.0)).read().unwrap_err(),
+        &["rope.scaling.alpha", "rope.scaling.factor"],
+    );
+    let factor = |factor: f64| Gguf::new("llama").number("rope.scaling.factor", factor);
+    assert_eq!(factor(0.0).rope().scaling(), &Scaling::None);
+    names(
+        &factor(-2.0).read().unwrap_err(),
+        &["llama.rope.scaling.factor is -2", "a positive number"],
+    );
+    // Positions are divided by the factor, beside what each pair is divided by.
+    let long = |factor: f64| {
+        Gguf::new("phi3")
+            .count("context_length", 4096)
+            .text("rope.scaling.type", "longrope")
+            .number("rope.scaling.factor", factor)
+            .tensor("rope_factors_short.weight", vec![3.0; 64])
+            .tensor("rope_factors_long.weight", vec![8.0; 64])
+    };
+    for (length, divisor) in [(4096, 3.0 * 4.0), (4097, 8.0 * 4.0)] {
+        let frequencies = long(4.0).rope().frequencies_for_length(length).unwrap();
+        let first = frequencies.inv_freq()[0] * divisor;
+        assert!((first - 1.0).abs() < 1e-12, "{length}: {first}");
+    }
+    // A type that needs tensors, without them.
+    for architecture in ["phi3", "llama"] {
+        let file = Gguf::new(architecture).text("rope.scaling.type", "longrope");
+        names(
+            &file.count("context_length", 4096).read().unwrap_err(),
+            &["rope_factors_short.weight is missing"],
+        );
+    }
+    // The converter writes a tenth of `mscale_all_dim`, but for mistral3.
+    for (architecture, all_dim) in [("deepseek2", 0.5), ("mistral3", 0.05), ("qwen2", 0.0)] {
+        let file = yarn(Gguf::new(architecture))
+            .number("rope.scaling.yarn_log_multiplier", 0.05)
+            .count("rope.dimension_count", 64)
+            .count("attention.key_length_mla", 192);
+        match file.rope().scaling() {
+            Scaling::Yarn(yarn) => {
+                let got = yarn.mscale_all_dim.unwrap_or(0.0);
+                assert!((got - all_dim).abs() < 1e-8, "{architecture}: {got}");
+            }
+            other => panic!("{architecture}: {other:?}"),
+        }
+    }
+    // Sections of which only the first counts are none, but where axes are what there is.
+    let sections = |sections: [u32; 4]| {
+        let file = Gguf::new("glm4").array("rope.dimension_sections", &sections);
+        let rope = file.rope();
+        (rope.pairing(), rope.axes().is_some())
+    };
+    assert_eq!(sections([64, 0, 0, 0]), (Pairing::Interleaved, false));
+    assert_eq!(sections([0, 32, 32, 0]), (Pairing::Interleaved, false));
+    assert_eq!(sections([24, 20, 20, 0]), (Pairing::HalfSplit, true));
+}
+
 /// Which keys about YaRN count differs.
 #[test]
 fn keys_of_yarn() {
@@ -1018,6 +1226,10 @@ fn names_that_others_use() {
             Err(ConfigError::UnknownArchitecture { .. })
         ));
     }
+    // What it is compared without does not count, in names that are no longer than any.
+    let apart = |dashes: usize| Gguf::new(&format!("q{}wen2", "-".repeat(dashes))).read();
+    names(&apart(35).unwrap_err(), &["calls such models \"qwen2\""]);
+    names(&apart(36).unwrap_err(), &["its pairing is not known here"]);
     for name in ["made-up", "gptj", "", &"x".repeat(10_000)] {
         let error = Gguf::new(name).read().unwrap_err();
         names(

@@ -582,10 +582,12 @@ impl File<'_, '_> {
             Some(_) => "rope.scaling.factor",
             None => "rope.scale_linear",
         };
-        let factor = self.number(key)?.filter(|&factor| factor != 0.0);
-        match factor.unwrap_or(1.0) {
-            factor if factor > 0.0 => Ok(factor),
-            _ => Err(self.invalid(key, "a positive number")),
+        match self.number(key)? {
+            None | Some(0.0) => Ok(1.0),
+            Some(factor) if factor.is_sign_negative() => {
+                Err(self.invalid(key, "a positive number"))
+            }
+            Some(factor) => Ok(factor),
         }
     }
 

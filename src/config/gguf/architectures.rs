@@ -349,7 +349,7 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
     Architecture { names: &["plm", "hy_v4"], ..LATENT },
     Architecture { names: &["bailingmoe3"], mode: MropeOrInterleaved, attention: Attention::WithHeads, ..LATENT },
     Architecture { names: &["minicpm3"], mode: HalfSplit, factors: Long, ..LATENT },
-    Architecture { names: &["dots3note"], window: By(Given), sliding: SAME, ..LATENT },
+    Architecture { names: &["dots3note"], window: By(Given), ..LATENT },
     Architecture { names: &["deepseek2"], yarn: Yarn { log_multiplier: Both(0.1), ..LATENT.yarn }, ..LATENT_SCALED },
     Architecture { names: &["deepseek32", "mistral4"], ..LATENT_SCALED },
     Architecture { names: &["glm-dsa"], yarn: LATENT.yarn, ..LATENT_SCALED },

@@ -43,12 +43,7 @@ impl File<'_, '_> {
         let count = self.layer_count()?;
         let (kinds, rule) = match self.architecture.window {
             Window::Compressed => self.compressed(count)?,
-            _ => match self.pattern()? {
-                None if self.architecture.rotates == Rotates::All => {
-                    (vec![Kind::Full], LayerRule::All(0))
-                }
-                pattern => self.by_window(pattern, count)?,
-            },
+            _ => self.by_window(self.pattern()?, count)?,
         };
         let named = |kind: &Kind| Ok((kind.name().to_string(), self.rope(*kind)?));
         let kinds: Vec<_> = kinds

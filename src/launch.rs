@@ -595,6 +595,25 @@ mod tests {
     }
 
     #[test]
+    fn few_tokens_are_those_of_all_sequences_below_the_multiprocessors() {
+        let mut params = PhasorCall::default();
+        for (batch, tokens, all_heads) in [
+            (1, 131, false),
+            (131, 1, false),
+            (12, 10, false),
+            (3, 43, false),
+            (1, 132, true),
+            (132, 1, true),
+            (12, 11, true),
+            (70_000, 70_000, true),
+        ] {
+            (params.batch, params.tokens) = (batch, tokens);
+            let rule = Rule::of(&params, 132);
+            assert_eq!(rule.all_heads, all_heads, "{batch} {tokens}");
+        }
+    }
+
+    #[test]
     fn blocks_respect_the_hardware() {
         const MAX_PAIRS: u32 = MAX_ROTARY_DIM as u32 / 2;
         let mut params = PhasorCall::default();

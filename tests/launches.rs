@@ -1,12 +1,14 @@
 //! Which kernel a call is launched with, and how the launch stands to earlier work.
 
 use phasor::call::{
-    Addresses, AngleAddresses, CacheAddresses, Call, RawPositions, RawSlots, TensorAddresses,
+    Addresses, AngleAddresses, CacheAddresses, Call, RawPositions, RawSlots, StageAddresses,
+    TensorAddresses, VectorAddress,
 };
 use phasor::launch::{Family, Kernel, LaunchMode, Target};
+use phasor::quantize::{Codes, ScaleForm};
 use phasor::{
     CacheLayout, Dtype, Error, Frequencies, FrequencyRows, IdType, Ids, InOut, KvCacheLayout,
-    Layout, Pairing, Plan, Problem, Rope, Stages,
+    Layout, Pairing, Plan, Problem, Rope, Stages, StoredCodes,
 };
 use std::collections::HashSet;
 
@@ -348,6 +350,54 @@ fn weights_are_read_before_the_wait_where_they_are_promised() {
         assert_eq!(launch.params.angles_before_wait, angles, "{mode:?}");
         let fusion = launch.fusion.unwrap();
         assert_eq!(fusion.weights_before_wait, weights, "{mode:?}");
+    }
+}
+
+/// Codes are bytes, so vectors of them begin at multiples of 4 bytes: those of values are wider.
+#[test]
+fn vectors_of_codes_begin_at_multiples_of_their_own() {
+    let heads = Layout::tokens(5, 2, 64);
+    let rope = rope(32, Pairing::HalfSplit);
+    let staged = || {
+        Problem::new(Dtype::F16)
+            .q((heads, heads))
+            .q_stages(Stages::new().scale(0.5))
+    };
+    let codes = StoredCodes::given(Codes::E4m3, ScaleForm::Divide);
+    let coded = || staged().q_codes(codes);
+    let scales = StageAddresses {
+        scales: Some(VectorAddress {
+            address: 1 << 16,
+            len: 1,
+        }),
+        ..StageAddresses::default()
+    };
+    let pairing = |problem: &Problem, destination, scales| {
+        let addresses = Addresses {
+            q: TensorAddresses {
+                source: 4096,
+                destination,
+            },
+            k: TensorAddresses::default(),
+            v: TensorAddresses::default(),
+            angles: AngleAddresses::Steps {
+                steps: 4096,
+                factors: 8192,
+            },
+            positions: RawPositions::start(9),
+            cache: None,
+            stages: Some([scales, StageAddresses::default(), StageAddresses::default()]),
+        };
+        let plan = Plan::new(&rope, problem).unwrap();
+        let call = plan.call(&addresses).unwrap().unwrap();
+        call.launch(&Target::new(132)).kernel.pairing
+    };
+    let (some, none) = (Some(Pairing::HalfSplit), None);
+    for (offset, of_values, of_codes) in [(0, some, some), (4, none, some), (2, none, none)] {
+        let at = (1 << 20) + offset;
+        let values = pairing(&staged(), at, StageAddresses::default());
+        assert_eq!(values, of_values, "{offset}");
+        assert_eq!(pairing(&coded(), at, scales), of_codes, "{offset}");
     }
 }
 

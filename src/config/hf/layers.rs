@@ -536,9 +536,13 @@ fn layer_types(model: &Model<'_>, count: Option<u64>) -> Result<Option<Vec<Strin
             )
         }
         Pattern::AttentionLastOrOnly(period) => {
-            let only = count < period;
-            let full = move |layer| (layer + 1) % period == 0 || only && layer + 1 == count;
-            by(FULL, Box::new(full), LINEAR)
+            // The last of fewer layers.
+            let period = period.min(count);
+            by(
+                FULL,
+                Box::new(move |layer| (layer + 1) % period == 0),
+                LINEAR,
+            )
         }
         Pattern::AttentionFirst(period) => {
             by(FULL, Box::new(move |layer| layer % period == 0), LINEAR)
@@ -653,19 +657,8 @@ fn rotating(
     }
     let Some(types) = types else {
         // Where layers differ, something must tell them apart.
-        let alike = match (model.family.pattern, model.family.nope) {
-            (
-                Pattern::Listed,
-                Nope::FullAttention
-                | Nope::FullAttentionWithoutTable
-                | Nope::FullAttentionBesideWindow
-                | Nope::FullAttentionUnlessDense,
-            ) => false,
-            (Pattern::Listed, _) => {
-                model.known_as.is_some() || !TELL_ATTENTION.iter().any(|key| section.has(key))
-            }
-            _ => false,
-        };
+        let alike = matches!(model.family.pattern, Pattern::Listed)
+            && (model.known_as.is_some() || !TELL_ATTENTION.iter().any(|key| section.has(key)));
         return Ok(if alike {
             Rotating::All
         } else {

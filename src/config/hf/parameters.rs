@@ -276,7 +276,6 @@ fn head_dim(model: &Model<'_>, source: &Source<'_>) -> Result<(usize, String), C
         },
         HeadDim::AlwaysDerived(default) => derived_head_dim(model, default),
         // An explicit null asks for the derived one.
-        HeadDim::Fixed(_) if section.is_null("head_dim") => derived_head_dim(model, 0),
         HeadDim::Fixed(default) if !section.is_null("head_dim") => from("head_dim", default),
         HeadDim::AnyName => {
             for key in [
@@ -784,7 +783,7 @@ fn latent_mscale(scaling: &Scaling) -> f64 {
             factor,
             mscale_all_dim: Some(all_dim),
             ..
-        }) if *all_dim != 0.0 => {
+        }) => {
             let mscale = formulas::mscale(*factor, *all_dim);
             mscale.mul(mscale).to_f64()
         }

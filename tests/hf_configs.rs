@@ -4,7 +4,7 @@
 //! Values are what transformers 5.23.0 makes of the same configs (`scripts/goldens`
 //! `/transformers-sweep.py` compares many more).
 
-use phasor::config::{ConfigError, ModelConfig, RopeConfig, Scaling};
+use phasor::config::{Axes, ConfigError, ModelConfig, RopeConfig, Scaling};
 use phasor::{Frequencies, Pairing};
 use serde_json::{Value, json};
 
@@ -1044,4 +1044,305 @@ fn talkers() {
         qwen3.talker().unwrap().unwrap().rope().unwrap().head_dim(),
         64
     );
+}
+
+/// Lists and counts of layers, with what is too many.
+#[test]
+fn lists_and_counts_of_layers() {
+    // A list stands before a smaller number.
+    let full = "full_attention";
+    let listed = model(json!({"model_type": "qwen3", "num_hidden_layers": 2,
+        "layer_types": [full, full, full]}));
+    assert!(listed.rope_of_layer(2).unwrap().is_some());
+    let layers = 3;
+    assert_eq!(
+        listed.rope_of_layer(3),
+        Err(ConfigError::NoSuchLayer { index: 3, layers })
+    );
+    // The older key is one of hybrids, and of families that are not known.
+    let blocks = json!({"layers_block_type": ["mamba", "attention"]});
+    let hybrid = model(unknown(blocks.clone()));
+    assert_eq!(self::layers(&hybrid, 2), [None, Some(0)]);
+    let known = put_over(
+        json!({"model_type": "llama", "num_hidden_layers": 2}),
+        blocks,
+    );
+    assert_eq!(self::layers(&model(known), 2), [Some(0), Some(0)]);
+    // Layers of a known family are alike whatever other families' keys say.
+    let other = json!({"model_type": "llama", "num_hidden_layers": 2, "block_types": ["a"]});
+    assert_eq!(self::layers(&model(other), 2), [Some(0), Some(0)]);
+    assert_eq!(
+        self::layers(&model(unknown(json!({}))), 2),
+        [Some(0), Some(0)]
+    );
+    for off in [json!({}), json!({"use_mem_rope": false})] {
+        let zamba = put_over(json!({"model_type": "zamba2", "num_hidden_layers": 4}), off);
+        assert!(matches!(error(zamba), ConfigError::NoRotation { .. }));
+    }
+    // Kinds are named where layers of them rotate, each once.
+    let types = |config: Value| -> Vec<String> {
+        let read = model(config);
+        read.layer_types().into_iter().map(String::from).collect()
+    };
+    for (config, expected) in [
+        (json!({"model_type": "cohere2"}), vec!["sliding_attention"]),
+        (
+            json!({"model_type": "cohere2", "num_hidden_layers": 8}),
+            vec!["sliding_attention"],
+        ),
+        (
+            json!({"model_type": "gemma2", "num_hidden_layers": 8}),
+            vec!["sliding_attention", "full_attention"],
+        ),
+        (json!({"model_type": "llama"}), vec!["full_attention"]),
+        // (A table for its layers of full attention would make those rotate.)
+        (
+            json!({"model_type": "beam", "num_hidden_layers": 6, "rope_parameters": {
+                "sliding_attention": {"rope_theta": 1e4}}}),
+            vec!["sliding_attention"],
+        ),
+    ] {
+        assert_eq!(types(config.clone()), expected, "{config}");
+    }
+    // Without types it is not known which layer has which table.
+    let tables = json!({"model_type": "llama", "num_hidden_layers": 2, "rope_parameters": {
+        "full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}});
+    let tables = model(tables);
+    names(
+        &tables.rope_of_layer(0).unwrap_err(),
+        &["layer_types is missing"],
+    );
+    // As many as any model has, and one more.
+    let counted = |model_type: &str, layers: u64| json!({"model_type": model_type, "num_hidden_layers": layers});
+    for model_type in ["smollm3", "cohere2", "cwm", "muse_glimmer_text"] {
+        assert!(read(&counted(model_type, 1 << 16)).is_ok(), "{model_type}");
+        let many = counted(model_type, (1 << 16) + 1);
+        names(
+            &error(many),
+            &["num_hidden_layers is 65537", "at most 65536"],
+        );
+    }
+    let many = put_over(
+        counted("muse_glimmer_text", (1 << 16) + 1),
+        json!({"layer_types": ["sliding_attention", full]}),
+    );
+    names(
+        &error(many),
+        &["num_hidden_layers is 65537", "at most 65536"],
+    );
+    let named = |count: usize| -> Vec<String> { (0..count).map(|i| format!("kind{i}")).collect() };
+    let of_types = |count| json!({"model_type": "llama", "layer_types": named(count)});
+    assert_eq!(types(of_types(64)), named(64));
+    names(
+        &error(of_types(65)),
+        &["layer_types", "at most 64 different strings"],
+    );
+    let of_tables = |count| {
+        let mut config = json!({"model_type": "llama", "rope_parameters": {}});
+        for name in named(count) {
+            config["rope_parameters"][name] = json!({"rope_theta": 1e4});
+        }
+        config
+    };
+    assert_eq!(types(of_tables(64)).len(), 64);
+    names(
+        &error(of_tables(65)),
+        &["rope_parameters is an object of more", "at most 64 tables"],
+    );
+}
+
+#[test]
+fn dims_that_rotate() {
+    let dims = |config: Value, name: &str| {
+        let read = model(config);
+        let rope = read.rope_for(name).unwrap();
+        (rope.head_dim(), rope.rotary_dim())
+    };
+    let full = "full_attention";
+    for (config, expected) in [
+        // Dims that are there to rotate do so as a whole.
+        (
+            unknown(json!({"qk_rope_head_dim": 64, "partial_rotary_factor": 0.5})),
+            (64, 64),
+        ),
+        // A key that its class does not have.
+        (json!({"model_type": "phi3", "rotary_dim": 48}), (96, 96)),
+        (
+            json!({"model_type": "minimax_m2", "rotary_dim": 64}),
+            (128, 64),
+        ),
+        // (Its class has the one under the name of the other.)
+        (json!({"model_type": "jetmoe", "head_dim": 96}), (96, 96)),
+        (
+            json!({"model_type": "jetmoe", "head_dim": 96, "kv_channels": 64}),
+            (64, 64),
+        ),
+        // Null asks for what the sizes give.
+        (
+            json!({"model_type": "qwen3", "head_dim": null, "hidden_size": 4096,
+                "num_attention_heads": 64}),
+            (64, 64),
+        ),
+        (
+            json!({"model_type": "qwen3", "hidden_size": 4096, "num_attention_heads": 64}),
+            (128, 128),
+        ),
+        // The dims of layers of full attention, under the key of today and that of before.
+        (
+            json!({"model_type": "gemma4_text", "num_hidden_layers": 6}),
+            (512, 512),
+        ),
+        (
+            json!({"model_type": "gemma4_text", "num_hidden_layers": 12,
+                "per_layer_config": {"5": {"head_dim": 64}, "7": {}, "11": {"head_dim": 64}}}),
+            (64, 64),
+        ),
+        (
+            json!({"model_type": "gemma4_text", "num_hidden_layers": 6, "global_head_dim": 128,
+                "per_layer_config": {"5": {"head_dim": 64}}}),
+            (128, 128),
+        ),
+    ] {
+        assert_eq!(dims(config.clone(), full), expected, "{config}");
+    }
+    let two = json!({"model_type": "gemma4_text", "num_hidden_layers": 12,
+        "per_layer_config": {"5": {"head_dim": 64}, "11": {"head_dim": 32}}});
+    names(
+        &error(two),
+        &[
+            "per_layer_config.5.head_dim is 64",
+            "per_layer_config.11.head_dim is 32",
+        ],
+    );
+    // A part of a head that is none, and one that is all of an odd number of dims.
+    let phi = |over: Value| put_over(json!({"model_type": "phi", "head_dim": 64}), over);
+    names(
+        &error(phi(json!({"partial_rotary_factor": 1.5}))),
+        &["partial_rotary_factor is 1.5", "above 0 and at most 1"],
+    );
+    names(
+        &error(phi(json!({"head_dim": 63, "partial_rotary_factor": 1.0}))),
+        &["head_dim is 63"],
+    );
+    // DeepSeek-V4's tables have a say in it, but for one that is of all layers.
+    let v4 = |over: Value| {
+        put_over(
+            json!({"model_type": "deepseek_v4", "num_hidden_layers": 2}),
+            over,
+        )
+    };
+    let yarn = json!({"type": "yarn", "factor": 16, "partial_rotary_factor": 0.5,
+        "original_max_position_embeddings": 65536});
+    let flat = v4(json!({"rope_scaling": yarn}));
+    assert_eq!(dims(flat.clone(), "main"), (512, 64));
+    assert_eq!(dims(flat, "compress"), (512, 64));
+    let tables = v4(json!({"rope_parameters": {
+        "main": {"rope_theta": 1e4, "partial_rotary_factor": 0.25},
+        "compress": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}}));
+    assert_eq!(dims(tables.clone(), "main"), (512, 128));
+    assert_eq!(dims(tables, "compress"), (512, 256));
+}
+
+/// Under which key an error is, where another part of the crate finds it.
+#[test]
+fn errors_of_what_is_computed_name_the_key() {
+    let key_of = |config: Value| match error(config) {
+        ConfigError::Invalid { key, .. } => key,
+        other => panic!("{other}"),
+    };
+    let yarn = json!({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64});
+    let llama = |over: Value| {
+        put_over(
+            json!({"model_type": "llama", "head_dim": 64, "max_position_embeddings": 64}),
+            over,
+        )
+    };
+    let beside = llama(json!({"rope_theta": 1.0, "rope_scaling": yarn}));
+    assert_eq!(key_of(beside), "rope_theta");
+    let mut inside = yarn.clone();
+    inside["rope_theta"] = json!(1.0);
+    let inside = llama(json!({"rope_parameters": inside}));
+    assert_eq!(key_of(inside), "rope_parameters.rope_theta");
+    let dynamic = json!({"rope_type": "dynamic", "factor": 2.0});
+    let two = llama(json!({"head_dim": 2, "rope_scaling": dynamic}));
+    assert_eq!(key_of(two), "head_dim");
+    for scalar in [0.0, -1.0] {
+        let config = json!({"model_type": "gemma2", "query_pre_attn_scalar": scalar});
+        names(
+            &error(config),
+            &["query_pre_attn_scalar is", "a positive number"],
+        );
+    }
+}
+
+#[test]
+fn theta_scores_and_axes_by_other_keys() {
+    let theta = |config: Value| model(config).rope().unwrap().theta();
+    assert_eq!(
+        theta(json!({"model_type": "chatglm", "rope_ratio": 50})),
+        5e5
+    );
+    assert_eq!(theta(json!({"model_type": "llama", "rope_ratio": 50})), 1e4);
+    // Entries of this family's list are switches.
+    let switches = json!({"model_type": "muse_glimmer_text", "rope_theta": 5e5,
+        "layer_rope_theta": [3.0, 0.0, 2.0, 1.0]});
+    let read = model(switches);
+    let thetas = |layer| read.rope_of_layer(layer).unwrap().map(RopeConfig::theta);
+    assert_eq!([0, 1, 2].map(thetas), [Some(5e5), None, Some(5e5)]);
+    // Scores of latent attention grow with the square of YaRN's mscale.
+    let latent = |all_dim: f64| {
+        let config = unknown(json!({"qk_rope_head_dim": 64, "qk_nope_head_dim": 128,
+            "rope_scaling": {"type": "yarn", "factor": 40.0, "mscale_all_dim": all_dim,
+                "original_max_position_embeddings": 4096}}));
+        model(config).rope().unwrap().score_scale() * 192f64.sqrt()
+    };
+    for all_dim in [0.0, 0.707, 1.0] {
+        let expected = (0.1 * all_dim * 40f64.ln() + 1.0).powi(2);
+        let got = latent(all_dim);
+        assert!((got / expected - 1.0).abs() < 1e-14, "{got} {expected}");
+    }
+    // A default table heeds the original length beside it.
+    let original = json!({"model_type": "gpt_oss", "original_max_position_embeddings": 8192});
+    match model(original).rope().unwrap().scaling() {
+        Scaling::Yarn(yarn) => assert_eq!(yarn.original_max_position_embeddings, 8192),
+        other => panic!("{other:?}"),
+    }
+    // transformers looks for it beside tables of kinds of layers, not in one of them.
+    let truncate = |model_type: &str| {
+        let config = json!({"model_type": model_type, "num_hidden_layers": 6, "rope_scaling":
+            {"rope_type": "yarn", "factor": 2.0, "truncate": false,
+                "original_max_position_embeddings": 4096}});
+        match model(config).rope_for("full_attention").unwrap().scaling() {
+            Scaling::Yarn(yarn) => yarn.truncate,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(truncate("gemma3_text"));
+    assert!(!truncate("qwen3"));
+    let long = json!({"model_type": "phimoe", "rope_scaling": {"type": "longrope",
+        "short_factor": vec![1.0; 64], "long_factor": vec![2.0; 64], "short_mscale": 1.25,
+        "long_mscale": 1.5, "original_max_position_embeddings": 4096}});
+    let long = model(long);
+    for (length, factor) in [(4096, 1.25), (4097, 1.5)] {
+        let frequencies = long.rope().unwrap().frequencies_for_length(length);
+        assert_eq!(frequencies.unwrap().attention_factor(), factor);
+    }
+    // How sections of axes lie.
+    let axes = |config: Value| model(config).rope().unwrap().axes().cloned();
+    for (interleaved, expected) in [
+        (json!(true), Axes::MropeInterleaved([24, 20, 20])),
+        (json!(false), Axes::MropeSections([24, 20, 20])),
+        (json!(null), Axes::MropeSections([24, 20, 20])),
+    ] {
+        for model_type in ["qwen2_vl_text", "llama"] {
+            let table = json!({"type": "mrope", "mrope_section": [24, 20, 20],
+                "mrope_interleaved": interleaved});
+            let config = json!({"model_type": model_type, "head_dim": 128, "rope_scaling": table});
+            assert_eq!(axes(config), Some(expected.clone()), "{model_type}");
+        }
+    }
+    let tower = json!({"model_type": "qwen2_vl", "vision_config": {"embed_dim": 1280, "num_heads": 16,
+        "rope_parameters": {"rope_type": "axial", "rope_theta": 1e4}}});
+    let tower = model(tower).vision().unwrap().cloned();
+    assert_eq!(tower.unwrap().axes(), Some(&Axes::VisionHalves));
 }

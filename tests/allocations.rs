@@ -1,9 +1,13 @@
-//! What runs once per step or per layer allocates nothing.
+//! What runs once per step or per layer allocates nothing, and what allocates much says so where there is no
+//! memory.
 
 use phasor::call::{Addresses, AngleAddresses, RawPositions, TensorAddresses};
+use phasor::interfaces::{InterfaceError, Tensor, ggml, max, tables};
 use phasor::launch::Target;
+use phasor::multimodal::{Grid, MultimodalError, vision_position_ids};
 use phasor::{
-    Dtype, Frequencies, FrequencyRows, Host, Layout, Pairing, Positions, Problem, Rope, Threads,
+    CosSinTable, Device, Dtype, Error, Frequencies, FrequencyRows, Host, Layout, Pairing,
+    Positions, Problem, Rope, Threads,
 };
 use std::alloc::{GlobalAlloc, Layout as MemoryLayout, System};
 use std::cell::Cell;
@@ -11,14 +15,27 @@ use std::cell::Cell;
 thread_local! {
     /// Those of this thread, as the test runner has others.
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+    /// How many large allocations of this thread have memory before one has none.
+    static FIT: Cell<usize> = const { Cell::new(usize::MAX) };
 }
+
+/// Bytes from which on an allocation is large.
+const LARGE: usize = 1 << 14;
 
 struct Counting;
 
-// SAFETY: hands everything on to the system's allocator, and counts beside it without allocating.
+// SAFETY: hands everything on to the system's allocator or has no memory, and counts beside it without
+// allocating.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: MemoryLayout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        if layout.size() >= LARGE {
+            let fit = FIT.get();
+            FIT.set(fit.wrapping_sub(1));
+            if fit == 0 {
+                return std::ptr::null_mut();
+            }
+        }
         // SAFETY: the caller's.
         unsafe { System.alloc(layout) }
     }
@@ -37,6 +54,71 @@ fn allocations<T>(action: impl FnOnce() -> T) -> (usize, T) {
     let before = ALLOCATIONS.get();
     let result = action();
     (ALLOCATIONS.get() - before, result)
+}
+
+/// What an action gives where so many large allocations have memory, and the next one has none.
+fn with_memory_for<T>(large: usize, action: impl FnOnce() -> T) -> T {
+    FIT.set(large);
+    let result = action();
+    FIT.set(usize::MAX);
+    result
+}
+
+#[test]
+fn what_does_not_fit_memory_is_refused() {
+    const ROWS: usize = 4096;
+    // cos and sin each.
+    let ids = vec![0i32; 4 * ROWS];
+    let arguments = ggml::Arguments::new(16, ggml::Mode::Mrope, 1e4);
+    let frequencies = Frequencies::from_theta(1e4, 16).unwrap();
+    for large in [0, 1] {
+        let name = |result: Result<CosSinTable, InterfaceError>| match result {
+            Err(InterfaceError::Value { argument, .. }) => argument,
+            other => panic!("{large}: {other:?}"),
+        };
+        let table = with_memory_for(large, || tables::llama_cpp(1e4, 16, 1.0, None, ROWS));
+        assert_eq!(name(table), "rows");
+        let of_ids = || ggml::table(&arguments, Some([8, 0, 0, 0]), None, &ids);
+        assert_eq!(name(with_memory_for(large, of_ids)), "b");
+        // Whether the number of positions is known before or not.
+        let all = 0..ROWS as i64;
+        let known = with_memory_for(large, || frequencies.table(all.clone()));
+        let rows = ROWS;
+        let pairs = 8;
+        assert_eq!(known, Err(Error::TableTooLarge { rows, pairs }));
+        let unknown = all.filter(|position| *position >= 0);
+        let unknown = with_memory_for(large, || frequencies.table(unknown));
+        assert!(matches!(unknown, Err(Error::TableTooLarge { .. })));
+    }
+    let tables = with_memory_for(2, || tables::llama_cpp(1e4, 16, 1.0, None, ROWS));
+    assert!(tables.is_ok());
+
+    let rope = ggml::Rope::multi(&Device::host(), None, [8, 0, 0, 0], &arguments).unwrap();
+    let mut heads = vec![1.0f32; 2 * ROWS * 16];
+    let call = |heads: &mut [f32]| rope.call(Tensor::new(heads, &[2, ROWS, 1, 16]), &ids);
+    match with_memory_for(0, || call(&mut heads)) {
+        Err(InterfaceError::Value { argument, .. }) => assert_eq!(argument, "a->ne[3]"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(heads, vec![1.0; heads.len()]);
+
+    let arguments = max::Arguments::new(16, 1, 1e4, ROWS);
+    let embedding = max::RotaryEmbedding::new(&Device::host(), &arguments).unwrap();
+    match with_memory_for(0, || embedding.freqs_cis_base()) {
+        Err(InterfaceError::Value { argument, .. }) => assert_eq!(argument, "max_seq_len"),
+        other => panic!("{other:?}"),
+    }
+
+    let grid = Grid {
+        time: 1,
+        height: 64,
+        width: 64,
+    };
+    let tokens = ROWS;
+    assert_eq!(
+        with_memory_for(0, || vision_position_ids(&[grid], 1)),
+        Err(MultimodalError::OutOfMemory { tokens })
+    );
 }
 
 #[test]

@@ -1015,6 +1015,11 @@ fn what_stretches_and_what_scales() {
         &factor(-2.0).read().unwrap_err(),
         &["llama.rope.scaling.factor is -2", "a positive number"],
     );
+    let older = Gguf::new("llama").number("rope.scale_linear", -2.0);
+    names(
+        &older.read().unwrap_err(),
+        &["llama.rope.scale_linear is -2", "a positive number"],
+    );
     // Positions are divided by the factor, beside what each pair is divided by.
     let long = |factor: f64| {
         Gguf::new("phi3")
@@ -1060,6 +1065,27 @@ fn what_stretches_and_what_scales() {
     assert_eq!(sections([64, 0, 0, 0]), (Pairing::Interleaved, false));
     assert_eq!(sections([0, 32, 32, 0]), (Pairing::Interleaved, false));
     assert_eq!(sections([24, 20, 20, 0]), (Pairing::HalfSplit, true));
+    let ling = |file: Gguf| {
+        file.count("block_count", 2)
+            .count("rope.dimension_count", 128)
+            .count("attention.key_length_mla", 192)
+    };
+    let ling = || ling(Gguf::new("bailingmoe3"));
+    let vision = ling()
+        .count("attention.head_count_kv", 8)
+        .array("rope.dimension_sections", &[24, 20, 20, 0]);
+    assert!(vision.rope().axes().is_some());
+    // Which of its layers attend is told by their heads.
+    names(
+        &ling().read().unwrap().rope_of_layer(0).unwrap_err(),
+        &["attention.head_count_kv is missing"],
+    );
+    let windows = Gguf::new("granite_swa").array("attention.sliding_window_pattern", &[1, 0]);
+    let windows = windows.count("block_count", 2).read().unwrap();
+    assert_eq!(
+        windows.layer_types(),
+        ["sliding_attention", "full_attention"]
+    );
 }
 
 /// Which keys about YaRN count differs.

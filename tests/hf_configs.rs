@@ -1346,3 +1346,308 @@ fn theta_scores_and_axes_by_other_keys() {
     let tower = model(tower).vision().unwrap().cloned();
     assert_eq!(tower.unwrap().axes(), Some(&Axes::VisionHalves));
 }
+
+/// Where a class has a default table, theta beside it counts for nothing; nor do parts that it does not look for.
+#[test]
+fn keys_that_a_class_does_not_look_for() {
+    let theta = |config: Value| {
+        let read = model(config);
+        let rope = read.rope_for(read.layer_types()[0]).unwrap();
+        rope.theta()
+    };
+    for (model_type, expected) in [
+        ("apertus", 12e6),
+        ("cwm", 1e6),
+        ("higgs_audio_v2", 5e5),
+        ("ministral3", 1e6),
+        ("nemotron3_5_transcribe_asr_audio", 1e4),
+        ("nemotron3_5_transcribe_word_timestamp", 1e4),
+        ("moonshine_streaming", 1e4),
+        ("beam", 1e4),
+        ("muse_spark_text", 5e5),
+        ("mistral4", 1e4),
+        ("cosmos3_edge_text", 1e8),
+    ] {
+        let lone =
+            json!({"model_type": model_type, "num_hidden_layers": 8, "rope_theta": 7654321.0});
+        assert_eq!(theta(lone), expected, "{model_type}");
+    }
+    assert_eq!(
+        theta(json!({"model_type": "llama", "rope_theta": 7654321.0})),
+        7654321.0
+    );
+    // Tables of both kinds have the one theta of the config.
+    let table = json!({"partial_rotary_factor": 0.25});
+    let v4 = model(
+        json!({"model_type": "deepseek_v4", "num_hidden_layers": 2, "rope_theta": 2e4,
+        "compress_rope_theta": 160000, "rope_parameters": {"main": table, "compress": table}}),
+    );
+    for name in ["main", "compress"] {
+        turns(
+            v4.rope_for(name).unwrap(),
+            64,
+            0.8566361665725708,
+            1.0 / 2e4 / 0.8566361665725708,
+        );
+    }
+    let bamba = model(json!({"model_type": "bamba", "partial_rotary_factor": 0.25}));
+    let bamba = bamba.rope_for("full_attention").unwrap();
+    assert_eq!((bamba.head_dim(), bamba.rotary_dim()), (128, 64));
+    let fuyu = model(json!({"model_type": "fuyu"}));
+    let fuyu = fuyu.rope().unwrap();
+    assert_eq!(
+        (fuyu.theta(), fuyu.head_dim(), fuyu.rotary_dim()),
+        (25e3, 64, 32)
+    );
+    let esm = model(json!({"model_type": "esm", "position_embedding_type": "rotary"}));
+    assert_eq!(esm.rope().unwrap().head_dim(), 64);
+    for (over, scale) in [
+        (json!({}), 128f64.sqrt().recip()),
+        (json!({"attention_multiplier": 0.0625}), 0.0625),
+    ] {
+        let hyperclovax = model(put_over(json!({"model_type": "hyperclovax"}), over));
+        assert_eq!(hyperclovax.rope().unwrap().score_scale(), scale);
+    }
+    // The last layer and every fourth before it attend to everything, also where the list makes them rotate.
+    for model_type in ["muse_spark_text", "muse_glimmer_text"] {
+        let read = model(json!({"model_type": model_type, "num_hidden_layers": 6,
+            "layer_rope_theta": [1, 1, 1, 1, 1, 1], "rope_parameters": {
+                "full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}}));
+        let theta = |layer| read.rope_of_layer(layer).unwrap().unwrap().theta();
+        let expected = [1e4, 1e6, 1e4, 1e4, 1e4, 1e6];
+        assert_eq!([0, 1, 2, 3, 4, 5].map(theta), expected, "{model_type}");
+    }
+}
+
+/// Kinds of layers whose tables are all that counts: theta, its part and older names beside them do not.
+#[test]
+fn kinds_by_their_tables_alone() {
+    let (full, sliding) = ("full_attention", "sliding_attention");
+    for (model_type, kinds) in [
+        (
+            "olmo3",
+            [
+                (full, 64, 0.7806186676025391),
+                (sliding, 64, 0.8146172165870667),
+            ],
+        ),
+        (
+            "laguna",
+            [
+                (full, 32, 0.663601279258728),
+                (sliding, 64, 0.8659643530845642),
+            ],
+        ),
+        (
+            "mellum",
+            [
+                (full, 64, 0.8146172165870667),
+                (sliding, 64, 0.8659643530845642),
+            ],
+        ),
+        (
+            "mimo_v2_flash",
+            [
+                (full, 32, 0.6175287365913391),
+                (sliding, 32, 0.7498942017555237),
+            ],
+        ),
+        (
+            "zaya",
+            [
+                ("hybrid", 32, 0.6175287365913391),
+                ("hybrid_sliding", 32, 0.7498942017555237),
+            ],
+        ),
+        (
+            "lfm3",
+            [
+                (full, 64, 0.8058422207832336),
+                (sliding, 64, 0.8659643530845642),
+            ],
+        ),
+        (
+            "gemma4_text",
+            [
+                (full, 256, 0.9474635124206543),
+                (sliding, 128, 0.9305720329284668),
+            ],
+        ),
+        (
+            "gemma4_unified_text",
+            [
+                (full, 256, 0.9474635124206543),
+                (sliding, 128, 0.9305720329284668),
+            ],
+        ),
+        (
+            "embedding_gemma2_text",
+            [
+                (full, 256, 0.9474635124206543),
+                (sliding, 128, 0.9305720329284668),
+            ],
+        ),
+        (
+            "modernbert",
+            [
+                (full, 32, 0.687656044960022),
+                (sliding, 32, 0.7498942017555237),
+            ],
+        ),
+    ] {
+        let types = kinds.map(|(name, _, _)| name);
+        let config = json!({"model_type": model_type, "num_hidden_layers": 2, "layer_types": types,
+            "rope_theta": 7654321.0, "rope_local_base_freq": 54321.0});
+        let read = model(config.clone());
+        for (name, pairs, second) in kinds {
+            let frequencies = read.rope_for(name).unwrap().frequencies().unwrap();
+            let ours = frequencies.inv_freq()[1];
+            assert_eq!(frequencies.pairs(), pairs, "{model_type} {name}");
+            assert!(
+                (ours / second - 1.0).abs() < 1e-6,
+                "{model_type} {name}: {ours}"
+            );
+        }
+        // A table for all layers is none of one kind.
+        let flat = put_over(
+            config,
+            json!({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+        );
+        match model_type {
+            "olmo3" | "modernbert" => drop(model(flat)),
+            _ => names(
+                &error(flat),
+                &["rope_scaling", "rope_parameters with a table for each of"],
+            ),
+        }
+    }
+    // Here the part of the whole head is all of it.
+    let part = |model_type: &str| {
+        let read = model(json!({"model_type": model_type, "num_hidden_layers": 6}));
+        read.rope_for(full)
+            .unwrap()
+            .frequencies()
+            .unwrap()
+            .inv_freq()[255]
+    };
+    assert_eq!(part("gemma4_text"), 0.0);
+    assert!((part("embedding_gemma2_text") * 1e6 - 1e6f64.powf(1.0 / 256.0)).abs() < 1e-9);
+    // UltraBERT's and Step 3.5's thetas are those of layers of a type.
+    let theta = |config: Value, name: &str| model(config).rope_for(name).unwrap().theta();
+    let ultra =
+        json!({"model_type": "ultrabert", "num_hidden_layers": 3, "rope_local_base_freq": 5.0});
+    assert_eq!(theta(ultra.clone(), full), 2_560_000.0);
+    assert_eq!(theta(ultra, sliding), 1e4);
+    // DeepSeek-V4's kinds have theta by keys of their own.
+    let v4 = json!({"model_type": "deepseek_v4", "num_hidden_layers": 2, "rope_theta": 2e4,
+        "compress_rope_theta": 3e5});
+    assert_eq!(theta(v4.clone(), "main"), 2e4);
+    assert_eq!(theta(v4, "compress"), 3e5);
+    for (model_type, kind) in [
+        ("deepseek_v32", "indexed_attention"),
+        ("glm_moe_dsa", "indexed_attention"),
+        ("axk2", "indexed_attention"),
+        ("hy_v4", "indexed_attention"),
+    ] {
+        let read = model(json!({"model_type": model_type, "num_hidden_layers": 2}));
+        assert_eq!(read.layer_types(), [kind], "{model_type}");
+    }
+    let none = json!({"model_type": "exaone4", "num_hidden_layers": 8, "sliding_window": null});
+    assert_eq!(model(none).layer_types(), [full]);
+    // Sizes that its class' defaults do not fit.
+    for (model_type, heads, pairs, theta) in [
+        ("qwen3_omni_moe_text", 32, 32, 1e6),
+        ("qwen3_omni_moe_talker_text", 16, 64, 1e4),
+    ] {
+        let config = json!({"model_type": model_type, "hidden_size": 2048, "num_attention_heads": heads,
+            "rope_scaling": {"mrope_section": [pairs - 20, 10, 10], "rope_type": "default"}});
+        let rope = model(config).rope().unwrap().clone();
+        assert_eq!(
+            (rope.rotary_dim(), rope.theta()),
+            (2 * pairs, theta),
+            "{model_type}"
+        );
+    }
+    let talker = model(
+        json!({"model_type": "qwen3_omni_moe_talker_text", "rope_scaling":
+        {"mrope_section": [12, 10, 10], "rope_type": "default"}}),
+    );
+    assert_eq!(talker.rope().unwrap().head_dim(), 64);
+}
+
+/// Sections of classes whose configs name none, and the sizes of towers.
+#[test]
+fn axes_and_towers_of_config_classes() {
+    let (mrope, interleaved) = (Axes::MropeSections, Axes::MropeInterleaved);
+    for (model_type, axes) in [
+        ("qwen2_vl", mrope([16, 24, 24])),
+        ("qwen2_5_vl_text", mrope([16, 24, 24])),
+        ("qwen2_5_omni_text", mrope([16, 24, 24])),
+        ("qwen2_5_omni_talker", mrope([16, 24, 24])),
+        ("paddleocr_vl_text", mrope([16, 24, 24])),
+        ("glm4v_text", mrope([8, 12, 12])),
+        ("glm_ocr_text", mrope([8, 12, 12])),
+        ("glm4v_moe_text", mrope([8, 12, 12])),
+        ("glm_image_text", mrope([8, 12, 12])),
+        ("qwen3_vl_text", interleaved([24, 20, 20])),
+        ("qwen3_vl_moe_text", interleaved([24, 20, 20])),
+        ("qwen3_omni_moe_text", interleaved([24, 20, 20])),
+        ("qwen3_omni_moe_talker_text", interleaved([24, 20, 20])),
+        ("cosmos3_edge_text", interleaved([24, 20, 20])),
+        ("qwen3_5_text", interleaved([11, 11, 10])),
+        ("qwen3_5_moe_text", interleaved([11, 11, 10])),
+        ("ernie4_5_vl_moe_text", Axes::ErnieSections([22, 22, 20])),
+    ] {
+        // As many dims of a head as there are sections for.
+        let sections: usize = match axes {
+            Axes::MropeSections(s) | Axes::MropeInterleaved(s) | Axes::ErnieSections(s) => {
+                s.iter().sum()
+            }
+            _ => unreachable!("all have sections"),
+        };
+        let mut config = json!({"model_type": model_type, "num_hidden_layers": 4,
+            "head_dim": 2 * sections});
+        if ["glm4v_text", "glm_ocr_text", "glm_image_text"].contains(&model_type) {
+            config["rope_parameters"] = json!({"rope_type": "default", "rope_theta": 1e4,
+                "partial_rotary_factor": 1.0});
+        }
+        if ["glm4v_moe_text", "qwen3_5_text", "qwen3_5_moe_text"].contains(&model_type) {
+            config["partial_rotary_factor"] = json!(1.0);
+        }
+        let read = model(config);
+        let rope = read.rope_for("full_attention").unwrap();
+        assert_eq!(rope.axes(), Some(&axes), "{model_type}");
+    }
+    let tower = |model_type: &str| {
+        let tower = json!({"model_type": model_type, "hidden_size": 1536, "embed_dim": 768,
+            "num_attention_heads": 16});
+        let read = model(json!({"model_type": "llama", "head_dim": 64, "vision_config": tower}));
+        read.vision().unwrap().unwrap().clone()
+    };
+    for (model_type, head_dim, theta, axes) in [
+        ("qwen2_vl_vision", 48, 1e4, Axes::VisionHalves),
+        ("qwen2_5_vl_vision", 96, 1e4, Axes::VisionHalves),
+        ("lfm3_vl_vision", 96, 1e6, Axes::VisionHalves),
+        ("pixtral", 96, 1e4, Axes::PixtralHalves),
+        ("minimax_m3_vl_vision", 96, 1e4, Axes::Video([32; 3])),
+    ] {
+        let rope = tower(model_type);
+        assert_eq!(
+            (rope.head_dim(), rope.theta()),
+            (head_dim, theta),
+            "{model_type}"
+        );
+        assert_eq!(rope.axes(), Some(&axes), "{model_type}");
+    }
+    // The one has no other width.
+    let wide = |model_type: &str| {
+        let tower = json!({"model_type": model_type, "embed_dim": 768, "num_attention_heads": 16});
+        let read = model(json!({"model_type": "llama", "head_dim": 64, "vision_config": tower}));
+        read.vision().map(|tower| tower.unwrap().head_dim())
+    };
+    assert_eq!(wide("qwen2_vl_vision"), Ok(48));
+    assert_eq!(wide("qwen2_5_vl_vision"), Ok(48));
+    for model_type in ["lfm3_vl_vision", "pixtral", "minimax_m3_vl_vision"] {
+        names(&wide(model_type).unwrap_err(), &["hidden_size"]);
+    }
+}

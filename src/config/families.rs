@@ -418,7 +418,7 @@ pub(super) static FAMILIES: &[Family] = &[
     Family { model_types: &["stablelm"], partial: 0.25, head_dim: Derived(80), ..PARTIAL },
     Family { model_types: &["nemotron"], partial: 0.5, head_dim: Derived(128), ..PARTIAL },
     Family { model_types: &["bamba"], partial: 0.5, partial_keys: &[], head_dim: Derived(128), pattern: Pattern::AttentionIn("attn_layer_indices", false), ..PARTIAL },
-    Family { model_types: &["glm4_moe"], partial: 0.5, head_dim: Derived(0), ..PARTIAL },
+    Family { model_types: &["glm4_moe"], partial: 0.5, ..PARTIAL },
     Family { model_types: &["recurrent_gemma"], partial: 0.5, head_dim: Derived(256), pattern: Pattern::Cycle("block_types", &["recurrent", "recurrent", "attention"]), ..PARTIAL },
     Family { model_types: &["qwen3_next"], partial: 0.25, head_dim: Fixed(256), pattern: Pattern::AttentionLast("full_attention_interval", 4), ..PARTIAL },
     Family { model_types: &["solar_open"], theta: Some(1e6), head_dim: Fixed(128), ..PARTIAL },
@@ -451,7 +451,7 @@ pub(super) static FAMILIES: &[Family] = &[
     Family { model_types: &["blt_local_encoder", "blt_local_decoder"], theta: Some(5e5), head_dim: Derived(64), ..INTERLEAVED },
     Family { model_types: &["blt_patcher"], head_dim: Derived(64), ..INTERLEAVED },
     Family { model_types: &["deepseek_v2"], output_order: OutputOrder::AsInput, ..LATENT },
-    Family { model_types: &["deepseek_v4"], table_theta: BESIDE, trailing: true, partial: 0.125, plain_heeds_partial: true, head_dim: Fixed(512), kinds: &[
+    Family { model_types: &["deepseek_v4"], table_theta: BESIDE, trailing: true, plain_heeds_partial: true, head_dim: Fixed(512), kinds: &[
         Kind { layer_type: "main", theta_keys: &["rope_theta"], partial: 0.125, ..SLIDING },
         Kind { layer_type: "compress", theta: 160_000.0, theta_keys: &["compress_rope_theta"], partial: 0.125, unit_attention: true, ..FULL }], kinds_by_window: true, pattern: Pattern::CompressRatios("compress_ratios"), ..INTERLEAVED },
     // Interleaved in, half-split out.
@@ -515,7 +515,7 @@ pub(super) static FAMILIES: &[Family] = &[
     Family { model_types: &["glm_image_text"], head_dim: Derived(128), axes: MropeSections([8, 12, 12]), ..PARTIAL },
     Family { model_types: &["qwen3_vl_text", "qwen3_vl"], theta: Some(5e5), head_dim: Fixed(128), axes: MropeInterleaved([24, 20, 20]), ..HALF },
     Family { model_types: &["qwen3_vl_moe_text", "qwen3_vl_moe"], theta: Some(5e5), head_dim: Derived(128), axes: MropeInterleaved([24, 20, 20]), ..HALF },
-    Family { model_types: &["qwen3_omni_moe_text"], theta: Some(1e6), head_dim: Derived(0), axes: MropeInterleaved([24, 20, 20]), ..HALF },
+    Family { model_types: &["qwen3_omni_moe_text"], theta: Some(1e6), axes: MropeInterleaved([24, 20, 20]), ..HALF },
     Family { model_types: &["qwen3_omni_moe_talker_text"], head_dim: Derived(64), axes: MropeInterleaved([24, 20, 20]), ..HALF },
     Family { model_types: &["cosmos3_edge_text"], lone_theta: false, theta: Some(1e8), head_dim: Fixed(128), axes: MropeInterleaved([24, 20, 20]), ..HALF },
     Family { model_types: &["qwen3_5_text", "qwen3_5_moe_text", "qwen3_5", "qwen3_5_moe"], partial: 0.25, head_dim: Fixed(256), axes: MropeInterleaved([11, 11, 10]), pattern: Pattern::AttentionLast("full_attention_interval", 4), ..PARTIAL },

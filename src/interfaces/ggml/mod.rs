@@ -244,7 +244,8 @@ impl Arguments {
             .with_pairing(pairing);
         if let Some(factors) = freq_factors {
             let factors = factors_of_pairs(factors, self.pairs())?;
-            config = config.with_frequency_divisors(factors.map(f64::from).collect())?;
+            let divisors = factors.iter().map(|&factor| factor.into()).collect();
+            config = config.with_frequency_divisors(divisors)?;
         }
         if let Some(sections) = sections {
             let mode = match self.mode {
@@ -259,10 +260,7 @@ impl Arguments {
 }
 
 /// As ggml, more of them than pairs may be given.
-fn factors_of_pairs(
-    factors: &[f32],
-    pairs: usize,
-) -> Result<impl Iterator<Item = f32>, InterfaceError> {
+fn factors_of_pairs(factors: &[f32], pairs: usize) -> Result<&[f32], InterfaceError> {
     if factors.len() < pairs {
         return Err(InterfaceError::shape(
             "c",
@@ -270,7 +268,7 @@ fn factors_of_pairs(
             format!("[{pairs}] or more, a divisor for each pair of dims"),
         ));
     }
-    Ok(factors[..pairs].iter().copied())
+    Ok(&factors[..pairs])
 }
 
 /// A prepared `ggml_rope_ext` or `ggml_rope_multi`.

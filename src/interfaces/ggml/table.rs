@@ -59,8 +59,8 @@ pub fn table(
             b.len() / 4
         }
     };
-    let factors: Option<Vec<f32>> = freq_factors
-        .map(|factors| factors_of_pairs(factors, pairs).map(Iterator::collect))
+    let factors = freq_factors
+        .map(|factors| factors_of_pairs(factors, pairs))
         .transpose()?;
     let (mut cos, mut sin) = (Vec::new(), Vec::new());
     let fits = product(&[tokens, pairs])
@@ -87,7 +87,7 @@ pub fn table(
                 }
                 axis
             });
-            let divisor = factors.as_ref().map_or(1.0, |factors| factors[pair]);
+            let divisor = factors.map_or(1.0, |factors| factors[pair]);
             let (c, s) = chain.cos_sin(theta[axis] / divisor, pair);
             cos.push(c);
             sin.push(s);

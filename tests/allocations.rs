@@ -119,6 +119,9 @@ fn what_does_not_fit_memory_is_refused() {
         with_memory_for(0, || vision_position_ids(&[grid], 1)),
         Err(MultimodalError::OutOfMemory { tokens })
     );
+    // What was reserved is all that is needed.
+    let ids = with_memory_for(1, || vision_position_ids(&[grid], 1));
+    assert_eq!(ids.map(|ids| ids.len()), Ok(2 * ROWS));
 }
 
 #[test]

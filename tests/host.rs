@@ -529,6 +529,26 @@ fn identity_at_zero<T: TestElement>() {
     }
 }
 
+/// One pair in heads of three dims, as few as there can be.
+#[test]
+fn a_dim_beside_the_only_pair_is_copied() {
+    let heads = Layout::tokens(3, 2, 3);
+    let source: Vec<f32> = (1..=18u8).map(f32::from).collect();
+    for pairing in BOTH {
+        let rope = rope(1e4, 2, pairing);
+        for isa in variants() {
+            let rotator = host(isa, Threads::One).rotator(&rope);
+            let problem = Problem::new(Dtype::F32).q((heads, heads));
+            let plan = rotator.plan(&problem).unwrap();
+            let mut rotated = vec![0.0; source.len()];
+            let q = Some((&source[..], &mut rotated).into());
+            let positions = Positions::per_token_shared(&[0i64; 3]);
+            rotator.rotate(&plan, q, None, positions).unwrap();
+            assert_eq!(rotated, source, "{} {pairing:?}", isa.name());
+        }
+    }
+}
+
 #[test]
 fn all_halves_stay_what_they_are_at_position_0() {
     identity_at_zero::<f16>();

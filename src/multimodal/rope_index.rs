@@ -768,3 +768,25 @@ impl PositionIds {
         self.deltas[sequence].wrapping_add(token as i64)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_counted_past_the_whole_numbers_of_f32() {
+        let cell = Grid {
+            time: 1,
+            height: 2,
+            width: 2,
+        };
+        let vision = Vision {
+            grid: cell.merged([1, 2], 0).unwrap(),
+            times: Times::Frames,
+            seconds: 1.0,
+        };
+        for frame in [0, 1, (1 << 24) + 1, (1 << 40) + 1] {
+            assert_eq!(vision.time(frame), frame as i64);
+        }
+    }
+}

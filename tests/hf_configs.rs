@@ -1266,6 +1266,10 @@ fn errors_of_what_is_computed_name_the_key() {
     let dynamic = json!({"rope_type": "dynamic", "factor": 2.0});
     let two = llama(json!({"head_dim": 2, "rope_scaling": dynamic}));
     assert_eq!(key_of(two), "head_dim");
+    // Of a default table too.
+    let original = "original_max_position_embeddings";
+    let long = json!({"model_type": "gpt_oss", original: 1u64 << 63});
+    assert_eq!(key_of(long), original);
     for scalar in [0.0, -1.0] {
         let config = json!({"model_type": "gemma2", "query_pre_attn_scalar": scalar});
         names(

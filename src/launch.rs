@@ -304,7 +304,8 @@ impl Call {
     fn vector_pairing(&self) -> Option<Pairing> {
         let params = &self.params;
         let bytes = (VECTOR * self.dtype.size()) as u64;
-        let view = |v: &PhasorView| v.address | (v.batch | v.token | v.head) as u64;
+        let view =
+            |v: &PhasorView, bytes| are_multiples(bytes, v.address, &[v.batch, v.token, v.head]);
         let vectors = |dims: u32| dims.is_multiple_of(VECTOR as u32);
         let aligned = |(stream, stages): (Stream, Option<&PhasorStages>)| {
             let (read, output) = (stream.read, stream.output);
@@ -316,13 +317,13 @@ impl Call {
                 Some(_) => bytes,
             };
             let cache = |c: &PhasorCache| {
-                let begins = c.address | (c.page | c.slot | c.head | c.block) as u64;
-                begins.is_multiple_of(written) && vectors(c.block_dims)
+                let strides = [c.page, c.slot, c.head, c.block];
+                are_multiples(written, c.address, &strides) && vectors(c.block_dims)
             };
             // The addresses of a tensor that is not there are anything, and so is what does not count.
             read.heads == 0
-                || view(&read.source).is_multiple_of(bytes)
-                    && (output.nowhere == 1 || view(&output.destination).is_multiple_of(out))
+                || view(&read.source, bytes)
+                    && (output.nowhere == 1 || view(&output.destination, out))
                     && (!stream.rotates || vectors(read.rotary_offset))
                     && (!stream.copies() || vectors(output.head_dim))
                     && stream.cache.is_none_or(cache)
@@ -349,21 +350,24 @@ impl Call {
         let fits = |(stream, stages): &(Stream, Option<&PhasorStages>)| {
             let operands = |stages: &PhasorStages| {
                 let norm = &stages.norm;
-                let strides = stages.bias_head | norm.weight_head | norm.bias_head;
-                let begins = stages.bias | norm.weight | norm.bias | strides as u64;
+                // (From head to head they lie as far apart as a head is long.)
+                let mut begins = [stages.bias, norm.weight, norm.bias].into_iter();
                 let codes = &stages.codes;
                 stages.from_cache == 0
-                    && begins.is_multiple_of(bytes)
+                    && begins.all(|address| address.is_multiple_of(bytes))
                     && norm.across_heads == 0
                     && (codes.type_ == PHASOR_CODES_NONE || codes.group_dims == dims)
             };
-            stream.read.heads == 0
-                || stream.output.head_dim == dims
-                    && (!stream.rotates || stream.read.rotary_offset == 0)
-                    && stages.is_none_or(operands)
+            stream.read.heads == 0 || stream.output.head_dim == dims && stages.is_none_or(operands)
         };
         [64, 128, 256].contains(&dims) && self.streams_and_stages().iter().all(fits)
     }
+}
+
+/// Whether what begins at an address, and again at strides from it, all in bytes, does so at multiples.
+fn are_multiples(of: u64, address: u64, strides: &[i64]) -> bool {
+    let mut strides = strides.iter();
+    address.is_multiple_of(of) && strides.all(|&stride| (stride as u64).is_multiple_of(of))
 }
 
 /// Grid and block of a call, which has at least one token and one head. The kernels accept any that has
@@ -492,11 +496,11 @@ pub(crate) fn check_stages(params: &PhasorCall, fusion: &PhasorFusion) -> Result
             });
         }
         let codes = &stages.codes;
-        let strides = codes.page | codes.slot | codes.head | codes.group;
+        let strides = [codes.page, codes.slot, codes.head, codes.group];
         let align = size_of::<f32>();
         if codes.type_ != PHASOR_CODES_NONE
             && codes.e8m0 == 0
-            && !(codes.scales | strides as u64).is_multiple_of(align as u64)
+            && !are_multiples(align as u64, codes.scales, &strides)
         {
             return Err(Error::BufferUnaligned {
                 what: "a scale",
@@ -611,6 +615,135 @@ mod tests {
             let rule = Rule::of(&params, 132);
             assert_eq!(rule.all_heads, all_heads, "{batch} {tokens}");
         }
+    }
+
+    /// A call of so many heads of q, k and v, all of as many dims, that rotate as a whole.
+    fn heads_of(heads: [u32; 3], dims: u32, batch: u32, tokens: u32) -> PhasorCall {
+        let mut params = PhasorCall::default();
+        (params.batch, params.tokens) = (batch, tokens);
+        params.angles.pairs = dims / 2;
+        (params.q.heads, params.k.heads, params.v.heads) = heads.into();
+        for output in [
+            &mut params.q_output,
+            &mut params.k_output,
+            &mut params.v_output,
+        ] {
+            output.head_dim = dims;
+        }
+        params
+    }
+
+    /// By hand: lanes are a quarter of the pairs, a warp of 32 threads serves one stream, and a token has
+    /// 8 bytes for each pair and 32 more.
+    #[test]
+    fn blocks_of_the_fused_kernels_for_vectors() {
+        use Dtype::{F16, F32};
+        let few = heads_of([32, 8, 8], 128, 1, 1);
+        let many = heads_of([32, 8, 8], 128, 1, 1000);
+        let short = heads_of([1, 1, 0], 64, 1, 1001);
+        let alone = heads_of([1, 1, 0], 64, 200, 1);
+        let wide = heads_of([3, 1, 0], 256, 5, 3);
+        for (params, dtype, grid, block, bytes, heads_log2) in [
+            // 48 heads, one a thread, 4 in a block of 64 threads.
+            (few, F16, [1, 12, 1], [16, 4, 1], 544, 0),
+            // Four heads a thread, or two where that many are 64 bytes.
+            (many, F16, [1000, 1, 1], [16, 12, 1], 544, 2),
+            (many, F32, [1000, 1, 1], [16, 12, 1], 544, 1),
+            // A warp of 4 heads for each stream, of which each has one; two tokens are 128 of 160 threads.
+            (short, F16, [501, 1, 1], [8, 8, 2], 576, 2),
+            (alone, F16, [200, 1, 1], [8, 8, 1], 288, 2),
+            // A warp is a head.
+            (wide, F32, [15, 1, 1], [32, 4, 1], 1056, 0),
+        ] {
+            let shape = Shape::fused(&params, dtype, 132);
+            assert_eq!((shape.grid, shape.block), (grid, block));
+            assert_eq!((shape.shared_bytes, shape.heads_log2), (bytes, heads_log2));
+            assert_eq!(shape.warp_rows, 32 / block[0]);
+        }
+    }
+
+    /// By hand: a block has up to 8 heads at once, each twice as f32, beside angles and 32 bytes.
+    #[test]
+    fn blocks_of_the_fused_kernel_for_any_heads() {
+        let staged = |params: &PhasorCall, across: u32| {
+            let mut fusion = PhasorFusion::default();
+            fusion.q.present = 1;
+            fusion.q.norm.across_heads = across;
+            let shape = Shape::staged(params, &fusion, 132);
+            assert_eq!(check_stages(params, &fusion), Ok(()));
+            (shape.grid, shape.block, shape.shared_bytes)
+        };
+        for (heads, dims, batch, tokens, across, grid, rows, bytes) in [
+            ([32, 8, 8], 128, 3, 2, 0, [6, 4, 1], 8, 512 + 32 + 8192),
+            ([5, 1, 0], 128, 3, 2, 0, [6, 1, 1], 5, 512 + 32 + 5120),
+            ([32, 8, 8], 128, 4, 100, 0, [400, 1, 1], 8, 512 + 32 + 8192),
+            // All heads of q as they are, and a sum for each.
+            (
+                [32, 8, 8],
+                128,
+                3,
+                2,
+                1,
+                [6, 1, 1],
+                8,
+                512 + 32 + 4 * (40 * 128 + 32),
+            ),
+            (
+                [3, 8, 8],
+                128,
+                3,
+                2,
+                1,
+                [6, 1, 1],
+                8,
+                512 + 32 + 4 * (11 * 128 + 4),
+            ),
+            // As many as fit 48 KiB.
+            ([32, 8, 8], 2000, 3, 2, 0, [6, 16, 1], 2, 8000 + 32 + 32_000),
+            (
+                [32, 8, 8],
+                3070,
+                3,
+                2,
+                0,
+                [6, 32, 1],
+                1,
+                12_288 + 32 + 24_560,
+            ),
+        ] {
+            let params = heads_of(heads, dims, batch, tokens);
+            let expected = (grid, [32, rows, 1], bytes);
+            assert_eq!(
+                staged(&params, across),
+                expected,
+                "{heads:?} {dims} {across}"
+            );
+        }
+    }
+
+    #[test]
+    fn stages_fit_shared_memory_to_its_last_byte() {
+        let mut params = heads_of([1, 1, 0], 4, 1, 1);
+        let mut fusion = PhasorFusion::default();
+        fusion.q.present = 1;
+        // 16 bytes of angles and 32 more, and a head twice.
+        params.q_output.head_dim = 6138;
+        assert_eq!(check_stages(&params, &fusion), Ok(()));
+        params.q_output.head_dim = 6139;
+        let (tensor, most) = (TensorName::Q, 49_152);
+        let bytes = 16 + 32 + 8 * 6139;
+        let too_large = Error::StagesTooLarge {
+            tensor,
+            bytes,
+            most,
+        };
+        assert_eq!(check_stages(&params, &fusion), Err(too_large));
+        // What has no heads needs none, and what has no stages is not there.
+        params.q.heads = 0;
+        assert_eq!(check_stages(&params, &fusion), Ok(()));
+        (params.q_output.head_dim, params.k_output.head_dim) = (64, 6139);
+        params.q.heads = 1;
+        assert_eq!(check_stages(&params, &fusion), Ok(()));
     }
 
     #[test]

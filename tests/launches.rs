@@ -5,6 +5,7 @@ use phasor::call::{
     TensorAddresses, VectorAddress,
 };
 use phasor::launch::{Family, Kernel, LaunchMode, Target};
+use phasor::norm::HeadNorm;
 use phasor::quantize::{Codes, ScaleForm};
 use phasor::{
     CacheLayout, Dtype, Error, Frequencies, FrequencyRows, IdType, Ids, InOut, KvCacheLayout,
@@ -398,6 +399,49 @@ fn vectors_of_codes_begin_at_multiples_of_their_own() {
         let values = pairing(&staged(), at, StageAddresses::default());
         assert_eq!(values, of_values, "{offset}");
         assert_eq!(pairing(&coded(), at, scales), of_codes, "{offset}");
+    }
+}
+
+/// Vectors serve stages whose operands begin at multiples of one, each of them.
+#[test]
+fn vectors_serve_operands_that_begin_at_their_multiples() {
+    let heads = Layout::tokens(5, 2, 64);
+    let rope = rope(32, Pairing::HalfSplit);
+    let stages = Stages::new().bias().norm(HeadNorm::layer(1e-6));
+    let problem = Problem::new(Dtype::F16).q(heads).q_stages(stages);
+    let plan = Plan::new(&rope, &problem).unwrap();
+    let pairing = |bias, weight, norm_bias| {
+        let operand = |address, len| Some(VectorAddress { address, len });
+        let of_q = StageAddresses {
+            bias: operand(bias, 128),
+            norm_weight: operand(weight, 64),
+            norm_bias: operand(norm_bias, 64),
+            scales: None,
+        };
+        let none = StageAddresses::default();
+        let addresses = Addresses {
+            q: TensorAddresses {
+                source: 4096,
+                destination: 4096,
+            },
+            k: TensorAddresses::default(),
+            v: TensorAddresses::default(),
+            angles: AngleAddresses::Steps {
+                steps: 4096,
+                factors: 8192,
+            },
+            positions: RawPositions::start(9),
+            cache: None,
+            stages: Some([of_q, none, none]),
+        };
+        let call = plan.call(&addresses).unwrap().unwrap();
+        call.launch(&Target::new(132)).kernel.pairing
+    };
+    let at = 1 << 16;
+    assert_eq!(pairing(at, at, at), Some(Pairing::HalfSplit));
+    for [bias, weight, norm_bias] in [[4, 0, 0], [0, 4, 0], [0, 0, 4], [4, 4, 0], [4, 4, 4]] {
+        let pairing = pairing(at + bias, at + weight, at + norm_bias);
+        assert_eq!(pairing, None, "{bias} {weight} {norm_bias}");
     }
 }
 

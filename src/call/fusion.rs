@@ -124,7 +124,8 @@ impl PhasorStages {
             (own, PHASOR_STAGE_OF_HEADS),
         ];
         let set = flags.into_iter().filter(|(is_set, _)| *is_set);
-        set.fold(0, |all, (_, flag)| all | flag)
+        // Each is a bit of its own.
+        set.map(|(_, flag)| flag).sum()
     }
 
     /// Of keys that rotate in the cache where they are.
@@ -384,5 +385,142 @@ impl Plan {
                 Ok(())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As `cuda/phasor_call.h` has it.
+    #[test]
+    fn kernels_test_what_there_is() {
+        use TensorName::{K, Q, V};
+        let absent = PhasorStages::default();
+        assert_eq!(absent.tested(Q), PHASOR_STAGE_ROTATES);
+        assert_eq!(absent.tested(K), PHASOR_STAGE_ROTATES);
+        assert_eq!(absent.tested(V), 0);
+        let present = PhasorStages {
+            present: 1,
+            ..absent
+        };
+        assert_eq!(present.tested(Q), PHASOR_STAGE_PRESENT);
+        let rotates = PhasorStages {
+            rotates: 1,
+            ..present
+        };
+        assert_eq!(
+            rotates.tested(K),
+            PHASOR_STAGE_PRESENT | PHASOR_STAGE_ROTATES
+        );
+
+        let with = |change: &dyn Fn(&mut PhasorStages)| {
+            let mut stages = present;
+            change(&mut stages);
+            stages.tested(K) - PHASOR_STAGE_PRESENT
+        };
+        // Vectors that heads share, those that each has one of, and a stride of one that is not there.
+        type Vector = fn(&mut PhasorStages) -> (&mut u64, &mut i64);
+        let vectors: [(Vector, u32); 3] = [
+            (|s| (&mut s.bias, &mut s.bias_head), PHASOR_STAGE_BIAS),
+            (
+                |s| (&mut s.norm.weight, &mut s.norm.weight_head),
+                PHASOR_STAGE_NORM_WEIGHT,
+            ),
+            (
+                |s| (&mut s.norm.bias, &mut s.norm.bias_head),
+                PHASOR_STAGE_NORM_BIAS,
+            ),
+        ];
+        for (vector, flag) in vectors {
+            for (address, stride, flags) in [
+                (64, 0, flag),
+                (64, 256, flag | PHASOR_STAGE_OF_HEADS),
+                (0, 256, 0),
+            ] {
+                let set = |stages: &mut PhasorStages| {
+                    let (at, head) = vector(stages);
+                    (*at, *head) = (address, stride);
+                };
+                assert_eq!(with(&set), flags, "{flag:#x} {address} {stride}");
+            }
+        }
+        // Scales that are given may be those of heads; those that are written always are.
+        for (type_, dynamic, head, flags) in [
+            (PHASOR_CODES_E4M3, 0, 0, PHASOR_STAGE_CODES),
+            (
+                PHASOR_CODES_E4M3,
+                0,
+                4,
+                PHASOR_STAGE_CODES | PHASOR_STAGE_OF_HEADS,
+            ),
+            (
+                PHASOR_CODES_E4M3,
+                1,
+                4,
+                PHASOR_STAGE_CODES | PHASOR_STAGE_DYNAMIC_SCALE,
+            ),
+            (PHASOR_CODES_NONE, 0, 4, 0),
+        ] {
+            let set = |stages: &mut PhasorStages| {
+                let codes = &mut stages.codes;
+                (codes.type_, codes.dynamic, codes.head) = (type_, dynamic, head);
+            };
+            assert_eq!(with(&set), flags, "{type_} {dynamic} {head}");
+        }
+        let mut coded = present;
+        coded.codes.type_ = PHASOR_CODES_E4M3;
+        let codes = PHASOR_STAGE_PRESENT | PHASOR_STAGE_CODES;
+        assert_eq!(coded.tested(V), codes);
+        assert_eq!(coded.tested(Q), codes | PHASOR_STAGE_CODES_OUT);
+    }
+
+    /// Scales lie as `[pages, slots, heads]`, of 4 bytes.
+    #[test]
+    fn codes_of_a_cache() {
+        let layout = crate::ScaleLayout::tokens_heads(4, 2, 1).with_offset(3);
+        let stored = StoredCodes::dynamic(Codes::E4m3, 1e-6, layout);
+        let codes = PhasorCodes::of(&stored, &CacheLayout::paged_nhd(5, 4, 2, 64));
+        let strides = [codes.page, codes.slot, codes.head, codes.group];
+        assert_eq!((codes.scales, strides), (12, [32, 8, 4, 0]));
+        assert_eq!((codes.type_, codes.dynamic), (PHASOR_CODES_E4M3, 1));
+        assert_eq!((codes.group_dims, codes.floor), (64, 1e-6));
+    }
+
+    #[test]
+    fn angles_are_for_heads_that_rotate() {
+        let turns = |heads: [u32; 2], rotates: [u32; 2]| {
+            let mut call = PhasorCall::default();
+            let mut fusion = PhasorFusion::default();
+            [call.q.heads, call.k.heads] = heads;
+            [fusion.q.rotates, fusion.k.rotates] = rotates;
+            (fusion.q.present, fusion.k.present) = (1, 1);
+            fusion.for_kernels(&call, false).turns
+        };
+        for (heads, rotates, expected) in [
+            ([1, 1], [1, 1], 1),
+            ([1, 0], [1, 0], 1),
+            ([0, 1], [0, 1], 1),
+            ([1, 1], [0, 0], 0),
+            ([0, 0], [1, 1], 0),
+            ([1, 0], [0, 1], 0),
+            ([0, 1], [1, 0], 0),
+        ] {
+            assert_eq!(turns(heads, rotates), expected, "{heads:?} {rotates:?}");
+        }
+    }
+
+    #[test]
+    fn keys_in_a_cache_rotate_and_keep_their_size() {
+        let stages = PhasorStages::default().in_cache();
+        let (scale, codes) = (stages.scale, stages.codes.type_);
+        assert_eq!(
+            (scale.factor, scale.interval, codes),
+            (1.0, 0, PHASOR_CODES_NONE)
+        );
+        assert_eq!(
+            (stages.rotates, stages.present, stages.from_cache),
+            (1, 1, 1)
+        );
     }
 }

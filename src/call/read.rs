@@ -233,3 +233,23 @@ impl PhasorCall {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::call::PHASOR_SLOT_SEQUENCE;
+
+    /// As for caches whose keys move to other slots.
+    #[test]
+    fn a_sequence_without_a_length_begins_at_its_first_slot() {
+        let mut call = PhasorCall::default();
+        (call.batch, call.tokens) = (3, 5);
+        let slots = &mut call.slots;
+        (slots.choice, slots.pages, slots.page_size) = (PHASOR_SLOT_SEQUENCE, 3, 4);
+        // SAFETY: there are no ids.
+        let slot = |b, t| unsafe { call.slot(&call.plain_token(b, t)) };
+        assert_eq!(slot(0, 0), Slot::At { page: 0, slot: 0 });
+        assert_eq!(slot(2, 3), Slot::At { page: 2, slot: 3 });
+        assert_eq!(slot(1, 4), Slot::Outside);
+    }
+}

@@ -189,3 +189,23 @@ fn plans_calls_and_launches_allocate_nothing() {
         }
     }
 }
+
+/// Heads of more pairs than cos and sin are formed of at a time.
+#[test]
+fn calls_of_wide_heads_allocate_nothing() {
+    let rope = Rope::new(
+        Frequencies::from_theta(1e4, 320).unwrap(),
+        Pairing::HalfSplit,
+    );
+    let rotator = Host::new().with_threads(Threads::One).rotator(&rope);
+    let problem = Problem::new(Dtype::F32).q(Layout::tokens(3, 2, 320));
+    let plan = rotator.plan(&problem).unwrap();
+    let mut queries = vec![1.0f32; 3 * 2 * 320];
+    let mut rotate = || {
+        let q = Some((&mut queries).into());
+        allocations(|| rotator.rotate(&plan, q, None, Positions::start(7)))
+    };
+    // Whatever is found out once.
+    assert_eq!(rotate().1, Ok(()));
+    assert_eq!(rotate(), (0, Ok(())));
+}

@@ -640,6 +640,8 @@ mod tests {
         use Dtype::{F16, F32};
         let few = heads_of([32, 8, 8], 128, 1, 1);
         let many = heads_of([32, 8, 8], 128, 1, 1000);
+        let small = heads_of([8, 2, 2], 64, 1, 1);
+        let tall = heads_of([128, 8, 8], 128, 1, 1000);
         let short = heads_of([1, 1, 0], 64, 1, 1001);
         let alone = heads_of([1, 1, 0], 64, 200, 1);
         let wide = heads_of([3, 1, 0], 256, 5, 3);
@@ -649,6 +651,10 @@ mod tests {
             // Four heads a thread, or two where that many are 64 bytes.
             (many, F16, [1000, 1, 1], [16, 12, 1], 544, 2),
             (many, F32, [1000, 1, 1], [16, 12, 1], 544, 1),
+            // Streams in whole warps of 4 heads: 16 of them, 8 in a block of 64 threads.
+            (small, F16, [1, 2, 1], [8, 8, 1], 288, 0),
+            // No more than 256 threads.
+            (tall, F16, [1000, 1, 1], [16, 16, 1], 544, 2),
             // A warp of 4 heads for each stream, of which each has one; two tokens are 128 of 160 threads.
             (short, F16, [501, 1, 1], [8, 8, 2], 576, 2),
             (alone, F16, [200, 1, 1], [8, 8, 1], 288, 2),

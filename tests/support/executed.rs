@@ -140,15 +140,9 @@ impl Step {
         assert_eq!(first.block[2], 1, "a block is of one token");
         first.grid[0] = 1;
         let stats = run_counting(module, &mut self.memory, &first, true, true);
-        let lines = stats.unwrap().lines;
-        let waits = module_lines(module, "griddepcontrol.wait");
-        let waited = waits.filter(|line| lines.get(line).is_some_and(|&times| times > 0));
-        let waited = waited.max().expect("every thread waits");
-        let all = weighed(listing, &lines);
-        let after_wait = weighed(
-            listing,
-            &lines.range(waited + 1..).map(|(&l, &n)| (l, n)).collect(),
-        );
+        let stats = stats.unwrap();
+        let all = weighed(listing, &stats.lines);
+        let after_wait = weighed(listing, &stats.lines_after_wait);
         let threads: u32 = first.block.iter().product();
         Issued {
             warps: threads.div_ceil(32) * first.grid[1] * first.grid[2],
@@ -162,14 +156,8 @@ impl Step {
 pub struct Issued {
     pub warps: u32,
     pub all: u64,
-    /// Of those, what stands behind the wait for earlier work.
+    /// Of those, what they issue when they have waited for earlier work.
     pub after_wait: u64,
-}
-
-/// Numbers of the lines of a module that begin so.
-fn module_lines<'a>(module: &'a Module, text: &'a str) -> impl Iterator<Item = u32> + 'a {
-    let lines = module.lines().iter().zip(1..);
-    lines.filter_map(move |(line, number)| line.trim().starts_with(text).then_some(number))
 }
 
 /// Each instruction as often as the line that it was made of was executed. Ways that are not taken share lines

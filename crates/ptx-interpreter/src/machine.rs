@@ -72,6 +72,8 @@ pub struct Stats {
     /// How often warps executed the instruction of each line of the PTX, numbered from 1, if that was asked
     /// for. Lanes that have parted execute it apart.
     pub lines: BTreeMap<u32, u64>,
+    /// Of those, by lanes that all have executed `griddepcontrol.wait`.
+    pub lines_after_wait: BTreeMap<u32, u64>,
 }
 
 impl Stats {
@@ -312,8 +314,8 @@ struct Machine<'a> {
     /// The buffer last used, likely the next one too.
     hint: usize,
     stats: Stats,
-    /// How often each instruction was executed, where that is counted.
-    executed: Vec<u64>,
+    /// How often each instruction was executed, where that is counted: before the wait, and after it.
+    executed: Vec<[u64; 2]>,
     warps: Vec<Warp>,
 }
 
@@ -364,7 +366,7 @@ impl<'a> Machine<'a> {
             hint: 0,
             stats: Stats::default(),
             executed: match launch.counts_lines {
-                true => vec![0; function.code.len()],
+                true => vec![[0; 2]; function.code.len()],
                 false => Vec::new(),
             },
             warps,
@@ -384,8 +386,11 @@ impl<'a> Machine<'a> {
         }
         self.stats.shared = total(std::slice::from_ref(&self.shared));
         self.stats.local = total(&self.local);
-        for (inst, times) in self.function.code.iter().zip(self.executed) {
-            *self.stats.lines.entry(inst.line).or_default() += times;
+        for (inst, [before, after]) in self.function.code.iter().zip(self.executed) {
+            *self.stats.lines.entry(inst.line).or_default() += before + after;
+            if after > 0 {
+                *self.stats.lines_after_wait.entry(inst.line).or_default() += after;
+            }
         }
         Ok(self.stats)
     }
@@ -536,7 +541,7 @@ impl<'a> Machine<'a> {
         let mask = warp.pred(inst.guard, lanes)?;
         self.stats.warp_instructions += 1;
         if let Some(times) = self.executed.get_mut(pc as usize) {
-            *times += 1;
+            times[usize::from(lanes & !warp.waited == 0)] += 1;
         }
         self.stats.thread_instructions += u64::from(mask.count_ones());
         if mask == 0 {

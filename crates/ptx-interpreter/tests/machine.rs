@@ -975,7 +975,36 @@ ret;
     // Two blocks of one warp each.
     let expected = [(7, 2 * 2), (9, 2 * 3), (10, 2 * 3), (11, 2 * 3), (12, 2)];
     assert!(stats.lines.into_iter().eq(expected));
+    assert!(stats.lines_after_wait.is_empty());
     assert_eq!(stats.warp_instructions, 4 + 3 * 6 + 2);
+}
+
+#[test]
+fn lines_behind_a_wait_are_counted_apart_wherever_they_stand() {
+    let text = ".version 8.0
+.target sm_90
+.address_size 64
+.entry k()
+{
+.reg .pred %p; .reg .b32 %r<2>;
+mov.u32 %r0, %ctaid.x; setp.eq.u32 %p, %r0, 0;
+@%p bra EARLY;
+BACK:
+griddepcontrol.wait;
+mov.u32 %r1, 1;
+ret;
+EARLY:
+mov.u32 %r1, 2;
+bra BACK;
+}";
+    let module = Module::parse(text).expect("reads");
+    let mut launch = Launch::new("k", [2, 1, 1], [32, 1, 1], &[]);
+    launch.dependent = true;
+    launch.counts_lines = true;
+    let stats = run(&module, &mut Memory::new(), &launch).expect("runs");
+    let all = [(7, 4), (8, 2), (10, 2), (11, 2), (12, 2), (14, 1), (15, 1)];
+    assert!(stats.lines.into_iter().eq(all));
+    assert!(stats.lines_after_wait.into_iter().eq([(11, 2), (12, 2)]));
 }
 
 #[test]

@@ -1,12 +1,10 @@
 //! The storages of one call, each locked once and all in one order, so that calls on several threads
 //! cannot wait for each other.
 //!
-//! Candle lends a storage for writing only inside of an in-place op, one at a time: the op of the first
-//! tensor runs that of the next one, and the innermost has them all.
+//! The order is that of candle's own in-place ops: by the addresses of the locks.
 
 use crate::{Error, Result};
-use candle_core::{CpuStorage, CudaStorage, InplaceOp1, Layout, Storage, Tensor};
-use std::cell::Cell;
+use candle_core::{CpuStorage, CudaStorage, Storage, StorageMutRef, StorageRef, Tensor};
 
 /// The most tensors that positions are in: ids, rows of frequencies and offsets.
 pub(crate) const OF_POSITIONS: usize = 3;
@@ -81,62 +79,58 @@ impl<'t, const N: usize> Request<'t, N> {
     }
 
     /// Locks them all and calls `f`.
+    #[inline]
     pub(crate) fn run<R>(&self, f: impl FnOnce(Held<'_, N>) -> Result<R>) -> Result<R> {
-        let inner = Inner {
-            f: Cell::new(Some(f)),
-            result: Cell::new(None),
-        };
-        let order = &self.order[..self.len];
-        self.enter(order, Held(std::array::from_fn(|_| None)), &inner)?;
-        inner.result.into_inner().unwrap_or_else(|| {
-            let what = "candle did not run an op on a tensor of its own";
-            Err(candle_core::Error::msg(what).into())
-        })
-    }
-
-    fn enter<R, F>(
-        &self,
-        order: &[Slot],
-        held: Held<'_, N>,
-        inner: &Inner<F, R>,
-    ) -> candle_core::Result<()>
-    where
-        F: FnOnce(Held<'_, N>) -> Result<R>,
-    {
-        let Some((&slot, rest)) = order.split_first() else {
-            if let Some(f) = inner.f.take() {
-                inner.result.set(Some(f(held)));
-            }
-            return Ok(());
-        };
-        let Some(wanted) = &self.wanted[slot] else {
-            return self.enter(rest, held, inner);
-        };
-        if !wanted.written {
-            let (storage, _) = wanted.tensor.storage_and_layout();
-            return self.enter(rest, held.with(slot, Lent::Read(&storage)), inner);
+        let mut guards = [const { None }; N];
+        for &slot in &self.order[..self.len] {
+            guards[slot] = self.wanted[slot].map(Wanted::lock);
         }
-        wanted.tensor.inplace_op1(&Nest {
-            request: self,
-            slot,
-            rest,
-            held: Cell::new(Some(held)),
-            inner,
-        })
+        let mut held = Held([const { None }; N]);
+        for (lent, guard) in held.0.iter_mut().zip(&mut guards[..self.len]) {
+            *lent = guard.as_mut().map(Guard::lend);
+        }
+        f(held)
     }
 }
 
-/// What is done once all storages are locked, and what came of it. It stays in one place: handed on from
-/// each op to the next, it would be copied as often.
-struct Inner<F, R> {
-    f: Cell<Option<F>>,
-    result: Cell<Option<Result<R>>>,
+impl<'t> Wanted<'t> {
+    #[inline]
+    fn lock(self) -> Guard<'t> {
+        let (storage, _) = self.tensor.storage_and_layout();
+        if !self.written {
+            return Guard::Read(storage);
+        }
+        let lock = StorageRef::rwlock(&storage);
+        drop(storage);
+        Guard::Write(lock.write())
+    }
+}
+
+/// A lock that is held.
+enum Guard<'t> {
+    Read(StorageRef<'t>),
+    Write(StorageMutRef<'t>),
+}
+
+impl Guard<'_> {
+    #[inline]
+    fn lend(&mut self) -> Lent<'_> {
+        match self {
+            Guard::Read(storage) => Lent::Read(storage),
+            Guard::Write(storage) => match &mut **storage {
+                Storage::Cpu(storage) => Lent::WriteCpu(storage),
+                Storage::Cuda(storage) => Lent::WriteCuda(storage),
+                // Refused before: no call takes a tensor on Metal.
+                other @ Storage::Metal(_) => Lent::Read(other),
+            },
+        }
+    }
 }
 
 /// What tells storages apart: the address of one, which tensors that share it have in common.
 fn storage_of(tensor: &Tensor) -> usize {
     let (storage, _) = tensor.storage_and_layout();
-    std::ptr::from_ref::<Storage>(&storage).addr()
+    std::ptr::from_ref(StorageRef::rwlock(&storage)).addr()
 }
 
 /// A storage that is locked.
@@ -151,12 +145,6 @@ pub(crate) enum Lent<'a> {
 pub(crate) struct Held<'a, const N: usize>([Option<Lent<'a>>; N]);
 
 impl<'a, const N: usize> Held<'a, N> {
-    #[inline(always)]
-    fn with(mut self, slot: Slot, lent: Lent<'a>) -> Self {
-        self.0[slot] = Some(lent);
-        self
-    }
-
     /// A storage, which then is no longer here.
     pub(crate) fn take(&mut self, slot: Slot) -> Option<Lent<'a>> {
         self.0[slot].take()
@@ -168,47 +156,6 @@ impl<'a, const N: usize> Held<'a, N> {
             Some(Lent::Read(storage)) => Some(storage),
             _ => None,
         }
-    }
-}
-
-/// The op that holds one storage while those after it are locked.
-struct Nest<'r, 't, 'h, F, R, const N: usize> {
-    request: &'r Request<'t, N>,
-    slot: Slot,
-    rest: &'r [Slot],
-    held: Cell<Option<Held<'h, N>>>,
-    inner: &'r Inner<F, R>,
-}
-
-impl<F, R, const N: usize> Nest<'_, '_, '_, F, R, N>
-where
-    F: FnOnce(Held<'_, N>) -> Result<R>,
-{
-    fn go_on(&self, lent: Lent<'_>) -> candle_core::Result<()> {
-        match self.held.take() {
-            Some(held) => self
-                .request
-                .enter(self.rest, held.with(self.slot, lent), self.inner),
-            None => Ok(()),
-        }
-    }
-}
-
-impl<F, R, const N: usize> InplaceOp1 for Nest<'_, '_, '_, F, R, N>
-where
-    F: FnOnce(Held<'_, N>) -> Result<R>,
-{
-    fn name(&self) -> &'static str {
-        "rotary-embedding"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> candle_core::Result<()> {
-        self.go_on(Lent::WriteCpu(storage))
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(&self, storage: &mut CudaStorage, _: &Layout) -> candle_core::Result<()> {
-        self.go_on(Lent::WriteCuda(storage))
     }
 }
 

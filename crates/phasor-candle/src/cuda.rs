@@ -1,7 +1,7 @@
 //! Calls on a CUDA device, in the context and on the stream that candle has for it.
 
 use crate::number::Number;
-use crate::plans::Planned;
+use crate::plans::Plan;
 use crate::positions::Asked;
 use crate::rotary::Shared;
 use crate::storages::{Held, Lent, Request, Slot};
@@ -138,14 +138,14 @@ fn lent(lent: Option<Lent<'_>>) -> Result<(&mut CudaStorage, CudaDevice)> {
 pub(crate) struct Call<'s> {
     loaded: Loaded,
     device: CudaDevice,
-    plan: &'s Planned,
+    plan: &'s Plan,
     positions: CudaPositions<'s>,
 }
 
 impl<'s> Call<'s> {
     pub(crate) fn new<const N: usize>(
         shared: &Shared,
-        plan: &'s Planned,
+        plan: &'s Plan,
         storage: &CudaStorage,
         asked: &'s Asked<'_>,
         held: &Held<'s, N>,
@@ -155,16 +155,14 @@ impl<'s> Call<'s> {
 
     fn on<const N: usize>(
         shared: &Shared,
-        plan: &'s Planned,
+        plan: &'s Plan,
         device: CudaDevice,
         asked: &'s Asked<'_>,
         held: &Held<'s, N>,
     ) -> Result<Self> {
         let loaded = shared.cuda.get(&shared.rope, &device, plan.dtype())?;
-        let shape = [plan.batch(), plan.tokens()];
-        let positions = asked.given(shape, |ids, slot| {
-            ids_of(ids, slot.and_then(|slot| held.read(slot)))
-        })?;
+        let positions =
+            asked.given(|ids, slot| ids_of(ids, slot.and_then(|slot| held.read(slot))))?;
         Ok(Self {
             loaded,
             device,
@@ -241,7 +239,7 @@ fn ids_of<'s>(ids: &crate::Ids<'_>, storage: Option<&'s Storage>) -> Result<Cuda
 /// Rotates where the elements are.
 pub(crate) fn rotate<T: Number, const N: usize>(
     shared: &Shared,
-    plan: &Planned,
+    plan: &Plan,
     (q, q_start): (Option<Lent<'_>>, usize),
     k: Option<(Option<Lent<'_>>, usize)>,
     asked: &Asked<'_>,
@@ -264,7 +262,7 @@ pub(crate) fn rotate<T: Number, const N: usize>(
 /// Performs a plan over one storage, which begins at `base`.
 pub(crate) fn rotate_windows<T: Number, const N: usize>(
     shared: &Shared,
-    plan: &Planned,
+    plan: &Plan,
     (buffer, base): (Option<Lent<'_>>, usize),
     asked: &Asked<'_>,
     held: &Held<'_, N>,
@@ -292,7 +290,7 @@ pub(crate) struct StepTensors<'s> {
 /// Rotates, and stores keys and values in their caches. What is not stored is in the report.
 pub(crate) fn append<T: Number, const N: usize>(
     shared: &Shared,
-    plan: &Planned,
+    plan: &Plan,
     tensors: StepTensors<'_>,
     asked: &Asked<'_>,
     (slots, slot_ids): (&Slots<'_>, [Option<Slot>; 3]),

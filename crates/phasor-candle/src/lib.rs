@@ -44,6 +44,7 @@
 
 #![warn(missing_docs, unsafe_op_in_unsafe_fn)]
 
+mod append;
 mod cache;
 #[cfg(feature = "cuda")]
 mod cuda;

@@ -1,6 +1,6 @@
 //! Plans of the shapes that were seen last.
 
-use phasor::{CacheLayout, Dtype, Error, KvCacheLayout, Layout, Plan, Problem, Rope};
+use phasor::{Dtype, Error, Layout, Plan, Problem, Rope};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// More than the kinds of calls that a model makes of one rotation while it decodes. Prompts of ever other
@@ -31,15 +31,6 @@ pub(crate) enum Work {
         k: Layout,
         one_buffer: bool,
     },
-    /// Queries where they are, keys and values to their caches.
-    Append {
-        q: Layout,
-        k: Layout,
-        v: Layout,
-        one_buffer: bool,
-        caches: [CacheLayout; 2],
-        one_cache: bool,
-    },
 }
 
 impl Work {
@@ -62,21 +53,6 @@ impl Work {
             } => (problem.q((from, to)), one_buffer),
             Work::InPlace(x) => (problem.q(x), false),
             Work::Both { q, k, one_buffer } => (problem.q(q).k(k), one_buffer),
-            Work::Append {
-                q,
-                k,
-                v,
-                one_buffer,
-                caches: [k_cache, v_cache],
-                one_cache,
-            } => {
-                let cache = match one_cache {
-                    true => KvCacheLayout::one_buffer((k_cache, v_cache)),
-                    false => KvCacheLayout::separate(k_cache, v_cache),
-                };
-                let problem = problem.q(q).k_to_cache(k).v_to_cache(v);
-                (problem.cache(cache), one_buffer)
-            }
         };
         match one_buffer {
             true => problem.one_buffer(),
@@ -85,17 +61,17 @@ impl Work {
     }
 }
 
-#[derive(Debug, Default)]
-pub(crate) struct Plans(Mutex<Vec<Arc<Planned>>>);
+/// Plans by what they are of.
+#[derive(Debug)]
+pub(crate) struct Plans<W>(Mutex<Vec<Arc<Planned<W>>>>);
 
 #[derive(Debug)]
-pub(crate) struct Planned {
-    dtype: Dtype,
-    work: Work,
+pub(crate) struct Planned<W> {
+    work: W,
     plan: Plan,
 }
 
-impl std::ops::Deref for Planned {
+impl<W> std::ops::Deref for Planned<W> {
     type Target = Plan;
 
     fn deref(&self) -> &Plan {
@@ -103,32 +79,46 @@ impl std::ops::Deref for Planned {
     }
 }
 
-impl Plans {
+impl<W> Default for Plans<W> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<W> Plans<W> {
     /// The plan of some work, made if there is none yet.
-    pub(crate) fn get(
+    #[inline]
+    pub(crate) fn get<E>(
         &self,
-        rope: &Rope,
-        dtype: Dtype,
-        work: &Work,
-    ) -> Result<Arc<Planned>, Error> {
+        is_it: impl Fn(&W) -> bool,
+        make: impl FnOnce() -> Result<(W, Plan), E>,
+    ) -> Result<Arc<Planned<W>>, E> {
         // What a panic elsewhere left behind are plans all the same.
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_it = |known: &Arc<Planned>| known.work == *work && known.dtype == dtype;
-        if let Some(at) = known.iter().position(is_it) {
+        if let Some(at) = known.iter().position(|known| is_it(&known.work)) {
             let planned = known[at].clone();
             known[..=at].rotate_right(1);
             return Ok(planned);
         }
-        let planned = Arc::new(Planned {
-            dtype,
-            work: *work,
-            plan: Plan::new(rope, &work.problem(dtype))?,
-        });
+        let (work, plan) = make()?;
+        let planned = Arc::new(Planned { work, plan });
         known.truncate(MOST - 1);
         known.insert(0, planned.clone());
         Ok(planned)
     }
 }
+
+impl Plans<(Dtype, Work)> {
+    /// The plan of a rotation.
+    pub(crate) fn of(&self, rope: &Rope, dtype: Dtype, work: &Work) -> Result<Rotation, Error> {
+        self.get(
+            |known| known.1 == *work && known.0 == dtype,
+            || Ok(((dtype, *work), Plan::new(rope, &work.problem(dtype))?)),
+        )
+    }
+}
+
+pub(crate) type Rotation = Arc<Planned<(Dtype, Work)>>;
 
 #[cfg(test)]
 mod tests {
@@ -140,7 +130,7 @@ mod tests {
         let rope = Rope::new(Frequencies::from_theta(1e4, 8).unwrap(), Pairing::HalfSplit);
         let work = |tokens, dim| Work::InPlace(Layout::tokens(tokens, 1, dim));
         let plans = Plans::default();
-        let get = |tokens| plans.get(&rope, Dtype::F32, &work(tokens, 8)).unwrap();
+        let get = |tokens| plans.of(&rope, Dtype::F32, &work(tokens, 8)).unwrap();
         let first = get(0);
         for tokens in 1..100 {
             let planned = get(tokens);
@@ -150,8 +140,8 @@ mod tests {
             assert!(Arc::ptr_eq(&first, &get(0)));
         }
         assert_eq!(plans.0.lock().unwrap().len(), MOST);
-        assert!(plans.get(&rope, Dtype::F32, &work(1, 4)).is_err());
-        let other = plans.get(&rope, Dtype::F16, &work(99, 8)).unwrap();
+        assert!(plans.of(&rope, Dtype::F32, &work(1, 4)).is_err());
+        let other = plans.of(&rope, Dtype::F16, &work(99, 8)).unwrap();
         assert!(!Arc::ptr_eq(&other, &get(99)));
     }
 }

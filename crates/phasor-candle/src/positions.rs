@@ -3,6 +3,7 @@ use crate::{Error, Result};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use phasor::PositionsIn;
 use std::borrow::Cow;
+use std::convert::Infallible;
 
 /// Where the tokens of a call are. Made by `From` a number, a slice or a tensor:
 ///
@@ -146,6 +147,7 @@ impl<'a> Positions<'a> {
             slots: self
                 .ids()
                 .map(|ids| ids.and_then(|ids| ids.request(request))),
+            per_token: PerToken::Shared,
         }
     }
 }
@@ -154,17 +156,46 @@ impl<'a> Positions<'a> {
 pub(crate) struct Asked<'t> {
     positions: &'t Positions<'t>,
     slots: [Option<Slot>; 3],
+    per_token: PerToken,
+}
+
+/// What ids per token are of.
+#[derive(Clone, Copy)]
+enum PerToken {
+    /// Of the tokens of every sequence.
+    Shared,
+    Each,
+    Axes,
 }
 
 impl Asked<'_> {
-    /// As phasor takes them, for so many sequences and tokens. `memory` has ids, whose storage is in the
-    /// given slot.
+    /// They are for so many sequences and tokens.
+    pub(crate) fn fit(&mut self, [batch, tokens]: [usize; 2]) -> Result<()> {
+        let Values::PerToken(ids) = &self.positions.values else {
+            return Ok(());
+        };
+        self.per_token = match *ids.dims() {
+            [n] | [1, n] if n == tokens => PerToken::Shared,
+            [n] if Some(n) == batch.checked_mul(tokens) => PerToken::Each,
+            [b, n] if [b, n] == [batch, tokens] => PerToken::Each,
+            [_, b, n] if [b, n] == [batch, tokens] => PerToken::Axes,
+            _ => {
+                return Err(Error::PositionsShape {
+                    got: ids.dims().to_vec(),
+                    batch,
+                    tokens,
+                });
+            }
+        };
+        Ok(())
+    }
+
+    /// As phasor takes them. `memory` has ids, whose storage is in the given slot.
     #[inline(always)]
-    pub(crate) fn given<'s, M>(
+    pub(crate) fn given<'s, M, E>(
         &'s self,
-        [batch, tokens]: [usize; 2],
-        mut memory: impl FnMut(&'s Ids<'s>, Option<Slot>) -> Result<phasor::Ids<M>>,
-    ) -> Result<PositionsIn<M>> {
+        mut memory: impl FnMut(&'s Ids<'s>, Option<Slot>) -> std::result::Result<phasor::Ids<M>, E>,
+    ) -> std::result::Result<PositionsIn<M>, E> {
         let [values, rows, offsets] = self.slots;
         let mut given = match &self.positions.values {
             Values::Start(start) => PositionsIn::start(*start),
@@ -172,19 +203,10 @@ impl Asked<'_> {
             Values::PerSequence(ids) => PositionsIn::per_sequence(memory(ids, values)?),
             Values::PerToken(ids) => {
                 let at = memory(ids, values)?;
-                match *ids.dims() {
-                    [n] if n == tokens => PositionsIn::per_token_shared(at),
-                    [1, n] if n == tokens => PositionsIn::per_token_shared(at),
-                    [n] if Some(n) == batch.checked_mul(tokens) => PositionsIn::per_token(at),
-                    [b, n] if [b, n] == [batch, tokens] => PositionsIn::per_token(at),
-                    [_, b, n] if [b, n] == [batch, tokens] => PositionsIn::per_axis(at),
-                    _ => {
-                        return Err(Error::PositionsShape {
-                            got: ids.dims().to_vec(),
-                            batch,
-                            tokens,
-                        });
-                    }
+                match self.per_token {
+                    PerToken::Shared => PositionsIn::per_token_shared(at),
+                    PerToken::Each => PositionsIn::per_token(at),
+                    PerToken::Axes => PositionsIn::per_axis(at),
                 }
             }
         };
@@ -201,13 +223,15 @@ impl Asked<'_> {
     }
 
     /// In host memory.
-    #[inline(always)]
+    // Not as a result: handed on in one they would be copied as other words than they were written in, which
+    // processors wait for.
+    #[inline(never)]
     pub(crate) fn on_host<'s, const N: usize>(
         &'s self,
-        shape: [usize; 2],
         held: &Held<'s, N>,
-    ) -> Result<phasor::Positions<'s>> {
-        self.given(shape, |ids, slot| ids.on_host(slot, held))
+    ) -> phasor::Positions<'s> {
+        let Ok(given) = self.given(|ids, slot| Ok::<_, Infallible>(ids.on_host(slot, held)));
+        given
     }
 }
 
@@ -315,31 +339,30 @@ impl<'a> Ids<'a> {
     }
 
     /// In host memory; a tensor's storage is in `slot` of what is held.
+    #[inline(always)]
     pub(crate) fn on_host<'s, const N: usize>(
         &'s self,
         slot: Option<Slot>,
         held: &Held<'s, N>,
-    ) -> Result<phasor::Ids<&'s [u8]>> {
-        let tensor = match &self.0 {
-            Memory::I32(ids, _) => return Ok(ids[..].into()),
-            Memory::I64(ids, _) => return Ok(ids[..].into()),
-            Memory::U32(ids, _) => return Ok(ids[..].into()),
-            Memory::Tensor(tensor) => tensor,
-        };
-        let range = tensor.layout().start_offset()..;
-        let len = tensor.elem_count();
-        let storage = slot.and_then(|slot| held.read(slot));
-        match storage {
-            Some(Storage::Cpu(CpuStorage::I32(ids))) => Ok(ids[range][..len].into()),
-            Some(Storage::Cpu(CpuStorage::I64(ids))) => Ok(ids[range][..len].into()),
-            Some(Storage::Cpu(CpuStorage::U32(ids))) => Ok(ids[range][..len].into()),
-            // Another type has been refused; none of these is written.
-            _ => Err(crate::storages::shared(
-                "the rotated tensor",
-                "ids",
-                "give ids of their own",
-            )),
+    ) -> phasor::Ids<&'s [u8]> {
+        match &self.0 {
+            Memory::I32(ids, _) => ids[..].into(),
+            Memory::I64(ids, _) => ids[..].into(),
+            Memory::U32(ids, _) => ids[..].into(),
+            Memory::Tensor(tensor) => in_storage(tensor, slot.and_then(|slot| held.read(slot))),
         }
+    }
+}
+
+fn in_storage<'s>(tensor: &Tensor, storage: Option<&'s Storage>) -> phasor::Ids<&'s [u8]> {
+    let range = tensor.layout().start_offset()..;
+    let len = tensor.elem_count();
+    match storage {
+        Some(Storage::Cpu(CpuStorage::I32(ids))) => ids[range][..len].into(),
+        Some(Storage::Cpu(CpuStorage::I64(ids))) => ids[range][..len].into(),
+        Some(Storage::Cpu(CpuStorage::U32(ids))) => ids[range][..len].into(),
+        // Another type has been refused, and none of these is written. Phasor would refuse too few.
+        _ => [0u32; 0][..].into(),
     }
 }
 
@@ -380,7 +403,8 @@ pub(crate) fn same_device(
     second: &'static str,
     second_device: &Device,
 ) -> Result<()> {
-    if first_device.same_device(second_device) {
+    let on_cpu = first_device.is_cpu() && second_device.is_cpu();
+    if on_cpu || first_device.same_device(second_device) {
         return Ok(());
     }
     let name = |device: &Device| match device.location() {

@@ -1,7 +1,8 @@
 #[cfg(doc)]
 use crate::Error;
+use crate::append::Known;
 use crate::number::by_dtype;
-use crate::plans::{Planned, Plans, Work};
+use crate::plans::{Plans, Rotation, Work};
 use crate::positions::Asked;
 use crate::storages::{Held, OF_POSITIONS, Request, Slot};
 use crate::view::{DimOrder, Rank, View};
@@ -36,8 +37,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 #[derive(Clone, Debug)]
 pub struct RotaryEmbedding {
     pub(crate) shared: Arc<Shared>,
-    order: DimOrder,
-    rotary_offset: usize,
+    pub(crate) order: DimOrder,
+    pub(crate) rotary_offset: usize,
 }
 
 #[derive(Debug)]
@@ -45,7 +46,8 @@ pub(crate) struct Shared {
     pub(crate) rope: Rope,
     pub(crate) host: HostRotator,
     on: Host,
-    pub(crate) plans: Plans,
+    plans: Plans<(Dtype, Work)>,
+    pub(crate) appends: Plans<Known>,
     /// Whether a token was not stored on the CPU, and nobody was told yet.
     pub(crate) missed: AtomicBool,
     backward: OnceLock<Arc<Shared>>,
@@ -60,6 +62,7 @@ impl Shared {
             host: on.rotator(rope),
             on,
             plans: Plans::default(),
+            appends: Plans::default(),
             missed: AtomicBool::new(false),
             backward: OnceLock::new(),
             #[cfg(feature = "cuda")]
@@ -67,8 +70,8 @@ impl Shared {
         })
     }
 
-    pub(crate) fn plan(&self, dtype: Dtype, work: &Work) -> Result<Arc<Planned>> {
-        Ok(self.plans.get(&self.rope, dtype, work)?)
+    pub(crate) fn plan(&self, dtype: Dtype, work: &Work) -> Result<Rotation> {
+        Ok(self.plans.of(&self.rope, dtype, work)?)
     }
 }
 
@@ -260,14 +263,15 @@ impl RotaryEmbedding {
         let len = view.tensor.elem_count();
         let mut request = Request::<{ 1 + OF_POSITIONS }>::new();
         let source = request.read(view.tensor);
-        let asked = positions.request(&mut request);
+        let mut asked = positions.request(&mut request);
+        asked.fit(view.counts())?;
         request.run(|held| {
             #[cfg(feature = "cuda")]
             if let Some(Storage::Cuda(storage)) = held.read(source) {
                 let call = crate::cuda::Call::new(&self.shared, &plan, storage, &asked, &held)?;
                 return by_dtype!(view.dtype, T => call.rotated::<T>(storage, view.start, len));
             }
-            let given = asked.on_host(view.counts(), &held)?;
+            let given = asked.on_host(&held);
             let storage = by_dtype!(view.dtype, T => {
                 let source = host::read::<T>(held.read(source), view.start)?;
                 host::rotated(&self.shared.host, &plan, source, len, given)?
@@ -333,7 +337,8 @@ impl RotaryEmbedding {
         let mut request = Request::<{ 2 + OF_POSITIONS }>::new();
         let slot = request.write(q.tensor);
         let k = k.map(|k| (k, request.write(k.tensor)));
-        let asked = positions.request(&mut request);
+        let mut asked = positions.request(&mut request);
+        asked.fit(q.counts())?;
         match k {
             None => {
                 let work = Work::InPlace(q.layout);
@@ -382,7 +387,7 @@ impl RotaryEmbedding {
                     crate::cuda::rotate::<T, _>(&self.shared, &plan, q, k, asked, &held)
                 });
             }
-            let given = asked.on_host([plan.batch(), plan.tokens()], &held)?;
+            let given = asked.on_host(&held);
             by_dtype!(plan.dtype(), T => {
                 let k = match k {
                     Some((k, slot)) => Some(host::written::<T>(held.take(*slot), k.start)?),
@@ -414,7 +419,7 @@ impl RotaryEmbedding {
                     crate::cuda::rotate_windows::<T, _>(&self.shared, &plan, buffer, asked, &held)
                 });
             }
-            let given = asked.on_host([plan.batch(), plan.tokens()], &held)?;
+            let given = asked.on_host(&held);
             by_dtype!(view.dtype, T => {
                 let buffer = host::written::<T>(held.take(slot), base)?;
                 self.shared.host.rotate_one_buffer(&plan, buffer, given)?;
@@ -461,7 +466,8 @@ impl RotaryEmbedding {
             request.write(destination.tensor),
             request.read(source.tensor),
         );
-        let asked = positions.request(&mut request);
+        let mut asked = positions.request(&mut request);
+        asked.fit(source.counts())?;
         if to == from {
             let base = source.start.min(destination.start);
             let work = Work::Into {
@@ -489,7 +495,7 @@ impl RotaryEmbedding {
                     call.rotate_into::<T>(storage, source.start, to)
                 });
             }
-            let given = asked.on_host(source.counts(), &held)?;
+            let given = asked.on_host(&held);
             by_dtype!(source.dtype, T => {
                 let to = host::written::<T>(held.take(to), destination.start)?;
                 let from = host::read::<T>(held.read(from), source.start)?;

@@ -14,16 +14,16 @@ pub(crate) type Slot = usize;
 
 /// Storages that a call needs, of up to `N` tensors.
 pub(crate) struct Request<'t, const N: usize> {
+    /// By slot.
     wanted: [Option<Wanted<'t>>; N],
-    /// Slots by their storages' addresses.
-    order: [Slot; N],
+    /// The addresses of storages' locks, ascending, and their slots.
+    order: [(usize, Slot); N],
     len: usize,
 }
 
 #[derive(Clone, Copy)]
 struct Wanted<'t> {
     tensor: &'t Tensor,
-    storage: usize,
     written: bool,
 }
 
@@ -31,7 +31,7 @@ impl<'t, const N: usize> Request<'t, N> {
     pub(crate) fn new() -> Self {
         Self {
             wanted: [None; N],
-            order: [0; N],
+            order: [(0, 0); N],
             len: 0,
         }
     }
@@ -41,53 +41,45 @@ impl<'t, const N: usize> Request<'t, N> {
         self.add(tensor, false)
     }
 
-    /// The storage of `tensor`, to be written where the tensor's elements are. Tensors of one storage have
-    /// one slot.
+    /// The storage of `tensor`, to be written. Tensors of one storage have one slot.
     pub(crate) fn write(&mut self, tensor: &'t Tensor) -> Slot {
         self.add(tensor, true)
     }
 
     fn add(&mut self, tensor: &'t Tensor, written: bool) -> Slot {
-        let storage = storage_of(tensor);
-        for (slot, wanted) in self.wanted[..self.len].iter_mut().enumerate() {
-            if let Some(wanted) = wanted
-                && wanted.storage == storage
-            {
-                if written && !wanted.written {
-                    (wanted.tensor, wanted.written) = (tensor, true);
-                }
-                return slot;
+        let lock = lock_of(tensor);
+        let known = self.order[..self.len]
+            .iter()
+            .find(|(other, _)| *other == lock);
+        if let Some(&(_, slot)) = known {
+            if let Some(wanted) = &mut self.wanted[slot] {
+                wanted.written |= written;
             }
+            return slot;
         }
-        self.wanted[self.len] = Some(Wanted {
-            tensor,
-            storage,
-            written,
-        });
-        let mut at = self.len;
-        while at > 0 && self.storage(self.order[at - 1]) > storage {
+        let slot = self.len;
+        let mut at = slot;
+        while at > 0 && self.order[at - 1].0 > lock {
             self.order[at] = self.order[at - 1];
             at -= 1;
         }
-        self.order[at] = self.len;
+        self.order[at] = (lock, slot);
+        self.wanted[slot] = Some(Wanted { tensor, written });
         self.len += 1;
-        self.len - 1
-    }
-
-    fn storage(&self, slot: Slot) -> usize {
-        self.wanted[slot].map_or(0, |wanted| wanted.storage)
+        slot
     }
 
     /// Locks them all and calls `f`.
     #[inline]
     pub(crate) fn run<R>(&self, f: impl FnOnce(Held<'_, N>) -> Result<R>) -> Result<R> {
         let mut guards = [const { None }; N];
-        for &slot in &self.order[..self.len] {
-            guards[slot] = self.wanted[slot].map(Wanted::lock);
+        let order = &self.order[..self.len];
+        for (guard, &(_, slot)) in guards.iter_mut().zip(order) {
+            *guard = self.wanted[slot].map(Wanted::lock);
         }
         let mut held = Held([const { None }; N]);
-        for (lent, guard) in held.0.iter_mut().zip(&mut guards[..self.len]) {
-            *lent = guard.as_mut().map(Guard::lend);
+        for (guard, &(_, slot)) in guards.iter_mut().zip(order) {
+            held.0[slot] = guard.as_mut().map(Guard::lend);
         }
         f(held)
     }
@@ -127,8 +119,8 @@ impl Guard<'_> {
     }
 }
 
-/// What tells storages apart: the address of one, which tensors that share it have in common.
-fn storage_of(tensor: &Tensor) -> usize {
+/// What tells storages apart: the address of one's lock, which tensors that share it have in common.
+fn lock_of(tensor: &Tensor) -> usize {
     let (storage, _) = tensor.storage_and_layout();
     std::ptr::from_ref(StorageRef::rwlock(&storage)).addr()
 }

@@ -133,6 +133,7 @@ impl RotaryEmbedding {
             return Err(shared("q", "k or v, but not both", remedy));
         }
         let one_cache = to_k == to_v;
+
         // Where each begins, as the plan has it: buffers that hold several begin with the first of them.
         let mut starts = tensors.map(|tensor| tensor.layout().start_offset());
         let mut offsets = [0; 5];
@@ -161,10 +162,10 @@ impl RotaryEmbedding {
         };
         let plans = &self.shared.appends;
         let plan = plans.get(|known| known.is(&step), || self.plan_of(&step))?;
+        asked.fit([plan.batch(), plan.tokens()])?;
         if plan.is_empty() {
             return Ok(Some(Stored::All));
         }
-        asked.fit([plan.batch(), plan.tokens()])?;
         let [q_start, k_start, v_start, cache_starts @ ..] = starts;
         request.run(|mut held| {
             #[cfg(feature = "cuda")]

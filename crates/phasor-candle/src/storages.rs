@@ -1,10 +1,12 @@
-//! The storages of one call, each locked once and all in one order, so that calls on several threads
-//! cannot wait for each other.
+//! The storages of one call, each locked once, whatever tensors share it.
 //!
-//! The order is that of candle's own in-place ops: by the addresses of the locks.
+//! A call waits for a lock only while it holds none, so that it cannot be one of several that wait for each
+//! other: neither with others of this crate nor with ops of candle, some of which hold one storage while they
+//! wait for the next.
 
 use crate::{Error, Result};
 use candle_core::{CpuStorage, CudaStorage, Storage, StorageMutRef, StorageRef, Tensor};
+use parking_lot::RwLock;
 
 /// The most tensors that positions are in: ids, rows of frequencies and offsets.
 pub(crate) const OF_POSITIONS: usize = 3;
@@ -12,18 +14,15 @@ pub(crate) const OF_POSITIONS: usize = 3;
 /// The place of a storage in a request.
 pub(crate) type Slot = usize;
 
-/// Storages that a call needs, of up to `N` tensors.
+/// Storages that a call needs, of up to `N` tensors, by slot.
 pub(crate) struct Request<'t, const N: usize> {
-    /// By slot.
     wanted: [Option<Wanted<'t>>; N],
-    /// The addresses of storages' locks, ascending, and their slots.
-    order: [(usize, Slot); N],
     len: usize,
 }
 
 #[derive(Clone, Copy)]
 struct Wanted<'t> {
-    tensor: &'t Tensor,
+    lock: &'t RwLock<Storage>,
     written: bool,
 }
 
@@ -31,7 +30,6 @@ impl<'t, const N: usize> Request<'t, N> {
     pub(crate) fn new() -> Self {
         Self {
             wanted: [None; N],
-            order: [(0, 0); N],
             len: 0,
         }
     }
@@ -47,54 +45,74 @@ impl<'t, const N: usize> Request<'t, N> {
     }
 
     fn add(&mut self, tensor: &'t Tensor, written: bool) -> Slot {
-        let lock = lock_of(tensor);
-        let known = self.order[..self.len]
-            .iter()
-            .find(|(other, _)| *other == lock);
-        if let Some(&(_, slot)) = known {
-            if let Some(wanted) = &mut self.wanted[slot] {
-                wanted.written |= written;
+        // Candle gives a storage's lock away only with the storage: nothing is held beyond this.
+        let lock = StorageRef::rwlock(&tensor.storage_and_layout().0);
+        let mut known = self.wanted[..self.len].iter().flatten();
+        match known.position(|wanted| std::ptr::eq(wanted.lock, lock)) {
+            Some(slot) => {
+                if let Some(wanted) = &mut self.wanted[slot] {
+                    wanted.written |= written;
+                }
+                slot
             }
-            return slot;
+            None => {
+                let slot = self.len;
+                self.wanted[slot] = Some(Wanted { lock, written });
+                self.len += 1;
+                slot
+            }
         }
-        let slot = self.len;
-        let mut at = slot;
-        while at > 0 && self.order[at - 1].0 > lock {
-            self.order[at] = self.order[at - 1];
-            at -= 1;
-        }
-        self.order[at] = (lock, slot);
-        self.wanted[slot] = Some(Wanted { tensor, written });
-        self.len += 1;
-        slot
     }
 
     /// Locks them all and calls `f`.
     #[inline]
     pub(crate) fn run<R>(&self, f: impl FnOnce(Held<'_, N>) -> Result<R>) -> Result<R> {
         let mut guards = [const { None }; N];
-        let order = &self.order[..self.len];
-        for (guard, &(_, slot)) in guards.iter_mut().zip(order) {
-            *guard = self.wanted[slot].map(Wanted::lock);
+        let wanted = &self.wanted[..self.len];
+        while let Err(busy) = try_all(wanted, &mut guards) {
+            // None is held here. The next attempt begins with the one that was waited for.
+            guards = [const { None }; N];
+            guards[busy] = wanted[busy].map(Wanted::wait);
         }
         let mut held = Held([const { None }; N]);
-        for (guard, &(_, slot)) in guards.iter_mut().zip(order) {
-            held.0[slot] = guard.as_mut().map(Guard::lend);
+        for (lent, guard) in held.0.iter_mut().zip(&mut guards[..self.len]) {
+            *lent = guard.as_mut().map(Guard::lend);
         }
         f(held)
     }
 }
 
+/// Locks all that are not locked yet, or says which one is in use.
+#[inline]
+fn try_all<'t>(
+    wanted: &[Option<Wanted<'t>>],
+    guards: &mut [Option<Guard<'t>>],
+) -> std::result::Result<(), Slot> {
+    for (slot, (wanted, guard)) in wanted.iter().zip(guards).enumerate() {
+        if let (Some(wanted), None) = (wanted, &guard) {
+            *guard = wanted.attempt();
+            if guard.is_none() {
+                return Err(slot);
+            }
+        }
+    }
+    Ok(())
+}
+
 impl<'t> Wanted<'t> {
     #[inline]
-    fn lock(self) -> Guard<'t> {
-        let (storage, _) = self.tensor.storage_and_layout();
-        if !self.written {
-            return Guard::Read(storage);
+    fn attempt(&self) -> Option<Guard<'t>> {
+        match self.written {
+            true => self.lock.try_write().map(Guard::Write),
+            false => self.lock.try_read().map(Guard::Read),
         }
-        let lock = StorageRef::rwlock(&storage);
-        drop(storage);
-        Guard::Write(lock.write())
+    }
+
+    fn wait(self) -> Guard<'t> {
+        match self.written {
+            true => Guard::Write(self.lock.write()),
+            false => Guard::Read(self.lock.read()),
+        }
     }
 }
 
@@ -117,12 +135,6 @@ impl Guard<'_> {
             },
         }
     }
-}
-
-/// What tells storages apart: the address of one's lock, which tensors that share it have in common.
-fn lock_of(tensor: &Tensor) -> usize {
-    let (storage, _) = tensor.storage_and_layout();
-    std::ptr::from_ref(StorageRef::rwlock(&storage)).addr()
 }
 
 /// A storage that is locked.
@@ -157,5 +169,33 @@ pub(crate) fn shared(first: &'static str, second: &'static str, remedy: &'static
         first,
         second,
         remedy,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+
+    #[test]
+    fn a_storage_is_locked_once_and_written_if_any_tensor_of_it_is() {
+        let [shared, other] = [0, 1].map(|_| Tensor::zeros(4, DType::F32, &Device::Cpu).unwrap());
+        let window = shared.narrow(0, 1, 2).unwrap();
+        let mut request = Request::<3>::new();
+        let slots = [
+            request.read(&shared),
+            request.read(&other),
+            request.write(&window),
+        ];
+        assert_eq!(slots, [0, 1, 0]);
+        let lent = request.run(|mut held| {
+            assert!(held.read(0).is_none() && held.read(1).is_some());
+            Ok([0, 1, 2].map(|slot| match held.take(slot) {
+                Some(Lent::Read(_)) => "to be read",
+                Some(_) => "to be written",
+                None => "none",
+            }))
+        });
+        assert_eq!(lent.unwrap(), ["to be written", "to be read", "none"]);
     }
 }

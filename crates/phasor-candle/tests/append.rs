@@ -1,6 +1,6 @@
 //! Rotation and storing in caches, at once.
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, StorageRef, Tensor, Var};
 use phasor::{Frequencies, Pairing, Rope};
 use phasor_candle::{
     CacheOrder, DimOrder, Error, KvCache, Positions, RotaryEmbedding, Slots, Stored,
@@ -392,4 +392,139 @@ fn what_was_not_stored_is_told_later() {
         (stored, rotary.stored(&CPU).unwrap()),
         (Stored::NotAll, Stored::All)
     );
+}
+
+/// A call on tensors that differ from those of others in one thing, and what came of it.
+fn outcome(case: usize, rotary: &RotaryEmbedding) -> String {
+    let of = |first, dtype| tensor(first, &[1, 2, 2, DIM], dtype);
+    let f32s = |first| of(first, DType::F32);
+    let room = |shape: &[usize]| tensor(7000, shape, DType::F32);
+    let [mut q, mut k, mut v] = [0, 1000, 2000].map(f32s);
+    let [mut k_cache, mut v_cache] = [0, 1].map(|_| room(&[6, 2, 2, DIM]));
+    let mut cache_order = CacheOrder::Nhd;
+    let mut rotary = rotary.clone().with_dim_order(DimOrder::Bthd);
+    let swapped = |x: &Tensor| x.transpose(1, 2).unwrap();
+    match case {
+        0 => cache_order = CacheOrder::Hnd,
+        1 => rotary = rotary.with_dim_order(DimOrder::Bhtd),
+        2 => rotary = rotary.with_rotary_offset(DIM / 2),
+        3..=7 => {
+            let tensors = [&mut q, &mut k, &mut v, &mut k_cache, &mut v_cache];
+            *tensors[case - 3] = swapped(tensors[case - 3]);
+        }
+        8 | 9 => {
+            let qkv = tensor(0, &[1, 2, 6, DIM], DType::F32);
+            let at = [[0, 2, 4], [4, 0, 2]][case - 8];
+            [q, k, v] = at.map(|first| qkv.narrow(2, first, 2).unwrap());
+        }
+        10 | 11 => {
+            let both = room(&[2, 6, 2, 2, DIM]);
+            let at = [[0, 1], [1, 0]][case - 10];
+            [k_cache, v_cache] = at.map(|first| both.get(first).unwrap());
+        }
+        12 => [q, k, v] = [q, k, v].map(|x| x.squeeze(0).unwrap()),
+        13 => [k_cache, v_cache] = [0, 1].map(|_| room(&[7, 2, 2, DIM])),
+        14 => {
+            [q, k, v] = [0, 1000, 2000].map(|first| of(first, DType::F16));
+            [k_cache, v_cache] = [k_cache, v_cache].map(|x| x.to_dtype(DType::F16).unwrap());
+        }
+        15 => v = of(2000, DType::F16),
+        16 => {
+            k_cache = room(&[6, 2, DIM / 4, 2, 4]);
+            v_cache = room(&[6, 2, DIM, 2]);
+            cache_order = CacheOrder::Packed;
+        }
+        17 => k_cache = room(&[6, 2, DIM / 4, 2, 4]),
+        _ => {}
+    }
+    let cache = KvCache::new(&k_cache, &v_cache, cache_order);
+    let stored = rotary.append(&q, &k, &v, cache, 3, Slots::mapping(&[5, 10]));
+    let [q, k_cache, v_cache] = [&q, &k_cache, &v_cache].map(values);
+    format!("{stored:?} {q:?} {k_cache:?} {v_cache:?}")
+}
+
+#[test]
+fn calls_that_differ_in_one_thing_share_no_plan() {
+    let rope = Rope::new(
+        Frequencies::from_theta(1e4, DIM / 2).unwrap(),
+        Pairing::Interleaved,
+    );
+    let shared = RotaryEmbedding::new(&rope);
+    // Whatever went before, and whether a plan is there already.
+    for case in (0..19).chain((0..19).rev()) {
+        let alone = outcome(case, &RotaryEmbedding::new(&rope));
+        assert_eq!(outcome(case, &shared), alone, "{case}");
+        assert_eq!(
+            alone.starts_with("Ok(All)"),
+            ![15, 17].contains(&case),
+            "{alone}"
+        );
+    }
+}
+
+#[test]
+fn elements_that_are_written_more_than_once_are_refused() {
+    let rotary = rotary(DimOrder::Bthd);
+    let Step { q, k, v } = step(2, 3, DType::F32);
+    let [k_cache, v_cache] = paged(CacheOrder::Nhd);
+    let repeated = |x: &Tensor, dim: usize| {
+        let one = x.narrow(dim, 0, 1).unwrap();
+        one.expand(x.shape()).unwrap()
+    };
+    for dim in 0..3 {
+        for which in 0..3 {
+            let mut written = [q.clone(), k_cache.clone(), v_cache.clone()];
+            written[which] = repeated(&written[which], dim);
+            let [q, k_cache, v_cache] = &written;
+            let cache = KvCache::new(k_cache, v_cache, CacheOrder::Nhd);
+            let slots = Slots::mapping(&[0, 1, 2, 3, 4, 5]);
+            let error = rotary.append(q, &k, &v, cache, 3, slots).unwrap_err();
+            assert!(
+                matches!(error, Error::Phasor(phasor::Error::SelfOverlap { .. })),
+                "{dim}, {which}: {error}"
+            );
+        }
+        let error = rotary.apply_inplace(&repeated(&q, dim), 3).unwrap_err();
+        assert!(
+            matches!(error, Error::Phasor(phasor::Error::SelfOverlap { .. })),
+            "{error}"
+        );
+        let error = rotary.apply_into(&q, &repeated(&q, dim), 3).unwrap_err();
+        assert!(
+            matches!(error, Error::Phasor(phasor::Error::SelfOverlap { .. })),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn nothing_is_held_while_a_storage_is_waited_for() {
+    let rotary = rotary(DimOrder::Bthd);
+    let Step { q, k, v } = step(1, 3, DType::F32);
+    let [k_cache, v_cache] = paged(CacheOrder::Nhd);
+    let cache = KvCache::new(&k_cache, &v_cache, CacheOrder::Nhd);
+    for busy in [&q, &k_cache, &v_cache] {
+        let before = values(&k_cache);
+        let (reader, _) = busy.storage_and_layout();
+        std::thread::scope(|scope| {
+            let stored = scope.spawn(|| {
+                let slots = Slots::mapping(&[0, 1, 2]);
+                rotary.append(&q, &k, &v, cache, 3, slots).unwrap()
+            });
+            // A writer that waits keeps further readers out.
+            while StorageRef::rwlock(&reader).try_read().is_some() {
+                std::thread::yield_now();
+            }
+            for other in [&q, &k, &v, &k_cache, &v_cache] {
+                if !std::ptr::eq(other, busy) {
+                    let lock = StorageRef::rwlock(&other.storage_and_layout().0);
+                    assert!(lock.try_write().is_some());
+                }
+            }
+            drop(reader);
+            assert_eq!(stored.join().unwrap(), Stored::All);
+        });
+        assert_ne!(values(&k_cache), before);
+        k_cache.zero_set().unwrap();
+    }
 }

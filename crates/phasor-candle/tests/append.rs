@@ -503,27 +503,26 @@ fn nothing_is_held_while_a_storage_is_waited_for() {
     let Step { q, k, v } = step(1, 3, DType::F32);
     let [k_cache, v_cache] = paged(CacheOrder::Nhd);
     let cache = KvCache::new(&k_cache, &v_cache, CacheOrder::Nhd);
-    for busy in [&q, &k_cache, &v_cache] {
+    let tensors = [&q, &k_cache, &v_cache, &k, &v];
+    let locks = tensors.map(|tensor| StorageRef::rwlock(&tensor.storage_and_layout().0));
+    for busy in 0..3 {
         let before = values(&k_cache);
-        let (reader, _) = busy.storage_and_layout();
-        std::thread::scope(|scope| {
+        let reader = locks[busy].read();
+        let (free, stored) = std::thread::scope(|scope| {
             let stored = scope.spawn(|| {
                 let slots = Slots::mapping(&[0, 1, 2]);
                 rotary.append(&q, &k, &v, cache, 3, slots).unwrap()
             });
             // A writer that waits keeps further readers out.
-            while StorageRef::rwlock(&reader).try_read().is_some() {
+            while locks[busy].try_read().is_some() {
                 std::thread::yield_now();
             }
-            for other in [&q, &k, &v, &k_cache, &v_cache] {
-                if !std::ptr::eq(other, busy) {
-                    let lock = StorageRef::rwlock(&other.storage_and_layout().0);
-                    assert!(lock.try_write().is_some());
-                }
-            }
+            let free = locks.map(|lock| lock.try_write().is_some());
             drop(reader);
-            assert_eq!(stored.join().unwrap(), Stored::All);
+            (free, stored.join().unwrap())
         });
+        assert_eq!(free, [0, 1, 2, 3, 4].map(|lock| lock != busy));
+        assert_eq!(stored, Stored::All);
         assert_ne!(values(&k_cache), before);
         k_cache.zero_set().unwrap();
     }

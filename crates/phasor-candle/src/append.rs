@@ -275,8 +275,14 @@ pub(crate) struct Known {
 impl Known {
     #[inline]
     fn is(&self, step: &Step<'_>) -> bool {
-        let mut tensors = self.tensors.iter().zip(step.tensors);
-        tensors.all(|(known, tensor)| known.is(tensor)) && self.manner == step.manner
+        let [q, k, v, k_cache, v_cache] = step.tensors;
+        let known = &self.tensors;
+        known[0].is(q)
+            && known[1].is(k)
+            && known[2].is(v)
+            && known[3].is(k_cache)
+            && known[4].is(v_cache)
+            && self.manner == step.manner
     }
 }
 
@@ -338,6 +344,7 @@ impl Words {
 }
 
 /// The caches of a call: two storages, or one.
+#[inline(always)]
 fn written_caches<'s, T: crate::number::Number>(
     caches: [Option<Lent<'s>>; 2],
     [k, v]: [usize; 2],

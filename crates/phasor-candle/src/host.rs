@@ -7,6 +7,7 @@ use candle_core::{CpuStorage, Storage};
 use phasor::{HostRotator, InOut, Plan, Positions};
 
 /// The elements of a storage from the first of a tensor on.
+#[inline(always)]
 pub(crate) fn read<T: Number>(storage: Option<&Storage>, start: usize) -> Result<&[T]> {
     match storage {
         Some(Storage::Cpu(storage)) => T::of(storage)
@@ -17,6 +18,7 @@ pub(crate) fn read<T: Number>(storage: Option<&Storage>, start: usize) -> Result
 }
 
 /// The same, to be written.
+#[inline(always)]
 pub(crate) fn written<T: Number>(lent: Option<Lent<'_>>, start: usize) -> Result<&mut [T]> {
     match lent {
         Some(Lent::WriteCpu(storage)) => T::of_mut(storage)

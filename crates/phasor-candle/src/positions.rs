@@ -397,25 +397,30 @@ impl<'a> From<&'a Tensor> for Ids<'a> {
 }
 
 /// Both are one device: for CUDA, of one `CudaDevice` and its clones.
+#[inline]
 pub(crate) fn same_device(
     first: &'static str,
     first_device: &Device,
     second: &'static str,
     second_device: &Device,
 ) -> Result<()> {
-    let on_cpu = first_device.is_cpu() && second_device.is_cpu();
-    if on_cpu || first_device.same_device(second_device) {
-        return Ok(());
+    match (first_device, second_device) {
+        (Device::Cpu, Device::Cpu) => Ok(()),
+        _ if first_device.same_device(second_device) => Ok(()),
+        _ => Err(Error::Devices {
+            first,
+            first_device: name_of(first_device),
+            second,
+            second_device: name_of(second_device),
+        }),
     }
-    let name = |device: &Device| match device.location() {
+}
+
+#[cold]
+fn name_of(device: &Device) -> String {
+    match device.location() {
         candle_core::DeviceLocation::Cpu => "the CPU".to_string(),
         candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
         candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
-    };
-    Err(Error::Devices {
-        first,
-        first_device: name(first_device),
-        second,
-        second_device: name(second_device),
-    })
+    }
 }

@@ -5,15 +5,16 @@
 //! ```
 //!
 //! Each number is the least of many rounds, in which all calls take turns: other work on the machine makes
-//! a round longer, never shorter.
+//! a round longer, never shorter. Where phasor's call writes, it does so in the storages of the tensors that
+//! phasor-candle is given: other memory takes up to 0.1 µs more or less, by where it happens to be.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{CpuStorage, DType, Device, Storage, StorageMutRef, StorageRef, Tensor};
 use phasor::half::bf16;
 use phasor::{
     CacheLayout, Element, Frequencies, Host, HostKvCache, KvCacheLayout, Layout, Pairing,
     Positions, Problem, Rope,
 };
-use phasor_candle::{CacheOrder, KvCache, RotaryEmbedding, Slots, Stored, rotary_emb};
+use phasor_candle::{CacheOrder, KvCache, RotaryEmbedding, Slots, rotary_emb};
 use std::error::Error;
 use std::hint::black_box;
 use std::time::Instant;
@@ -25,20 +26,55 @@ const CACHED: usize = 8192;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// A call, by its name; the argument counts calls.
-type Call<'a> = (&'static str, &'a mut dyn FnMut(usize) -> Result<()>);
+/// Calls by their name, of which so many are made.
+type Calls<'a> = (&'static str, &'a mut dyn FnMut(usize) -> Result<()>);
+
+/// Makes so many calls; the argument of one counts them.
+fn each(mut call: impl FnMut(usize) -> Result<()>) -> impl FnMut(usize) -> Result<()> {
+    move |calls| (0..calls).try_for_each(&mut call)
+}
+
+/// Elements in a tensor's storage.
+trait Stored: Element {
+    fn of(storage: &mut CpuStorage) -> Option<&mut [Self]>;
+}
+
+macro_rules! stored {
+    ($($number:ty => $variant:ident),*) => {$(
+        impl Stored for $number {
+            fn of(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+                match storage {
+                    CpuStorage::$variant(elements) => Some(elements),
+                    _ => None,
+                }
+            }
+        }
+    )*};
+}
+
+stored!(f32 => F32, bf16 => BF16);
+
+fn locked(tensor: &Tensor) -> StorageMutRef<'_> {
+    let lock = StorageRef::rwlock(&tensor.storage_and_layout().0);
+    lock.write()
+}
+
+fn elements<T: Stored>(storage: &mut Storage) -> Result<&mut [T]> {
+    match storage {
+        Storage::Cpu(storage) => Ok(T::of(storage).ok_or("of another type")?),
+        _ => Err("not on the CPU".into()),
+    }
+}
 
 /// Prints the least time of each call.
-fn compare(title: &str, tokens: usize, calls: &mut [Call<'_>]) -> Result<()> {
+fn compare(title: &str, tokens: usize, calls: &mut [Calls<'_>]) -> Result<()> {
     let per_round = (1_000 / tokens).max(1);
     let rounds = if tokens == 1 { 100 } else { 20 };
     let mut least = vec![f64::INFINITY; calls.len()];
     for _ in 0..rounds {
         for ((_, call), least) in calls.iter_mut().zip(&mut least) {
             let start = Instant::now();
-            for n in 0..per_round {
-                call(n)?;
-            }
+            call(per_round)?;
             let each = start.elapsed().as_secs_f64() * 1e6 / per_round as f64;
             *least = least.min(each);
         }
@@ -50,7 +86,7 @@ fn compare(title: &str, tokens: usize, calls: &mut [Call<'_>]) -> Result<()> {
     Ok(())
 }
 
-fn measure<T: Element>(dtype: DType, tokens: usize) -> Result<()> {
+fn measure<T: Stored>(dtype: DType, tokens: usize) -> Result<()> {
     let rope = Rope::new(Frequencies::from_theta(500_000.0, DIM)?, Pairing::HalfSplit);
     let rotary = RotaryEmbedding::new(&rope);
     let rotator = Host::new().rotator(&rope);
@@ -63,7 +99,7 @@ fn measure<T: Element>(dtype: DType, tokens: usize) -> Result<()> {
     // One tensor, to a new one.
     let plan = rotator.plan(&problem.q((layout(HEADS), layout(HEADS))))?;
     let (q, source) = (of(HEADS)?, slice(HEADS));
-    let mut to_new = |n| {
+    let mut to_new = each(|n| {
         let mut rotated = Vec::with_capacity(source.len());
         let room = &mut rotated.spare_capacity_mut()[..source.len()];
         let operand = (&source[..], room).into();
@@ -72,23 +108,23 @@ fn measure<T: Element>(dtype: DType, tokens: usize) -> Result<()> {
         unsafe { rotated.set_len(source.len()) };
         black_box(&rotated);
         Ok(())
-    };
-    let mut apply = |n| {
+    });
+    let mut apply = each(|n| {
         black_box(rotary.apply(&q, start(n))?);
         Ok(())
-    };
+    });
     let table = Tensor::ones((CACHED, DIM / 2), dtype, &Device::Cpu)?;
     let rows = |n| table.narrow(0, start(n) as usize, tokens);
-    let mut drop_in = |n| {
+    let mut drop_in = each(|n| {
         let rows = rows(n)?;
         black_box(rotary_emb::rope(&q, &rows, &rows)?);
         Ok(())
-    };
-    let mut theirs = |n| {
+    });
+    let mut theirs = each(|n| {
         let rows = rows(n)?;
         black_box(candle_nn::rotary_emb::rope(&q, &rows, &rows)?);
         Ok(())
-    };
+    });
     compare(
         &format!("{dtype:?}, {tokens} tokens, q of {HEADS} heads to a new tensor"),
         tokens,
@@ -102,24 +138,27 @@ fn measure<T: Element>(dtype: DType, tokens: usize) -> Result<()> {
 
     // Queries and keys where they are.
     let plan = rotator.plan(&problem.q(layout(HEADS)).k(layout(KV_HEADS)))?;
-    let (mut q_slice, mut k_slice) = (slice(HEADS), slice(KV_HEADS));
-    let mut by_slices = |n| {
-        let (q, k) = ((&mut q_slice).into(), (&mut k_slice).into());
-        rotator.rotate(&plan, Some(q), Some(k), Positions::start(start(n)))?;
+    let (q_own, k_own) = (of(HEADS)?, of(KV_HEADS)?);
+    let mut by_slices = |calls| {
+        let [mut q, mut k] = [&q_own, &k_own].map(locked);
+        let (q, k) = (elements::<T>(&mut q)?, elements::<T>(&mut k)?);
+        for n in 0..calls {
+            let (q, k) = ((&mut *q).into(), (&mut *k).into());
+            rotator.rotate(&plan, Some(q), Some(k), Positions::start(start(n)))?;
+        }
         Ok(())
     };
     let k = of(KV_HEADS)?;
-    let (q_own, k_own) = (of(HEADS)?, of(KV_HEADS)?);
-    let mut in_place = |n| Ok(rotary.apply_qk_inplace(&q_own, &k_own, start(n))?);
+    let mut in_place = each(|n| Ok(rotary.apply_qk_inplace(&q_own, &k_own, start(n))?));
     let qk = of(HEADS + KV_HEADS)?;
     let (q_window, k_window) = (qk.narrow(1, 0, HEADS)?, qk.narrow(1, HEADS, KV_HEADS)?);
-    let mut windows = |n| Ok(rotary.apply_qk_inplace(&q_window, &k_window, start(n))?);
-    let mut theirs = |n| {
+    let mut windows = each(|n| Ok(rotary.apply_qk_inplace(&q_window, &k_window, start(n))?));
+    let mut theirs = each(|n| {
         let rows = rows(n)?;
         black_box(candle_nn::rotary_emb::rope(&q, &rows, &rows)?);
         black_box(candle_nn::rotary_emb::rope(&k, &rows, &rows)?);
         Ok(())
-    };
+    });
     compare(
         &format!("{dtype:?}, {tokens} tokens, q of {HEADS} and k of {KV_HEADS} heads in place"),
         tokens,
@@ -139,41 +178,45 @@ fn measure<T: Element>(dtype: DType, tokens: usize) -> Result<()> {
         .v_to_cache(layout(KV_HEADS))
         .cache(KvCacheLayout::separate(cache_layout, cache_layout));
     let plan = rotator.plan(&appended)?;
-    let (k_slice, v_slice) = (slice(KV_HEADS), slice(KV_HEADS));
-    let mut k_cached = vec![T::default(); KV_HEADS * CACHED * DIM];
-    let mut v_cached = k_cached.clone();
-    let mut by_slices = |n| {
-        let length = [start(n)];
-        let caches = HostKvCache::Separate {
-            k: Some(&mut k_cached),
-            v: Some(&mut v_cached),
-        };
-        let slots = phasor::Slots::sequences(&length);
-        let (q, k, v) = ((&mut q_slice).into(), (&k_slice).into(), (&v_slice).into());
-        let positions = Positions::start(start(n));
-        let stored = rotator.append(&plan, Some(q), Some(k), Some(v), caches, positions, slots)?;
-        assert_eq!(stored, Stored::All);
-        Ok(())
-    };
     let v = of(KV_HEADS)?;
     let cache = || Tensor::zeros((1, KV_HEADS, CACHED, DIM), dtype, &Device::Cpu);
     let (k_cache, v_cache) = (cache()?, cache()?);
+    let mut by_slices = |calls| {
+        let [mut q, mut k, mut v] = [&q_own, &k, &v].map(locked);
+        let [mut to_k, mut to_v] = [&k_cache, &v_cache].map(locked);
+        let q = elements::<T>(&mut q)?;
+        let (k, v) = (&*elements::<T>(&mut k)?, &*elements::<T>(&mut v)?);
+        let (to_k, to_v) = (elements::<T>(&mut to_k)?, elements::<T>(&mut to_v)?);
+        for n in 0..calls {
+            let length = [start(n)];
+            let caches = HostKvCache::Separate {
+                k: Some(&mut *to_k),
+                v: Some(&mut *to_v),
+            };
+            let slots = phasor::Slots::sequences(&length);
+            let (q, k, v) = (Some((&mut *q).into()), Some(k.into()), Some(v.into()));
+            let at = Positions::start(start(n));
+            let stored = rotator.append(&plan, q, k, v, caches, at, slots)?;
+            assert_eq!(stored, phasor::Stored::All);
+        }
+        Ok(())
+    };
     let caches = KvCache::new(&k_cache, &v_cache, CacheOrder::Hnd);
-    let mut append = |n| {
+    let mut append = each(|n| {
         let length = [start(n)];
         let slots = Slots::sequences(&length);
         let stored = rotary.append(&q_own, &k, &v, caches, start(n), slots)?;
-        assert_eq!(stored, Stored::All);
+        assert_eq!(stored, phasor::Stored::All);
         Ok(())
-    };
-    let mut theirs = |n| {
+    });
+    let mut theirs = each(|n| {
         let rows = rows(n)?;
         black_box(candle_nn::rotary_emb::rope(&q, &rows, &rows)?);
         let rotated = candle_nn::rotary_emb::rope(&k, &rows, &rows)?;
         k_cache.slice_set(&rotated, 2, start(n) as usize)?;
         v_cache.slice_set(&v, 2, start(n) as usize)?;
         Ok(())
-    };
+    });
     compare(
         &format!("{dtype:?}, {tokens} tokens, the same, and k and v to caches"),
         tokens,

@@ -38,9 +38,9 @@
 //!
 //! # In place
 //!
-//! Candle's tensors share storages, and may be written by its in-place ops only. So are they here: a storage
-//! is locked while a call writes it, each once and all in one order, whatever tensors share it. A tensor
-//! that gradients are to flow through is not written.
+//! Candle's tensors share storages. A call locks each storage once, whatever tensors share it, and waits for
+//! one only while it holds none: neither calls on several threads nor ops of candle beside them can end up
+//! waiting for each other. A tensor that gradients are to flow through is not written.
 
 #![warn(missing_docs, unsafe_op_in_unsafe_fn)]
 

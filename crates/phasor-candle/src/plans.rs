@@ -10,10 +10,6 @@ const MOST: usize = 32;
 /// What a plan is made for, as far as calls here differ. There is less to compare than in a problem, which
 /// is made only where there is no plan yet.
 #[derive(Clone, Copy, Debug, PartialEq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "made at every call, where a box would cost more than it saves"
-)]
 pub(crate) enum Work {
     /// A tensor to a new, contiguous one: heads before tokens, or after them.
     New { from: Layout, heads_first: bool },

@@ -5,6 +5,32 @@ use phasor::{Frequencies, Pairing, Rope};
 use phasor_candle::{
     CacheOrder, DimOrder, Error, KvCache, Positions, RotaryEmbedding, Slots, Stored,
 };
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+/// Counts what a thread allocates.
+struct Counting;
+
+thread_local! {
+    static ALLOCATED: Cell<usize> = const { Cell::new(0) };
+}
+
+// SAFETY: the system's allocator does it all; counting does not allocate.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATED.set(ALLOCATED.get() + 1);
+        // SAFETY: the caller's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: the caller's.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
 
 const CPU: Device = Device::Cpu;
 const DIM: usize = 8;
@@ -526,4 +552,26 @@ fn nothing_is_held_while_a_storage_is_waited_for() {
         assert_ne!(values(&k_cache), before);
         k_cache.zero_set().unwrap();
     }
+}
+
+#[test]
+fn a_step_like_an_earlier_one_allocates_nothing() {
+    let rotary = rotary(DimOrder::Bthd);
+    let Step { q, k, v } = step(1, 3, DType::F32);
+    let [k_cache, v_cache] = paged(CacheOrder::Nhd);
+    let cache = KvCache::new(&k_cache, &v_cache, CacheOrder::Nhd);
+    let ids = Tensor::new(&[[4u32, 5, 6]], &CPU).unwrap();
+    let mut allocated = [0; 3];
+    for calls in &mut allocated {
+        let before = ALLOCATED.get();
+        let slots = Slots::mapping(&[0, 1, 2]);
+        let by_slice = rotary.append(&q, &k, &v, cache, 3, slots).unwrap();
+        let slots = Slots::mapping(&ids);
+        let by_tensor = rotary.append(&q, &k, &v, cache, &ids, slots).unwrap();
+        assert_eq!([by_slice, by_tensor], [Stored::All; 2]);
+        rotary.apply_qk_inplace(&q, &k, 3).unwrap();
+        *calls = ALLOCATED.get() - before;
+    }
+    assert!(allocated[0] > 0);
+    assert_eq!(allocated[1..], [0, 0]);
 }

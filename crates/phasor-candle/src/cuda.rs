@@ -1,7 +1,6 @@
 //! Calls on a CUDA device, in the context and on the stream that candle has for it.
 
 use crate::number::Number;
-use crate::plans::Plan;
 use crate::positions::Asked;
 use crate::rotary::Shared;
 use crate::storages::{Held, Lent, Request, Slot};
@@ -17,7 +16,7 @@ use phasor::cudarc::driver::{
 };
 use phasor::half::{bf16, f16};
 use phasor::launch::Family;
-use phasor::{Appended, Dtype, IdType, Ids, InOut, Pairing, Rope, Stored};
+use phasor::{Appended, Dtype, IdType, Ids, InOut, Pairing, Plan, Rope, Stored};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The kernels and angles of one rotation on the devices where it was used.

@@ -64,8 +64,14 @@ impl<'t> View<'t> {
             _ => {
                 let expected = match (rank, order) {
                     (Rank::Packed, _) => "[tokens, heads, head_dim]",
-                    (_, DimOrder::Bhtd) => "[batch, heads, tokens, head_dim]",
-                    (_, DimOrder::Bthd) => "[batch, tokens, heads, head_dim]",
+                    (Rank::Batched, DimOrder::Bhtd) => "[batch, heads, tokens, head_dim]",
+                    (Rank::Batched, DimOrder::Bthd) => "[batch, tokens, heads, head_dim]",
+                    (Rank::Either, DimOrder::Bhtd) => {
+                        "[batch, heads, tokens, head_dim] or [tokens, heads, head_dim]"
+                    }
+                    (Rank::Either, DimOrder::Bthd) => {
+                        "[batch, tokens, heads, head_dim] or [tokens, heads, head_dim]"
+                    }
                 };
                 return Err(Error::Shape {
                     tensor: name,

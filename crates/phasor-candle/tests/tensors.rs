@@ -596,6 +596,24 @@ fn errors_say_what_to_change() {
             "{error}"
         );
     }
+    // Which shapes a call takes.
+    let flat = Tensor::zeros(8, DType::F32, &CPU).unwrap();
+    let [new, packed, in_place] = [
+        rotary.apply(&flat, 0).unwrap_err(),
+        rotary.apply_packed(&flat, 0).unwrap_err(),
+        rotary.apply_inplace(&flat, 0).unwrap_err(),
+    ]
+    .map(|error| error.to_string());
+    let (four, three) = (
+        "[batch, heads, tokens, head_dim]",
+        "[tokens, heads, head_dim]",
+    );
+    assert!(new.ends_with(&format!("must be {four}")), "{new}");
+    assert!(packed.ends_with(&format!("must be {three}")), "{packed}");
+    assert!(
+        in_place.ends_with(&format!("must be {four} or {three}")),
+        "{in_place}"
+    );
     let mixed = rotary.apply_qk_inplace(&x(DType::F32), &x(DType::F16), 0);
     assert!(matches!(
         mixed,

@@ -13,7 +13,7 @@
 #define PHASOR_MASK_CHUNKED 2
 #define PHASOR_MASK_NONE 3
 
-// PhasorAttend::q_type
+// PhasorAttend::q_type and PhasorDequantize::scale_type
 #define PHASOR_ATTEND_F32 0
 #define PHASOR_ATTEND_F16 1
 #define PHASOR_ATTEND_BF16 2
@@ -74,22 +74,27 @@ PHASOR_DECLARE_STRUCT(PhasorAttend)
 #define PHASOR_GGML_Q5_K 3
 #define PHASOR_GGML_Q6_K 4
 
-// Blocks of a GGUF tensor or a GPTQ matrix, and where the values of some rows go.
+// Blocks of a GGUF tensor, a GPTQ matrix or one of e4m3, and where the values of some rows go; or activations
+// that become e4m3, and where their values go.
 #define PHASOR_FIELDS_PhasorDequantize(field) \
-    field(uint64_t, blocks) /* of the first row; or qweight */ \
-    field(uint64_t, scales) /* GPTQ: f16 [groups, out_features] */ \
+    field(uint64_t, blocks) /* of the first row; qweight; codes; activations, [rows, in_features] */ \
+    field(uint64_t, scales) /* GPTQ: f16 [groups, out_features]; e4m3: f32 [rows / group_rows, groups] */ \
     field(uint64_t, zeros) /* GPTQ: words [groups, out_features / 8] */ \
     field(uint64_t, groups_of_inputs) /* GPTQ: i32 [in_features]; 0: runs of group_size */ \
     field(uint64_t, out) /* [rows, in_features] */ \
-    field(uint64_t, count) /* GGUF: blocks */ \
-    field(uint32_t, first_row) /* GPTQ */ \
+    field(uint64_t, count) /* GGUF: blocks; activations: groups of all rows */ \
+    field(uint32_t, first_row) /* GPTQ and e4m3 */ \
     field(uint32_t, rows) \
     field(uint32_t, in_features) \
     field(uint32_t, out_features) \
-    field(uint32_t, groups) \
-    field(uint32_t, group_size) \
+    field(uint32_t, groups) /* of a row */ \
+    field(uint32_t, group_size) /* inputs that share a scale */ \
     field(uint32_t, zero_offset) /* what a stored zero point lacks */ \
-    field(uint32_t, type) /* of GGUF's blocks */
+    field(uint32_t, type) /* of GGUF's blocks */ \
+    field(uint32_t, group_rows) /* e4m3: rows that share a scale */ \
+    field(uint32_t, scale_type) /* activations: what the scale of a group is rounded to */ \
+    field(float, scale) /* activations: of all; 0: each group has its own */ \
+    field(float, most_amax) /* activations: what the largest magnitude of a group counts as at most */
 
 PHASOR_DECLARE_STRUCT(PhasorDequantize)
 

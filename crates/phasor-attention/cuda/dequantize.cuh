@@ -1,9 +1,10 @@
-// Weights of GGUF files and GPTQ checkpoints to elements: the values of src/ggml.rs and src/gptq.rs, in f32,
-// rounded to the element type once. A thread makes eight values that lie together.
+// Weights of GGUF files, of GPTQ checkpoints and of e4m3 to elements: the values of src/ggml.rs, src/gptq.rs
+// and src/fp8.rs, in f32, rounded to the element type once; and activations to the values of their codes of
+// e4m3, likewise. A thread makes eight values that lie together.
 #pragma once
 
 #include "attention_call.h"
-#include "element.cuh"
+#include "stages.cuh"
 
 namespace phasor {
 
@@ -21,6 +22,19 @@ __device__ __forceinline__ void store_values(uint64_t address, const float (&val
         }
         *reinterpret_cast<uint4*>(address + at * Element::kBytes) =
             make_uint4(words.w[0], words.w[1], words.w[2], words.w[3]);
+    }
+}
+
+template <class Element>
+__device__ __forceinline__ void load_values(uint64_t address, float (&values)[kValues]) {
+    constexpr uint32_t kOfAccess = 4 * Element::kPerWord;
+#pragma unroll
+    for (uint32_t at = 0; at < kValues; at += kOfAccess) {
+        const uint4 words = *reinterpret_cast<const uint4*>(address + at * Element::kBytes);
+        Element::unpack(words.x, values + at);
+        Element::unpack(words.y, values + at + Element::kPerWord);
+        Element::unpack(words.z, values + at + 2 * Element::kPerWord);
+        Element::unpack(words.w, values + at + 3 * Element::kPerWord);
     }
 }
 
@@ -165,6 +179,93 @@ __device__ __forceinline__ void dequantize_gptq(const PhasorDequantize& call) {
     store_values<Element>(call.out + to * Element::kBytes, values);
 }
 
+// Threads of x have eight columns each, as codes of a row lie together; those of y have rows.
+template <class Element>
+__device__ __forceinline__ void dequantize_fp8(const PhasorDequantize& call) {
+    const uint32_t of_call = blockIdx.x * blockDim.y + threadIdx.y;
+    const uint32_t column = (blockIdx.y * blockDim.x + threadIdx.x) * kValues;
+    if (of_call >= call.rows || column >= call.in_features) return;
+    const uint32_t row = call.first_row + of_call;
+    const uint64_t group =
+        row / call.group_rows * static_cast<uint64_t>(call.groups) + column / call.group_size;
+    const float scale = __uint_as_float(ptx::load_4(call.scales + group * 4));
+    const uint64_t codes =
+        ptx::load_8(call.blocks + row * static_cast<uint64_t>(call.in_features) + column);
+    float values[kValues];
+#pragma unroll
+    for (uint32_t i = 0; i < kValues; ++i) {
+        const uint32_t code = static_cast<uint32_t>(codes >> (8 * i)) & 255u;
+        values[i] = __fmul_rn(e4m3_to_f32(code), scale);
+    }
+    const uint64_t to = static_cast<uint64_t>(of_call) * call.in_features + column;
+    store_values<Element>(call.out + to * Element::kBytes, values);
+}
+
+constexpr uint32_t kRoundingThreads = 256;
+
+// The largest of the numbers that threads of x have. All threads of a block call it together.
+__device__ __forceinline__ uint32_t most_of_x(uint32_t most) {
+    __shared__ uint32_t of_warps[kRoundingThreads / 32];
+    const uint32_t lanes = min(blockDim.x, 32u);
+#pragma unroll 1
+    for (uint32_t step = 1; step < lanes; step *= 2) {
+        most = max(most, __shfl_xor_sync(kAllLanes, most, step));
+    }
+    if (blockDim.x <= 32) return most;
+    const uint32_t warps = blockDim.x / 32, first = threadIdx.y * warps;
+    if (threadIdx.x % 32 == 0) of_warps[first + threadIdx.x / 32] = most;
+    __syncthreads();
+#pragma unroll 1
+    for (uint32_t warp = 0; warp < warps; ++warp) most = max(most, of_warps[first + warp]);
+    return most;
+}
+
+// Activations. Threads of x, of which there is a power of two, share a group of a token; those of y have groups.
+template <class Element>
+__device__ __forceinline__ void round_fp8(const PhasorDequantize& call) {
+    const uint32_t n = blockIdx.x * blockDim.y + threadIdx.y;
+    const uint32_t row = n / call.groups;
+    const uint32_t first = (n - row * call.groups) * call.group_size;
+    // Those past the last group go along, as all lanes of a warp meet.
+    const uint32_t columns = n < call.count ? min(call.group_size, call.in_features - first) : 0;
+    const uint64_t at = (static_cast<uint64_t>(row) * call.in_features + first) * Element::kBytes;
+    float values[kValues];
+    float scale = call.scale;
+    if (scale == 0.0f) {
+        // Bits of magnitudes compare as these do. A NaN counts as nothing.
+        uint32_t most = 0;
+#pragma unroll 1
+        for (uint32_t c = threadIdx.x * kValues; c < columns; c += blockDim.x * kValues) {
+            load_values<Element>(call.blocks + at + c * Element::kBytes, values);
+#pragma unroll
+            for (uint32_t i = 0; i < kValues; ++i) {
+                const uint32_t magnitude = __float_as_uint(values[i]) & 0x7fffffffu;
+                if (magnitude <= 0x7f800000u) most = max(most, magnitude);
+            }
+        }
+        most = most_of_x(most);
+        scale = __fdiv_rn(fminf(__uint_as_float(most), call.most_amax), 448.0f);
+        if (call.scale_type == PHASOR_ATTEND_F16) scale = rounded<F16>(scale);
+        if (call.scale_type == PHASOR_ATTEND_BF16) scale = rounded<Bf16>(scale);
+    }
+    // What has no inverse makes zeros.
+    float inverse = __fdiv_rn(1.0f, scale);
+    if ((__float_as_uint(inverse) & 0x7fffffffu) >= 0x7f800000u) inverse = 0.0f;
+#pragma unroll 1
+    for (uint32_t c = threadIdx.x * kValues; c < columns; c += blockDim.x * kValues) {
+        load_values<Element>(call.blocks + at + c * Element::kBytes, values);
+#pragma unroll
+        for (uint32_t i = 0; i < kValues; ++i) values[i] = __fmul_rn(values[i], inverse);
+        uint32_t codes[kValues / 4];
+        e4m3_words(values, codes);
+#pragma unroll
+        for (uint32_t i = 0; i < kValues; ++i) {
+            values[i] = __fmul_rn(e4m3_to_f32(codes[i / 4] >> (i % 4 * 8) & 255u), scale);
+        }
+        store_values<Element>(call.out + at + c * Element::kBytes, values);
+    }
+}
+
 } // namespace phasor
 
 // The entry points of one element type.
@@ -176,4 +277,6 @@ __device__ __forceinline__ void dequantize_gptq(const PhasorDequantize& call) {
 
 #define PHASOR_DEQUANTIZE_KERNELS(dtype, element)                                     \
     PHASOR_DEQUANTIZE_KERNEL(dequantize_ggml_##dtype, element, dequantize_ggml)       \
-    PHASOR_DEQUANTIZE_KERNEL(dequantize_gptq_##dtype, element, dequantize_gptq)
+    PHASOR_DEQUANTIZE_KERNEL(dequantize_gptq_##dtype, element, dequantize_gptq)       \
+    PHASOR_DEQUANTIZE_KERNEL(dequantize_fp8_##dtype, element, dequantize_fp8)         \
+    PHASOR_DEQUANTIZE_KERNEL(round_fp8_##dtype, element, round_fp8)

@@ -44,6 +44,23 @@ impl<S: AsRef<[u8]>> Fp8Weights<S> {
         &self.scale
     }
 
+    /// Their codes.
+    pub fn codes(&self) -> &[u8] {
+        self.codes.as_ref()
+    }
+
+    /// The scales as those of blocks, and rows and columns of a block.
+    pub(crate) fn blocks(&self) -> (&[f32], [usize; 2]) {
+        match &self.scale {
+            Fp8WeightScale::Tensor(scale) => (
+                std::slice::from_ref(scale),
+                [self.out_features, self.in_features],
+            ),
+            Fp8WeightScale::Rows(scales) => (scales, [1, self.in_features]),
+            Fp8WeightScale::Blocks { scales, block } => (scales, *block),
+        }
+    }
+
     /// Codes `[out_features, in_features]`.
     ///
     /// # Errors
@@ -114,16 +131,10 @@ impl<S: AsRef<[u8]> + Send + Sync> Weights for Fp8Weights<S> {
         let columns = self.in_features;
         let codes = &self.codes.as_ref()[rows.start * columns..rows.end * columns];
         let codes = codes.chunks_exact(columns);
+        let (scales, [of_rows, run]) = self.blocks();
+        let of_row = columns.div_ceil(run);
         for ((row, codes), values) in rows.zip(codes).zip(values.chunks_exact_mut(columns)) {
-            // Columns that share a scale, and the scales of these runs.
-            let (run, scales) = match &self.scale {
-                Fp8WeightScale::Tensor(scale) => (columns, std::slice::from_ref(scale)),
-                Fp8WeightScale::Rows(scales) => (columns, &scales[row..=row]),
-                Fp8WeightScale::Blocks { scales, block } => {
-                    let of_row = columns.div_ceil(block[1]);
-                    (block[1], &scales[row / block[0] * of_row..][..of_row])
-                }
-            };
+            let scales = &scales[row / of_rows * of_row..][..of_row];
             let runs = codes.chunks(run).zip(values.chunks_mut(run));
             for ((codes, values), scale) in runs.zip(scales) {
                 for (value, &code) in values.iter_mut().zip(codes) {
@@ -151,8 +162,9 @@ pub enum Fp8Activation {
 }
 
 impl Fp8Activation {
-    /// What a token's elements are once they were codes.
-    fn round(self, token: &mut [f32]) {
+    /// What a token's elements become: the values of their codes, `code * scale` rounded to f32. `amax`
+    /// leaves a NaN out; one among the elements stays.
+    pub fn round(self, token: &mut [f32]) {
         match self {
             Fp8Activation::Static(scale) => round_by(scale, token),
             Fp8Activation::PerToken {
@@ -168,7 +180,8 @@ impl Fp8Activation {
                 round_by(scale, token);
             }
             Fp8Activation::Blocks(dims) => {
-                for block in token.chunks_mut(dims) {
+                // No block has no dims: of `Fp8Linear` that is refused.
+                for block in token.chunks_mut(dims.max(1)) {
                     round_by(most(block) / MOST, block);
                 }
             }

@@ -2,8 +2,8 @@
 //! reports every access outside of a buffer, every read of what nothing wrote, and every race.
 
 use phasor_attention::kernels::{
-    AttendAddresses, GptqAddresses, GptqShape, KernelLaunch, PhasorDequantize, dequantize_ggml,
-    dequantize_gptq,
+    AttendAddresses, Fp8Shape, GptqAddresses, GptqShape, KernelLaunch, PhasorDequantize,
+    dequantize_fp8, dequantize_ggml, dequantize_gptq, round_fp8,
 };
 use phasor_attention::phasor::half::{bf16, f16};
 use phasor_attention::phasor::quantize::{Codes, ScaleForm, ScaleRounding};
@@ -11,7 +11,8 @@ use phasor_attention::phasor::{
     CacheLayout, Dtype, Element, Id, Ids, Layout, ScaleLayout, StoredCodes,
 };
 use phasor_attention::{
-    AttentionError, AttentionMask, GgmlType, GptqFormat, GptqTensors, GptqWeights, Weights,
+    AttentionError, AttentionMask, Fp8Activation, Fp8WeightScale, Fp8Weights, GgmlType, GptqFormat,
+    GptqTensors, GptqWeights, Weights,
 };
 use ptx_interpreter::{Launch, Memory, Module, Traffic};
 use std::sync::LazyLock;
@@ -20,7 +21,7 @@ use std::sync::LazyLock;
 mod attend_cases;
 mod support;
 use attend_cases::{Bytes, Case, Layouts, Scales, UNTOUCHED, Wish, bits};
-use support::{Random, narrowed};
+use support::{Random, narrowed, widened};
 
 macro_rules! images {
     ($dtype:literal) => {
@@ -913,6 +914,223 @@ fn groups_past_the_last_are_the_last() {
         let got: Vec<f32> = dequantized(&DEQUANTIZE[0], &mut memory, &launch.unwrap(), out);
         let row = [0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0];
         assert_eq!(got, [row; 8].concat(), "{group}");
+    }
+}
+
+/// Any bits, and among them a share of those that arithmetic treats apart.
+fn hostile(random: &mut Random) -> f32 {
+    const APART: [f32; 8] = [
+        f32::NAN,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        0.0,
+        -0.0,
+        f32::MIN_POSITIVE / 3.0,
+        f32::MAX,
+        448.0,
+    ];
+    match random.bits() % 24 {
+        at @ 0..8 => APART[at as usize],
+        8 => f32::from_bits(random.bits() as u32),
+        _ => random.values(1, 3.0)[0],
+    }
+}
+
+fn fp8_equals_the_host<T: Bytes>() {
+    // More columns than a block of threads has; blocks that end before the matrix does, and past it.
+    for (at, (out_features, in_features, block)) in [
+        (20, 64, None),
+        (19, 72, Some([1, 72])),
+        (24, 136, Some([7, 16])),
+        (9, 264, Some([4, 128])),
+        (3, 8, Some([128, 128])),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut random = Random::new(at as u64);
+        let shape = Fp8Shape {
+            out_features,
+            in_features,
+            block: block.unwrap_or([out_features, in_features]),
+        };
+        let scales: Vec<f32> = (0..shape.scales()).map(|_| hostile(&mut random)).collect();
+        let scale = match block {
+            None => Fp8WeightScale::Tensor(scales[0]),
+            Some([1, _]) => Fp8WeightScale::Rows(scales.clone()),
+            Some(block) => Fp8WeightScale::Blocks {
+                scales: scales.clone(),
+                block,
+            },
+        };
+        // Every code is there.
+        let codes: Vec<u8> = (0..out_features * in_features).map(|at| at as u8).collect();
+        let weights = Fp8Weights::new(codes.clone(), scale, out_features, in_features).unwrap();
+        for (rows, module) in [0..out_features, 2..3, 1..out_features, 0..2]
+            .into_iter()
+            .zip(DEQUANTIZE.iter())
+        {
+            let mut values = vec![0.0; rows.len() * in_features];
+            weights.read(rows.clone(), &mut values);
+            let mut memory = Memory::new();
+            let mut read_only = |name, bytes: Vec<u8>, misalign| {
+                let address = memory.add(name, bytes, misalign);
+                memory.set_read_only(address);
+                address
+            };
+            let addresses = [
+                read_only("codes", codes.clone(), 8),
+                read_only("scales", f32::bytes(&scales), 4),
+            ];
+            let out = memory.add_uninit("out", values.len() * T::DTYPE.size(), 0);
+            let launch = dequantize_fp8(&shape, T::DTYPE, rows, addresses, out);
+            let launch = launch.unwrap().unwrap();
+            let got: Vec<T> = dequantized(module, &mut memory, &launch, out);
+            assert_eq!(bits(&got), bits(&narrowed::<T>(&values)), "case {at}");
+        }
+    }
+}
+
+#[test]
+fn matrices_of_e4m3_become_the_hosts_values() {
+    fp8_equals_the_host::<f32>();
+    fp8_equals_the_host::<f16>();
+    fp8_equals_the_host::<bf16>();
+}
+
+fn activations_equal_the_host<T: Bytes>() {
+    let per_token = |most_amax, scale_dtype| Fp8Activation::PerToken {
+        most_amax,
+        scale_dtype,
+    };
+    let blocks = Fp8Activation::Blocks;
+    // A group for a thread, for lanes of a warp, for warps, and for threads several times; one that ends early.
+    for (at, (activation, in_features)) in [
+        (Fp8Activation::Static(0.0071), 136),
+        // Without an inverse.
+        (Fp8Activation::Static(f32::MIN_POSITIVE / 8.0), 8),
+        (per_token(f32::INFINITY, Dtype::F32), 8),
+        (per_token(1.5, Dtype::Bf16), 264),
+        (per_token(1200.0, Dtype::F16), 1032),
+        (per_token(f32::MIN_POSITIVE / 2.0, Dtype::F32), 16),
+        (per_token(f32::INFINITY, Dtype::Bf16), 2056),
+        (blocks(8), 24),
+        (blocks(24), 64),
+        (blocks(128), 320),
+        (blocks(512), 64),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut random = Random::new(at as u64);
+        let tokens = 6;
+        let mut x: Vec<T> = narrowed(&random.values(tokens * in_features, 3.0));
+        // Zeros, tiny and huge numbers, and anything.
+        let (_, rest) = x.split_at_mut(2 * in_features);
+        for (token, x) in rest.chunks_exact_mut(in_features).enumerate() {
+            for x in x {
+                *x = T::narrow(match token {
+                    0 => 0.0,
+                    1 => x.widen() * 1e-39,
+                    2 => x.widen() * 1e30,
+                    _ => hostile(&mut random),
+                });
+            }
+        }
+        let mut values = widened(&x);
+        for token in values.chunks_exact_mut(in_features) {
+            activation.round(token);
+        }
+        for module in DEQUANTIZE.iter() {
+            let mut memory = Memory::new();
+            let from = memory.add("x", T::bytes(&x), 0);
+            memory.set_read_only(from);
+            let out = memory.add_uninit("out", x.len() * T::DTYPE.size(), 0);
+            let launch = round_fp8(activation, T::DTYPE, [tokens, in_features], from, out);
+            let launch = launch.unwrap().unwrap();
+            let got: Vec<T> = dequantized(module, &mut memory, &launch, out);
+            assert_eq!(bits(&got), bits(&narrowed::<T>(&values)), "case {at}");
+        }
+    }
+}
+
+#[test]
+fn activations_become_the_hosts_values_of_e4m3() {
+    activations_equal_the_host::<f32>();
+    activations_equal_the_host::<f16>();
+    activations_equal_the_host::<bf16>();
+}
+
+#[test]
+fn float8_that_kernels_cannot_take_is_refused() {
+    use AttentionError::{Factor, Value};
+    let weights = |out_features, in_features, block, rows, [codes, scales, out]: [u64; 3]| {
+        let shape = Fp8Shape {
+            out_features,
+            in_features,
+            block,
+        };
+        dequantize_fp8(&shape, Dtype::F32, rows, [codes, scales], out)
+    };
+    let good = [8, 4, 16];
+    assert!(weights(3, 16, [2, 8], 0..3, good).unwrap().is_some());
+    assert!(weights(3, 16, [2, 8], 3..3, good).unwrap().is_none());
+    // Wider than the matrix is as wide.
+    assert!(weights(3, 16, [9, 20], 0..3, good).unwrap().is_some());
+    for refused in [
+        weights(3, 12, [2, 8], 0..3, good),
+        weights(3, 0, [2, 8], 0..0, good),
+        weights(0, 16, [2, 8], 0..0, good),
+        weights(3, 16, [0, 8], 0..3, good),
+        weights(3, 16, [2, 0], 0..3, good),
+        weights(3, 16, [2, 12], 0..3, good),
+        weights(3, 1 << 24, [2, 8], 0..3, good),
+        weights(3, 16, [2, 8], 0..4, good),
+        weights(1 << 33, 16, [2, 8], 0..1 << 33, good),
+        weights(3, 16, [2, 8], 0..3, [4, 4, 16]),
+        weights(3, 16, [2, 8], 0..3, [8, 2, 16]),
+        weights(3, 16, [2, 8], 0..3, [8, 4, 8]),
+    ] {
+        assert!(matches!(refused, Err(Value { .. })), "{refused:?}");
+    }
+    let shape = |out_features, in_features, block| Fp8Shape {
+        out_features,
+        in_features,
+        block,
+    };
+    assert_eq!(shape(5, 24, [2, 16]).scales(), 6);
+    assert_eq!(shape(5, 24, [0, 16]).scales(), 0);
+
+    let activations = |activation, shape, [x, out]: [u64; 2]| {
+        round_fp8(activation, Dtype::Bf16, shape, x, out).map(|launch| launch.is_some())
+    };
+    let (good, blocks) = ([16; 2], Fp8Activation::Blocks);
+    let per_token = |most_amax| Fp8Activation::PerToken {
+        most_amax,
+        scale_dtype: Dtype::F32,
+    };
+    assert_eq!(activations(blocks(8), [2, 16], good), Ok(true));
+    assert_eq!(activations(blocks(8), [0, 16], good), Ok(false));
+    for refused in [
+        activations(blocks(0), [2, 16], good),
+        activations(blocks(12), [2, 16], good),
+        activations(per_token(1.0), [2, 12], good),
+        activations(per_token(1.0), [2, 0], good),
+        activations(blocks(8), [1 << 30, 16], good),
+        activations(blocks(8), [usize::MAX, 16], good),
+        activations(blocks(8), [2, 16], [8, 16]),
+        activations(blocks(8), [2, 16], [16, 8]),
+    ] {
+        assert!(matches!(refused, Err(Value { .. })), "{refused:?}");
+    }
+    for refused in [
+        Fp8Activation::Static(0.0),
+        Fp8Activation::Static(f32::INFINITY),
+        per_token(-1.0),
+        per_token(f32::NAN),
+    ] {
+        let refused = activations(refused, [2, 16], good);
+        assert!(matches!(refused, Err(Factor { .. })), "{refused:?}");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{
     AttentionKernels, CublasLt, CudaAttend, CudaAttendOperands, CudaCacheView, CudaCodeScales,
-    CudaCodes, CudaDense, CudaProjection, During, Kept, Precision, TokensInOut,
+    CudaCodes, CudaDense, CudaFp8Linear, CudaProjection, During, Kept, Precision, TokensInOut,
 };
 use crate::error::agree;
 use crate::kernels::{AttendShape, CacheCodes};
@@ -349,11 +349,10 @@ impl<T: Element + DeviceRepr + ValidAsZeroBits> CudaAttentionLayer<T> {
     }
 
     /// A layer, or a device's part of one ([`LayerWeights::shard`]), from its weights, which become dense
-    /// elements on the device, whatever they are.
+    /// elements on the device, whatever they are; activations become e4m3 where the weights say so.
     ///
     /// # Errors
-    /// Those of [`new`](Self::new) and of [`CudaDense::new`]; [`AttentionError::Weights`] for activations
-    /// that become e4m3, which CUDA's products do not take here.
+    /// Those of [`new`](Self::new), of [`CudaDense::new`] and of [`round_fp8`](crate::kernels::round_fp8).
     pub fn from_weights(
         config: AttentionConfig,
         lt: &CublasLt,
@@ -364,22 +363,21 @@ impl<T: Element + DeviceRepr + ValidAsZeroBits> CudaAttentionLayer<T> {
     where
         T: Send + Sync,
     {
-        if weights.activations.iter().any(Option::is_some) {
-            return Err(AttentionError::Weights {
-                what: "activations of the layer",
-                remedy: "on CUDA they are not rounded to e4m3: leave that out, or use projections of your own",
-            });
-        }
-        let dense = |weights: &Arc<dyn Weights>| -> Result<Arc<dyn CudaProjection<T>>, _> {
-            let dense = CudaDense::<T>::of_weights(lt, &**weights, precision)?;
-            Ok::<_, AttentionError>(Arc::new(dense))
+        let dense = |of: &Arc<dyn Weights>, at: usize| -> Result<Arc<dyn CudaProjection<T>>, _> {
+            let dense = CudaDense::<T>::of_weights(lt, &**of, precision)?;
+            Ok::<_, AttentionError>(match weights.activations[at] {
+                None => Arc::new(dense),
+                Some(activation) => {
+                    Arc::new(CudaFp8Linear::of_part(lt.kernels(), dense, activation)?)
+                }
+            })
         };
         let qkv = CudaQkv::Separate {
-            q: dense(&weights.q)?,
-            k: dense(&weights.k)?,
-            v: dense(&weights.v)?,
+            q: dense(&weights.q, 0)?,
+            k: dense(&weights.k, 1)?,
+            v: dense(&weights.v, 2)?,
         };
-        let o = dense(&weights.o)?;
+        let o = dense(&weights.o, 3)?;
         let kernels = lt.kernels();
         let mut layer = Self::new(config, kernels, rope, qkv, o)?;
         for (to, from) in layer.weights.iter_mut().zip(&weights.heads) {

@@ -4,7 +4,8 @@
 //!   it is first needed.
 //! * [`CudaAttend`] is attention over a paged cache alone, of elements or of 8-bit codes.
 //! * [`CudaProjection`]s are matrix products by cublasLt ([`CublasLt`]), with weights that are dense
-//!   ([`CudaDense`]), of GGUF ([`CudaGgml`]) or of GPTQ ([`CudaGptq`]); or an engine's own.
+//!   ([`CudaDense`]), of GGUF ([`CudaGgml`]), of GPTQ ([`CudaGptq`]) or of e4m3 ([`CudaFp8`], and
+//!   [`CudaFp8Linear`] where activations are too); or an engine's own.
 //! * [`CudaAttentionLayer`] is the layer; [`CudaTensorParallelAttention`] has it in parts on several devices,
 //!   which a [`CudaCollective`] sums: `NcclCollective`, with the feature `nccl`, or an engine's own.
 //!
@@ -12,7 +13,15 @@
 //!
 //! Rotation, append, attention and dequantisation equal the host bit for bit. Products of cublasLt do not:
 //! their order of sums is the library's. So layers agree with those of the host to rounding. Weights are
-//! rounded to the element type before the product, which those of GGUF and GPTQ on the host are not.
+//! rounded to the element type before the product, which those of GGUF, GPTQ and e4m3 on the host are not.
+//! Activations become the codes of e4m3 that they become on the host; what these stand for is rounded to the
+//! element type likewise.
+//!
+//! # Float8
+//!
+//! e4m3 is a form that weights and activations are kept or rounded in, not one of products here: these
+//! multiply elements. Devices from compute capability 8.9 on have products of codes, whose sums are scaled;
+//! they would differ from the host by that too, and are an engine's own [`CudaProjection`].
 //!
 //! # Prompts
 //!
@@ -47,7 +56,10 @@ pub use layer::{
 };
 #[cfg(feature = "nccl")]
 pub use nccl::{Nccl, NcclCollective, NcclUniqueId};
-pub use projection::{CudaDense, CudaGgml, CudaGptq, CudaProjection, CudaQuantized, TokensInOut};
+pub use projection::{
+    CudaDense, CudaFp8, CudaFp8Linear, CudaGgml, CudaGptq, CudaProjection, CudaQuantized,
+    TokensInOut,
+};
 pub use shard::{CudaCollective, CudaPart, CudaShardCall, CudaTensorParallelAttention};
 
 use crate::AttentionError;
@@ -143,15 +155,8 @@ impl AttentionKernels {
     }
 
     fn dequantize_functions(&self) -> Result<&Functions, AttentionError> {
-        let names = [
-            "dequantize_ggml_f32",
-            "dequantize_ggml_f16",
-            "dequantize_ggml_bf16",
-            "dequantize_gptq_f32",
-            "dequantize_gptq_f16",
-            "dequantize_gptq_bf16",
-        ];
-        self.load(&self.inner.dequantize, DEQUANTIZE, &names)
+        let names = crate::kernels::DEQUANTIZE_KERNELS.as_flattened();
+        self.load(&self.inner.dequantize, DEQUANTIZE, names)
     }
 
     fn load<'a>(

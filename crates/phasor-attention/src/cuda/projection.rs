@@ -4,10 +4,14 @@ use super::cublas::{ALIGNMENT, Product, WORKSPACE};
 use super::{AttentionKernels, CublasLt, During, Kept, Precision};
 use crate::error::agree;
 use crate::kernels::{
-    GptqAddresses, GptqShape, KernelLaunch, PhasorDequantize, dequantize_ggml, dequantize_gptq,
+    Fp8Shape, GptqAddresses, GptqShape, KernelLaunch, PhasorDequantize, dequantize_fp8,
+    dequantize_ggml, dequantize_gptq, round_fp8,
 };
 use crate::projection::check_features;
-use crate::{AttentionError, GgmlType, GptqFormat, GptqTensors, GptqWeights, Weights};
+use crate::{
+    AttentionError, Fp8Activation, Fp8Weights, GgmlType, GptqFormat, GptqTensors, GptqWeights,
+    Weights,
+};
 use phasor::cudarc::driver::{
     CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, DeviceSlice,
 };
@@ -327,6 +331,9 @@ pub type CudaGgml<T> = CudaQuantized<T, GgmlBlocks>;
 /// A 4-bit GPTQ matrix.
 pub type CudaGptq<T> = CudaQuantized<T, GptqOnDevice>;
 
+/// A matrix of e4m3, for activations that are kept as they are; [`CudaFp8Linear`] rounds them.
+pub type CudaFp8<T> = CudaQuantized<T, Fp8OnDevice>;
+
 impl<T: Element + DeviceRepr, W: Panels> CudaQuantized<T, W> {
     /// `upload` copies the weights, which have been checked.
     fn with(
@@ -526,5 +533,180 @@ impl<T: Element + DeviceRepr> CudaGptq<T> {
                 },
             })
         })
+    }
+}
+
+/// The codes of a matrix of e4m3, and their scales.
+pub struct Fp8OnDevice {
+    codes: Kept<u8>,
+    scales: Kept<f32>,
+    shape: Fp8Shape,
+}
+
+impl Panels for Fp8OnDevice {
+    unsafe fn dequantize(
+        &self,
+        kernels: &AttentionKernels,
+        stream: &CudaStream,
+        dtype: Dtype,
+        _in_features: usize,
+        rows: Range<usize>,
+        to: u64,
+    ) -> Result<(), AttentionError> {
+        let (codes, _codes) = self.codes.device_ptr(stream);
+        let (scales, _scales) = self.scales.device_ptr(stream);
+        let launch = dequantize_fp8(&self.shape, dtype, rows, [codes, scales], to)?;
+        // SAFETY: codes and scales are there, as many as the host's weights were checked to have; the rest is
+        // the caller's promise.
+        unsafe { enqueue(kernels, stream, launch) }
+    }
+}
+
+impl<T: Element + DeviceRepr> CudaFp8<T> {
+    /// Copies codes and scales to the device, and loads the kernels.
+    ///
+    /// # Errors
+    /// [`AttentionError::Value`] unless rows and columns are whole 16 bytes, and columns, of a block too,
+    /// multiples of 8 ([`CudaDense::of_weights`] takes others); [`AttentionError::Step`] for errors of the
+    /// driver.
+    pub fn new<S: AsRef<[u8]> + Send + Sync>(
+        lt: &CublasLt,
+        weights: &Fp8Weights<S>,
+        precision: Precision,
+    ) -> Result<Self, AttentionError> {
+        let features = [weights.out_features(), weights.in_features()];
+        let (scales, block) = weights.blocks();
+        let shape = Fp8Shape {
+            out_features: features[0],
+            in_features: features[1],
+            block,
+        };
+        // For its checks.
+        dequantize_fp8(&shape, T::DTYPE, 0..features[0], [0; 2], 0)?;
+        Self::with(lt, features, precision, |kernels| {
+            Ok(Fp8OnDevice {
+                codes: kernels.upload(weights.codes())?,
+                scales: kernels.upload(scales)?,
+                shape,
+            })
+        })
+    }
+}
+
+/// [`Fp8Linear`](crate::Fp8Linear) on a device: activations become the values of codes of e4m3 in the
+/// workspace, the same codes as on the host, and are multiplied by a projection with weights of e4m3, or with
+/// others that have their values. Layers whose q, k and v are stacked round their activations once; others for
+/// each of the three.
+pub struct CudaFp8Linear<T, P = CudaFp8<T>> {
+    projection: P,
+    activation: Fp8Activation,
+    kernels: AttentionKernels,
+    of: PhantomData<T>,
+}
+
+impl<T: Element + DeviceRepr + Send + Sync> CudaFp8Linear<T> {
+    /// Copies codes and scales to the device, and loads the kernels.
+    ///
+    /// # Errors
+    /// Those of [`Fp8Linear::new`](crate::Fp8Linear::new) and of [`CudaFp8::new`].
+    pub fn new<S: AsRef<[u8]> + Send + Sync>(
+        lt: &CublasLt,
+        weights: &Fp8Weights<S>,
+        activation: Fp8Activation,
+        precision: Precision,
+    ) -> Result<Self, AttentionError> {
+        activation.check(weights.scale())?;
+        Self::of_part(
+            lt.kernels(),
+            CudaFp8::new(lt, weights, precision)?,
+            activation,
+        )
+    }
+}
+
+impl<T: Element, P: CudaProjection<T>> CudaFp8Linear<T, P> {
+    /// Activations are rounded as they were checked to be for all of the weights, of which the projection has a
+    /// part.
+    pub(super) fn of_part(
+        kernels: &AttentionKernels,
+        projection: P,
+        activation: Fp8Activation,
+    ) -> Result<Self, AttentionError> {
+        // For its checks.
+        round_fp8(activation, T::DTYPE, [1, projection.in_features()], 0, 0)?;
+        kernels.dequantize_functions()?;
+        Ok(Self {
+            projection,
+            activation,
+            kernels: kernels.clone(),
+            of: PhantomData,
+        })
+    }
+
+    /// Elements of so many tokens, and bytes of the workspace that they have.
+    fn rounded(&self, tokens: usize) -> [usize; 2] {
+        let elements = tokens.saturating_mul(self.projection.in_features());
+        let bytes = elements.saturating_mul(size_of::<T>());
+        // What follows is aligned as the workspace is.
+        [
+            elements,
+            bytes.checked_next_multiple_of(256).unwrap_or(bytes),
+        ]
+    }
+}
+
+impl<T, P> CudaProjection<T> for CudaFp8Linear<T, P>
+where
+    T: Element + DeviceRepr + Send + Sync,
+    P: CudaProjection<T>,
+{
+    fn in_features(&self) -> usize {
+        self.projection.in_features()
+    }
+
+    fn out_features(&self) -> usize {
+        self.projection.out_features()
+    }
+
+    fn prepare(&self, tokens: usize) -> Result<usize, AttentionError> {
+        let [_, bytes] = self.rounded(tokens);
+        Ok(bytes.saturating_add(self.projection.prepare(tokens)?))
+    }
+
+    fn forward(
+        &self,
+        stream: &CudaStream,
+        tokens: TokensInOut<'_, T>,
+        workspace: &mut CudaViewMut<'_, u8>,
+    ) -> Result<(), AttentionError> {
+        let TokensInOut { tokens, x, out } = tokens;
+        let [elements, bytes] = self.rounded(tokens);
+        for (what, needed, len) in [
+            ("elements given to a projection at least", elements, x.len()),
+            ("bytes of the workspace at least", bytes, workspace.len()),
+        ] {
+            agree(what, needed, len.min(needed))?;
+        }
+        let kernels = &self.kernels;
+        kernels.expect_here("the stream", stream.context())?;
+        kernels.expect_here("activations", x.stream().context())?;
+        kernels.expect_here("the workspace", workspace.stream().context())?;
+        let (mut rounded, mut rest) = workspace.split_at_mut(bytes);
+        {
+            let (from, _x) = x.device_ptr(stream);
+            let (to, _rounded) = rounded.device_ptr_mut(stream);
+            let shape = [tokens, self.in_features()];
+            let launch = round_fp8(self.activation, T::DTYPE, shape, from, to)?;
+            // SAFETY: lengths were compared just now; the guards, dropped after this, order the work with other
+            // uses of the buffers.
+            unsafe { enqueue(kernels, stream, launch)? };
+        }
+        // SAFETY: the kernel wrote so many elements, at an address that it was checked to be aligned to.
+        let x = unsafe { rounded.as_view().transmute::<T>(elements) };
+        let Some(x) = x else {
+            unreachable!("the workspace has room for them")
+        };
+        let tokens = TokensInOut { tokens, x, out };
+        self.projection.forward(stream, tokens, &mut rest)
     }
 }

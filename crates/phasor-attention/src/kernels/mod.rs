@@ -2,7 +2,8 @@
 //! kernels themselves, and for tests that run them without a GPU; nothing here needs a driver.
 //!
 //! * [`AttendPlan`] is attention of new tokens over a paged cache, of elements or of 8-bit codes: two launches.
-//! * [`dequantize_ggml`] and [`dequantize_gptq`] make elements of weights.
+//! * [`dequantize_ggml`], [`dequantize_gptq`] and [`dequantize_fp8`] make elements of weights.
+//! * [`round_fp8`] makes activations what they are once they were codes of e4m3.
 //! * The kernels' sources are in `cuda`, their PTX for compute_75, 80 and 90 in `cuda/prebuilt`. They include
 //!   headers of phasor's own `cuda` folder, which is needed to compile them anew, not to use them.
 //!
@@ -16,7 +17,11 @@ mod params;
 #[cfg(feature = "cuda")]
 pub(crate) use attend::ATTEND_CODES;
 pub use attend::{AttendAddresses, AttendPlan, AttendShape, CacheCodes};
-pub use dequantize::{GptqAddresses, GptqShape, dequantize_ggml, dequantize_gptq};
+#[cfg(feature = "cuda")]
+pub(crate) use dequantize::KERNELS as DEQUANTIZE_KERNELS;
+pub use dequantize::{
+    Fp8Shape, GptqAddresses, GptqShape, dequantize_fp8, dequantize_ggml, dequantize_gptq, round_fp8,
+};
 pub use params::{PhasorAttend, PhasorDequantize};
 
 use crate::AttentionError;

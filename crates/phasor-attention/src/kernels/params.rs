@@ -42,7 +42,7 @@ pub struct PhasorAttend {
 const _: () =
     assert!(size_of::<PhasorAttend>() == 9 * 8 + 2 * 48 + 120 + 40 + 12 * 4 + 2 * 72 + 2 * 4);
 
-/// Weights to be dequantised; `cuda/attention_call.h` says what its fields are.
+/// Weights to be dequantised, or activations to be rounded; `cuda/attention_call.h` says what its fields are.
 #[allow(missing_docs, reason = "documented in the header")]
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -61,9 +61,13 @@ pub struct PhasorDequantize {
     pub group_size: u32,
     pub zero_offset: u32,
     pub type_: u32,
+    pub group_rows: u32,
+    pub scale_type: u32,
+    pub scale: f32,
+    pub most_amax: f32,
 }
 
-const _: () = assert!(size_of::<PhasorDequantize>() == 6 * 8 + 8 * 4);
+const _: () = assert!(size_of::<PhasorDequantize>() == 6 * 8 + 12 * 4);
 
 macro_rules! as_bytes {
     ($($params:ty),*) => {$(

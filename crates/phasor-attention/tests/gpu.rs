@@ -7,9 +7,9 @@
 
 use phasor_attention::cuda::{
     AttentionKernels, CublasLt, CudaAttendOperands, CudaAttentionLayer, CudaBatch, CudaCacheView,
-    CudaCodeScales, CudaCodeScalesMut, CudaCodes, CudaCollective, CudaDense, CudaGgml, CudaGptq,
-    CudaKvCache, CudaLayerShape, CudaPart, CudaProjection, CudaQkv, CudaShardCall,
-    CudaTensorParallelAttention, Precision, TokensInOut,
+    CudaCodeScales, CudaCodeScalesMut, CudaCodes, CudaCollective, CudaDense, CudaFp8,
+    CudaFp8Linear, CudaGgml, CudaGptq, CudaKvCache, CudaLayerShape, CudaPart, CudaProjection,
+    CudaQkv, CudaShardCall, CudaTensorParallelAttention, Precision, TokensInOut,
 };
 use phasor_attention::kernels::CacheCodes;
 use phasor_attention::phasor::cuda::{Cuda, CudaIds, device_count};
@@ -20,15 +20,15 @@ use phasor_attention::phasor::cudarc::driver::{
     CudaContext, CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits,
 };
 use phasor_attention::phasor::half::{bf16, f16};
-use phasor_attention::phasor::quantize::{Codes, ScaleForm, ScaleRounding};
+use phasor_attention::phasor::quantize::{Codes, ScaleForm, ScaleRounding, e4m3_from_f32};
 use phasor_attention::phasor::{
     CacheLayout, Dtype, Frequencies, Host, Pairing, Rope, ScaleLayout, Stages, Stored, StoredCodes,
 };
 use phasor_attention::{
     AttentionConfig, AttentionError, AttentionLayer, AttentionMask, CodeScales, CodedCache,
-    DenseWeights, GgmlType, GgmlWeights, GptqFormat, GptqTensors, GptqWeights, HeadWeights,
-    KvCacheMut, LayerWeights, Linear, Projection, QkvProjection, RaggedBatch, ShardingStrategy,
-    Weights, Workspace,
+    DenseWeights, Fp8Activation, Fp8Linear, Fp8WeightScale, Fp8Weights, GgmlType, GgmlWeights,
+    GptqFormat, GptqTensors, GptqWeights, HeadWeights, KvCacheMut, LayerWeights, Linear,
+    Projection, QkvProjection, RaggedBatch, ShardingStrategy, Weights, Workspace,
 };
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
@@ -284,9 +284,14 @@ fn what_is_outside_is_reported() {
     assert_eq!(bits(&out), bits(&expected));
 }
 
-/// A projection of random tokens beside the host's, whose weights are rounded likewise.
-fn product<T>(gpu: &Gpu, projection: &dyn CudaProjection<T>, weights: &dyn Weights)
-where
+/// A projection of random tokens beside the host's, whose weights, and activations where these become e4m3,
+/// are rounded likewise.
+fn product<T>(
+    gpu: &Gpu,
+    projection: &dyn CudaProjection<T>,
+    weights: &dyn Weights,
+    activation: Option<Fp8Activation>,
+) where
     T: Bytes + DeviceRepr + ValidAsZeroBits,
 {
     let stream = &gpu.stream;
@@ -296,8 +301,16 @@ where
     let rounded = DenseWeights::<T>::new(narrowed(&values), to, from).unwrap();
     for tokens in [1, 17] {
         let x: Vec<T> = narrowed(&Random::new(3).values(tokens * from, 1.0));
+        let mut met = widened(&x);
+        for token in met.chunks_exact_mut(from) {
+            if let Some(activation) = activation {
+                activation.round(token);
+            }
+        }
         let mut expected = vec![T::default(); tokens * to];
-        Linear(rounded.clone()).forward(&x, &mut expected).unwrap();
+        Linear(rounded.clone())
+            .forward(&narrowed::<T>(&met), &mut expected)
+            .unwrap();
         let on_device = stream.clone_htod(&x).unwrap();
         let mut out = stream.alloc_zeros::<T>(tokens * to).unwrap();
         let bytes = projection.prepare(tokens).unwrap().max(1);
@@ -314,6 +327,20 @@ where
         // Sums in another order, then one rounding.
         let bound = if T::DTYPE == Dtype::F32 { 1e-5 } else { 8e-3 };
         support::near(&widened(&got), &widened(&expected), bound);
+        // Of neither may there be less.
+        for (x, less) in [(x.len() - 1, 0), (x.len(), 1)] {
+            let operands = TokensInOut {
+                tokens,
+                x: on_device.slice(..x),
+                out: out.as_view_mut(),
+            };
+            let mut workspace = workspace.slice_mut(..bytes - less);
+            let error = projection.forward(stream, operands, &mut workspace);
+            assert!(
+                matches!(error, Err(AttentionError::Mismatch { .. })),
+                "{error:?}"
+            );
+        }
     }
 }
 
@@ -327,7 +354,7 @@ where
     let on_device = gpu.stream.clone_htod(&dense).unwrap();
     let weights = DenseWeights::<T>::new(dense, 192, 512).unwrap();
     let projection = CudaDense::new(lt, on_device, features, Precision::F32).unwrap();
-    product::<T>(gpu, &projection, &weights);
+    product::<T>(gpu, &projection, &weights, None);
 
     let ggml_type = GgmlType::Q8_0;
     let mut bytes: Vec<u8> = (0..192 * 512 / 32 * 34)
@@ -338,7 +365,7 @@ where
     }
     let projection = CudaGgml::<T>::new(lt, ggml_type, &bytes, features, Precision::F32).unwrap();
     let weights = GgmlWeights::new(ggml_type, bytes, 192, 512).unwrap();
-    product::<T>(gpu, &projection, &weights);
+    product::<T>(gpu, &projection, &weights, None);
 
     let mut words = |len: usize| -> Vec<i32> { (0..len).map(|_| random.bits() as i32).collect() };
     let tensors = GptqTensors {
@@ -351,7 +378,41 @@ where
     let projection =
         CudaGptq::<T>::new(lt, &tensors, format, Some(128), features, Precision::F32).unwrap();
     let weights = GptqWeights::new(tensors, format, Some(128), 192, 512).unwrap();
-    product::<T>(gpu, &projection, &weights);
+    product::<T>(gpu, &projection, &weights, None);
+
+    let per_token = Fp8Activation::PerToken {
+        most_amax: 0.75,
+        scale_dtype: Dtype::Bf16,
+    };
+    for activation in [
+        Fp8Activation::Static(0.002),
+        per_token,
+        Fp8Activation::Blocks(128),
+    ] {
+        let mut scales = |len| random.values(len, 0.01);
+        let scale = match activation {
+            Fp8Activation::Static(_) => Fp8WeightScale::Tensor(0.004),
+            Fp8Activation::PerToken { .. } => Fp8WeightScale::Rows(scales(192)),
+            Fp8Activation::Blocks(_) => Fp8WeightScale::Blocks {
+                scales: scales(2 * 4),
+                block: [128, 128],
+            },
+        };
+        let codes: Vec<u8> = (0..192 * 512).map(|_| e4m3(&mut random)).collect();
+        let weights = Fp8Weights::new(codes, scale, 192, 512).unwrap();
+        let projection = CudaFp8::<T>::new(lt, &weights, Precision::F32).unwrap();
+        product::<T>(gpu, &projection, &weights, None);
+        let projection = CudaFp8Linear::<T>::new(lt, &weights, activation, Precision::F32);
+        product::<T>(gpu, &projection.unwrap(), &weights, Some(activation));
+    }
+}
+
+/// Any code but NaN.
+fn e4m3(random: &mut Random) -> u8 {
+    match random.bits() as u8 {
+        nan if nan & 0x7f == 0x7f => 0x35,
+        code => code,
+    }
 }
 
 #[test]
@@ -364,22 +425,115 @@ fn products_are_the_hosts_but_for_their_sums() {
 }
 
 #[test]
+fn float8_that_does_not_fit_is_refused() {
+    let Some(gpu) = gpu() else { return };
+    let Some(lt) = gpu.cublas() else { return };
+    let weights =
+        |rows, columns, scale| Fp8Weights::new(vec![0u8; rows * columns], scale, rows, columns);
+    let blocks = |scales, block| Fp8WeightScale::Blocks {
+        scales: vec![1.0; scales],
+        block,
+    };
+    let tensor = || Fp8WeightScale::Tensor(1.0);
+    let linear = |weights: Result<Fp8Weights, _>, activation| {
+        CudaFp8Linear::<bf16>::new(&lt, &weights?, activation, Precision::F32).map(|_| ())
+    };
+    let of_static = Fp8Activation::Static;
+    assert_eq!(linear(weights(8, 16, tensor()), of_static(1.0)), Ok(()));
+    use AttentionError::*;
+    for (error, what) in [
+        (
+            linear(weights(8, 16, tensor()), Fp8Activation::Blocks(16)),
+            "scales of other kinds",
+        ),
+        (
+            linear(weights(8, 16, blocks(2, [8, 8])), Fp8Activation::Blocks(16)),
+            "blocks of another width",
+        ),
+    ] {
+        assert!(matches!(error, Err(Weights { .. })), "{what}: {error:?}");
+    }
+    let error = linear(weights(8, 16, tensor()), of_static(0.0));
+    assert!(matches!(error, Err(Factor { .. })), "{error:?}");
+    let error = linear(weights(8, 16, blocks(3, [8, 8])), Fp8Activation::Blocks(8));
+    assert!(matches!(error, Err(Mismatch { .. })), "{error:?}");
+    for (error, what) in [
+        (
+            linear(weights(8, 12, tensor()), of_static(1.0)),
+            "in_features",
+        ),
+        (
+            linear(weights(12, 16, tensor()), of_static(1.0)),
+            "out_features",
+        ),
+        (
+            linear(
+                weights(8, 24, blocks(2, [8, 12])),
+                Fp8Activation::Blocks(12),
+            ),
+            "columns of a block",
+        ),
+    ] {
+        assert!(matches!(error, Err(Value { .. })), "{what}: {error:?}");
+    }
+}
+
+#[test]
 fn a_layer_is_the_hosts_but_for_its_products() {
     let Some(gpu) = gpu() else { return };
     let Some(lt) = gpu.cublas() else { return };
-    layer_over(&gpu, &lt, false, 2e-5);
+    layer_over(&gpu, &lt, false, None, 2e-5);
     // A last bit of a product may be another code.
-    layer_over(&gpu, &lt, true, 2e-2);
+    layer_over(&gpu, &lt, true, None, 2e-2);
+    let per_token = Fp8Activation::PerToken {
+        most_amax: f32::INFINITY,
+        scale_dtype: Dtype::F32,
+    };
+    for activation in [Fp8Activation::Static(0.01), per_token] {
+        layer_over(&gpu, &lt, false, Some(activation), 2e-2);
+    }
 }
 
-/// A prompt of two sequences, then a token of each, through both layers; perhaps over codes.
-fn layer_over(gpu: &Gpu, lt: &CublasLt, over_codes: bool, bound: f32) {
+/// The same projection on the host and on the device: of these weights, or of the nearest of e4m3.
+fn projections(
+    lt: &CublasLt,
+    weights: &[f32],
+    [rows, columns]: [usize; 2],
+    activation: Option<Fp8Activation>,
+) -> (Arc<dyn Projection<f32>>, Arc<dyn CudaProjection<f32>>) {
+    let Some(activation) = activation else {
+        let weights = DenseWeights::<f32>::new(weights.to_vec(), rows, columns).unwrap();
+        let dense = CudaDense::of_weights(lt, &weights, Precision::F32).unwrap();
+        return (Arc::new(Linear(weights)), Arc::new(dense));
+    };
+    let scale = 0.06 / 448.0;
+    let codes = weights.iter().map(|x| e4m3_from_f32(x / scale)).collect();
+    let scale = Fp8WeightScale::Tensor(scale);
+    let weights = Fp8Weights::<Vec<u8>>::new(codes, scale, rows, columns).unwrap();
+    let there = CudaFp8Linear::new(lt, &weights, activation, Precision::F32).unwrap();
+    (
+        Arc::new(Fp8Linear::new(weights, activation).unwrap()),
+        Arc::new(there),
+    )
+}
+
+/// A prompt of two sequences, then a token of each, through both layers; perhaps over codes, perhaps with
+/// projections of e4m3.
+fn layer_over(
+    gpu: &Gpu,
+    lt: &CublasLt,
+    over_codes: bool,
+    activation: Option<Fp8Activation>,
+    bound: f32,
+) {
     let stream = &gpu.stream;
     let (hidden, heads, kv_heads, dims) = (256, 4, 2, 64);
     let all = (heads + 2 * kv_heads) * dims;
     let mut random = Random::new(4);
     let mut weight = |len| random.values(len, 0.06);
     let (qkv, o) = (weight(all * hidden), weight(hidden * heads * dims));
+    let (qkv, qkv_there) = projections(lt, &qkv, [all, hidden], activation);
+    let (o, o_there) = projections(lt, &o, [hidden, heads * dims], activation);
     let rope = Rope::new(
         Frequencies::from_theta(10_000.0, dims).unwrap(),
         Pairing::HalfSplit,
@@ -389,24 +543,16 @@ fn layer_over(gpu: &Gpu, lt: &CublasLt, over_codes: bool, bound: f32) {
         config.clone(),
         &Host::new(),
         &rope,
-        QkvProjection::Stacked(Arc::new(Linear(
-            DenseWeights::<f32>::new(qkv.clone(), all, hidden).unwrap(),
-        ))),
-        Arc::new(Linear(
-            DenseWeights::<f32>::new(o.clone(), hidden, heads * dims).unwrap(),
-        )),
+        QkvProjection::Stacked(qkv),
+        o,
     )
     .unwrap();
-    let dense = |values: &[f32], features| -> Arc<dyn CudaProjection<f32>> {
-        let values = stream.clone_htod(values).unwrap();
-        Arc::new(CudaDense::new(lt, values, features, Precision::F32).unwrap())
-    };
     let layer = CudaAttentionLayer::new(
         config,
         &gpu.kernels,
         &rope,
-        CudaQkv::Stacked(dense(&qkv, [all, hidden])),
-        dense(&o, [hidden, heads * dims]),
+        CudaQkv::Stacked(qkv_there),
+        o_there,
     )
     .unwrap();
 
@@ -538,7 +684,13 @@ impl CudaCollective<f32> for ByCopies {
 }
 
 /// A layer of this many parts, all on one device, beside the host's whole one.
-fn parts_are_the_layer<C: CudaCollective<f32>>(gpu: &Gpu, lt: &CublasLt, collective: C) {
+fn parts_are_the_layer<C: CudaCollective<f32>>(
+    gpu: &Gpu,
+    lt: &CublasLt,
+    collective: C,
+    activations: [Option<Fp8Activation>; 4],
+    bound: f32,
+) {
     let stream = &gpu.stream;
     let (hidden, heads, kv_heads, dims) = (256, 4, 2, 64);
     let mut random = Random::new(6);
@@ -555,7 +707,7 @@ fn parts_are_the_layer<C: CudaCollective<f32>>(gpu: &Gpu, lt: &CublasLt, collect
             bias: Some(Random::new(heads as u64).values(heads * dims, 0.5)),
             ..HeadWeights::default()
         }),
-        activations: [None; 4],
+        activations,
     };
     let mut config = AttentionConfig::new(hidden, heads, kv_heads, dims);
     (config.q_stages, config.k_stages) = (Stages::new().bias(), Stages::new().bias());
@@ -658,7 +810,7 @@ fn parts_are_the_layer<C: CudaCollective<f32>>(gpu: &Gpu, lt: &CublasLt, collect
     assert!(layer.forward(&mut calls[1..]).is_err());
     layer.forward(&mut calls).unwrap();
     for out in &outs {
-        support::near(&stream.clone_dtoh(out).unwrap(), &expected, 2e-5);
+        support::near(&stream.clone_dtoh(out).unwrap(), &expected, bound);
     }
 }
 
@@ -666,8 +818,17 @@ fn parts_are_the_layer<C: CudaCollective<f32>>(gpu: &Gpu, lt: &CublasLt, collect
 fn parts_of_a_layer_sum_to_the_hosts() {
     let Some(gpu) = gpu() else { return };
     let Some(lt) = gpu.cublas() else { return };
-    parts_are_the_layer(&gpu, &lt, ByCopies(2));
-    parts_are_the_layer(&gpu, &lt, ByCopies(1));
+    parts_are_the_layer(&gpu, &lt, ByCopies(2), [None; 4], 2e-5);
+    parts_are_the_layer(&gpu, &lt, ByCopies(1), [None; 4], 2e-5);
+    let per_token = Fp8Activation::PerToken {
+        most_amax: f32::INFINITY,
+        scale_dtype: Dtype::F32,
+    };
+    // Blocks of o's activations are whole in each part.
+    let [of_v, of_o] = [Fp8Activation::Static(0.01), Fp8Activation::Blocks(32)];
+    let activations = [Some(per_token), None, Some(of_v), Some(of_o)];
+    // A last bit of a product may be another code.
+    parts_are_the_layer(&gpu, &lt, ByCopies(2), activations, 2e-2);
 }
 
 /// One rank, as one device is what there is for certain. Without NCCL it says so and passes, unless
@@ -699,6 +860,6 @@ fn nccl_sums_over_one_device() {
     assert_eq!(stream.clone_dtoh(&on_device).unwrap(), values);
     collective.check().unwrap();
     if let Some(lt) = gpu.cublas() {
-        parts_are_the_layer(&gpu, &lt, collective);
+        parts_are_the_layer(&gpu, &lt, collective, [None; 4], 2e-5);
     }
 }

@@ -490,7 +490,7 @@ fn a_layer_is_the_hosts_but_for_its_products() {
         scale_dtype: Dtype::F32,
     };
     for activation in [Fp8Activation::Static(0.01), per_token] {
-        layer_over(&gpu, &lt, false, Some(activation), 2e-2);
+        layer_over(&gpu, &lt, false, Some(activation), 4e-3);
     }
 }
 
@@ -828,7 +828,7 @@ fn parts_of_a_layer_sum_to_the_hosts() {
     let [of_v, of_o] = [Fp8Activation::Static(0.01), Fp8Activation::Blocks(32)];
     let activations = [Some(per_token), None, Some(of_v), Some(of_o)];
     // A last bit of a product may be another code.
-    parts_are_the_layer(&gpu, &lt, ByCopies(2), activations, 2e-2);
+    parts_are_the_layer(&gpu, &lt, ByCopies(2), activations, 4e-3);
 }
 
 /// One rank, as one device is what there is for certain. Without NCCL it says so and passes, unless

@@ -21,8 +21,6 @@ constexpr uint32_t kChunk = 16; // bytes of an access
 // Threads of a block that share a key or two dims, and so have every so-manieth head.
 constexpr uint32_t kShare = kThreads / kTile;
 constexpr uint32_t kOwnHeads = PHASOR_ATTEND_HEADS / kShare;
-// Pairs of dims that a thread has.
-constexpr uint32_t kOwnPairs = PHASOR_ATTEND_DIMS / 2 / kTile;
 static_assert(kSplit == 2 * kThreads, "a thread finds two keys");
 
 __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
@@ -277,11 +275,15 @@ __device__ __forceinline__ float2 two_dims(const char* row, uint32_t pair) {
     return reinterpret_cast<const float2*>(row)[pair];
 }
 
-template <class Source>
+// `kIsLatent`: values may have other dims than keys, and both may have more.
+template <class Source, bool kIsLatent>
 __device__ __forceinline__ void attend_split(const PhasorAttend& call) {
     using Element = typename Source::Staged;
     constexpr uint32_t kElements = kChunk / Element::kBytes;
     constexpr uint32_t kRowChunks = PHASOR_ATTEND_ROW / kChunk;
+    // Pairs of dims that a thread has.
+    constexpr uint32_t kOwnPairs =
+        (kIsLatent ? PHASOR_ATTEND_LATENT_DIMS : PHASOR_ATTEND_DIMS) / 2 / kTile;
 
     const uint32_t t = blockIdx.x / call.splits;
     const uint32_t nth = blockIdx.x - t * call.splits;
@@ -299,6 +301,8 @@ __device__ __forceinline__ void attend_split(const PhasorAttend& call) {
     const uint32_t first_head = kv_head * call.group + of_group;
     const uint32_t head_dim = call.head_dim;
     const uint32_t dims = round_up(head_dim, kElements);
+    const uint32_t v_head_dim = kIsLatent ? call.v_head_dim : head_dim;
+    const uint32_t v_dims = kIsLatent ? round_up(v_head_dim, kElements) : dims;
     const Shared shared = Shared::of(heads, dims);
 
     // Its keys, of the split from here on.
@@ -362,7 +366,7 @@ __device__ __forceinline__ void attend_split(const PhasorAttend& call) {
         for (uint32_t h = 0; h < kOwnHeads; ++h) o[pair][h] = make_float2(0.0f, 0.0f);
     }
     // Rows of values that are staged at once.
-    const uint32_t v_row = dims * Element::kBytes;
+    const uint32_t v_row = v_dims * Element::kBytes;
     uint32_t v_keys = kTile;
     while (v_keys * v_row > PHASOR_ATTEND_STAGED) v_keys /= 2;
 
@@ -472,11 +476,11 @@ __device__ __forceinline__ void attend_split(const PhasorAttend& call) {
             piece.first = first;
             piece.keys = v_keys;
             piece.first_dim = 0;
-            piece.chunks = dims / kElements;
+            piece.chunks = v_dims / kElements;
             piece.row = v_row;
             piece.seen_begin = begin;
             piece.seen_end = end;
-            Source::stage(call.v, call.v_codes, call.v_in_chunks != 0, head_dim, kv_head, v_head,
+            Source::stage(call.v, call.v_codes, call.v_in_chunks != 0, v_head_dim, kv_head, v_head,
                           shared, piece);
             __syncthreads();
             const uint32_t from = max(begin, first), to = min(end, first + v_keys);
@@ -486,7 +490,7 @@ __device__ __forceinline__ void attend_split(const PhasorAttend& call) {
 #pragma unroll
                 for (uint32_t pair = 0; pair < kOwnPairs; ++pair) {
                     const uint32_t at = own + pair * kTile;
-                    if (2 * at >= dims) break;
+                    if (2 * at >= v_dims) break;
                     float2 v[4];
 #pragma unroll
                     for (uint32_t j = 0; j < 4; ++j) {
@@ -518,12 +522,12 @@ __device__ __forceinline__ void attend_split(const PhasorAttend& call) {
     for (uint32_t h = 0; h < kOwnHeads; ++h) {
         const uint32_t head = h * kShare + share;
         if (head >= heads) break;
-        float* const to = partial + (row + static_cast<uint64_t>(head) * call.splits) * head_dim;
+        float* const to = partial + (row + static_cast<uint64_t>(head) * call.splits) * v_head_dim;
 #pragma unroll
         for (uint32_t pair = 0; pair < kOwnPairs; ++pair) {
             const uint32_t d = 2 * (own + pair * kTile);
-            if (d < head_dim) to[d] = o[pair][h].x;
-            if (d + 1 < head_dim) to[d + 1] = o[pair][h].y;
+            if (d < v_head_dim) to[d] = o[pair][h].x;
+            if (d + 1 < v_head_dim) to[d + 1] = o[pair][h].y;
         }
     }
 #pragma unroll
@@ -537,7 +541,7 @@ __device__ __forceinline__ void attend_split(const PhasorAttend& call) {
 template <class Element>
 __device__ __forceinline__ void join_splits(const PhasorAttend& call) {
     constexpr uint32_t kWarps = kThreads / 32;
-    constexpr uint32_t kOwnDims = PHASOR_ATTEND_DIMS / kThreads;
+    constexpr uint32_t kOwnDims = PHASOR_ATTEND_LATENT_DIMS / kThreads;
     __shared__ float rescale[kThreads], weight[kThreads], sums[kThreads];
     __shared__ float warp_most[kWarps];
     __shared__ uint32_t warp_bad[kWarps];
@@ -548,7 +552,7 @@ __device__ __forceinline__ void join_splits(const PhasorAttend& call) {
     const uint32_t splits = seen.splits();
     const uint64_t row = (static_cast<uint64_t>(t) * call.heads + head) * call.splits;
     const float2* const states = reinterpret_cast<const float2*>(call.states) + row;
-    const float* const partial = reinterpret_cast<const float*>(call.partial) + row * call.head_dim;
+    const float* const partial = reinterpret_cast<const float*>(call.partial) + row * call.v_head_dim;
 
     float most = minus_infinity(), all_l = 0.0f;
     if (call.sinks != 0) {
@@ -596,7 +600,7 @@ __device__ __forceinline__ void join_splits(const PhasorAttend& call) {
         sums[threadIdx.x] = state.y;
         most = most != most ? most : all;
         __syncthreads();
-        const float* const of_chunk = partial + static_cast<uint64_t>(first) * call.head_dim;
+        const float* const of_chunk = partial + static_cast<uint64_t>(first) * call.v_head_dim;
 #pragma unroll 4
         for (uint32_t split = 0; split < count; ++split) {
             const float a = rescale[split], b = weight[split];
@@ -604,8 +608,8 @@ __device__ __forceinline__ void join_splits(const PhasorAttend& call) {
 #pragma unroll
             for (uint32_t u = 0; u < kOwnDims; ++u) {
                 const uint32_t d = threadIdx.x + u * kThreads;
-                if (d >= call.head_dim) break;
-                const float o = of_chunk[static_cast<uint64_t>(split) * call.head_dim + d];
+                if (d >= call.v_head_dim) break;
+                const float o = of_chunk[static_cast<uint64_t>(split) * call.v_head_dim + d];
                 all_o[u] = __fmaf_rn(o, b, __fmul_rn(all_o[u], a));
             }
         }
@@ -616,7 +620,7 @@ __device__ __forceinline__ void join_splits(const PhasorAttend& call) {
 #pragma unroll
     for (uint32_t u = 0; u < kOwnDims; ++u) {
         const uint32_t d = threadIdx.x + u * kThreads;
-        if (d >= call.head_dim) break;
+        if (d >= call.v_head_dim) break;
         Element::store_one(out + d * Element::kBytes, Element::narrow(__fdiv_rn(all_o[u], all_l)));
     }
 }
@@ -625,12 +629,17 @@ __device__ __forceinline__ void join_splits(const PhasorAttend& call) {
 
 // The entry points of one element type. (So many blocks at least: ptxas otherwise spills a few registers to
 // have one more.)
-#define PHASOR_ATTEND_KERNEL(name, source, kernel)                               \
-    extern "C" __global__ void __launch_bounds__(PHASOR_ATTEND_THREADS, 6)       \
-        name(const __grid_constant__ PhasorAttend call) {                        \
-        phasor::kernel<phasor::source>(call);                                    \
+#define PHASOR_ATTEND_KERNEL(name, blocks, ...)                                    \
+    extern "C" __global__ void __launch_bounds__(PHASOR_ATTEND_THREADS, blocks)    \
+        name(const __grid_constant__ PhasorAttend call) {                          \
+        phasor::__VA_ARGS__(call);                                                 \
     }
 
-#define PHASOR_ATTEND_KERNELS(dtype, element)                                    \
-    PHASOR_ATTEND_KERNEL(attend_##dtype, OfElements<phasor::element>, attend_split) \
-    PHASOR_ATTEND_KERNEL(join_##dtype, element, join_splits)
+// Those of splits.
+#define PHASOR_ATTEND_SPLITS(name, source)                                         \
+    PHASOR_ATTEND_KERNEL(attend_##name, 6, attend_split<source, false>)            \
+    PHASOR_ATTEND_KERNEL(attend_latent_##name, 4, attend_split<source, true>)
+
+#define PHASOR_ATTEND_KERNELS(dtype, element)                                      \
+    PHASOR_ATTEND_SPLITS(dtype, phasor::OfElements<phasor::element>)               \
+    PHASOR_ATTEND_KERNEL(join_##dtype, 6, join_splits<phasor::element>)

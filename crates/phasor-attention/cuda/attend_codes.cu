@@ -1,3 +1,3 @@
 #include "attend.cuh"
 
-PHASOR_ATTEND_KERNEL(attend_codes, OfCodes, attend_split)
+PHASOR_ATTEND_SPLITS(codes, phasor::OfCodes)

@@ -28,12 +28,14 @@
 #define PHASOR_ATTEND_HEADS 8
 // Dims of a head, at most.
 #define PHASOR_ATTEND_DIMS 256
+// Those of a head of values, at most, where these may be other than those of keys (MLA).
+#define PHASOR_ATTEND_LATENT_DIMS 512
 // Bytes of keys or of values that are staged in shared memory at once, and those of a row of keys.
 #define PHASOR_ATTEND_ROW 256
 #define PHASOR_ATTEND_STAGED (PHASOR_ATTEND_TILE * (PHASOR_ATTEND_ROW + 16))
 
 // Attention of `tokens` tokens. Partial results of splits lie in `partial`, f32 [tokens, heads, splits,
-// head_dim], and `states`, f32 [tokens, heads, splits, 2], which has m and l of each. A split that has a
+// v_head_dim], and `states`, f32 [tokens, heads, splits, 2], which has m and l of each. A split that has a
 // page outside of the caches has a NaN for m, which m is not otherwise.
 #define PHASOR_FIELDS_PhasorAttend(field) \
     field(uint64_t, q) \
@@ -52,7 +54,7 @@
     field(uint32_t, tokens) \
     field(uint32_t, heads) \
     field(uint32_t, group) /* query heads of a key-value head */ \
-    field(uint32_t, head_dim) \
+    field(uint32_t, head_dim) /* of queries and keys */ \
     field(uint32_t, splits) /* of a token, at most */ \
     field(uint32_t, most_keys) /* of a sequence: what its row of the page table has room for, or less */ \
     field(uint32_t, mask) \
@@ -64,7 +66,7 @@
     field(PhasorCodes, k_codes) /* for attend_codes alone, and so are those below */ \
     field(PhasorCodes, v_codes) \
     field(uint32_t, q_type) \
-    field(uint32_t, reserved)
+    field(uint32_t, v_head_dim) /* of values and results */
 
 PHASOR_DECLARE_STRUCT(PhasorAttend)
 

@@ -20,7 +20,7 @@ use std::sync::LazyLock;
 #[path = "support/attend_cases.rs"]
 mod attend_cases;
 mod support;
-use attend_cases::{Bytes, Case, Layouts, Scales, UNTOUCHED, Wish, bits};
+use attend_cases::{Bytes, Case, Layouts, Scales, UNTOUCHED, Wish, bits, nhd};
 use support::{Random, narrowed, widened};
 
 macro_rules! images {
@@ -168,7 +168,7 @@ impl<T: Bytes> Case<T> {
             } = launch;
             let mut run = Launch::new(kernel, grid, block, params.as_bytes());
             run.dynamic_shared = shared_bytes as usize;
-            let module = if kernel == "attend_codes" {
+            let module = if kernel.ends_with("_codes") {
                 of_codes
             } else {
                 module
@@ -311,6 +311,92 @@ fn whatever_the_memory_looks_like_results_are_the_hosts() {
         }
         case.equals_host(&format!("layout {at}"));
     }
+}
+
+/// As a latent cache has them, values are the first dims of keys; others have dims of their own, more too.
+fn latent_heads<T: Bytes>(seed: u64) {
+    let layouts: [(Layouts, [usize; 3]); 5] = [
+        (
+            |p, s, h, d| {
+                let keys = CacheLayout::paged_nhd(p, s, h, d);
+                (keys, keys.dims(0..512))
+            },
+            [9, 1, 576],
+        ),
+        (
+            |p, s, h, d| {
+                (
+                    CacheLayout::paged_hnd(p, s, h, d),
+                    CacheLayout::paged_nhd(p, s, h, 128),
+                )
+            },
+            [4, 2, 192],
+        ),
+        // No whole accesses, of odd counts.
+        (
+            |p, s, h, d| {
+                let keys = CacheLayout::paged_nhd(p, s, h, d);
+                (keys, keys.dims(3..36))
+            },
+            [6, 1, 40],
+        ),
+        (
+            |p, s, h, d| {
+                (
+                    CacheLayout::paged_nhd(p, s, h, d),
+                    CacheLayout::paged_nhd(p, s, h, 301),
+                )
+            },
+            [3, 1, 20],
+        ),
+        // Of as many dims, but more than others have.
+        (nhd, [2, 1, 264]),
+    ];
+    for (at, (layouts, [heads, kv_heads, dims])) in layouts.into_iter().enumerate() {
+        let wish = Wish {
+            layouts,
+            ..Wish::new(heads, kv_heads, dims, &[(70, 1), (258, 2), (0, 1)])
+        };
+        let mut case = wish.case::<T>(seed + at as u64);
+        if at % 2 == 1 {
+            case.mask = AttentionMask::SlidingWindow(70);
+            case.sinks = Some(vec![0.5; heads]);
+        }
+        case.equals_host(&format!("latent {at}"));
+    }
+}
+
+#[test]
+fn latent_heads_of_f32_equal_the_host() {
+    latent_heads::<f32>(80);
+}
+
+#[test]
+fn latent_heads_of_f16_equal_the_host() {
+    latent_heads::<f16>(90);
+}
+
+#[test]
+fn latent_heads_of_bf16_equal_the_host() {
+    latent_heads::<bf16>(100);
+}
+
+/// Codes of a latent whose groups have scales of their own; keys have one more group.
+#[test]
+fn latent_codes_equal_the_host() {
+    let of = |groups| ScaleLayout::tokens_heads(16, 1, groups);
+    let both = [of(9), of(8)].map(|layout| {
+        let codes = StoredCodes::dynamic(Codes::E4m3, 1e-6, layout);
+        (codes.groups_of(64), 0)
+    });
+    let wish = Wish {
+        layouts: |p, s, h, d| {
+            let keys = CacheLayout::paged_nhd(p, s, h, d);
+            (keys, keys.dims(0..512))
+        },
+        ..Wish::new(8, 1, 576, &[(70, 1), (3, 1)])
+    };
+    wish.coded::<bf16>(110, both).equals_host("latent codes");
 }
 
 /// Keys' and values' codes, and how many scales are given of either.
@@ -653,7 +739,7 @@ fn bad_shapes_are_refused() {
         let cache = CacheLayout::paged_nhd(9, 16, 2, dims);
         (cache, Layout::tokens(2, 4, dims))
     };
-    for dims in [0, 257] {
+    for dims in [0, 577] {
         let (cache, tokens) = layouts(dims);
         let error = refused(&|c| {
             (c.k_layout, c.v_layout) = (cache, cache);
@@ -670,8 +756,21 @@ fn bad_shapes_are_refused() {
             "{error}"
         );
     }
+    let (cache, tokens) = layouts(513);
+    let error = refused(&|c| (c.v_layout, c.out_layout) = (cache, tokens));
+    assert!(
+        matches!(
+            error,
+            Value {
+                what: "v_head_dim",
+                ..
+            }
+        ),
+        "{error}"
+    );
     let (cache, tokens) = layouts(32);
     assert!(matches!(refused(&|c| c.k_layout = cache), Mismatch { .. }));
+    assert!(matches!(refused(&|c| c.v_layout = cache), Mismatch { .. }));
     assert!(matches!(refused(&|c| c.q_layout = tokens), Mismatch { .. }));
     assert!(matches!(
         refused(&|c| c.out_layout = tokens),

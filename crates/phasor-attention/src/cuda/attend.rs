@@ -2,7 +2,7 @@
 
 use super::{AttentionKernels, Kept};
 use crate::error::agree;
-use crate::kernels::{ATTEND_CODES, AttendAddresses, AttendPlan, AttendShape};
+use crate::kernels::{AttendAddresses, AttendPlan, AttendShape, KERNELS_OF_CODES};
 use crate::{Attend, AttentionError};
 use phasor::cuda::{CudaIds, CudaReport};
 use phasor::cudarc::driver::{
@@ -289,9 +289,9 @@ impl CudaAttend {
     ) -> Result<(), AttentionError> {
         let of_elements = self.kernels.attend_functions(self.plan.dtype())?;
         for launch in self.plan.launches(addresses)?.into_iter().flatten() {
-            let functions = match launch.kernel {
-                ATTEND_CODES => self.kernels.attend_codes_functions()?,
-                _ => of_elements,
+            let functions = match KERNELS_OF_CODES.contains(&launch.kernel) {
+                true => self.kernels.attend_codes_functions()?,
+                false => of_elements,
             };
             // SAFETY: all of these kernels take this struct by value; the rest is the caller's promise.
             unsafe { self.kernels.enqueue(stream, functions, &launch)? };

@@ -27,7 +27,7 @@ pub enum CudaQkv<T> {
         q: Arc<dyn CudaProjection<T>>,
         /// `[kv_heads * head_dim, hidden_size]`.
         k: Arc<dyn CudaProjection<T>>,
-        /// As `k`.
+        /// `[kv_heads * v_head_dim, hidden_size]`.
         v: Arc<dyn CudaProjection<T>>,
     },
     /// One of `[(heads + 2 * kv_heads) * head_dim, hidden_size]`: queries, then keys, then values.
@@ -277,7 +277,7 @@ impl<T> CudaWorkspace<T> {
         self.q.as_view()
     }
 
-    /// What [`CudaAttentionLayer::project_out`] takes, `[tokens, heads, head_dim]`.
+    /// What [`CudaAttentionLayer::project_out`] takes, `[tokens, heads, v_head_dim]`.
     pub fn attended_mut(&mut self) -> CudaViewMut<'_, T> {
         self.attended.as_view_mut()
     }
@@ -325,18 +325,6 @@ impl<T: Element + DeviceRepr + ValidAsZeroBits> CudaAttentionLayer<T> {
                 config.check([sizes(q), sizes(k), sizes(v)].as_slice(), sizes(&o))?;
             }
             CudaQkv::Stacked(qkv) => config.check(&[sizes(qkv)], sizes(&o))?,
-        }
-        for (what, value, needed) in [
-            ("v_head_dim", config.v_head_dim, config.head_dim),
-            ("rotary_offset", config.rotary_offset, 0),
-        ] {
-            if value != needed {
-                return Err(AttentionError::Value {
-                    what,
-                    value,
-                    remedy: "on CUDA values have the dims of keys, and heads rotate from their first",
-                });
-            }
         }
         Ok(Self {
             config,
@@ -420,6 +408,8 @@ impl<T: Element + DeviceRepr + ValidAsZeroBits> CudaAttentionLayer<T> {
             num_attention_heads: heads,
             num_key_value_heads: kv_heads,
             head_dim,
+            v_head_dim,
+            rotary_offset,
             ..
         } = self.config;
         let CudaLayerShape {
@@ -436,20 +426,22 @@ impl<T: Element + DeviceRepr + ValidAsZeroBits> CudaAttentionLayer<T> {
             true => [1, tokens],
             false => [tokens, 1],
         };
-        let rows = |heads| Layout::bshd(batch, of_each, heads, head_dim);
+        let rows = |heads, dims| Layout::bshd(batch, of_each, heads, dims);
+        let rotated = |layout: Layout| layout.with_rotary_offset(rotary_offset);
+        let q_to = rotated(rows(heads, head_dim));
         let problem = Problem::new(T::DTYPE);
         let problem = match self.qkv {
             CudaQkv::Separate { .. } => problem
-                .q((rows(heads), rows(heads)))
-                .k_to_cache(rows(kv_heads))
-                .v_to_cache(rows(kv_heads)),
+                .q((q_to, q_to))
+                .k_to_cache(rotated(rows(kv_heads, head_dim)))
+                .v_to_cache(rows(kv_heads, v_head_dim)),
             CudaQkv::Stacked(_) => {
                 let all = heads + 2 * kv_heads;
                 let window = |range| Layout::packed_heads(batch, of_each, all, head_dim, range);
                 let k = heads + kv_heads;
                 problem
-                    .q((window(0..heads), rows(heads)))
-                    .k_to_cache(window(heads..k))
+                    .q((rotated(window(0..heads)), q_to))
+                    .k_to_cache(rotated(window(heads..k)))
                     .v_to_cache(window(k..all))
                     .packed()
             }
@@ -472,8 +464,8 @@ impl<T: Element + DeviceRepr + ValidAsZeroBits> CudaAttentionLayer<T> {
             T::DTYPE,
             &self.config.attend(),
             &AttendShape {
-                q: rows(heads),
-                out: rows(heads),
+                q: rows(heads, head_dim),
+                out: rows(heads, v_head_dim),
                 k: shape.k,
                 v: shape.v,
                 codes: shape.codes,
@@ -507,7 +499,7 @@ impl<T: Element + DeviceRepr + ValidAsZeroBits> CudaAttentionLayer<T> {
         stream: &Arc<CudaStream>,
         plan: &CudaLayerPlan,
     ) -> Result<CudaWorkspace<T>, AttentionError> {
-        let [q_dims, kv_dims] = self.dims();
+        let [q_dims, k_dims, v_dims, attended_dims] = self.dims();
         let tokens = plan.shape.tokens;
         let room = |dims: usize| {
             // cudarc makes no empty buffers.
@@ -517,9 +509,9 @@ impl<T: Element + DeviceRepr + ValidAsZeroBits> CudaAttentionLayer<T> {
                 .during("allocating a workspace")
         };
         Ok(CudaWorkspace {
-            projected: room(q_dims.saturating_add(kv_dims.saturating_mul(2)))?,
+            projected: room(q_dims.saturating_add(k_dims).saturating_add(v_dims))?,
             q: room(q_dims)?,
-            attended: room(q_dims)?,
+            attended: room(attended_dims)?,
             partial: stream
                 .alloc_zeros(plan.attend.plan().workspace_len().max(1))
                 .during("allocating a workspace")?,
@@ -529,11 +521,21 @@ impl<T: Element + DeviceRepr + ValidAsZeroBits> CudaAttentionLayer<T> {
         })
     }
 
-    /// Elements of a token's queries, and of its keys.
-    fn dims(&self) -> [usize; 2] {
-        let config = &self.config;
-        [config.num_attention_heads, config.num_key_value_heads]
-            .map(|heads| heads * config.head_dim)
+    /// Elements of a token's queries, of its keys, of its values, and of what attention makes.
+    fn dims(&self) -> [usize; 4] {
+        let AttentionConfig {
+            num_attention_heads: heads,
+            num_key_value_heads: kv_heads,
+            head_dim,
+            v_head_dim,
+            ..
+        } = self.config;
+        [
+            heads * head_dim,
+            kv_heads * head_dim,
+            kv_heads * v_head_dim,
+            heads * v_head_dim,
+        ]
     }
 
     /// Enqueues the layer for the planned tokens: `x` and `out` are `[tokens, hidden_size]`. Their keys and
@@ -613,8 +615,8 @@ impl<T: Element + DeviceRepr + ValidAsZeroBits> CudaAttentionLayer<T> {
                 remedy: "the rotation has rows by length: say which row each sequence has",
             });
         }
-        let [q_dims, kv_dims] = self.dims();
-        let all_dims = q_dims + 2 * kv_dims;
+        let [q_dims, k_dims, v_dims, _] = self.dims();
+        let all_dims = q_dims + k_dims + v_dims;
         let CudaWorkspace {
             projected,
             q: q_to,
@@ -654,7 +656,7 @@ impl<T: Element + DeviceRepr + ValidAsZeroBits> CudaAttentionLayer<T> {
         match &self.qkv {
             CudaQkv::Stacked(qkv) => project(qkv, projected.slice_mut(..tokens * all_dims))?,
             CudaQkv::Separate { q, k, v } => {
-                let (k_at, v_at) = (tokens * q_dims, tokens * (q_dims + kv_dims));
+                let (k_at, v_at) = (tokens * q_dims, tokens * (q_dims + k_dims));
                 project(q, projected.slice_mut(..k_at))?;
                 project(k, projected.slice_mut(k_at..v_at))?;
                 project(v, projected.slice_mut(v_at..tokens * all_dims))?;
@@ -718,7 +720,7 @@ impl<T: Element + DeviceRepr + ValidAsZeroBits> CudaAttentionLayer<T> {
                 self.rotator.step(stream, &plan.step, step, Some(report))?;
             }
             CudaQkv::Separate { .. } => {
-                let (k_at, v_at) = (tokens * q_dims, tokens * (q_dims + kv_dims));
+                let (k_at, v_at) = (tokens * q_dims, tokens * (q_dims + k_dims));
                 let step = step
                     .q(InOut::OutOfPlace {
                         source: projected.slice(..k_at),

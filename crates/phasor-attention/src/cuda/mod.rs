@@ -133,25 +133,22 @@ impl AttentionKernels {
 
     fn attend_functions(&self, dtype: Dtype) -> Result<&Functions, AttentionError> {
         let at = Dtype::ALL.iter().position(|&d| d == dtype);
-        let (Some(at), names) = (
-            at,
-            match dtype {
-                Dtype::F32 => ["attend_f32", "join_f32"],
-                Dtype::F16 => ["attend_f16", "join_f16"],
-                _ => ["attend_bf16", "join_bf16"],
-            },
-        ) else {
+        let Some(at) = at else {
             return Err(AttentionError::Dtype {
                 dtype,
                 remedy: "kernels of attention take f32, f16 and bf16",
             });
         };
-        self.load(&self.inner.attend[at], ATTEND[at], &names)
+        self.load(
+            &self.inner.attend[at],
+            ATTEND[at],
+            &crate::kernels::ATTEND_KERNELS[at],
+        )
     }
 
     fn attend_codes_functions(&self) -> Result<&Functions, AttentionError> {
-        let names = [crate::kernels::ATTEND_CODES];
-        self.load(&self.inner.attend_codes, ATTEND_CODES, &names)
+        let names = &crate::kernels::KERNELS_OF_CODES;
+        self.load(&self.inner.attend_codes, ATTEND_CODES, names)
     }
 
     fn dequantize_functions(&self) -> Result<&Functions, AttentionError> {

@@ -16,13 +16,21 @@ const MASK_CAUSAL: u32 = 0;
 const MASK_WINDOW: u32 = 1;
 const MASK_CHUNKED: u32 = 2;
 const MASK_NONE: u32 = 3;
-/// The kernel over caches of codes, which is none of a module of an element type.
-pub(crate) const ATTEND_CODES: &str = "attend_codes";
+/// Of f32, f16 and bf16: for values of the dims of keys, for others, and what joins the splits of either.
+pub(crate) const KERNELS: [[&str; 3]; 3] = [
+    ["attend_f32", "attend_latent_f32", "join_f32"],
+    ["attend_f16", "attend_latent_f16", "join_f16"],
+    ["attend_bf16", "attend_latent_bf16", "join_bf16"],
+];
+/// Those over caches of codes, which are none of a module of an element type.
+pub(crate) const KERNELS_OF_CODES: [&str; 2] = ["attend_codes", "attend_latent_codes"];
 const THREADS: u32 = 128;
 /// Query heads of a block, at most.
 const BLOCK_HEADS: usize = 8;
 /// Dims of a head, at most.
 const MOST_DIMS: usize = 256;
+/// Those of keys and of values, at most, of the kernels for latent attention.
+const MOST_LATENT_DIMS: [usize; 2] = [576, 512];
 const CHUNK: usize = 16;
 const STAGED: usize = TILE * (256 + CHUNK);
 /// What a grid has room for in its first dimension, and in the second.
@@ -42,11 +50,12 @@ pub struct CacheCodes {
 pub struct AttendShape {
     /// The queries, `[1, tokens, heads, head_dim]` or `[tokens, 1, heads, head_dim]` with any strides.
     pub q: Layout,
-    /// The results, of the same shape.
+    /// The results, of the same shape but for the dims of a head, which are those of values.
     pub out: Layout,
     /// The keys' cache.
     pub k: CacheLayout,
-    /// The values' cache.
+    /// The values' cache, whose heads may have other dims. That of a latent (MLA) is the keys' with fewer
+    /// dims, over the same buffer.
     pub v: CacheLayout,
     /// Keys' and values' codes; `None`: the caches have elements.
     pub codes: Option<[CacheCodes; 2]>,
@@ -131,7 +140,7 @@ impl AttendPlan {
     ///
     /// # Errors
     /// [`AttentionError::Heads`], [`AttentionError::Factor`], [`AttentionError::Value`] for a number that
-    /// kernels cannot take, such as a head_dim above 256; [`AttentionError::Mismatch`] where shapes disagree;
+    /// kernels cannot take, such as a head_dim above 576; [`AttentionError::Mismatch`] where shapes disagree;
     /// [`AttentionError::Weights`] for codes that are not e4m3 or int8.
     pub fn new(
         dtype: Dtype,
@@ -140,10 +149,10 @@ impl AttendPlan {
     ) -> Result<Self, AttentionError> {
         let [pages, page_size, kv_heads, head_dim] = shape.k.shape();
         attend.check(kv_heads)?;
-        let (kernels, q_type) = match dtype {
-            Dtype::F32 => (["attend_f32", "join_f32"], 0),
-            Dtype::F16 => (["attend_f16", "join_f16"], 1),
-            Dtype::Bf16 => (["attend_bf16", "join_bf16"], 2),
+        let q_type = match dtype {
+            Dtype::F32 => 0,
+            Dtype::F16 => 1,
+            Dtype::Bf16 => 2,
             _ => {
                 return Err(AttentionError::Dtype {
                     dtype,
@@ -151,21 +160,28 @@ impl AttendPlan {
                 });
             }
         };
-        let kernels = match shape.codes {
-            Some(_) => [ATTEND_CODES, kernels[1]],
-            None => kernels,
-        };
         let (heads, group) = (attend.heads, attend.heads / kv_heads);
-        if head_dim == 0 || head_dim > MOST_DIMS {
-            return Err(AttentionError::Value {
-                what: "head_dim",
-                value: head_dim,
-                remedy: "the kernels take heads of 1 to 256 dims",
-            });
+        let v_head_dim = shape.v.shape()[3];
+        let dims_of_both = [
+            ("head_dim", head_dim, MOST_LATENT_DIMS[0]),
+            ("v_head_dim", v_head_dim, MOST_LATENT_DIMS[1]),
+        ];
+        for (what, value, most) in dims_of_both {
+            if value == 0 || value > most {
+                return Err(AttentionError::Value {
+                    what,
+                    value,
+                    remedy: "the kernels take keys of 1 to 576 dims and values of 1 to 512",
+                });
+            }
         }
         check_shapes(&shape.k, &shape.v)?;
-        let of_values = shape.v.shape()[3];
-        agree("head_dim of the values' cache", head_dim, of_values)?;
+        let is_latent = usize::from(head_dim != v_head_dim || head_dim > MOST_DIMS);
+        let [.., join] = KERNELS[q_type];
+        let kernels = match shape.codes {
+            Some(_) => [KERNELS_OF_CODES[is_latent], join],
+            None => [KERNELS[q_type][is_latent], join],
+        };
         let (tokens, q_strides) = strides(&shape.q, "tokens of q", dtype)?;
         let (out_tokens, out_strides) = strides(&shape.out, "tokens of the output", dtype)?;
         agree("tokens of the output", tokens, out_tokens)?;
@@ -173,7 +189,7 @@ impl AttendPlan {
             ("heads of q", heads, shape.q.shape()[2]),
             ("heads of the output", heads, shape.out.shape()[2]),
             ("head_dim of q", head_dim, shape.q.shape()[3]),
-            ("head_dim of the output", head_dim, shape.out.shape()[3]),
+            ("v_head_dim of the output", v_head_dim, shape.out.shape()[3]),
         ] {
             agree(what, expected, got)?;
         }
@@ -222,7 +238,7 @@ impl AttendPlan {
             .into_iter()
             .try_fold(1usize, usize::checked_mul);
         let workspace = rows
-            .and_then(|rows| Some([rows.checked_mul(head_dim)?, rows.checked_mul(2)?]))
+            .and_then(|rows| Some([rows.checked_mul(v_head_dim)?, rows.checked_mul(2)?]))
             .filter(|[partial, states]| {
                 let all = partial.checked_add(1).and_then(|p| p.checked_add(*states));
                 all.is_some_and(|all| all <= isize::MAX as usize / size_of::<f32>())
@@ -263,6 +279,7 @@ impl AttendPlan {
             heads: count("heads", heads)?,
             group: count("heads of a group", group)?,
             head_dim: count("head_dim", head_dim)?,
+            v_head_dim: count("v_head_dim", v_head_dim)?,
             splits: count("splits", splits)?,
             most_keys: count("most_keys", most_keys)?,
             mask,
@@ -270,7 +287,7 @@ impl AttendPlan {
             window: u32::try_from(window).unwrap_or(u32::MAX),
             factor: scores.factor,
             cap: scores.capped.unwrap_or(0.0),
-            q_type,
+            q_type: q_type as u32,
             ..PhasorAttend::default()
         };
         template.slots.choice = PHASOR_SLOT_PAGE_TABLE;

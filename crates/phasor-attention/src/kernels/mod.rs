@@ -14,9 +14,9 @@ mod attend;
 mod dequantize;
 mod params;
 
-#[cfg(feature = "cuda")]
-pub(crate) use attend::ATTEND_CODES;
 pub use attend::{AttendAddresses, AttendPlan, AttendShape, CacheCodes};
+#[cfg(feature = "cuda")]
+pub(crate) use attend::{KERNELS as ATTEND_KERNELS, KERNELS_OF_CODES};
 #[cfg(feature = "cuda")]
 pub(crate) use dequantize::KERNELS as DEQUANTIZE_KERNELS;
 pub use dequantize::{

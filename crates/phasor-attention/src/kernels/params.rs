@@ -35,7 +35,7 @@ pub struct PhasorAttend {
     pub k_codes: PhasorCodes,
     pub v_codes: PhasorCodes,
     pub q_type: u32,
-    pub reserved: u32,
+    pub v_head_dim: u32,
 }
 
 // As in the header: no padding, so that every byte is set.

@@ -194,12 +194,13 @@ impl Wish {
             let mut cache = vec![T::narrow(f32::NAN); layout.required_len().unwrap()];
             let [page_stride, slot_stride, head_stride] = layout.strides();
             let (dims, block) = layout.block();
+            let [.., head_dim] = layout.shape();
             for (s, &(cached, new)) in self.sequences.iter().enumerate() {
                 for place in 0..cached + new {
                     let index = s * of_each + place / self.page_size;
                     table[index] = order[index] as i64;
                     for h in 0..self.kv_heads {
-                        for d in 0..self.head_dim {
+                        for d in 0..head_dim {
                             let at = layout.offset()
                                 + order[index] * page_stride
                                 + place % self.page_size * slot_stride
@@ -218,15 +219,15 @@ impl Wish {
         for &(_, new) in &self.sequences {
             cu_seqlens.push(cu_seqlens.last().unwrap() + new as i64);
         }
-        let layout = Layout::tokens(tokens, self.heads, self.head_dim);
+        let layout = |dims| Layout::tokens(tokens, self.heads, dims);
         Case {
             heads: self.heads,
             scale: 1.0 / (self.head_dim as f32).sqrt(),
             mask: AttentionMask::Causal,
             soft_cap: None,
             sinks: None,
-            q_layout: layout,
-            out_layout: layout,
+            q_layout: layout(self.head_dim),
+            out_layout: layout(v_layout.shape()[3]),
             k_layout,
             v_layout,
             most_keys: None,
@@ -338,12 +339,13 @@ impl<T: Bytes> Case<T> {
 
     /// In its output's layout.
     pub fn on_host(&self) -> Vec<T> {
-        let dims = self.q_layout.shape()[3];
-        let q: Vec<T> = rows(&self.q_layout)
+        let [dims, of_values] = [&self.q_layout, &self.out_layout].map(|layout| layout.shape()[3]);
+        let places = rows(&self.q_layout);
+        let mut out = vec![T::narrow(UNTOUCHED); places.len() * of_values];
+        let q: Vec<T> = places
             .into_iter()
             .flat_map(|at| self.q[at..at + dims].to_vec())
             .collect();
-        let mut out = vec![T::narrow(UNTOUCHED); q.len()];
         let each: Vec<i64> = (0..=self.lengths.len() as i64).collect();
         let cu_seqlens = self.cu_seqlens.as_ref().unwrap_or(&each);
         let batch = RaggedBatch::new(cu_seqlens, &self.lengths, &self.table);
@@ -364,8 +366,8 @@ impl<T: Bytes> Case<T> {
             }
         }
         let mut placed = self.untouched();
-        for (row, at) in out.chunks_exact(dims).zip(rows(&self.out_layout)) {
-            placed[at..at + dims].copy_from_slice(row);
+        for (row, at) in out.chunks_exact(of_values).zip(rows(&self.out_layout)) {
+            placed[at..at + of_values].copy_from_slice(row);
         }
         placed
     }

@@ -36,8 +36,8 @@ HEADERS = [
     "fused.cuh",
 ]
 ATTENTION = ROOT / "crates" / "phasor-attention" / "cuda"
-ATTENTION_SOURCES = ["attend_f32", "attend_f16", "attend_bf16", "attend_codes", "dequantize"]
-ATTENTION_HEADERS = ["attention_call.h", "functions.cuh", "attend.cuh", "dequantize.cuh"]
+ATTENTION_SOURCES = ["attend_f32", "attend_f16", "attend_bf16", "attend_codes", "dequantize", "latent"]
+ATTENTION_HEADERS = ["attention_call.h", "functions.cuh", "attend.cuh", "dequantize.cuh", "latent.cuh"]
 ARCHITECTURES = ["compute_75", "compute_80", "compute_90"]
 BENCHES = ROOT / "benches" / "cuda"
 BENCH_SOURCES = ["limits"]

@@ -100,4 +100,27 @@ PHASOR_DECLARE_STRUCT(PhasorAttend)
 
 PHASOR_DECLARE_STRUCT(PhasorDequantize)
 
+// The norm of tokens where they are, each by the mean of its squares.
+#define PHASOR_FIELDS_PhasorLatentNorm(field) \
+    field(uint64_t, x) /* [tokens, dims] */ \
+    field(uint64_t, weight) /* f32 [dims] */ \
+    field(uint64_t, tokens) \
+    field(uint32_t, dims) \
+    field(float, eps)
+
+PHASOR_DECLARE_STRUCT(PhasorLatentNorm)
+
+// Heads of keys, of dims of their own and of dims that all heads of a token have. Dims are counted in 16 bytes.
+#define PHASOR_FIELDS_PhasorLatentKeys(field) \
+    field(uint64_t, of_heads) /* [tokens, heads, own] */ \
+    field(uint64_t, of_all) /* [tokens, shared] */ \
+    field(uint64_t, out) /* [tokens, heads, chunks] */ \
+    field(uint64_t, count) /* of all of these */ \
+    field(uint32_t, heads) \
+    field(uint32_t, own) \
+    field(uint32_t, shared) \
+    field(uint32_t, chunks) /* own + shared */
+
+PHASOR_DECLARE_STRUCT(PhasorLatentKeys)
+
 #endif

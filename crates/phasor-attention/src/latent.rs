@@ -118,6 +118,18 @@ pub struct LatentKeys<T> {
     count: usize,
 }
 
+/// Dims of each of so many heads.
+pub(crate) fn own_dims(all: usize, count: usize) -> Result<usize, AttentionError> {
+    match all.checked_div(count) {
+        Some(own) if own * count == all => Ok(own),
+        _ => Err(AttentionError::Value {
+            what: "the number of heads of latent keys",
+            value: count,
+            remedy: "it must be above 0, and divide their dims",
+        }),
+    }
+}
+
 impl<T: Element> LatentKeys<T> {
     /// Dims of their own of so many heads, and those that they share.
     ///
@@ -129,14 +141,7 @@ impl<T: Element> LatentKeys<T> {
         shared: Arc<dyn Projection<T>>,
         count: usize,
     ) -> Result<Self, AttentionError> {
-        let dims = heads.out_features();
-        if count == 0 || !dims.is_multiple_of(count) {
-            return Err(AttentionError::Value {
-                what: "the number of heads of latent keys",
-                value: count,
-                remedy: "it must be above 0, and divide their dims",
-            });
-        }
+        own_dims(heads.out_features(), count)?;
         let from = heads.in_features();
         agree("in_features of shared dims", from, shared.in_features())?;
         Ok(Self {

@@ -8,8 +8,9 @@
 use phasor_attention::cuda::{
     AttentionKernels, CublasLt, CudaAttendOperands, CudaAttentionLayer, CudaBatch, CudaCacheView,
     CudaCodeScales, CudaCodeScalesMut, CudaCodes, CudaCollective, CudaDense, CudaFp8,
-    CudaFp8Linear, CudaGgml, CudaGptq, CudaKvCache, CudaLayerShape, CudaPart, CudaProjection,
-    CudaQkv, CudaShardCall, CudaTensorParallelAttention, Precision, TokensInOut,
+    CudaFp8Linear, CudaGgml, CudaGptq, CudaKvCache, CudaLatentKeys, CudaLayerShape, CudaLowRank,
+    CudaPart, CudaProjection, CudaQkv, CudaShardCall, CudaTensorParallelAttention, Precision,
+    TokensInOut,
 };
 use phasor_attention::kernels::CacheCodes;
 use phasor_attention::phasor::cuda::{Cuda, CudaIds, device_count};
@@ -27,8 +28,8 @@ use phasor_attention::phasor::{
 use phasor_attention::{
     AttentionConfig, AttentionError, AttentionLayer, AttentionMask, CodeScales, CodedCache,
     DenseWeights, Fp8Activation, Fp8Linear, Fp8WeightScale, Fp8Weights, GgmlType, GgmlWeights,
-    GptqFormat, GptqTensors, GptqWeights, HeadWeights, KvCacheMut, LayerWeights, Linear,
-    Projection, QkvProjection, RaggedBatch, ShardingStrategy, Weights, Workspace,
+    GptqFormat, GptqTensors, GptqWeights, HeadWeights, KvCacheMut, LatentKeys, LayerWeights,
+    Linear, LowRank, Projection, QkvProjection, RaggedBatch, ShardingStrategy, Weights, Workspace,
 };
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
@@ -327,20 +328,37 @@ fn product<T>(
         // Sums in another order, then one rounding.
         let bound = if T::DTYPE == Dtype::F32 { 1e-5 } else { 8e-3 };
         support::near(&widened(&got), &widened(&expected), bound);
-        // Of neither may there be less.
-        for (x, less) in [(x.len() - 1, 0), (x.len(), 1)] {
-            let operands = TokensInOut {
-                tokens,
-                x: on_device.slice(..x),
-                out: out.as_view_mut(),
-            };
-            let mut workspace = workspace.slice_mut(..bytes - less);
-            let error = projection.forward(stream, operands, &mut workspace);
-            assert!(
-                matches!(error, Err(AttentionError::Mismatch { .. })),
-                "{error:?}"
-            );
+    }
+    too_little_is_refused(gpu, projection);
+}
+
+/// A projection of less than it was said to be, to less, or by less of a workspace.
+fn too_little_is_refused<T>(gpu: &Gpu, projection: &dyn CudaProjection<T>)
+where
+    T: Bytes + DeviceRepr + ValidAsZeroBits,
+{
+    let stream = &gpu.stream;
+    let tokens = 3;
+    let bytes = projection.prepare(tokens).unwrap();
+    let [from, to] = [projection.in_features(), projection.out_features()].map(|n| tokens * n);
+    for less in [[1, 0, 0], [0, 1, 0], [0, 0, 1]] {
+        // Products may need none.
+        if bytes == 0 && less[2] > 0 {
+            continue;
         }
+        let x = stream.alloc_zeros::<T>(from - less[0]).unwrap();
+        let mut out = stream.alloc_zeros::<T>(to - less[1]).unwrap();
+        let mut workspace = stream.alloc_zeros::<u8>(bytes - less[2]).unwrap();
+        let operands = TokensInOut {
+            tokens,
+            x: x.as_view(),
+            out: out.as_view_mut(),
+        };
+        let error = projection.forward(stream, operands, &mut workspace.as_view_mut());
+        assert!(
+            matches!(error, Err(AttentionError::Mismatch { .. })),
+            "{error:?}"
+        );
     }
 }
 
@@ -494,13 +512,15 @@ fn a_layer_is_the_hosts_but_for_its_products() {
     }
 }
 
+type Both = (Arc<dyn Projection<f32>>, Arc<dyn CudaProjection<f32>>);
+
 /// The same projection on the host and on the device: of these weights, or of the nearest of e4m3.
 fn projections(
     lt: &CublasLt,
     weights: &[f32],
     [rows, columns]: [usize; 2],
     activation: Option<Fp8Activation>,
-) -> (Arc<dyn Projection<f32>>, Arc<dyn CudaProjection<f32>>) {
+) -> Both {
     let Some(activation) = activation else {
         let weights = DenseWeights::<f32>::new(weights.to_vec(), rows, columns).unwrap();
         let dense = CudaDense::of_weights(lt, &weights, Precision::F32).unwrap();
@@ -526,7 +546,6 @@ fn layer_over(
     activation: Option<Fp8Activation>,
     bound: f32,
 ) {
-    let stream = &gpu.stream;
     let (hidden, heads, kv_heads, dims) = (256, 4, 2, 64);
     let all = (heads + 2 * kv_heads) * dims;
     let mut random = Random::new(4);
@@ -556,18 +575,37 @@ fn layer_over(
     )
     .unwrap();
 
-    let cache = CacheLayout::paged_nhd(8, 16, kv_heads, dims);
-    let len = cache.required_len().unwrap();
-    let (mut k, mut v) = (vec![0.0f32; len], vec![0.0f32; len]);
-    let mut on_device = [(); 2].map(|()| stream.alloc_zeros::<f32>(len).unwrap());
+    layers_agree(gpu, &host, &layer, over_codes, bound);
+}
+
+/// A prompt of two sequences, then a token of each, through both layers; perhaps over codes.
+fn layers_agree(
+    gpu: &Gpu,
+    host: &AttentionLayer<f32>,
+    layer: &CudaAttentionLayer<f32>,
+    over_codes: bool,
+    bound: f32,
+) {
+    let stream = &gpu.stream;
+    let AttentionConfig {
+        hidden_size: hidden,
+        num_key_value_heads: kv_heads,
+        head_dim,
+        v_head_dim,
+        ..
+    } = *host.config();
+    let layouts = [head_dim, v_head_dim].map(|dims| CacheLayout::paged_nhd(8, 16, kv_heads, dims));
+    let lens = layouts.map(|layout| layout.required_len().unwrap());
+    let [mut k, mut v] = lens.map(|len| vec![0.0f32; len]);
+    let mut on_device = lens.map(|len| stream.alloc_zeros::<f32>(len).unwrap());
     let of_codes = StoredCodes::dynamic(
         Codes::Int8,
         1e-6,
         ScaleLayout::tokens_heads(16, kv_heads, 1),
     );
     let scales_len = 8 * 16 * kv_heads;
-    let [mut k_codes, mut v_codes] = [(); 2].map(|()| (vec![0u8; len], vec![0.0f32; scales_len]));
-    let mut codes_there = [(); 2].map(|()| {
+    let [mut k_codes, mut v_codes] = lens.map(|len| (vec![0u8; len], vec![0.0f32; scales_len]));
+    let mut codes_there = lens.map(|len| {
         let codes = stream.alloc_zeros::<u8>(len).unwrap();
         (codes, stream.alloc_zeros::<f32>(scales_len).unwrap())
     });
@@ -582,11 +620,15 @@ fn layer_over(
         host.forward(
             &x,
             &mut match over_codes {
-                false => KvCacheMut::separate((cache, &mut k), (cache, &mut v)).unwrap(),
+                false => {
+                    let [of_k, of_v] = layouts;
+                    KvCacheMut::separate((of_k, &mut k), (of_v, &mut v)).unwrap()
+                }
                 true => {
-                    let [k, v] = [&mut k_codes, &mut v_codes].map(|(codes, scales)| {
+                    let both = [(&mut k_codes, layouts[0]), (&mut v_codes, layouts[1])];
+                    let [k, v] = both.map(|((codes, scales), layout)| {
                         let of = CodedCache {
-                            layout: cache,
+                            layout,
                             codes: of_codes,
                             scales: CodeScales::F32(scales),
                         };
@@ -607,8 +649,8 @@ fn layer_over(
                 ragged,
                 table_pages: 3,
                 most_keys: None,
-                k: cache,
-                v: cache,
+                k: layouts[0],
+                v: layouts[1],
                 one_buffer: false,
                 codes: over_codes.then_some(
                     [CacheCodes {
@@ -660,6 +702,65 @@ fn layer_over(
         assert_eq!(report.stored(stream).unwrap(), Stored::All);
         support::near(&stream.clone_dtoh(&out).unwrap(), &expected, bound);
     }
+}
+
+/// A layer of latent attention, whose queries, keys and values come by way of fewer dims, whose keys share those
+/// that rotate, and whose values have other dims than keys.
+#[test]
+fn a_latent_layer_is_the_hosts_but_for_its_products() {
+    let Some(gpu) = gpu() else { return };
+    let Some(lt) = gpu.cublas() else { return };
+    let (hidden, heads, [nope, rope, of_v], [q_rank, kv_rank]) = (128, 4, [32, 16, 24], [80, 64]);
+    let mut random = Random::new(8);
+    let mut pair = |rows: usize, columns: usize| {
+        projections(
+            &lt,
+            &random.values(rows * columns, 0.1),
+            [rows, columns],
+            None,
+        )
+    };
+    let (q_down, q_up) = (pair(q_rank, hidden), pair(heads * (nope + rope), q_rank));
+    let (down, shared) = (pair(kv_rank, hidden), pair(rope, hidden));
+    let (k_up, v_up) = (pair(heads * nope, kv_rank), pair(heads * of_v, kv_rank));
+    let o = pair(hidden, heads * of_v);
+    let norm: Vec<f32> = Random::new(9).values(q_rank, 1.5);
+    let low_rank = |rank: usize, down: &Both, up: &Both| {
+        let norm = &norm[..rank];
+        let (kernels, eps) = (&gpu.kernels, 1e-6);
+        (
+            LowRank::new(down.0.clone(), norm, eps, up.0.clone()).unwrap(),
+            CudaLowRank::new(kernels, down.1.clone(), norm, eps, up.1.clone()).unwrap(),
+        )
+    };
+    let q = low_rank(q_rank, &q_down, &q_up);
+    let k = low_rank(kv_rank, &down, &k_up);
+    let v = low_rank(kv_rank, &down, &v_up);
+    let k = (
+        LatentKeys::new(k.0, shared.0, heads).unwrap(),
+        CudaLatentKeys::new(k.1, shared.1.clone(), heads).unwrap(),
+    );
+    too_little_is_refused(&gpu, &q.1);
+    too_little_is_refused(&gpu, &k.1);
+    let refused = CudaLatentKeys::new(low_rank(kv_rank, &down, &k_up).1, shared.1, 3);
+    assert!(matches!(refused.err(), Some(AttentionError::Value { .. })));
+    let mut config = AttentionConfig::new(hidden, heads, heads, nope + rope);
+    (config.v_head_dim, config.rotary_offset) = (of_v, nope);
+    let frequencies = Frequencies::from_theta(10_000.0, rope).unwrap();
+    let rope = Rope::new(frequencies, Pairing::Interleaved);
+    let qkv = QkvProjection::Separate {
+        q: Arc::new(q.0),
+        k: Arc::new(k.0),
+        v: Arc::new(v.0),
+    };
+    let host = AttentionLayer::new(config.clone(), &Host::new(), &rope, qkv, o.0).unwrap();
+    let qkv = CudaQkv::Separate {
+        q: Arc::new(q.1),
+        k: Arc::new(k.1),
+        v: Arc::new(v.1),
+    };
+    let layer = CudaAttentionLayer::new(config, &gpu.kernels, &rope, qkv, o.1).unwrap();
+    layers_agree(&gpu, &host, &layer, false, 2e-5);
 }
 
 /// Parts of one device, summed on the host.

@@ -3,7 +3,7 @@
 
 use phasor_attention::kernels::{
     AttendAddresses, Fp8Shape, GptqAddresses, GptqShape, KernelLaunch, PhasorDequantize,
-    dequantize_fp8, dequantize_ggml, dequantize_gptq, round_fp8,
+    dequantize_fp8, dequantize_ggml, dequantize_gptq, norm_latent, round_fp8, spread_latent,
 };
 use phasor_attention::phasor::half::{bf16, f16};
 use phasor_attention::phasor::quantize::{Codes, ScaleForm, ScaleRounding};
@@ -11,11 +11,11 @@ use phasor_attention::phasor::{
     CacheLayout, Dtype, Element, Id, Ids, Layout, ScaleLayout, StoredCodes,
 };
 use phasor_attention::{
-    AttentionError, AttentionMask, Fp8Activation, Fp8WeightScale, Fp8Weights, GgmlType, GptqFormat,
-    GptqTensors, GptqWeights, Weights,
+    AttentionError, AttentionMask, DenseWeights, Fp8Activation, Fp8WeightScale, Fp8Weights,
+    GgmlType, GptqFormat, GptqTensors, GptqWeights, Linear, LowRank, Projection, Weights,
 };
 use ptx_interpreter::{Launch, Memory, Module, Traffic};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 #[path = "support/attend_cases.rs"]
 mod attend_cases;
@@ -24,35 +24,23 @@ use attend_cases::{Bytes, Case, Layouts, Scales, UNTOUCHED, Wish, bits, nhd};
 use support::{Random, narrowed, widened};
 
 macro_rules! images {
-    ($dtype:literal) => {
+    ($module:literal) => {
         [
-            include_str!(concat!(
-                "../cuda/prebuilt/attend_",
-                $dtype,
-                ".compute_75.ptx"
-            )),
-            include_str!(concat!(
-                "../cuda/prebuilt/attend_",
-                $dtype,
-                ".compute_80.ptx"
-            )),
-            include_str!(concat!(
-                "../cuda/prebuilt/attend_",
-                $dtype,
-                ".compute_90.ptx"
-            )),
+            include_str!(concat!("../cuda/prebuilt/", $module, ".compute_75.ptx")),
+            include_str!(concat!("../cuda/prebuilt/", $module, ".compute_80.ptx")),
+            include_str!(concat!("../cuda/prebuilt/", $module, ".compute_90.ptx")),
         ]
         .map(|text| Module::parse(text).unwrap())
         .into_iter()
-        .chain(extra(concat!("attend_", $dtype)))
+        .chain(extra($module))
         .collect()
     };
 }
 
-static F32: LazyLock<Vec<Module>> = LazyLock::new(|| images!("f32"));
-static F16: LazyLock<Vec<Module>> = LazyLock::new(|| images!("f16"));
-static BF16: LazyLock<Vec<Module>> = LazyLock::new(|| images!("bf16"));
-static CODES: LazyLock<Vec<Module>> = LazyLock::new(|| images!("codes"));
+static F32: LazyLock<Vec<Module>> = LazyLock::new(|| images!("attend_f32"));
+static F16: LazyLock<Vec<Module>> = LazyLock::new(|| images!("attend_f16"));
+static BF16: LazyLock<Vec<Module>> = LazyLock::new(|| images!("attend_bf16"));
+static CODES: LazyLock<Vec<Module>> = LazyLock::new(|| images!("attend_codes"));
 
 /// A further image, of a folder that PHASOR_EXTRA_PTX names: what another compiler made of the kernels.
 fn extra(name: &str) -> Option<Module> {
@@ -843,17 +831,8 @@ fn bad_shapes_are_refused() {
     });
 }
 
-static DEQUANTIZE: LazyLock<Vec<Module>> = LazyLock::new(|| {
-    [
-        include_str!("../cuda/prebuilt/dequantize.compute_75.ptx"),
-        include_str!("../cuda/prebuilt/dequantize.compute_80.ptx"),
-        include_str!("../cuda/prebuilt/dequantize.compute_90.ptx"),
-    ]
-    .map(|text| Module::parse(text).unwrap())
-    .into_iter()
-    .chain(extra("dequantize"))
-    .collect()
-});
+static DEQUANTIZE: LazyLock<Vec<Module>> = LazyLock::new(|| images!("dequantize"));
+static LATENT: LazyLock<Vec<Module>> = LazyLock::new(|| images!("latent"));
 
 fn dequantized<T: Bytes>(
     module: &Module,
@@ -861,14 +840,7 @@ fn dequantized<T: Bytes>(
     launch: &KernelLaunch<PhasorDequantize>,
     out: u64,
 ) -> Vec<T> {
-    let run = Launch::new(
-        launch.kernel,
-        launch.grid,
-        launch.block,
-        launch.params.as_bytes(),
-    );
-    ptx_interpreter::run(module, memory, &run)
-        .unwrap_or_else(|fault| panic!("{}: {fault}", launch.kernel));
+    run(module, memory, launch, launch.params.as_bytes());
     T::of_bytes(memory.bytes(out))
 }
 
@@ -1271,6 +1243,116 @@ fn weights_that_kernels_cannot_take_are_refused() {
         gptq(8, 8, 4, 0..1, 8),
         gptq(8, 1 << 40, 4, 0..1, 0),
         gptq(8, 1 << 24, 4, 0..1, 0),
+    ] {
+        assert!(matches!(refused, Err(Value { .. })), "{refused:?}");
+    }
+}
+
+fn norms_equal_the_host<T: Bytes>() {
+    // Lanes with no element, one, two, and a second round of some.
+    for (at, dims) in [20usize, 33, 64, 100, 200].into_iter().enumerate() {
+        let mut random = Random::new(at as u64);
+        let (tokens, eps) = (3, [1e-6, 0.5][at % 2]);
+        let x: Vec<T> = narrowed(&random.values(tokens * dims, [3.0, 1e-4][at % 2]));
+        let weight: Vec<T> = narrowed(&random.values(dims, 1.5));
+        // The two maps around a norm leave it as it is.
+        let mut identity = vec![0.0f32; dims * dims];
+        identity.iter_mut().step_by(dims + 1).for_each(|x| *x = 1.0);
+        let identity: Arc<dyn Projection<T>> = Arc::new(Linear(
+            DenseWeights::<f32>::new(identity, dims, dims).unwrap(),
+        ));
+        let low_rank = LowRank::new(identity.clone(), &weight, eps, identity).unwrap();
+        let mut expected = vec![T::default(); x.len()];
+        low_rank.forward(&x, &mut expected).unwrap();
+        for module in LATENT.iter() {
+            let mut memory = Memory::new();
+            let to = memory.add("x", T::bytes(&x), 0);
+            let of_norm = memory.add("weight", f32::bytes(&widened(&weight)), 4);
+            memory.set_read_only(of_norm);
+            let launch = norm_latent(T::DTYPE, [tokens, dims], to, of_norm, eps);
+            let launch = launch.unwrap().unwrap();
+            run(module, &mut memory, &launch, launch.params.as_bytes());
+            let got = T::of_bytes(memory.bytes(to));
+            assert_eq!(bits(&got), bits(&expected), "{dims}");
+        }
+    }
+}
+
+fn run<P>(module: &Module, memory: &mut Memory, launch: &KernelLaunch<P>, params: &[u8]) {
+    let run = Launch::new(launch.kernel, launch.grid, launch.block, params);
+    ptx_interpreter::run(module, memory, &run)
+        .unwrap_or_else(|fault| panic!("{}: {fault}", launch.kernel));
+}
+
+#[test]
+fn latents_are_normed_as_on_the_host() {
+    norms_equal_the_host::<f32>();
+    norms_equal_the_host::<f16>();
+    norms_equal_the_host::<bf16>();
+}
+
+#[test]
+fn keys_of_a_latent_are_those_of_heads_and_what_they_share() {
+    for [tokens, heads, own, shared] in [[3, 2, 16, 8], [1, 1, 8, 64], [40, 3, 24, 8]] {
+        let of = |len: usize, first: u32| -> Vec<f16> {
+            (0..len as u32)
+                .map(|at| f16::from_bits((first + at) as u16))
+                .collect()
+        };
+        let (of_heads, of_all) = (of(tokens * heads * own, 0), of(tokens * shared, 0x4000));
+        let mut expected = Vec::new();
+        for (at, head) in of_heads.chunks(own).enumerate() {
+            expected.extend_from_slice(head);
+            expected.extend_from_slice(&of_all[at / heads * shared..][..shared]);
+        }
+        for module in LATENT.iter() {
+            let mut memory = Memory::new();
+            let from = [&of_heads, &of_all].map(|from| {
+                let address = memory.add("from", f16::bytes(from), 16);
+                memory.set_read_only(address);
+                address
+            });
+            let out = memory.add_uninit("out", expected.len() * 2, 16);
+            let launch = spread_latent(Dtype::F16, [tokens, heads], [own, shared], from, out);
+            let launch = launch.unwrap().unwrap();
+            run(module, &mut memory, &launch, launch.params.as_bytes());
+            assert_eq!(memory.bytes(out), f16::bytes(&expected));
+        }
+    }
+}
+
+#[test]
+fn latents_that_kernels_cannot_take_are_refused() {
+    use AttentionError::{Factor, Value};
+    let norm = |tokens, dims, eps| {
+        norm_latent(Dtype::Bf16, [tokens, dims], 0, 0, eps).map(|launch| launch.is_some())
+    };
+    assert_eq!(norm(1, 5, 1e-6), Ok(true));
+    assert_eq!(norm(0, 5, 1e-6), Ok(false));
+    for refused in [
+        norm(1, 0, 1e-6),
+        norm(1, 1 << 31, 1e-6),
+        norm(usize::MAX, 5, 1e-6),
+    ] {
+        assert!(matches!(refused, Err(Value { .. })), "{refused:?}");
+    }
+    for eps in [0.0, f32::NAN] {
+        assert!(matches!(norm(1, 5, eps), Err(Factor { .. })));
+    }
+    let keys = |tokens, dims, [of_heads, of_all, out]: [u64; 3]| {
+        spread_latent(Dtype::Bf16, [tokens, 2], dims, [of_heads, of_all], out)
+            .map(|launch| launch.is_some())
+    };
+    let good = [16; 3];
+    assert_eq!(keys(1, [16, 8], good), Ok(true));
+    assert_eq!(keys(0, [16, 8], good), Ok(false));
+    for refused in [
+        keys(1, [12, 8], good),
+        keys(1, [16, 4], good),
+        keys(1, [16, 8], [8, 16, 16]),
+        keys(1, [16, 8], [16, 8, 16]),
+        keys(1, [16, 8], [16, 16, 8]),
+        keys(usize::MAX, [16, 8], good),
     ] {
         assert!(matches!(refused, Err(Value { .. })), "{refused:?}");
     }

@@ -5,13 +5,14 @@
 //! * [`CudaAttend`] is attention over a paged cache alone, of elements or of 8-bit codes.
 //! * [`CudaProjection`]s are matrix products by cublasLt ([`CublasLt`]), with weights that are dense
 //!   ([`CudaDense`]), of GGUF ([`CudaGgml`]), of GPTQ ([`CudaGptq`]) or of e4m3 ([`CudaFp8`], and
-//!   [`CudaFp8Linear`] where activations are too); or an engine's own.
+//!   [`CudaFp8Linear`] where activations are too); or an engine's own. [`CudaLowRank`] and [`CudaLatentKeys`]
+//!   make latent attention (MLA) of them.
 //! * [`CudaAttentionLayer`] is the layer; [`CudaTensorParallelAttention`] has it in parts on several devices,
 //!   which a [`CudaCollective`] sums: `NcclCollective`, with the feature `nccl`, or an engine's own.
 //!
 //! # Where bits are the same, and where not
 //!
-//! Rotation, append, attention and dequantisation equal the host bit for bit. Products of cublasLt do not:
+//! Rotation, append, attention, dequantisation and the norm of latents equal the host bit for bit. Products of cublasLt do not:
 //! their order of sums is the library's. So layers agree with those of the host to rounding. Weights are
 //! rounded to the element type before the product, which those of GGUF, GPTQ and e4m3 on the host are not.
 //! Activations become the codes of e4m3 that they become on the host; what these stand for is rounded to the
@@ -22,6 +23,13 @@
 //! e4m3 is a form that weights and activations are kept or rounded in, not one of products here: these
 //! multiply elements. Devices from compute capability 8.9 on have products of codes, whose sums are scaled;
 //! they would differ from the host by that too, and are an engine's own [`CudaProjection`].
+//!
+//! # Latent attention
+//!
+//! As on the host, a layer's cache has the keys and values of every head. [`CudaAttend`] also reads a cache of
+//! the latent alone, by one key-value head: keys of up to 576 dims, of which values are the first (up to 512),
+//! over the same buffer. The products of queries and of results with the maps of keys and of values are an
+//! engine's own there.
 //!
 //! # Prompts
 //!
@@ -41,6 +49,7 @@
 
 mod attend;
 mod cublas;
+mod latent;
 mod layer;
 mod library;
 #[cfg(feature = "nccl")]
@@ -50,6 +59,7 @@ mod shard;
 
 pub use attend::{CudaAttend, CudaAttendOperands, CudaCacheView, CudaCodeScales, CudaCodes};
 pub use cublas::{CublasLt, Precision};
+pub use latent::{CudaLatentKeys, CudaLowRank};
 pub use layer::{
     CudaAttentionLayer, CudaBatch, CudaCodeScalesMut, CudaHeadWeights, CudaKvCache, CudaLayerPlan,
     CudaLayerShape, CudaQkv, CudaWorkspace,
@@ -94,6 +104,7 @@ const ATTEND: [Images; 3] = [
 ];
 const ATTEND_CODES: Images = images!("attend_codes");
 const DEQUANTIZE: Images = images!("dequantize");
+const LATENT: Images = images!("latent");
 
 /// A module's functions, by name.
 type Functions = Vec<(&'static str, CudaFunction)>;
@@ -111,6 +122,7 @@ struct Inner {
     attend: [OnceLock<Functions>; 3],
     attend_codes: OnceLock<Functions>,
     dequantize: OnceLock<Functions>,
+    latent: OnceLock<Functions>,
 }
 
 impl AttentionKernels {
@@ -122,6 +134,7 @@ impl AttentionKernels {
                 attend: Default::default(),
                 attend_codes: OnceLock::new(),
                 dequantize: OnceLock::new(),
+                latent: OnceLock::new(),
             }),
         }
     }
@@ -154,6 +167,11 @@ impl AttentionKernels {
     fn dequantize_functions(&self) -> Result<&Functions, AttentionError> {
         let names = crate::kernels::DEQUANTIZE_KERNELS.as_flattened();
         self.load(&self.inner.dequantize, DEQUANTIZE, names)
+    }
+
+    fn latent_functions(&self) -> Result<&Functions, AttentionError> {
+        let names = &crate::kernels::LATENT_KERNELS;
+        self.load(&self.inner.latent, LATENT, names)
     }
 
     fn load<'a>(

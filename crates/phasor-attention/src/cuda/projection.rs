@@ -642,17 +642,17 @@ impl<T: Element, P: CudaProjection<T>> CudaFp8Linear<T, P> {
             of: PhantomData,
         })
     }
+}
 
-    /// Elements of so many tokens, and bytes of the workspace that they have.
-    fn rounded(&self, tokens: usize) -> [usize; 2] {
-        let elements = tokens.saturating_mul(self.projection.in_features());
-        let bytes = elements.saturating_mul(size_of::<T>());
-        // What follows is aligned as the workspace is.
-        [
-            elements,
-            bytes.checked_next_multiple_of(256).unwrap_or(bytes),
-        ]
-    }
+/// Elements of tokens at the front of a workspace, and bytes of it that they have.
+pub(super) fn room<T>(tokens: usize, features: usize) -> [usize; 2] {
+    let elements = tokens.saturating_mul(features);
+    let bytes = elements.saturating_mul(size_of::<T>());
+    // What follows is aligned as the workspace is.
+    [
+        elements,
+        bytes.checked_next_multiple_of(256).unwrap_or(bytes),
+    ]
 }
 
 impl<T, P> CudaProjection<T> for CudaFp8Linear<T, P>
@@ -669,7 +669,7 @@ where
     }
 
     fn prepare(&self, tokens: usize) -> Result<usize, AttentionError> {
-        let [_, bytes] = self.rounded(tokens);
+        let [_, bytes] = room::<T>(tokens, self.in_features());
         Ok(bytes.saturating_add(self.projection.prepare(tokens)?))
     }
 
@@ -680,7 +680,7 @@ where
         workspace: &mut CudaViewMut<'_, u8>,
     ) -> Result<(), AttentionError> {
         let TokensInOut { tokens, x, out } = tokens;
-        let [elements, bytes] = self.rounded(tokens);
+        let [elements, bytes] = room::<T>(tokens, self.in_features());
         for (what, needed, len) in [
             ("elements given to a projection at least", elements, x.len()),
             ("bytes of the workspace at least", bytes, workspace.len()),

@@ -3,6 +3,7 @@
 //!
 //! * [`AttendPlan`] is attention of new tokens over a paged cache, of elements or of 8-bit codes: two launches.
 //! * [`dequantize_ggml`], [`dequantize_gptq`] and [`dequantize_fp8`] make elements of weights.
+//! * [`norm_latent`] and [`spread_latent`] are what projections of latent attention need beside products.
 //! * [`round_fp8`] makes activations what they are once they were codes of e4m3.
 //! * The kernels' sources are in `cuda`, their PTX for compute_75, 80 and 90 in `cuda/prebuilt`. They include
 //!   headers of phasor's own `cuda` folder, which is needed to compile them anew, not to use them.
@@ -12,6 +13,7 @@
 
 mod attend;
 mod dequantize;
+mod latent;
 mod params;
 
 pub use attend::{AttendAddresses, AttendPlan, AttendShape, CacheCodes};
@@ -22,7 +24,10 @@ pub(crate) use dequantize::KERNELS as DEQUANTIZE_KERNELS;
 pub use dequantize::{
     Fp8Shape, GptqAddresses, GptqShape, dequantize_fp8, dequantize_ggml, dequantize_gptq, round_fp8,
 };
-pub use params::{PhasorAttend, PhasorDequantize};
+#[cfg(feature = "cuda")]
+pub(crate) use latent::KERNELS as LATENT_KERNELS;
+pub use latent::{norm_latent, spread_latent};
+pub use params::{PhasorAttend, PhasorDequantize, PhasorLatentKeys, PhasorLatentNorm};
 
 use crate::AttentionError;
 

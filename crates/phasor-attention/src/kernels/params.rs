@@ -69,6 +69,37 @@ pub struct PhasorDequantize {
 
 const _: () = assert!(size_of::<PhasorDequantize>() == 6 * 8 + 12 * 4);
 
+/// Tokens to be normed; `cuda/attention_call.h` says what its fields are.
+#[allow(missing_docs, reason = "documented in the header")]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PhasorLatentNorm {
+    pub x: u64,
+    pub weight: u64,
+    pub tokens: u64,
+    pub dims: u32,
+    pub eps: f32,
+}
+
+const _: () = assert!(size_of::<PhasorLatentNorm>() == 3 * 8 + 2 * 4);
+
+/// Keys of latent attention; `cuda/attention_call.h` says what its fields are.
+#[allow(missing_docs, reason = "documented in the header")]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PhasorLatentKeys {
+    pub of_heads: u64,
+    pub of_all: u64,
+    pub out: u64,
+    pub count: u64,
+    pub heads: u32,
+    pub own: u32,
+    pub shared: u32,
+    pub chunks: u32,
+}
+
+const _: () = assert!(size_of::<PhasorLatentKeys>() == 4 * 8 + 4 * 4);
+
 macro_rules! as_bytes {
     ($($params:ty),*) => {$(
         impl $params {
@@ -80,4 +111,9 @@ macro_rules! as_bytes {
         }
     )*};
 }
-as_bytes!(PhasorAttend, PhasorDequantize);
+as_bytes!(
+    PhasorAttend,
+    PhasorDequantize,
+    PhasorLatentNorm,
+    PhasorLatentKeys
+);

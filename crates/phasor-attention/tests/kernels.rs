@@ -1037,7 +1037,7 @@ fn fp8_equals_the_host<T: Bytes>() {
         // Every code is there.
         let codes: Vec<u8> = (0..out_features * in_features).map(|at| at as u8).collect();
         let weights = Fp8Weights::new(codes.clone(), scale, out_features, in_features).unwrap();
-        for (rows, module) in [0..out_features, 2..3, 1..out_features, 0..2]
+        for (rows, module) in [0..out_features, 2..3, 0..2, 1..out_features]
             .into_iter()
             .zip(DEQUANTIZE.iter())
         {
@@ -1249,8 +1249,11 @@ fn weights_that_kernels_cannot_take_are_refused() {
 }
 
 fn norms_equal_the_host<T: Bytes>() {
-    // Lanes with no element, one, two, and a second round of some.
-    for (at, dims) in [20usize, 33, 64, 100, 200].into_iter().enumerate() {
+    // Lanes with no element, one, two, and more rounds: of some, up to the end of each, of more than are unrolled.
+    for (at, dims) in [20usize, 33, 64, 100, 192, 224, 300]
+        .into_iter()
+        .enumerate()
+    {
         let mut random = Random::new(at as u64);
         let (tokens, eps) = (3, [1e-6, 0.5][at % 2]);
         let x: Vec<T> = narrowed(&random.values(tokens * dims, [3.0, 1e-4][at % 2]));

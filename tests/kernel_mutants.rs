@@ -26,8 +26,8 @@ mod suite;
 
 use mutants::{KernelText, Kind, Mutant, mutants};
 use phasor::launch::{Family, Kernel};
-use ptx_backend::{COMPUTE_75, COMPUTE_80, COMPUTE_90, modules};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use ptx_backend::{COMPUTE_75, COMPUTE_80, COMPUTE_90, Executed, Image, modules};
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -41,7 +41,10 @@ enum Fate {
         how: How,
     },
     Exempt(&'static str),
-    Survived,
+    /// With whether any check comes to it.
+    Survived {
+        is_reached: bool,
+    },
     /// The generator is wrong: no PTX.
     Unreadable(String),
     /// The generator is wrong: exempt, but caught by this check.
@@ -93,26 +96,81 @@ fn targets_of(family: Family) -> Vec<Target> {
 /// Of which kernels each reason of exemption has been tried.
 type Excused = Mutex<HashSet<(String, &'static str)>>;
 
+/// The checks of a kernel, and what each executes of it.
+struct Judge {
+    checks: Vec<Check>,
+    executed: Vec<Executed>,
+    /// How many mutants each was held to, and how many it caught.
+    record: Vec<[u64; 2]>,
+}
+
+impl Judge {
+    /// All checks pass for the kernel without a fault.
+    fn new(target: &Target) -> Judge {
+        let kernel = target.text.kernel;
+        let module = (kernel.family, kernel.dtype);
+        let image = Image::of_module(&target.name, module, &target.text.text());
+        let whole = Subject(image.unwrap().observed());
+        let checks = checks(kernel);
+        let executed: Vec<_> = (checks.iter())
+            .map(|check| {
+                let (name, check_name) = (&target.name, check.name);
+                assert_eq!(
+                    check.run(&whole),
+                    Ok(()),
+                    "{name} without a fault, {check_name}"
+                );
+                whole.image().take_executed()
+            })
+            .collect();
+        Judge {
+            record: vec![[0; 2]; checks.len()],
+            checks,
+            executed,
+        }
+    }
+
+    /// Those that come to a fault, as what is never executed changes nothing: first those that are likely to
+    /// catch it for what they cost.
+    fn checks_of(&self, mutant: &Mutant) -> Vec<usize> {
+        let comes_to_it = |&n: &usize| {
+            let lines = &self.executed[n].lines;
+            mutant.lines().any(|line| lines.contains(&line))
+        };
+        let mut all: Vec<_> = (0..self.checks.len()).filter(comes_to_it).collect();
+        // Beside what a launch executes there is what makes and compares its memory.
+        const LAUNCH: u64 = 2000;
+        let cost = |n: usize| {
+            let [held, caught] = self.record[n];
+            let each = u128::from(self.executed[n].instructions + LAUNCH);
+            // To compare quotients as integers.
+            (each * u128::from(held + 2) << 20) / u128::from(caught + 1)
+        };
+        all.sort_by_key(|&n| cost(n));
+        all
+    }
+
+    /// The first check that fails, and how.
+    fn verdict(&mut self, mutant: &Mutant, subject: &Subject) -> Option<(&'static str, How)> {
+        for n in self.checks_of(mutant) {
+            self.record[n][0] += 1;
+            let how = match self.checks[n].run(subject) {
+                Ok(()) => continue,
+                Err(Failure::Fault(_)) => How::Fault,
+                Err(Failure::Bits) => How::Bits,
+                Err(Failure::Traffic) => How::Traffic,
+            };
+            self.record[n][1] += 1;
+            return Some((self.checks[n].name, how));
+        }
+        None
+    }
+}
+
 /// Runs the checks on each mutant of a target.
 fn seed(target: &Target, mutants: Vec<Mutant>, excused: &Excused) -> Vec<Seeded> {
     let kernel = target.text.kernel;
-    let checks = checks(kernel);
-    let whole = Subject::new(
-        &target.name,
-        (kernel.family, kernel.dtype),
-        &target.text.text(),
-    )
-    .unwrap();
-    for check in &checks {
-        let (name, check_name) = (&target.name, check.name);
-        assert_eq!(
-            check.run(&whole),
-            Ok(()),
-            "{name} without a fault, {check_name}"
-        );
-    }
-    // The check that caught the last fault of a kind is likely to catch the next one.
-    let mut last: HashMap<Kind, usize> = HashMap::new();
+    let mut judge = Judge::new(target);
     // One of each reason for each kernel that rotates; for one kernel of the others, as their checks take longer.
     let of_reasons = match kernel.family {
         Family::Rope => target.name.as_str(),
@@ -124,31 +182,21 @@ fn seed(target: &Target, mutants: Vec<Mutant>, excused: &Excused) -> Vec<Seeded>
             Ok(subject) => subject,
             Err(error) => return Fate::Unreadable(error.to_string()),
         };
-        if let Some(reason) = mutant.equivalent {
-            // Every check must pass; one mutant for each reason shows it.
-            let key = (of_reasons.to_owned(), reason);
-            let is_first = excused.lock().unwrap().insert(key);
-            if is_first {
-                let mut failed = checks.iter().filter(|check| check.run(&subject).is_err());
-                if let Some(check) = failed.next() {
-                    return Fate::NotEquivalent(reason, check.name);
-                }
-            }
-            return Fate::Exempt(reason);
-        }
-        let likely = last.get(&mutant.kind).copied();
-        for n in likely.into_iter().chain(0..checks.len()) {
-            let Check { name: check, .. } = checks[n];
-            let how = match checks[n].run(&subject) {
-                Ok(()) => continue,
-                Err(Failure::Fault(_)) => How::Fault,
-                Err(Failure::Bits) => How::Bits,
-                Err(Failure::Traffic) => How::Traffic,
+        let Some(reason) = mutant.equivalent else {
+            return match judge.verdict(mutant, &subject) {
+                Some((check, how)) => Fate::Caught { check, how },
+                None => Fate::Survived {
+                    is_reached: !judge.checks_of(mutant).is_empty(),
+                },
             };
-            last.insert(mutant.kind, n);
-            return Fate::Caught { check, how };
+        };
+        // Every check must pass; one mutant for each reason shows it.
+        let key = (of_reasons.to_owned(), reason);
+        let is_first = excused.lock().unwrap().insert(key);
+        match is_first.then(|| judge.verdict(mutant, &subject)).flatten() {
+            Some((check, _)) => Fate::NotEquivalent(reason, check),
+            None => Fate::Exempt(reason),
         }
-        Fate::Survived
     };
     let with_fate = |mutant| Seeded {
         fate: fate(&mutant),
@@ -200,11 +248,21 @@ fn some_mutants(target: &Target) -> Vec<Mutant> {
     some.collect()
 }
 
+/// Some faults of each kind.
+#[derive(Clone, Copy)]
+struct Share {
+    /// Of so many that follow each other, one.
+    apart: usize,
+    /// The first is so many further on than it would be.
+    further: usize,
+}
+
 /// Of each kind every so many-th fault, one at least, from one on that is another for each kernel; and those that
 /// are exempt, if they are wanted.
-fn every(apart: usize, target: &Target, with_exempt: bool) -> Vec<Mutant> {
+fn every(share: Share, target: &Target, with_exempt: bool) -> Vec<Mutant> {
+    let Share { apart, further } = share;
     let hash = |hash: usize, byte: u8| (hash ^ usize::from(byte)).wrapping_mul(0x0100_0193);
-    let first = target.name.bytes().fold(0x811c_9dc5, hash);
+    let first = target.name.bytes().fold(0x811c_9dc5, hash) % apart + further;
     let some = by_kind(target).into_iter().flat_map(|mutants| {
         let (faults, exempt): (Vec<_>, Vec<_>) =
             (mutants.into_iter()).partition(|m| m.equivalent.is_none());
@@ -231,8 +289,8 @@ enum Mode {
     Few,
     /// All of the kernels that rotate and a share of the others, as docs/kernel-mutants.md has it.
     Page { writes: bool },
-    /// Those of one family, or of the targets whose names begin so; or every so many-th of them.
-    Family(Family, String, usize),
+    /// Those of one family, or of the targets whose names begin so; or a share of them.
+    Family(Family, String, Share),
 }
 
 impl Mode {
@@ -244,12 +302,16 @@ impl Mode {
             let writes = mode == "write";
             return Mode::Page { writes };
         }
-        let (name, apart) = mode.split_once(':').unwrap_or((&mode, "1"));
+        let (name, share) = mode.split_once(':').unwrap_or((&mode, "1"));
+        let (apart, further) = share.split_once('+').unwrap_or((share, "0"));
         let family = (Family::ALL.into_iter()).find(|family| name.starts_with(family.name()));
-        match (family, apart.parse()) {
-            (Some(family), Ok(apart @ 1..)) => Mode::Family(family, name.to_owned(), apart),
+        match (family, apart.parse(), further.parse()) {
+            (Some(family), Ok(apart @ 1..), Ok(further)) => {
+                Mode::Family(family, name.to_owned(), Share { apart, further })
+            }
             _ => panic!(
-                "PHASOR_MUTANTS is check, write, the begin of kernels' names or begin:apart, not {mode}"
+                "PHASOR_MUTANTS is check, write, the begin of kernels' names, begin:apart or \
+                 begin:apart+further, not {mode}"
             ),
         }
     }
@@ -278,10 +340,11 @@ impl Mode {
         match self {
             Mode::Few => some_mutants(target),
             Mode::Page { .. } if target.text.kernel.family != Family::Rope => {
-                every(SHARE, target, true)
+                let (apart, further) = (SHARE, 0);
+                every(Share { apart, further }, target, true)
             }
-            Mode::Page { .. } | Mode::Family(.., 1) => mutants(&target.text),
-            Mode::Family(.., apart) => every(*apart, target, false),
+            Mode::Page { .. } | Mode::Family(.., Share { apart: 1, .. }) => mutants(&target.text),
+            Mode::Family(.., share) => every(*share, target, false),
         }
     }
 }
@@ -343,7 +406,8 @@ fn missed(targets: &[Target], seeded: &[Vec<Seeded>]) -> String {
     for (target, seeded) in targets.iter().zip(seeded) {
         for Seeded { mutant, fate } in seeded {
             let why = match fate {
-                Fate::Survived => "survived".into(),
+                Fate::Survived { is_reached: true } => "survived".into(),
+                Fate::Survived { is_reached: false } => "survived, as no check comes to it".into(),
                 Fate::Unreadable(error) => format!("no PTX ({error})"),
                 Fate::NotEquivalent(reason, check) => {
                     format!("caught by {check}, though exempt ({reason})")
@@ -380,7 +444,7 @@ impl Counts {
                     How::Traffic => counts.traffic += 1,
                 },
                 Fate::Exempt(_) => counts.exempt += 1,
-                Fate::Survived | Fate::Unreadable(_) | Fate::NotEquivalent(..) => {}
+                Fate::Survived { .. } | Fate::Unreadable(_) | Fate::NotEquivalent(..) => {}
             }
         }
         counts
@@ -394,7 +458,7 @@ impl Counts {
 fn summary(seeded: &[Vec<Seeded>]) -> String {
     let all = || seeded.iter().flatten();
     let counts = Counts::of(all());
-    let survived = all().filter(|s| s.fate == Fate::Survived).count();
+    let survived = all().filter(|s| matches!(s.fate, Fate::Survived { .. })).count();
     let wrong = counts.seeded - counts.caught() - counts.exempt - survived;
     let mut summary = format!(
         "mutants: {} seeded, {} caught, {} exempt, {survived} survived",

@@ -17,6 +17,7 @@ mod fused_checks;
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod kernel_cases;
 #[path = "support/ptx_backend.rs"]
+#[allow(dead_code, reason = "each test binary uses a part of it")]
 mod ptx_backend;
 #[path = "support/suite.rs"]
 mod suite;

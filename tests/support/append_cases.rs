@@ -5,7 +5,7 @@ use crate::kernel_cases::{
     AngleKind, ID_TYPES, MODES, Rng, TestPositions, Values, bytes, random_elements, random_layout,
     random_positions, random_rope,
 };
-use crate::ptx_backend::{Image, constant, constant_angles, ids, run_launch, settle_ids, triggers};
+use crate::ptx_backend::{Image, constant, constant_angles, ids, settle_ids, triggers};
 use phasor::call::{
     Addresses, AngleAddresses, CacheAddresses, Call, RawPositions, StageAddresses, TensorAddresses,
     VectorAddress,
@@ -344,8 +344,7 @@ impl AppendCase {
         if let Some(call) = call {
             let launch = call.launch(&image.target(self.multiprocessors, self.mode));
             (kernel, grid) = (Some(launch.kernel), launch.grid);
-            let module = image.module(launch.kernel);
-            stats = run_launch(module, &mut memory, &launch, image.dependent())?;
+            stats = image.run_launch(&mut memory, &launch)?;
             as_told = triggers(&launch, &stats, image.dependent());
         }
         let of_each = || self.buffers.iter().zip(&at);

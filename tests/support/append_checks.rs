@@ -9,7 +9,7 @@ use crate::kernel_cases::{
     AngleKind, Case, FACTOR, MODES, PHASES, PHASES_WITH_FACTOR, Rng, TestPositions, Values, bytes,
     edge_phases, random_elements, random_rope, sharp_case, ties_case,
 };
-use crate::ptx_backend::{Image, run_launch, settle_ids, triggers};
+use crate::ptx_backend::{Image, settle_ids, triggers};
 use crate::suite::{
     Counts, FAR, Failure, ROW_SPREAD, ROWS, Shape, Subject, by_position, far_case, far_types,
     floats, kinds_cases, spread_position, spread_rows,
@@ -995,12 +995,7 @@ pub fn elsewhere(
         let Moved {
             mut far, written, ..
         } = moved;
-        let stats = run_launch(
-            image.module(launch.kernel),
-            &mut far,
-            &launch,
-            image.dependent(),
-        )?;
+        let stats = image.run_launch(&mut far, &launch)?;
         for (from, to, len) in written {
             let buffer = (0..at.len())
                 .find(|&n| (at[n]..at[n] + case.buffers[n].bytes.len() as u64).contains(&from));
@@ -1012,12 +1007,7 @@ pub fn elsewhere(
         outcome.reported = far.bytes(report)[0] == 1;
         stats
     } else {
-        let stats = run_launch(
-            image.module(launch.kernel),
-            &mut near,
-            &launch,
-            image.dependent(),
-        )?;
+        let stats = image.run_launch(&mut near, &launch)?;
         outcome.buffers = at.iter().map(|&at| near.bytes(at).to_vec()).collect();
         outcome.reported = near.bytes(report)[0] == 1;
         let buffers = case.buffers.iter().zip(&at);

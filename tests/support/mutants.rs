@@ -126,6 +126,13 @@ pub struct Mutant {
     edits: Vec<(usize, String)>,
 }
 
+impl Mutant {
+    /// The lines with the fault, from 1.
+    pub fn lines(&self) -> impl Iterator<Item = u32> {
+        self.edits.iter().map(|&(line, _)| line as u32 + 1)
+    }
+}
+
 /// One kernel, as a module of its own.
 pub struct KernelText {
     pub kernel: Kernel,

@@ -5,8 +5,8 @@ use phasor::call::{Addresses, AngleAddresses, TensorAddresses};
 use phasor::launch::{Family, Kernel, Launch as PlannedLaunch, LaunchMode, Target};
 use phasor::{Angles, Dtype, Ids, InOut, Layout, Plan, Problem};
 use ptx_interpreter::{Error, Fault, Launch, Memory, Module, Stats, run};
-use std::collections::HashMap;
-use std::sync::{LazyLock, OnceLock};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{LazyLock, Mutex, OnceLock};
 
 /// The kernel modules of one target.
 pub struct Image {
@@ -14,6 +14,17 @@ pub struct Image {
     /// Whether its kernels can be launched dependently.
     dependent: bool,
     modules: HashMap<(Family, Dtype), Source>,
+    /// What its launches executed, where that is wanted.
+    executed: Option<Mutex<Executed>>,
+}
+
+/// What launches executed of a module.
+#[derive(Clone, Default)]
+pub struct Executed {
+    /// Lines of its text, from 1.
+    pub lines: BTreeSet<u32>,
+    /// By all warps.
+    pub instructions: u64,
 }
 
 /// A module, which is parsed when it is first run: most tests run few of them.
@@ -114,6 +125,7 @@ impl Image {
             name: name.into(),
             dependent: (modules.values()).any(|m| m.text.contains("griddepcontrol.wait")),
             modules,
+            executed: None,
         }
     }
 
@@ -123,6 +135,18 @@ impl Image {
         let source = image.modules.get_mut(&module).expect("it is there");
         source.parsed = Module::parse(text)?.into();
         Ok(image)
+    }
+
+    /// The same, which remembers what its launches execute.
+    pub fn observed(mut self) -> Image {
+        self.executed = Some(Mutex::default());
+        self
+    }
+
+    /// What launches executed since it was asked last.
+    pub fn take_executed(&self) -> Executed {
+        let executed = self.executed.as_ref().expect("it is observed");
+        std::mem::take(&mut executed.lock().unwrap())
     }
 
     pub fn name(&self) -> &str {
@@ -277,9 +301,28 @@ impl Image {
         };
         let launch = call.launch(&self.target(case.multiprocessors, case.mode));
         let name = launch.kernel.name();
-        let stats = run_launch(self.module(launch.kernel), memory, &launch, self.dependent)?;
+        let stats = self.run_launch(memory, &launch)?;
         let triggers = triggers(&launch, &stats, self.dependent);
         Ok((Some(name), stats, triggers))
+    }
+
+    /// Runs a launch as planned, or with another grid and block. Where the kernels can be launched
+    /// dependently they keep the rules of that in every launch.
+    pub fn run_launch(
+        &self,
+        memory: &mut Memory,
+        planned: &PlannedLaunch,
+    ) -> Result<Stats, Fault> {
+        let counts_lines = self.executed.is_some();
+        let module = self.module(planned.kernel);
+        let stats = run_counting(module, memory, planned, self.dependent, counts_lines)?;
+        if let Some(executed) = &self.executed {
+            let mut executed = executed.lock().unwrap();
+            let lines = stats.lines.iter().filter(|&(_, &times)| times > 0);
+            executed.lines.extend(lines.map(|(&line, _)| line));
+            executed.instructions += stats.warp_instructions;
+        }
+        Ok(stats)
     }
 
     /// As the CUDA backend has it for this image.
@@ -314,18 +357,8 @@ pub fn settle_ids(memory: &mut Memory, address: u64, mode: LaunchMode) {
     }
 }
 
-/// Runs a launch as planned, or with another grid and block. Where the kernels can be launched
-/// dependently they keep the rules of that in every launch.
-pub fn run_launch(
-    module: &Module,
-    memory: &mut Memory,
-    planned: &PlannedLaunch,
-    dependent: bool,
-) -> Result<Stats, Fault> {
-    run_counting(module, memory, planned, dependent, false)
-}
-
-/// The same, and how often each line was executed if that is wanted.
+/// Runs a launch, and counts how often each line is executed if that is wanted. `dependent`: it keeps the rules
+/// of a dependent launch.
 pub fn run_counting(
     module: &Module,
     memory: &mut Memory,

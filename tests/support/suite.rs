@@ -8,7 +8,7 @@ use crate::kernel_cases::{
     TensorCase, TestPositions, Values, Wish, bytes, edge_phases, from_bytes, random_case,
     random_elements, sharp_case, ties_case,
 };
-use crate::ptx_backend::{Image, Run, constant, constant_angles, run_launch, settle_ids, triggers};
+use crate::ptx_backend::{Image, Run, constant, constant_angles, settle_ids, triggers};
 use phasor::call::{Addresses, AngleAddresses, TensorAddresses};
 use phasor::launch::{Family, Kernel, LaunchMode};
 use phasor::{
@@ -19,7 +19,7 @@ use ptx_interpreter::{Error, Fault, Memory};
 use std::collections::HashMap;
 
 /// PTX that is held to the checks: the kernels of one element type, or one of them.
-pub struct Subject(Image);
+pub struct Subject(pub Image);
 
 impl Subject {
     pub fn image(&self) -> &Image {
@@ -797,12 +797,7 @@ fn by_hand(
         launch.shared_bytes =
             8 * block[0] * block[2] * if check.kernel.pairing.is_some() { 4 } else { 1 };
     }
-    let stats = run_launch(
-        subject.image().module(launch.kernel),
-        &mut memory,
-        &launch,
-        subject.image().dependent(),
-    )?;
+    let stats = subject.image().run_launch(&mut memory, &launch)?;
     let once = angle_bytes(case, tokens, u64::from(launch.grid[1]));
     let loaded = ["steps", "cos", "sin"].map(|name| stats.buffer(name));
     let loaded: u64 = loaded.into_iter().flatten().map(|t| t.loaded_bytes()).sum();

@@ -135,10 +135,13 @@ template <class Term>
 __device__ __forceinline__ float folded(uint32_t count, SharedRow scratch, const Term& term) {
     const uint32_t lane = threadIdx.x;
     uint32_t left = count <= 1 ? 1 : 2u << (31 - __clz(count - 1));
-    // Terms that are 32 apart are of one lane.
+    // Terms that are 32 apart are of one lane: few, and a power of two, of which compilers do not know either.
+#pragma unroll 1
     for (uint32_t i = lane; i < left; i += 32) scratch.put(i, i < count ? term(i) : 0.0f);
+#pragma unroll 1
     while (left > 32) {
         left /= 2;
+#pragma unroll 1
         for (uint32_t i = lane; i < left; i += 32) {
             scratch.put(i, __fadd_rn(scratch[i], scratch[i + left]));
         }

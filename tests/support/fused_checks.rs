@@ -21,7 +21,7 @@ use phasor::launch::{Kernel, LaunchMode};
 use phasor::norm::HeadNorm;
 use phasor::quantize::{Codes, ScaleForm, ScaleRounding};
 use phasor::{
-    Angles, CacheLayout, Frequencies, IdType, Isa, KvCacheLayout, Layout, Pairing, PositionKind,
+    Angles, CacheLayout, Direction, Frequencies, IdType, Isa, KvCacheLayout, Layout, Pairing, PositionKind,
     Problem, Rope, ScaleLayout, Stages, StoredCodes,
 };
 use ptx_interpreter::{Fault, Memory};
@@ -198,7 +198,8 @@ impl Checks {
                 // What does not rotate has no pairing to change.
                 let rope = &case.rope;
                 let may_stay = which < 2 && rope.pairing() == rope.output_pairing();
-                let choices = [may_stay, false];
+                let back = which < 2 && rope.direction() == Direction::Inverse;
+                let choices = [may_stay, back];
                 let (stages, needed) = random_stages(&mut self.rng, dtype, choices, [heads, dims]);
                 is_of_positions |= stages.factor_at(i64::MAX - 1) != stages.factor_at(-2);
                 case.operands[which] = needed;

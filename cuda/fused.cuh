@@ -245,7 +245,12 @@ struct StagedStream {
             const uint32_t head = first + threadIdx.y;
             const SharedRow row = row_at(threadIdx.y);
             const bool is_there = head < heads;
-            if (is_there) load(head, row);
+            // What rotates in a cache has no norm.
+            if (is_there && stages.from_cache) {
+                load_cached(head, row);
+            } else if (is_there) {
+                load(head, row);
+            }
             __syncthreads();
             finish(head, is_there, row, false, Statistic{});
             __syncthreads();
@@ -312,10 +317,6 @@ struct StagedStream {
 
     // Reads a head and adds its bias.
     __device__ __forceinline__ void load(uint32_t head, SharedRow row) const {
-        if (stages.from_cache) {
-            load_cached(head, row);
-            return;
-        }
         const HeadGroup of = group(head);
         const uint64_t source =
             of.at(call, of.read(call).source, served.token, 0);
@@ -328,10 +329,9 @@ struct StagedStream {
         }
     }
 
-    // Reads a head from the token's slot.
+    // Reads a head from the token's slot, which it has: only what is in a cache rotates there.
     __device__ __forceinline__ void load_cached(uint32_t head, SharedRow row) const {
         const uint2 slot = served.place.slot();
-        if (!GroupCache::takes(call, group(head), slot)) return;
         const GroupCache cache(call, group(head), slot);
         const PhasorCodes& codes = stages.codes;
         for (uint32_t d = first_dim + threadIdx.x; d < end_dim; d += 32) {

@@ -458,7 +458,9 @@ impl Counts {
 fn summary(seeded: &[Vec<Seeded>]) -> String {
     let all = || seeded.iter().flatten();
     let counts = Counts::of(all());
-    let survived = all().filter(|s| matches!(s.fate, Fate::Survived { .. })).count();
+    let survived = all()
+        .filter(|s| matches!(s.fate, Fate::Survived { .. }))
+        .count();
     let wrong = counts.seeded - counts.caught() - counts.exempt - survived;
     let mut summary = format!(
         "mutants: {} seeded, {} caught, {} exempt, {survived} survived",

@@ -150,14 +150,14 @@ pub struct Placed {
 }
 
 /// Host memory that begins where it is told.
-struct HostBuffer {
+pub struct HostBuffer {
     words: Vec<u64>,
     begin: usize,
     len: usize,
 }
 
 impl HostBuffer {
-    fn new(bytes: &[u8], misalign: usize) -> HostBuffer {
+    pub fn new(bytes: &[u8], misalign: usize) -> HostBuffer {
         let mut words = vec![0u64; (bytes.len() + misalign).div_ceil(8) + 2];
         let base = words.as_ptr().addr();
         let begin = base.next_multiple_of(16) - base + misalign;
@@ -170,13 +170,13 @@ impl HostBuffer {
         buffer
     }
 
-    fn bytes_mut(&mut self) -> &mut [u8] {
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
         let first = self.words.as_mut_ptr().cast::<u8>();
         // SAFETY: the words reach as far, and any bytes are words.
         unsafe { std::slice::from_raw_parts_mut(first.add(self.begin), self.len) }
     }
 
-    fn address(&mut self) -> u64 {
+    pub fn address(&mut self) -> u64 {
         let first = self
             .words
             .as_mut_ptr()

@@ -21,8 +21,8 @@ use phasor::call::{
 };
 use phasor::launch::{Family, Kernel, Launch, LaunchMode};
 use phasor::{
-    Angles, CacheLayout, Frequencies, FrequencyRowKind, IdType, InOut, Isa, KvCacheLayout, Layout,
-    OutOfRange, Pairing, PositionKind, Problem, Rope,
+    Angles, CacheLayout, CosSinTable, Frequencies, FrequencyRowKind, IdType, InOut, Isa,
+    KvCacheLayout, Layout, OutOfRange, Pairing, PositionKind, Problem, Rope,
 };
 use ptx_interpreter::{Fault, Memory, Stats};
 
@@ -174,7 +174,14 @@ pub fn append_checks(kernel: Kernel) -> Vec<(&'static str, AppendCheck)> {
         checks.push(("flows", AppendCheck::counted(kernel, case)));
     }
     for (case, _) in slot_cases(kernel) {
-        for (far, shape) in [(false, None), (true, None), (true, Some(FAR[8].1.unwrap()))] {
+        // In the last, rows of threads go on to heads behind the first of keys and of values.
+        let two_rows = ([1, 1, 1], [2, 5]);
+        for (far, shape) in [
+            (false, None),
+            (true, None),
+            (true, FAR[8].1),
+            (true, Some(two_rows)),
+        ] {
             let how = match far {
                 false => How::Planned([false, true].map(|early| once(&case, early))),
                 true => How::Elsewhere { far, shape },
@@ -593,6 +600,19 @@ pub fn flow_cases(kernel: Kernel) -> Vec<(AppendCase, Option<KvCacheLayout>)> {
         );
         let (pairing, rotary_dim) = (case.rope.pairing(), case.rope.rotary_dim());
         case.rope = random_rope(&mut Rng(29), AngleKind::Table, pairing, rotary_dim);
+        cases.push((case, cache));
+    }
+    // By a table that some tokens are outside of: they pass as they are, and are not written where they are.
+    for n in [0, 5] {
+        let slots = TestSlots::Mapping(Values::new(IdType::I64, &slots));
+        let goes = [Goes::InPlace, Goes::InPlaceAndCache, Goes::InPlace].map(Some);
+        let cached = cached_dims(kernel);
+        let (mut case, cache) = flowing(kernel, IdType::I32, Some(slots), goes, cached, n);
+        let pairs = case.rope.rotary_dim() / 2;
+        let turns: Vec<f32> = (0..4 * pairs).map(|n| (n as f32).sin()).collect();
+        let table = CosSinTable::new(turns.clone(), turns, pairs).unwrap();
+        let table = table.with_out_of_range(OutOfRange::PassThrough);
+        case.rope = Rope::new(table, case.rope.pairing());
         cases.push((case, cache));
     }
     cases
@@ -1018,6 +1038,43 @@ pub fn elsewhere(
         stats
     };
     Ok((outcome, stats, launch, counts))
+}
+
+/// Moves keys that rotate in their cache, and what the launch needs for it, to where all strides are far. Tells
+/// also where what is written came from and is now, and its bytes.
+pub fn far_keys(
+    near: &Memory,
+    launch: &mut Launch,
+    steps: &[u64],
+    mode: LaunchMode,
+) -> (Memory, Vec<(u64, u64, usize)>) {
+    let mut moved = Moved {
+        near,
+        far: Memory::new(),
+        size: launch.kernel.dtype.size() as i64,
+        written: Vec::new(),
+    };
+    let params = &mut launch.params;
+    let mut fusion = launch
+        .fusion
+        .expect("keys in a cache are served by kernels with stages");
+    moved.stages(params, &mut fusion, mode);
+    let size = match fusion.k.codes.type_ {
+        PHASOR_CODES_NONE => moved.size,
+        _ => 1,
+    };
+    let (slots, k) = (&params.slots, &params.k);
+    let shape = [
+        slots.pages,
+        slots.page_size,
+        k.heads,
+        params.k_output.head_dim,
+    ];
+    params.k_cache = moved.cache("keys", params.k_cache, shape.map(i64::from), size);
+    let steps: Vec<u8> = steps.iter().flat_map(|step| step.to_le_bytes()).collect();
+    params.angles.steps = spread_rows(&mut moved.far, "steps", 0, steps.len(), &steps);
+    launch.fusion = Some(fusion);
+    (moved.far, moved.written)
 }
 
 /// Of a kernel with stages: rows of a block in units of those of a warp, or of heads, and tokens; blocks over

@@ -3,31 +3,49 @@
 //! what the stages compute.
 
 use crate::append_cases::{
-    AppendCase, AppendOutcome, AppendWish, Buffer, Goes, TestSlots, dynamic_codes, given_codes,
-    random_append, random_stages,
+    AppendCase, AppendOutcome, AppendWish, Buffer, Goes, HostBuffer, TestSlots, dynamic_codes,
+    given_codes, random_append, random_stages,
 };
 use crate::append_checks::{
-    PAGE_SIZE, carrying, elsewhere, flow_cases, in_mode, odd_sequences, slot_cases,
+    PAGE_SIZE, carrying, elsewhere, far_keys, flow_cases, in_mode, odd_sequences, slot_cases,
 };
 use crate::kernel_cases::{
-    AngleKind, Case, FACTOR, PHASES, PHASES_WITH_FACTOR, Rng, TestPositions, Values, bytes,
+    AngleKind, Case, FACTOR, MODES, PHASES, PHASES_WITH_FACTOR, Rng, TestPositions, Values, bytes,
     edge_phases, narrow, random_elements, sharp_case, ties_case,
 };
-use crate::ptx_backend::{Image, triggers};
+use crate::ptx_backend::{Image, constant, constant_angles, triggers};
 use crate::suite::{
     Counts, Failure, Shape, Subject, by_position, far_case, far_types, kinds_cases,
 };
+use phasor::call::VectorAddress;
 use phasor::launch::{Kernel, LaunchMode};
 use phasor::norm::HeadNorm;
 use phasor::quantize::{Codes, ScaleForm, ScaleRounding};
 use phasor::{
-    Angles, CacheLayout, Direction, Frequencies, IdType, Isa, KvCacheLayout, Layout, Pairing, PositionKind,
-    Problem, Rope, ScaleLayout, Stages, StoredCodes,
+    Angles, CacheLayout, Direction, Dtype, Frequencies, Host, IdType, Isa, KvCacheLayout, Layout,
+    Pairing, PositionKind, Problem, Rope, ScaleLayout, ShiftPlan, SlotRange, Stages, StoredCodes,
+    Threads,
 };
 use ptx_interpreter::{Fault, Memory};
+use std::ops::Range;
 
 /// A call with stages, and what it must do.
-pub struct FusedCheck {
+pub enum FusedCheck {
+    Step(Box<StepCheck>),
+    /// Keys that rotate in their cache.
+    Shift(Box<ShiftCheck>),
+}
+
+impl FusedCheck {
+    pub fn run(&self, subject: &Subject) -> Result<(), Failure> {
+        match self {
+            FusedCheck::Step(step) => step.run(subject),
+            FusedCheck::Shift(shift) => shift.run(subject),
+        }
+    }
+}
+
+pub struct StepCheck {
     kernel: Kernel,
     case: AppendCase,
     expected: AppendOutcome,
@@ -42,8 +60,8 @@ enum How {
     Elsewhere { far: bool, shape: Option<Shape> },
 }
 
-impl FusedCheck {
-    pub fn run(&self, subject: &Subject) -> Result<(), Failure> {
+impl StepCheck {
+    fn run(&self, subject: &Subject) -> Result<(), Failure> {
         let fault = |fault: Fault| Failure::Fault(fault.to_string());
         let image = subject.image();
         let (outcome, traffic) = match &self.how {
@@ -64,6 +82,130 @@ impl FusedCheck {
             return Err(Failure::Bits);
         }
         match traffic {
+            true => Ok(()),
+            false => Err(Failure::Traffic),
+        }
+    }
+}
+
+/// Keys in a cache, and how far some of them move.
+struct ShiftCase {
+    /// [`Rope::shift`]
+    rope: Rope,
+    dtype: Dtype,
+    cache: KvCacheLayout,
+    rotary_offset: usize,
+    keys: Vec<u8>,
+    /// And how many they are.
+    scales: Option<(Vec<u8>, usize)>,
+    slots: Range<usize>,
+    by: i64,
+    mode: LaunchMode,
+}
+
+/// The bytes of keys and of scales.
+type Shifted = [Vec<u8>; 2];
+
+/// How often each byte of both is read and written by each launch.
+type ShiftCounts = Vec<[Vec<(u32, u32)>; 2]>;
+
+impl ShiftCase {
+    fn plan(&self) -> ShiftPlan {
+        ShiftPlan::new(&self.rope, self.dtype, &self.cache, self.rotary_offset).unwrap()
+    }
+
+    fn range(&self) -> SlotRange<'static> {
+        SlotRange::new(self.slots.clone(), self.by)
+    }
+
+    fn scales_at(&self, address: u64) -> Option<VectorAddress> {
+        let &(_, len) = self.scales.as_ref()?;
+        Some(VectorAddress { address, len })
+    }
+
+    fn scale_bytes(&self) -> &[u8] {
+        self.scales.as_ref().map_or(&[], |(bytes, _)| bytes)
+    }
+
+    fn on_host(&self) -> Shifted {
+        let mut keys = HostBuffer::new(&self.keys, 0);
+        let mut scales = HostBuffer::new(self.scale_bytes(), 0);
+        let host = Host::new().with_isa(Isa::Scalar).unwrap();
+        let rotator = host.with_threads(Threads::One).rotator(&self.rope);
+        let (plan, scales_at) = (self.plan(), self.scales_at(scales.address()));
+        // SAFETY: both buffers live, reach as far as their layouts, and are apart.
+        unsafe {
+            let moved = rotator.shift_cached_raw(&plan, keys.address(), scales_at, &[self.range()]);
+            moved.unwrap();
+        }
+        [keys, scales].map(|mut buffer| buffer.bytes_mut().to_vec())
+    }
+
+    /// `far`: with all strides past 2^32, of which nothing is counted. Tells also whether launches do as they are
+    /// told.
+    fn on_image(
+        &self,
+        kernel: Kernel,
+        image: &Image,
+        far: bool,
+    ) -> Result<(Shifted, ShiftCounts, bool), Fault> {
+        let mut near = Memory::new();
+        let keys = near.add("keys", self.keys.clone(), 0);
+        let scales = near.add("scales", self.scale_bytes().to_vec(), 0);
+        let mut placed = |name, bytes: Vec<u8>| constant(&mut near, name, bytes);
+        let angles = constant_angles(self.rope.angles(), &mut placed);
+        let Angles::Exact(frequencies) = self.rope.angles() else {
+            panic!("one row")
+        };
+        let calls = self
+            .plan()
+            .calls(keys, self.scales_at(scales), angles, &[self.range()])
+            .unwrap();
+        let (mut counts, mut as_told) = (ShiftCounts::new(), true);
+        for call in calls {
+            let mut launch = call.launch(&image.target(1, self.mode));
+            assert_eq!(launch.kernel, kernel);
+            let stats = if far {
+                let steps = frequencies.steps();
+                let (mut far, written) = far_keys(&near, &mut launch, steps, self.mode);
+                let stats = image.run_launch(&mut far, &launch)?;
+                for (from, to, len) in written {
+                    near.write(from, &far.read(to, len).expect("written before"));
+                }
+                stats
+            } else {
+                let stats = image.run_launch(&mut near, &launch)?;
+                let of = |at, bytes: &[u8]| match bytes {
+                    [] => Vec::new(),
+                    _ => near.counts(at, bytes.len()),
+                };
+                counts.push([of(keys, &self.keys), of(scales, self.scale_bytes())]);
+                stats
+            };
+            as_told &= triggers(&launch, &stats, image.dependent());
+        }
+        let outcome = [keys, scales].map(|at| near.bytes(at).to_vec());
+        Ok((outcome, counts, as_told))
+    }
+}
+
+pub struct ShiftCheck {
+    kernel: Kernel,
+    case: ShiftCase,
+    far: bool,
+    expected: Shifted,
+    /// What the prebuilt kernels do.
+    counts: ShiftCounts,
+}
+
+impl ShiftCheck {
+    fn run(&self, subject: &Subject) -> Result<(), Failure> {
+        let run = self.case.on_image(self.kernel, subject.image(), self.far);
+        let (outcome, counts, as_told) = run.map_err(|fault| Failure::Fault(fault.to_string()))?;
+        if outcome != self.expected {
+            return Err(Failure::Bits);
+        }
+        match as_told && counts == self.counts {
             true => Ok(()),
             false => Err(Failure::Traffic),
         }
@@ -125,14 +267,18 @@ struct Checks {
 }
 
 impl Checks {
+    fn push(&mut self, name: &'static str, check: StepCheck) {
+        self.all.push((name, FusedCheck::Step(Box::new(check))));
+    }
+
     fn add(&mut self, name: &'static str, case: AppendCase, far: bool, shape: Option<Shape>) {
-        let check = FusedCheck {
+        let check = StepCheck {
             kernel: self.kernel,
             expected: case.on_host(Isa::Scalar).unwrap(),
             case,
             how: How::Elsewhere { far, shape },
         };
-        self.all.push((name, check));
+        self.push(name, check);
     }
 
     fn random(&mut self) {
@@ -169,13 +315,13 @@ impl Checks {
                         continue;
                     }
                     let second = case.on_image(early, false).unwrap();
-                    let check = FusedCheck {
+                    let check = StepCheck {
                         kernel,
                         expected: case.on_host(Isa::Scalar).unwrap(),
                         how: How::Planned([first.counts, second.counts]),
                         case,
                     };
-                    self.all.push(("stages", check));
+                    self.push("stages", check);
                     found += 1;
                 }
             }
@@ -272,13 +418,13 @@ impl Checks {
                 far: false,
                 shape: None,
             };
-            let check = FusedCheck {
+            let check = StepCheck {
                 kernel,
                 case,
                 expected,
                 how,
             };
-            self.all.push(("slots", check));
+            self.push("slots", check);
         }
         for angles in AngleKind::ALL {
             for (n, case) in kinds_cases(kernel, angles).into_iter().enumerate() {
@@ -337,6 +483,148 @@ impl Checks {
         self.codes();
         if kernel.pairing.is_none() {
             self.many_heads();
+            self.wide_heads();
+            self.shifts();
+        }
+    }
+
+    /// Heads of more dims than a lane takes four of.
+    fn wide_heads(&mut self) {
+        let kernel = self.kernel;
+        for (n, dims) in [98, 162, 290, 514].into_iter().enumerate() {
+            let heads = 2;
+            let elements = random_elements(&mut self.rng, kernel.dtype, 2 * heads * dims);
+            let mut case = plain(kernel, heads, dims, elements);
+            let norm = HeadNorm::layer(1e-5);
+            let stages = match n % 2 {
+                0 => Stages::new().bias().norm(norm),
+                _ => Stages::new().bias().norm_after_rotation(norm),
+            };
+            case.problem = case.problem.q_stages(stages.scale(0.7));
+            let mut vector = |len: usize| {
+                let elements = random_elements(&mut self.rng, kernel.dtype, len);
+                Some((bytes(kernel.dtype, &elements), len))
+            };
+            let operands = &mut case.operands[0];
+            operands.bias = vector(heads * dims);
+            operands.norm_weight = vector(dims);
+            operands.norm_bias = vector(heads * dims);
+            self.add("heads", case, false, None);
+        }
+    }
+
+    /// Keys that rotate in their cache: elements in blocks, and codes of each kind by each kind of scales.
+    fn shifts(&mut self) {
+        let kernel = self.kernel;
+        let [pages, page_size, heads] = [3, 4, 3];
+        let given = |codes, form| StoredCodes::given(codes, form);
+        let dynamic = |codes, groups: usize, group: usize| {
+            let layout = ScaleLayout::heads_tokens(page_size, heads, groups);
+            StoredCodes::dynamic(codes, 1e-6, layout).groups_of(group)
+        };
+        use ScaleForm::{Divide, Multiply};
+        use ScaleRounding::{PowerOfTwoDown, PowerOfTwoUp};
+        // Dims of a head, of a block, the first rotated one, how many rotate, and codes.
+        let all = [
+            (16, 4, 2, 12, None),
+            (74, 2, 4, 66, None),
+            (16, 4, 2, 12, Some(given(Codes::E4m3, Multiply))),
+            (16, 16, 0, 12, Some(given(Codes::Int8, Divide))),
+            (
+                74,
+                74,
+                4,
+                66,
+                Some(given(Codes::Int8Full, Multiply).round_first()),
+            ),
+            (72, 4, 10, 40, Some(dynamic(Codes::E4m3, 9, 8))),
+            (
+                72,
+                72,
+                6,
+                40,
+                Some(dynamic(Codes::Int8, 6, 12).by_inverse()),
+            ),
+            (
+                72,
+                8,
+                0,
+                72,
+                Some(dynamic(Codes::Int8Full, 1, 72).round_first()),
+            ),
+            (
+                72,
+                72,
+                8,
+                40,
+                Some(dynamic(Codes::E4m3, 9, 8).rounded(PowerOfTwoUp).e8m0()),
+            ),
+            (
+                72,
+                4,
+                7,
+                50,
+                Some(dynamic(Codes::Int8, 24, 3).rounded(PowerOfTwoDown).e8m0()),
+            ),
+        ];
+        for (n, (dims, block, rotary_offset, rotary_dim, codes)) in all.into_iter().enumerate() {
+            let layout = match block == dims {
+                true => CacheLayout::paged_nhd(pages, page_size, heads, dims),
+                false => CacheLayout::paged_packed(pages, page_size, heads, dims, block),
+            };
+            let mut cache = KvCacheLayout::k(layout);
+            let rng = &mut self.rng;
+            let len = layout.required_len().unwrap();
+            let (mut keys, mut scales) = (random_elements(rng, kernel.dtype, len), None);
+            let keys = match codes {
+                None => bytes(kernel.dtype, &keys),
+                Some(_) => keys.iter_mut().map(|_| rng.next() as u8).collect(),
+            };
+            if let Some(codes) = codes {
+                cache = cache.with_k_codes(codes);
+                let count = match codes.scale_layout() {
+                    Some(_) => pages * page_size * heads * (dims / codes.group_dims(dims)),
+                    None => [1, heads][n % 2],
+                };
+                let values: Vec<u8> = match codes.scales_are_e8m0() {
+                    true => (0..count)
+                        .map(|n| [0, 255, 1, 120, 130, 127][n % 6])
+                        .collect(),
+                    false => (0..count)
+                        .flat_map(|_| rng.pick(&[0.01f32, 0.037, 1.0, 3.5, 1e-30]).to_le_bytes())
+                        .collect(),
+                };
+                scales = Some((values, count));
+            }
+            let steps = (0..rotary_dim / 2).map(|_| rng.next()).collect();
+            let pairing = [Pairing::HalfSplit, Pairing::Interleaved][n % 2];
+            let rope = Rope::new(Frequencies::from_steps(steps).unwrap(), pairing);
+            let case = |slots, mode| ShiftCase {
+                rope: rope.shift().unwrap(),
+                dtype: kernel.dtype,
+                cache,
+                rotary_offset,
+                keys: keys.clone(),
+                scales: scales.clone(),
+                slots,
+                by: -19,
+                mode,
+            };
+            // Parts of pages, and all.
+            for (slots, far) in [(1..10, false), (0..pages * page_size, true)] {
+                let case = case(slots, MODES[n % MODES.len()]);
+                let whole = case.on_image(kernel, &Image::all()[0], far);
+                let (_, counts, _) = whole.unwrap();
+                let check = ShiftCheck {
+                    kernel,
+                    expected: case.on_host(),
+                    counts,
+                    far,
+                    case,
+                };
+                self.all
+                    .push(("shifts", FusedCheck::Shift(Box::new(check))));
+            }
         }
     }
 

@@ -308,11 +308,7 @@ impl Image {
 
     /// Runs a launch as planned, or with another grid and block. Where the kernels can be launched
     /// dependently they keep the rules of that in every launch.
-    pub fn run_launch(
-        &self,
-        memory: &mut Memory,
-        planned: &PlannedLaunch,
-    ) -> Result<Stats, Fault> {
+    pub fn run_launch(&self, memory: &mut Memory, planned: &PlannedLaunch) -> Result<Stats, Fault> {
         let counts_lines = self.executed.is_some();
         let module = self.module(planned.kernel);
         let stats = run_counting(module, memory, planned, self.dependent, counts_lines)?;

@@ -55,7 +55,7 @@ pub struct Check {
 enum CheckedCall {
     Rotation(Box<Rotation>),
     Append(Box<AppendCheck>),
-    Fused(Box<FusedCheck>),
+    Fused(FusedCheck),
 }
 
 /// A rotation, and what it must do.
@@ -140,7 +140,7 @@ impl Rotation {
 }
 
 /// Names of the checks, and what they are.
-pub const CHECKS: [(&str, &str); 11] = [
+pub const CHECKS: [(&str, &str); 12] = [
     (
         "random",
         "every kind of position with every form of call, four random cases of each",
@@ -153,7 +153,11 @@ pub const CHECKS: [(&str, &str); 11] = [
         "values",
         "positions found by search, at which the last bit of a logarithm shows; values between two codes; special scales",
     ),
-    ("heads", "norms over many heads together"),
+    (
+        "heads",
+        "norms over many heads together; heads of more dims than lanes take four of",
+    ),
+    ("shifts", "keys that rotate in their cache"),
     (
         "flows",
         "every way for keys and values to go; threads that go from one stream to the next",
@@ -188,7 +192,7 @@ pub const CHECKS: [(&str, &str); 11] = [
 pub fn checks(kernel: Kernel) -> Vec<Check> {
     if kernel.family == Family::Fused {
         let all = fused_checks(kernel).into_iter();
-        let checks = all.map(|(name, check)| Check::of(name, CheckedCall::Fused(Box::new(check))));
+        let checks = all.map(|(name, check)| Check::of(name, CheckedCall::Fused(check)));
         return checks.collect();
     }
     if kernel.family == Family::Append {

@@ -26,7 +26,7 @@ use phasor::{
     Pairing, PositionKind, Problem, Rope, ScaleLayout, ShiftPlan, SlotRange, Stages, StoredCodes,
     Threads,
 };
-use ptx_interpreter::{Fault, Memory};
+use ptx_interpreter::{Fault, Memory, Stats};
 use std::ops::Range;
 
 /// A call with stages, and what it must do.
@@ -53,11 +53,25 @@ pub struct StepCheck {
 }
 
 enum How {
-    /// As the driver would get it. Every byte is counted, where angles are formed after the loads and where
-    /// before: by the prebuilt kernels, which tests/fused_kernels.rs counts in cases of which that is known.
-    Planned([Counts; 2]),
+    /// As the driver would get it. Every byte is counted, and every read of what stages need beside values, where
+    /// angles are formed after the loads and where before: by the prebuilt kernels, which
+    /// tests/fused_kernels.rs counts in cases of which that is known.
+    Planned(Box<[(Counts, Reads); 2]>),
     /// Bytes are not counted. `far`: with all strides past 2^32.
     Elsewhere { far: bool, shape: Option<Shape> },
+}
+
+/// Loads and prefetches of biases, weights and given scales.
+type Reads = [[u64; 2]; 4];
+
+fn reads_of(stats: &Stats) -> Reads {
+    ["bias", "norm weight", "norm bias", "given scales"].map(|name| {
+        let of_name = stats.buffers.iter().filter(|(of, _)| of == name);
+        of_name.fold([0; 2], |[loads, prefetches], (_, traffic)| {
+            let more = traffic.loads.iter().sum::<u64>();
+            [loads + more, prefetches + traffic.prefetches]
+        })
+    })
 }
 
 impl StepCheck {
@@ -65,11 +79,12 @@ impl StepCheck {
         let fault = |fault: Fault| Failure::Fault(fault.to_string());
         let image = subject.image();
         let (outcome, traffic) = match &self.how {
-            How::Planned(counts) => {
+            How::Planned(wanted) => {
                 let run = self.case.on_image(image, false).map_err(fault)?;
                 assert_eq!(run.kernel, Some(self.kernel));
-                let early = usize::from(run.stats.loads_before_wait > 0);
-                (run.outcome, run.triggers && run.counts == counts[early])
+                let (counts, reads) = &wanted[usize::from(run.stats.loads_before_wait > 0)];
+                let as_wanted = run.counts == *counts && reads_of(&run.stats) == *reads;
+                (run.outcome, run.triggers && as_wanted)
             }
             How::Elsewhere { far, shape } => {
                 let (outcome, stats, launch, _) =
@@ -227,11 +242,12 @@ pub fn fused_checks(kernel: Kernel) -> Vec<(&'static str, FusedCheck)> {
 
 /// Launches of one warp for a token's heads, which visits one stream after the other, and of several; tokens
 /// that share a block.
-const SHAPES: [Shape; 4] = [
+const SHAPES: [Shape; 5] = [
     ([32, 1, 3], [1, 0]),
-    ([32, 1, 1], [1, 1]),
+    ([32, 1, 1], [1, 2]),
     ([32, 2, 2], [2, 2]),
     ([32, 3, 1], [1, 0]),
+    ([32, 1, 1], [1, 1]),
 ];
 
 /// Positions found by search: by a temperature of slope 1000.3 and interval 1, and a factor of 1.5, each bit of the
@@ -315,10 +331,11 @@ impl Checks {
                         continue;
                     }
                     let second = case.on_image(early, false).unwrap();
+                    let both = [first, second].map(|run| (run.counts, reads_of(&run.stats)));
                     let check = StepCheck {
                         kernel,
                         expected: case.on_host(Isa::Scalar).unwrap(),
-                        how: How::Planned([first.counts, second.counts]),
+                        how: How::Planned(Box::new(both)),
                         case,
                     };
                     self.push("stages", check);
@@ -402,14 +419,15 @@ impl Checks {
                 "flows",
                 case,
                 n % 3 == 2,
-                [None, Some(SHAPES[n / 2 % 4])][n % 2],
+                [None, Some(SHAPES[n / 2 % SHAPES.len()])][n % 2],
             );
         }
         for (n, (case, cache)) in slot_cases(kernel).into_iter().enumerate() {
             let case = self.dressed(&case, cache);
             self.add("slots", case.clone(), false, None);
-            if n % 2 == 0 {
-                self.add("slots", case, true, Some(SHAPES[n / 2 % 4]));
+            // Positions of tokens count by places where strides are far.
+            if n % 2 == 0 || case.positions.kind == PositionKind::PerToken {
+                self.add("slots", case, true, Some(SHAPES[n / 2 % SHAPES.len()]));
             }
         }
         let odd = odd_sequences(kernel, |case| self.dressed(&case, None));
@@ -481,6 +499,9 @@ impl Checks {
         let kernel = self.kernel;
         self.logarithms();
         self.codes();
+        self.norms();
+        self.next_to_one();
+        self.late_weights();
         if kernel.pairing.is_none() {
             self.many_heads();
             self.wide_heads();
@@ -562,7 +583,7 @@ impl Checks {
             (
                 72,
                 4,
-                7,
+                6,
                 50,
                 Some(dynamic(Codes::Int8, 24, 3).rounded(PowerOfTwoDown).e8m0()),
             ),
@@ -760,6 +781,106 @@ impl Checks {
         }
     }
 
+    /// What norms compute shows in the scales of codes, which are f32 whatever the elements are.
+    fn norms(&mut self) {
+        let kernel = self.kernel;
+        let all_dims = match kernel.pairing {
+            Some(_) => [64, 128, 256],
+            None => [6, 70, 132],
+        };
+        for (n, dims) in all_dims.into_iter().enumerate() {
+            for norm in [HeadNorm::rms(1e-6), HeadNorm::layer(1e-5)] {
+                let (tokens, heads) = (4, 5);
+                let mut vector = |len: usize| {
+                    // Of one magnitude, so that all count in a sum.
+                    let values = (0..len).map(|_| {
+                        let x = 1.0 + (self.rng.next() >> 40) as f32 * f32::exp2(-24.0);
+                        narrow(kernel.dtype, if self.rng.chance(50) { x } else { -x })
+                    });
+                    values.collect::<Vec<_>>()
+                };
+                let values = vector(tokens * heads * dims);
+                let mut operand = |len: usize| Some((bytes(kernel.dtype, &vector(len)), len));
+                let (bias, weight) = (operand(heads * dims), operand(dims));
+                let norm_bias = operand(heads * dims);
+                let mut step = ValuesCase::new(kernel, tokens, [heads, dims], values);
+                let norm = norm.with_weight_offset([0.0, 0.3][n % 2]);
+                step.stages = Stages::new().bias().norm(norm).scale(0.7);
+                let codes = StoredCodes::dynamic(Codes::Int8, 0.0, step.scales());
+                let mut case = step.case(codes);
+                case.operands[2].bias = bias;
+                case.operands[2].norm_weight = weight;
+                case.operands[2].norm_bias = norm_bias;
+                self.add("values", case, false, None);
+            }
+        }
+    }
+
+    /// A scale next to 1: values halfway between two elements are not halfway any more.
+    fn next_to_one(&mut self) {
+        let kernel = self.kernel;
+        let dims = if kernel.pairing.is_some() { 64 } else { 6 };
+        let half = f32::exp2(match kernel.dtype {
+            Dtype::F32 => -24.0,
+            Dtype::F16 => -11.0,
+            _ => -8.0,
+        });
+        let vector = |x: f32, len: usize| bytes(kernel.dtype, &vec![narrow(kernel.dtype, x); len]);
+        for scale in [1.0f32.next_up(), 1.0f32.next_down()] {
+            let values = vec![narrow(kernel.dtype, 1.0); 2 * dims];
+            let mut step = ValuesCase::new(kernel, 2, [1, dims], values);
+            step.stages = Stages::new().bias().scale(scale);
+            let mut case = step.case_of_elements();
+            case.operands[2].bias = Some((vector(half, dims), dims));
+            self.add("values", case, false, None);
+        }
+    }
+
+    /// Angles before the wait, by positions from a start, and what stages need behind it: each head has its own.
+    fn late_weights(&mut self) {
+        let kernel = self.kernel;
+        let (heads, dims) = (7, if kernel.pairing.is_some() { 64 } else { 6 });
+        let q = Layout::tokens(2, heads, dims);
+        let rng = &mut self.rng;
+        let mut operand = |len: usize| {
+            let elements = random_elements(rng, kernel.dtype, len);
+            Some((bytes(kernel.dtype, &elements), len))
+        };
+        let mut case = plain(kernel, heads, dims, vec![0; 2 * heads * dims]);
+        let frequencies = Frequencies::from_theta(1e4, dims).unwrap();
+        case.rope = Rope::new(frequencies, kernel.pairing.unwrap_or(Pairing::Interleaved));
+        let stages = Stages::new().bias().norm(HeadNorm::layer(1e-5));
+        let (codes, _) = given_codes(&mut Rng(5), heads);
+        case.problem = Problem::new(kernel.dtype)
+            .q((q, q))
+            .q_stages(stages)
+            .q_codes(codes)
+            .longer_buffers();
+        case.streams[0] = Some((q, Goes::Out));
+        case.tensors[0] = [0, 1];
+        case.buffers[0].bytes = operand(2 * heads * dims).expect("values").0;
+        case.buffers[0].written = false;
+        case.buffers.push(Buffer {
+            name: "q_out",
+            bytes: vec![0xee; 2 * heads * dims * kernel.dtype.size()],
+            misalign: 0,
+            written: true,
+        });
+        case.operands[0].bias = operand(heads * dims);
+        case.operands[0].norm_weight = operand(heads * dims);
+        case.operands[0].norm_bias = operand(heads * dims);
+        let scales = (1..=heads).flat_map(|n| (n as f32 / 8.0).to_le_bytes());
+        case.operands[0].given_scales = Some((scales.collect(), heads));
+        case.positions = TestPositions {
+            start: 7,
+            ..TestPositions::of(PositionKind::Start, IdType::I64, &[])
+        };
+        case.mode = LaunchMode::Dependent;
+        for shape in [None, Some(SHAPES[1]), Some(SHAPES[2])] {
+            self.add("values", case.clone(), false, shape);
+        }
+    }
+
     /// Norms of all heads together, whose sums are folded in several rounds.
     fn many_heads(&mut self) {
         let kernel = self.kernel;
@@ -900,6 +1021,15 @@ impl ValuesCase {
     }
 
     fn case(&self, codes: StoredCodes) -> AppendCase {
+        self.stored(Some(codes))
+    }
+
+    /// The same, where they stay elements.
+    fn case_of_elements(&self) -> AppendCase {
+        self.stored(None)
+    }
+
+    fn stored(&self, codes: Option<StoredCodes>) -> AppendCase {
         let dtype = self.kernel.dtype;
         let q = Layout::tokens(self.tokens, 1, self.dims);
         let v = Layout::tokens(self.tokens, self.heads, self.dims);
@@ -917,6 +1047,11 @@ impl ValuesCase {
         };
         let queries = vec![0; q.required_len().unwrap() * dtype.size()];
         let slots: Vec<i64> = (0..self.tokens as i64).rev().collect();
+        let layout = KvCacheLayout::v(cache);
+        let (layout, size) = match codes {
+            Some(codes) => (layout.with_v_codes(codes), 1),
+            None => (layout, dtype.size()),
+        };
         let mut case = AppendCase {
             rope: Rope::new(
                 Frequencies::from_theta(1e4, self.dims).unwrap(),
@@ -926,12 +1061,16 @@ impl ValuesCase {
                 .q(q)
                 .v_to_cache(v)
                 .v_stages(self.stages)
-                .cache(KvCacheLayout::v(cache).with_v_codes(codes)),
+                .cache(layout),
             streams: [Some((q, Goes::InPlace)), None, Some((v, Goes::ToCache))],
             buffers: vec![
                 buffer("q", queries, true),
                 buffer("v", bytes(dtype, &self.values), false),
-                buffer("v_cache", vec![0xee; cache.required_len().unwrap()], true),
+                buffer(
+                    "v_cache",
+                    vec![0xee; size * cache.required_len().unwrap()],
+                    true,
+                ),
             ],
             tensors: [[0, 0], [0, 0], [1, 1]],
             caches: Some([2, 2]),
@@ -942,9 +1081,10 @@ impl ValuesCase {
             multiprocessors: 1,
             mode: LaunchMode::DependentPositionsSettled,
         };
-        match codes.scale_layout() {
-            Some(_) => write_scales(&mut case, 2, self.pages() * PAGE_SIZE * self.heads),
-            None => {
+        match codes.map(|codes| codes.scale_layout()) {
+            None => {}
+            Some(Some(_)) => write_scales(&mut case, 2, self.pages() * PAGE_SIZE * self.heads),
+            Some(None) => {
                 let one = 1f32.to_le_bytes().to_vec();
                 case.operands[2].given_scales = Some((one, 1));
             }

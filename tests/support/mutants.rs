@@ -4,8 +4,10 @@
 //! with them, never by their numbers, so that the rules outlive a new compiler.
 
 use phasor::Pairing;
-use phasor::call::{PhasorCall, PhasorFusion};
-use phasor::launch::Kernel;
+use phasor::call::{
+    PhasorCache, PhasorCall, PhasorFusion, PhasorOutput, PhasorStages, PhasorStream,
+};
+use phasor::launch::{Family, Kernel};
 use std::collections::{HashMap, HashSet};
 use std::mem::offset_of;
 
@@ -317,11 +319,15 @@ struct Code<'a> {
     writers: HashMap<&'a str, usize>,
     /// Registers that hold the attention factor.
     factors: HashSet<&'a str>,
+    kernel: Kernel,
 }
 
 /// Bytes of the struct that all kernels take, and of the one that those with stages take too.
 const CALL: i64 = size_of::<PhasorCall>() as i64;
 const FUSION: i64 = size_of::<PhasorFusion>() as i64;
+
+/// The second word of ln 2.
+const LN_2_REST: u32 = 0xb102_e308;
 
 /// Offsets in the parameters.
 const COS: i64 = offset_of!(PhasorCall, table.cos) as i64;
@@ -351,6 +357,14 @@ const PRESENT: [i64; 2] = [
     offset_of!(PhasorCall, v_cache.present) as i64,
 ];
 const AXES: i64 = offset_of!(PhasorCall, angles.axes) as i64;
+const GROUPS_END: i64 = offset_of!(PhasorCall, groups_end) as i64;
+/// Sizes of what lies side by side for q, k and v.
+const SIZES: [i64; 4] = [
+    size_of::<PhasorStream>() as i64,
+    size_of::<PhasorOutput>() as i64,
+    size_of::<PhasorCache>() as i64,
+    size_of::<PhasorStages>() as i64,
+];
 
 /// The struct that an address is in, by name or register, and how far into it: of the first of what lies side by
 /// side there, if one of it is chosen by its number. `None` where there are several ways to it.
@@ -377,7 +391,7 @@ fn place_of<'a>(
 }
 
 impl<'a> Code<'a> {
-    fn new(lines: &'a [String]) -> Code<'a> {
+    fn new(kernel: Kernel, lines: &'a [String]) -> Code<'a> {
         let insts: Vec<_> = lines
             .iter()
             .enumerate()
@@ -433,11 +447,19 @@ impl<'a> Code<'a> {
             parameters,
             writers,
             factors,
+            kernel,
         }
     }
 
     fn writer(&self, register: &str) -> Option<&Inst<'a>> {
         self.writers.get(register).map(|&n| &self.insts[n])
+    }
+
+    /// The bits of a float that is a constant, alone or in a register.
+    fn float(&self, arg: &str) -> Option<u32> {
+        let known = self.writer(arg).filter(|w| w.op == "mov.f32");
+        let bits = known.map_or(arg, |w| w.args[1]).strip_prefix("0f")?;
+        u32::from_str_radix(bits, 16).ok()
     }
 
     /// The offset that a parameter is loaded from.
@@ -666,6 +688,76 @@ impl<'a> Code<'a> {
             .is_some_and(|w| w.op == "and.b64" && w.args[2] == "-4294967296")
     }
 
+    /// Whether a comparison of the lanes of a block with a constant tells the same of all that kernels with stages
+    /// are launched with.
+    fn asks_the_same_of_lanes(&self, inst: &Inst, now: &str) -> bool {
+        let is_lanes = |w: &Inst| w.is("mov") && w.args[1] == "%ntid.x";
+        let lanes: &[i64] = match (self.kernel.family, self.kernel.pairing) {
+            (Family::Fused, Some(_)) => &[8, 16, 32],
+            (Family::Fused, None) => &[32],
+            _ => return false,
+        };
+        let holds = |inst: &Inst, lanes: i64| {
+            let with = integer(inst.args[2])?;
+            match inst.op.split('.').nth(1)? {
+                "lt" => Some(lanes < with),
+                "le" => Some(lanes <= with),
+                "gt" => Some(lanes > with),
+                "ge" => Some(lanes >= with),
+                "eq" => Some(lanes == with),
+                "ne" => Some(lanes != with),
+                _ => None,
+            }
+        };
+        let Some(now) = Inst::parse(0, now) else {
+            return false;
+        };
+        self.writer(inst.args[1]).is_some_and(is_lanes)
+            && lanes.iter().all(|&lanes| {
+                holds(inst, lanes).is_some() && holds(inst, lanes) == holds(&now, lanes)
+            })
+    }
+
+    /// Whether a comparison asks if heads are left from one on, of which then as many are taken as there are: of
+    /// none there are 0.
+    fn asks_for_heads_left(&self, compare: &Inst) -> bool {
+        let heads = [compare.args[1], compare.args[2]];
+        let is_rest = |register: &str| {
+            let rest = self.writer(register).filter(|w| w.op == "sub.s32");
+            rest.is_some_and(|w| w.args[1..3] == heads)
+        };
+        let is_some_of_rest = |register: &str| {
+            let some = self.writer(register).filter(|w| w.op == "min.u32");
+            some.is_some_and(|w| w.args[1..3].iter().any(|arg| is_rest(arg)))
+        };
+        compare.op == "setp.gt.u32"
+            && self.only_user(compare.args[0]).is_some_and(|user| {
+                user.op == "selp.b32" && user.args[2] == "0" && is_some_of_rest(user.args[1])
+            })
+    }
+
+    /// Whether a comparison asks for the end of all groups, and a branch to the same place follows for a group that
+    /// has no heads.
+    fn is_followed_by_no_heads(&self, compare: &Inst) -> bool {
+        let ends = |i: &Inst| self.parameters.get(i.args[2]) == Some(&GROUPS_END);
+        let n = self.insts.partition_point(|i| i.line <= compare.line);
+        let [branch, rest @ ..] = &self.insts[n..] else {
+            return false;
+        };
+        let goes = |i: &Inst, predicate: &str, to: &str| {
+            i.is("bra") && i.guard == Some(predicate) && i.args[0] == to
+        };
+        compare.op == "setp.ge.u32"
+            && ends(compare)
+            && branch.is("bra")
+            && branch.guard == Some(compare.args[0])
+            && rest.windows(2).take(3).any(|pair| {
+                pair[0].op == "setp.eq.s32"
+                    && pair[0].args[2] == "0"
+                    && goes(&pair[1], pair[0].args[0], branch.args[0])
+            })
+    }
+
     /// Whether an instruction comes after the angles have been taken from shared memory.
     fn is_after_angles(&self, inst: &Inst) -> bool {
         let mut before = self.insts.iter().take_while(|i| i.line != inst.line);
@@ -689,7 +781,7 @@ impl<'a> Code<'a> {
 
 /// Every mutant of a kernel.
 pub fn mutants(kernel: &KernelText) -> Vec<Mutant> {
-    let code = Code::new(&kernel.lines);
+    let code = Code::new(kernel.kernel, &kernel.lines);
     let mut all = Vec::new();
     for inst in &code.insts {
         let mut add = |kind, now: String| {
@@ -906,7 +998,10 @@ fn accesses(kernel: Kernel, code: &Code, inst: &Inst, add: &mut impl FnMut(Kind,
             let now = inst.with(inst.op, &[&format!("{{{next}}}"), args[1]]);
             add(Kind::SharedFurther, now);
         }
-        add(Kind::LaneZero, inst.elsewhere("sub", chunk, "%tid.x"));
+        // Two words that are no floats are a slot.
+        if inst.op.ends_with(".f32") {
+            add(Kind::LaneZero, inst.elsewhere("sub", chunk, "%tid.x"));
+        }
     }
     // A pair lies beside that of the next lane, but where a vector holds pairs of two places.
     if inst.is_constant_load()
@@ -1010,14 +1105,15 @@ fn equivalent<'a>(code: &Code<'a>, inst: &Inst<'a>, kind: Kind, now: &str) -> Op
                 .then_some("64 bits shifted right by 40 fit an `f32` exactly")
         }
         Kind::Unfused => {
-            let powers_of_two = [args[1], args[2]].into_iter().any(|register| {
-                code.writer(register).is_some_and(|w| {
-                    let bits = w.args[1].strip_prefix("0f");
-                    let bits = bits.and_then(|bits| u32::from_str_radix(bits, 16).ok());
-                    w.op == "mov.f32" && bits.is_some_and(|bits| bits & 0x7f_ffff == 0)
-                })
-            });
-            powers_of_two.then_some("a product with a power of two is exact, fused or not")
+            let factors = [args[1], args[2]].map(|arg| code.float(arg));
+            let is_power_of_two = |bits: u32| bits & 0x7f_ffff == 0;
+            if factors.into_iter().flatten().any(is_power_of_two) {
+                return Some("a product with a power of two is exact, fused or not");
+            }
+            factors.contains(&Some(LN_2_REST)).then_some(
+                "how the second word of ln 2 is added shows in no logarithm of an `f32` from 1 to 2^63, \
+                 all of which were tried",
+            )
         }
         Kind::Bound | Kind::BoundValue | Kind::Parameter if code.asks_for_sequences(inst, now) => {
             Some("with one sequence, the division gives it too")
@@ -1188,6 +1284,56 @@ fn equivalent<'a>(code: &Code<'a>, inst: &Inst<'a>, kind: Kind, now: &str) -> Op
             }) =>
         {
             Some("a cache that is not there has blocks of no dims, and one that is there has not")
+        }
+        Kind::Product32
+            if integer(args[2]).is_some_and(|size| SIZES.contains(&size))
+                && code.writer(args[1]).is_some_and(|w| w.op == "cvt.u64.u32") =>
+        {
+            Some("there are three streams, and what lies side by side for them has few bytes")
+        }
+        Kind::Bound | Kind::BoundValue if code.asks_the_same_of_lanes(inst, now) => {
+            Some("a block has as many lanes as a head has vectors of two places: 8, 16 or 32")
+        }
+        Kind::Bound if code.asks_for_heads_left(inst) => {
+            Some("where no head is left, so many are 0")
+        }
+        Kind::Bound if code.is_followed_by_no_heads(inst) => {
+            Some("a group behind the last one has no heads")
+        }
+        Kind::Bound | Kind::BoundValue if inst.op == "setp.gt.u32" && args[2] == "1015021567" => {
+            Some("2^-6 and the number before it are the same code of e4m3, normal or not")
+        }
+        Kind::Clamp
+            if inst.op == "min.u32"
+                && args[2] == "30"
+                && now.ends_with(&format!("{};", args[1])) =>
+        {
+            Some("of a number that is shifted by 31 or more nothing is left")
+        }
+        Kind::Select
+            if args[1] == "0"
+                && now.ends_with(&format!(" {};", args[2]))
+                && code.writer(args[3]).is_some_and(|w| w.op == "setp.nan.f32") =>
+        {
+            Some("a NaN becomes the integer 0")
+        }
+        Kind::RoundedToZero
+            if inst.op == "cvt.rn.f32.s32"
+                && code
+                    .writer(args[1])
+                    .is_some_and(|w| w.op == "shr.s32" && w.args[2] == "23") =>
+        {
+            Some("an exponent fits an `f32` exactly")
+        }
+        Kind::Coefficient
+            if args[1..]
+                .iter()
+                .any(|arg| code.float(arg) == Some(LN_2_REST)) =>
+        {
+            Some(
+                "the last bit of the second word of ln 2 shows in no logarithm of an `f32` from 1 to \
+                 2^63, all of which were tried",
+            )
         }
         Kind::Coefficient if args[1] == "0f00000000" => {
             let mut uses = code

@@ -129,8 +129,8 @@ struct SharedRow {
     }
 };
 
-// Terms of a sum, with zeros up to a power of two, folded in halves by the lanes of a warp, which all have
-// the sum then. `scratch` is of this warp, and has room for so many.
+// Terms of a sum, with zeros up to a power of two, folded in halves by the lanes of a warp, the first of which
+// has the sum then. `scratch` is of this warp, and has room for so many.
 template <class Term>
 __device__ __forceinline__ float folded(uint32_t count, SharedRow scratch, const Term& term) {
     const uint32_t lane = threadIdx.x;
@@ -151,7 +151,7 @@ __device__ __forceinline__ float folded(uint32_t count, SharedRow scratch, const
         left /= 2;
         sum = __fadd_rn(sum, __shfl_xor_sync(kAllLanes, sum, left));
     }
-    return __shfl_sync(kAllLanes, sum, 0);
+    return sum;
 }
 
 // What a norm found: the mean, and what is left without it is multiplied by.
@@ -336,7 +336,8 @@ struct StagedStream {
         const PhasorCodes& codes = stages.codes;
         for (uint32_t d = first_dim + threadIdx.x; d < end_dim; d += 32) {
             if (codes.type == PHASOR_CODES_NONE) {
-                const uint64_t at = cache.address + cache.bytes(d, Element::kBytes);
+                // Heads that lie in one piece rotate as any others do.
+                const uint64_t at = cache.address + cache.bytes_in_blocks(d, Element::kBytes);
                 row.put(d, Element::widen(Element::load_one(at)));
                 continue;
             }
@@ -352,7 +353,7 @@ struct StagedStream {
         return Element::widen(Element::load_one(address + dim * Element::kBytes));
     }
 
-    // The sum of a head, by way of its groups of 4 dims.
+    // The sum of a head, by way of its groups of 4 dims; the first lane has it.
     __device__ __forceinline__ float sum_of(SharedRow row, SharedRow scratch, bool plain,
                                             float mean) const {
         const auto pair = [&](uint32_t d) {
@@ -369,10 +370,11 @@ struct StagedStream {
     __device__ __forceinline__ Statistic statistic_of(SharedRow row, SharedRow scratch) const {
         const float count = __uint2float_rn(dims);
         float mean = 0.0f;
-        if (stages.norm.kind == PHASOR_NORM_LAYER) {
-            mean = __fdiv_rn(sum_of(row, scratch, true, 0.0f), count);
-        }
-        const float squares = __fdiv_rn(sum_of(row, scratch, false, mean), count);
+        const auto sum = [&](bool plain) {
+            return __shfl_sync(kAllLanes, sum_of(row, scratch, plain, mean), 0);
+        };
+        if (stages.norm.kind == PHASOR_NORM_LAYER) mean = __fdiv_rn(sum(true), count);
+        const float squares = __fdiv_rn(sum(false), count);
         return {mean, inverse_deviation(stages.norm, squares)};
     }
 

@@ -159,6 +159,10 @@ struct GroupCache {
     // Bytes from dim 0 to another, of what has `size` bytes.
     __device__ __forceinline__ int64_t bytes(uint32_t dim, uint32_t size) const {
         if (block_dims >= head_dim) return dim * size;
+        return bytes_in_blocks(dim, size);
+    }
+    // The same, whether there is one block or more.
+    __device__ __forceinline__ int64_t bytes_in_blocks(uint32_t dim, uint32_t size) const {
         return dim / block_dims * block + dim % block_dims * size;
     }
 };

@@ -512,11 +512,15 @@ impl Checks {
     /// Heads of more dims than a lane takes four of.
     fn wide_heads(&mut self) {
         let kernel = self.kernel;
-        for (n, dims) in [98, 162, 290, 514].into_iter().enumerate() {
+        let all = [98, 162, 290, 514, 162].into_iter().enumerate();
+        for (n, dims) in all {
             let heads = 2;
             let elements = random_elements(&mut self.rng, kernel.dtype, 2 * heads * dims);
             let mut case = plain(kernel, heads, dims, elements);
-            let norm = HeadNorm::layer(1e-5);
+            let mut norm = HeadNorm::layer(1e-5);
+            if n == 4 {
+                norm = norm.across_heads();
+            }
             let stages = match n % 2 {
                 0 => Stages::new().bias().norm(norm),
                 _ => Stages::new().bias().norm_after_rotation(norm),
@@ -789,7 +793,11 @@ impl Checks {
             None => [6, 70, 132],
         };
         for (n, dims) in all_dims.into_iter().enumerate() {
-            for norm in [HeadNorm::rms(1e-6), HeadNorm::layer(1e-5)] {
+            let mut norms = vec![HeadNorm::rms(1e-6), HeadNorm::layer(1e-5)];
+            if kernel.pairing.is_none() {
+                norms.extend(norms.clone().into_iter().map(HeadNorm::across_heads));
+            }
+            for norm in norms {
                 let (tokens, heads) = (4, 5);
                 let mut vector = |len: usize| {
                     // Of one magnitude, so that all count in a sum.

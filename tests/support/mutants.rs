@@ -306,6 +306,27 @@ fn members(arg: &str) -> Vec<&str> {
         .collect()
 }
 
+/// Whether a comparison with a constant, and what became of it, tell the same of some numbers.
+fn says_the_same(inst: &Inst, now: &str, numbers: impl IntoIterator<Item = i64>) -> bool {
+    let holds = |inst: &Inst, number: i64| {
+        let with = integer(inst.args[2])?;
+        match inst.op.split('.').nth(1)? {
+            "lt" => Some(number < with),
+            "le" => Some(number <= with),
+            "gt" => Some(number > with),
+            "ge" => Some(number >= with),
+            "eq" => Some(number == with),
+            "ne" => Some(number != with),
+            _ => None,
+        }
+    };
+    Inst::parse(0, now).is_some_and(|now| {
+        let is_same =
+            |number| holds(inst, number).is_some_and(|was| Some(was) == holds(&now, number));
+        numbers.into_iter().all(is_same)
+    })
+}
+
 fn integer(arg: &str) -> Option<i64> {
     arg.parse().ok()
 }
@@ -697,25 +718,18 @@ impl<'a> Code<'a> {
             (Family::Fused, None) => &[32],
             _ => return false,
         };
-        let holds = |inst: &Inst, lanes: i64| {
-            let with = integer(inst.args[2])?;
-            match inst.op.split('.').nth(1)? {
-                "lt" => Some(lanes < with),
-                "le" => Some(lanes <= with),
-                "gt" => Some(lanes > with),
-                "ge" => Some(lanes >= with),
-                "eq" => Some(lanes == with),
-                "ne" => Some(lanes != with),
-                _ => None,
-            }
-        };
-        let Some(now) = Inst::parse(0, now) else {
-            return false;
-        };
         self.writer(inst.args[1]).is_some_and(is_lanes)
-            && lanes.iter().all(|&lanes| {
-                holds(inst, lanes).is_some() && holds(inst, lanes) == holds(&now, lanes)
-            })
+            && says_the_same(inst, now, lanes.iter().copied())
+    }
+
+    /// Whether a comparison of how many terms of a sum are left with a constant tells the same of all powers of two.
+    fn asks_the_same_of_terms(&self, inst: &Inst, now: &str) -> bool {
+        let is_halved =
+            |i: &Inst| i.op == "shr.u32" && i.args[2] == "1" && i.args[..2].contains(&inst.args[1]);
+        self.kernel.family == Family::Fused
+            && self.kernel.pairing.is_none()
+            && self.insts.iter().any(is_halved)
+            && says_the_same(inst, now, (0..31).map(|n| 1 << n))
     }
 
     /// Whether a comparison asks if heads are left from one on, of which then as many are taken as there are: of
@@ -1225,7 +1239,9 @@ fn equivalent<'a>(code: &Code<'a>, inst: &Inst<'a>, kind: Kind, now: &str) -> Op
         {
             Some("only a thread that has a token looks for its sequence")
         }
-        Kind::Bound if inst.op == "setp.lt.u32" && code.is_block_dims(args[1]) => {
+        Kind::Bound
+            if matches!(inst.op, "setp.lt.u32" | "setp.ge.u32") && code.is_block_dims(args[1]) =>
+        {
             Some("in a block that is as long as its head, both ways lead to the same place")
         }
         Kind::Parameter
@@ -1293,6 +1309,9 @@ fn equivalent<'a>(code: &Code<'a>, inst: &Inst<'a>, kind: Kind, now: &str) -> Op
         }
         Kind::Bound | Kind::BoundValue if code.asks_the_same_of_lanes(inst, now) => {
             Some("a block has as many lanes as a head has vectors of two places: 8, 16 or 32")
+        }
+        Kind::Bound | Kind::BoundValue if code.asks_the_same_of_terms(inst, now) => {
+            Some("what a warp folds is a power of two of terms")
         }
         Kind::Bound if code.asks_for_heads_left(inst) => {
             Some("where no head is left, so many are 0")

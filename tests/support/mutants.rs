@@ -732,6 +732,29 @@ impl<'a> Code<'a> {
             && says_the_same(inst, now, (0..31).map(|n| 1 << n))
     }
 
+    /// Whether a comparison asks if a block of warps has another round of heads to serve: of the heads that its warps
+    /// have, each asks for itself whether it is there.
+    fn asks_for_a_round(&self, compare: &Inst) -> bool {
+        let first = compare.args[1];
+        let goes_on = |w: &Inst| match w.op {
+            // Each begins with the block's first head.
+            "mul.lo.s32" => true,
+            "mad.lo.s32" => w.args[3] == first,
+            "add.s32" => w.args[1] == first,
+            _ => false,
+        };
+        let is_heads = |register: &str| {
+            let at = self.parameters.get(register);
+            at.is_some_and(|at| [Q_HEADS, K_HEADS].contains(at))
+        };
+        let mut writers = (self.insts.iter()).filter(|i| i.destinations().contains(&first));
+        self.kernel.family == Family::Fused
+            && self.kernel.pairing.is_none()
+            && is_heads(compare.args[2])
+            && writers.clone().any(|w| w.op == "mul.lo.s32")
+            && writers.all(goes_on)
+    }
+
     /// Whether a comparison asks if heads are left from one on, of which then as many are taken as there are: of
     /// none there are 0.
     fn asks_for_heads_left(&self, compare: &Inst) -> bool {
@@ -1312,6 +1335,9 @@ fn equivalent<'a>(code: &Code<'a>, inst: &Inst<'a>, kind: Kind, now: &str) -> Op
         }
         Kind::Bound | Kind::BoundValue if code.asks_the_same_of_terms(inst, now) => {
             Some("what a warp folds is a power of two of terms")
+        }
+        Kind::Bound if code.asks_for_a_round(inst) => {
+            Some("in a round behind the last head no warp has one")
         }
         Kind::Bound if code.asks_for_heads_left(inst) => {
             Some("where no head is left, so many are 0")

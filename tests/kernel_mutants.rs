@@ -556,11 +556,15 @@ the kernels that append, at every 25th place of three, in which each pairing and
 places of a family are `scripts/kernel-mutants append`, every 20th `append:20`. The checks are those of
 `tests/support/suite.rs`, which `tests/kernels.rs` holds every kernel to. A mutant is caught where
 the interpreter stops at a fault, where the result differs from the host backend's in any bit, or
-where a byte is moved, or an angle loaded, more or less often than it must be; the first check that
-fails is counted. Mutants that are exempt are all listed, and one of each reason is held to all checks.
+where a byte is moved, or an angle loaded, more or less often than it must be. A mutant is held to the checks
+that come to its place, first to those that are likely to catch it for what they cost, and the first that fails is
+counted. Mutants that are exempt are all listed, and one of each reason is held to all checks.
 
-Kernels with stages are not here. `scripts/kernel-mutants fused:120` seeds every 120th of their faults, and
-`scripts/kernel-mutants fused_f16_interleaved:400` those of kernels whose names begin so, of which the checks of
-`tests/support/fused_checks.rs` caught 79 of 84. Exemptions are not yet told for these kernels.
+Kernels with stages are not here. `scripts/kernel-mutants fused:120` seeds every 120th of their faults,
+`fused:120+7` those that come 7 later, and `fused_f16_interleaved:400` those of kernels whose names begin so. Of all 23
+kernels every 120th was seeded before the checks of today (`tests/support/fused_checks.rs`) were there: 751 of 865
+were caught. With these checks, 101 of 107 were caught of every 30th of `fused_f32_any` for compute_80, each
+instruction of which some check executes. Exemptions are told for most of what was seen to survive; the faults
+between those were not judged.
 
 ";

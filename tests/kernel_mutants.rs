@@ -144,7 +144,7 @@ impl Judge {
             let [held, caught] = self.record[n];
             let each = u128::from(self.executed[n].instructions + LAUNCH);
             // To compare quotients as integers.
-            (each * u128::from(held + 2) << 20) / u128::from(caught + 1)
+            ((each * u128::from(held + 2)) << 20) / u128::from(caught + 1)
         };
         all.sort_by_key(|&n| cost(n));
         all

@@ -1412,6 +1412,9 @@ fn keys_that_a_class_does_not_look_for() {
         let hyperclovax = model(put_over(json!({"model_type": "hyperclovax"}), over));
         assert_eq!(hyperclovax.rope().unwrap().score_scale(), scale);
     }
+    let gemma = model(json!({"model_type": "gemma3_text", "query_pre_attn_scalar": 168}));
+    let gemma = gemma.rope_for("full_attention").unwrap();
+    assert_eq!(gemma.score_scale(), 168f64.sqrt().recip());
     // The last layer and every fourth before it attend to everything, also where the list makes them rotate.
     for model_type in ["muse_spark_text", "muse_glimmer_text"] {
         let read = model(json!({"model_type": model_type, "num_hidden_layers": 6,

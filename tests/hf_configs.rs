@@ -562,6 +562,7 @@ fn keys_of_unknown_families_that_bear_on_position() {
         ("RoPEBase", json!(1e6)),
         ("attnRopeScale", json!(2)),
         ("layer2RopeScale", json!(2)),
+        ("v2Positions", json!(2)),
         ("theta", json!(1e6)),
         ("xrope_section", json!([1, 2, 3])),
         ("mrope_section", json!([16, 24, 24])),
@@ -1539,6 +1540,8 @@ fn kinds_by_their_tables_alone() {
     };
     assert_eq!(part("gemma4_text"), 0.0);
     assert!((part("embedding_gemma2_text") * 1e6 - 1e6f64.powf(1.0 / 256.0)).abs() < 1e-9);
+    let plain = model(json!({"model_type": "embedding_gemma2_text", "num_hidden_layers": 6}));
+    assert_eq!(plain.rope_for(full).unwrap().scaling(), &Scaling::None);
     // UltraBERT's and Step 3.5's thetas are those of layers of a type.
     let theta = |config: Value, name: &str| model(config).rope_for(name).unwrap().theta();
     let ultra =

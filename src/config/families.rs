@@ -482,7 +482,7 @@ pub(super) static FAMILIES: &[Family] = &[
     Family { model_types: &["gemma3n_text", "gemma3n"], fills_tables: true, head_dim: Fixed(256), kinds: &[SLIDING, FULL], pattern: LastOf("", 5), score: Score::One, ..HALF },
     Family { model_types: &["diffusion_gemma_text"], partial_keys: &[], head_dim: Fixed(256), plain_heeds_partial: true, kinds: &[GEMMA4_SLIDING, GEMMA4_FULL], pattern: Pattern::LastOfAndAlwaysLast("", 6), score: Score::One, ..HALF },
     Family { model_types: &["gemma4_text", "gemma4_unified_text"], head_dim: Fixed(256), kinds: &[GEMMA4_SLIDING, GEMMA4_FULL], pattern: Pattern::LastOfAndAlwaysLast("", 6), score: Score::One, ..HALF },
-    Family { model_types: &["embedding_gemma2_text"], head_dim: Fixed(256), kinds: &[GEMMA4_SLIDING, Kind { proportional: false, ..GEMMA4_FULL }], pattern: Pattern::LastOfAndAlwaysLast("sliding_window_pattern", 6), score: Score::One, ..HALF },
+    Family { model_types: &["embedding_gemma2_text"], head_dim: Fixed(256), kinds: &[GEMMA4_SLIDING, Kind { partial: 1.0, proportional: false, ..GEMMA4_FULL }], pattern: Pattern::LastOfAndAlwaysLast("sliding_window_pattern", 6), score: Score::One, ..HALF },
     Family { model_types: &["modernbert", "modernbert-decoder"], fills_tables: true, head_dim: Derived(64), kinds: &[
         Kind { theta_keys: &["local_rope_theta"], scaled: true, ..SLIDING },
         Kind { theta: 160_000.0, theta_keys: &["global_rope_theta"], ..FULL }], pattern: FirstOf("global_attn_every_n_layers", 3), ..HALF },

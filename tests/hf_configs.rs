@@ -1323,6 +1323,13 @@ fn theta_scores_and_axes_by_other_keys() {
         }
     };
     assert!(truncate("gemma3_text"));
+    // Nor does it look beside such a table for the original length.
+    let beside = json!({"model_type": "gemma3_text", "original_max_position_embeddings": 8192,
+        "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 4096}});
+    match model(beside).rope_for("full_attention").unwrap().scaling() {
+        Scaling::Yarn(yarn) => assert_eq!(yarn.original_max_position_embeddings, 4096),
+        other => panic!("{other:?}"),
+    }
     assert!(!truncate("qwen3"));
     let long = json!({"model_type": "phimoe", "rope_scaling": {"type": "longrope",
         "short_factor": vec![1.0; 64], "long_factor": vec![2.0; 64], "short_mscale": 1.25,

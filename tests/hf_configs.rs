@@ -1323,6 +1323,27 @@ fn theta_scores_and_axes_by_other_keys() {
         }
     };
     assert!(truncate("gemma3_text"));
+    // An attention factor settles what the lengths would tell.
+    let settled = unknown(
+        json!({"rope_scaling": {"type": "longrope", "attention_factor": 1.5,
+        "short_factor": vec![1.0; 64], "long_factor": vec![2.0; 64],
+        "original_max_position_embeddings": 4096}}),
+    );
+    let settled = model(settled).rope().unwrap().frequencies_for_length(1);
+    assert_eq!(settled.unwrap().attention_factor(), 1.5);
+    // The default table of Gemma 4's full attention has a part of its own: 64 of 256 pairs.
+    let gemma4 = json!({"model_type": "gemma4_text", "partial_rotary_factor": 0.5});
+    let gemma4 = model(gemma4)
+        .rope_for("full_attention")
+        .unwrap()
+        .frequencies();
+    let turning = gemma4
+        .unwrap()
+        .steps()
+        .iter()
+        .filter(|step| **step != 0)
+        .count();
+    assert_eq!(turning, 64);
     // Nor does it look beside such a table for the original length.
     let beside = json!({"model_type": "gemma3_text", "original_max_position_embeddings": 8192,
         "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 4096}});

@@ -562,6 +562,7 @@ fn keys_of_unknown_families_that_bear_on_position() {
         ("RoPEBase", json!(1e6)),
         ("attnRopeScale", json!(2)),
         ("layer2RopeScale", json!(2)),
+        ("v2Positions", json!(2)),
         ("theta", json!(1e6)),
         ("xrope_section", json!([1, 2, 3])),
         ("mrope_section", json!([16, 24, 24])),
@@ -1322,6 +1323,34 @@ fn theta_scores_and_axes_by_other_keys() {
         }
     };
     assert!(truncate("gemma3_text"));
+    // An attention factor settles what the lengths would tell.
+    let settled = unknown(
+        json!({"rope_scaling": {"type": "longrope", "attention_factor": 1.5,
+        "short_factor": vec![1.0; 64], "long_factor": vec![2.0; 64],
+        "original_max_position_embeddings": 4096}}),
+    );
+    let settled = model(settled).rope().unwrap().frequencies_for_length(1);
+    assert_eq!(settled.unwrap().attention_factor(), 1.5);
+    // The default table of Gemma 4's full attention has a part of its own: 64 of 256 pairs.
+    let gemma4 = json!({"model_type": "gemma4_text", "partial_rotary_factor": 0.5});
+    let gemma4 = model(gemma4)
+        .rope_for("full_attention")
+        .unwrap()
+        .frequencies();
+    let turning = gemma4
+        .unwrap()
+        .steps()
+        .iter()
+        .filter(|step| **step != 0)
+        .count();
+    assert_eq!(turning, 64);
+    // Nor does it look beside such a table for the original length.
+    let beside = json!({"model_type": "gemma3_text", "original_max_position_embeddings": 8192,
+        "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 4096}});
+    match model(beside).rope_for("full_attention").unwrap().scaling() {
+        Scaling::Yarn(yarn) => assert_eq!(yarn.original_max_position_embeddings, 4096),
+        other => panic!("{other:?}"),
+    }
     assert!(!truncate("qwen3"));
     let long = json!({"model_type": "phimoe", "rope_scaling": {"type": "longrope",
         "short_factor": vec![1.0; 64], "long_factor": vec![2.0; 64], "short_mscale": 1.25,
@@ -1412,6 +1441,9 @@ fn keys_that_a_class_does_not_look_for() {
         let hyperclovax = model(put_over(json!({"model_type": "hyperclovax"}), over));
         assert_eq!(hyperclovax.rope().unwrap().score_scale(), scale);
     }
+    let gemma = model(json!({"model_type": "gemma3_text", "query_pre_attn_scalar": 168}));
+    let gemma = gemma.rope_for("full_attention").unwrap();
+    assert_eq!(gemma.score_scale(), 168f64.sqrt().recip());
     // The last layer and every fourth before it attend to everything, also where the list makes them rotate.
     for model_type in ["muse_spark_text", "muse_glimmer_text"] {
         let read = model(json!({"model_type": model_type, "num_hidden_layers": 6,
@@ -1536,6 +1568,8 @@ fn kinds_by_their_tables_alone() {
     };
     assert_eq!(part("gemma4_text"), 0.0);
     assert!((part("embedding_gemma2_text") * 1e6 - 1e6f64.powf(1.0 / 256.0)).abs() < 1e-9);
+    let plain = model(json!({"model_type": "embedding_gemma2_text", "num_hidden_layers": 6}));
+    assert_eq!(plain.rope_for(full).unwrap().scaling(), &Scaling::None);
     // UltraBERT's and Step 3.5's thetas are those of layers of a type.
     let theta = |config: Value, name: &str| model(config).rope_for(name).unwrap().theta();
     let ultra =

@@ -445,6 +445,54 @@ fn vectors_serve_operands_that_begin_at_their_multiples() {
     }
 }
 
+/// Also of a tensor without any stage, beside one that has some.
+#[test]
+fn operands_of_no_stage_are_refused() {
+    let heads = Layout::tokens(5, 2, 64);
+    let problem = Problem::new(Dtype::F16)
+        .q(heads)
+        .k(heads)
+        .q_stages(Stages::new().scale(0.5));
+    let plan = Plan::new(&rope(32, Pairing::HalfSplit), &problem).unwrap();
+    let call = |of_k: StageAddresses| {
+        let none = StageAddresses::default();
+        let tensor = TensorAddresses {
+            source: 4096,
+            destination: 4096,
+        };
+        let addresses = Addresses {
+            q: tensor,
+            k: tensor,
+            v: TensorAddresses::default(),
+            angles: AngleAddresses::Steps {
+                steps: 4096,
+                factors: 8192,
+            },
+            positions: RawPositions::start(9),
+            cache: None,
+            stages: Some([none, of_k, none]),
+        };
+        plan.call(&addresses).map(|call| call.is_some())
+    };
+    assert_eq!(call(StageAddresses::default()), Ok(true));
+    let operand = Some(VectorAddress {
+        address: 1 << 16,
+        len: 128,
+    });
+    let bias = StageAddresses {
+        bias: operand,
+        ..StageAddresses::default()
+    };
+    let weight = StageAddresses {
+        norm_weight: operand,
+        ..StageAddresses::default()
+    };
+    for (given, what) in [(bias, "no bias is planned"), (weight, "no norm is planned")] {
+        let error = call(given).unwrap_err().to_string();
+        assert!(error.contains(what), "{error}");
+    }
+}
+
 /// Ids are as many as the sequences and tokens ask for, and no more than kernels count.
 #[test]
 fn ids_of_caches_are_counted() {

@@ -7,8 +7,8 @@ use phasor::norm::HeadNorm;
 use phasor::quantize::{Codes, Quantization, Scale, ScaleForm, ScaleRounding, e8m0_from_scale};
 use phasor::{
     CacheLayout, Dtype, Element, Error, Frequencies, Host, HostBytes, HostRotator, HostStep,
-    HostWeights, Isa, KvCacheLayout, Layout, Pairing, Positions, Problem, Rope, ScaleLayout, Slots,
-    Stages, Stored, StoredCodes, TensorName, Threads,
+    HostWeights, InOut, Isa, KvCacheLayout, Layout, Pairing, Positions, Problem, Rope, ScaleLayout,
+    Slots, Stages, Stored, StoredCodes, TensorName, Threads,
 };
 use proptest::prelude::*;
 
@@ -1272,4 +1272,36 @@ fn axes_norms_and_appends_of_a_ragged_batch() {
     assert_eq!(caches, run(&append, &mut one_by_one, &k));
     assert_eq!(at_once, one_by_one);
     assert_eq!(at_once[7 * heads * head_dim..], q[7 * heads * head_dim..]);
+}
+
+/// Angles of more pairs than are formed at a time are those of all tensors, with stages or without.
+#[test]
+fn wide_heads_beside_plain_ones() {
+    let head_dim = 320;
+    let rope = Rope::new(
+        Frequencies::from_theta(1e4, head_dim).unwrap(),
+        Pairing::HalfSplit,
+    );
+    let rotator = Host::new().rotator(&rope);
+    let layout = Layout::tokens(3, 2, head_dim);
+    let staged = Problem::new(Dtype::F32)
+        .q(layout)
+        .q_stages(Stages::new().scale(0.5));
+    let input = values(3 * 2 * head_dim, 7);
+    let run = |with_k: bool| {
+        let (mut q, mut k) = (input.clone(), input.clone());
+        let step = HostStep::new(Positions::start(9)).q(&mut q);
+        let (problem, step) = match with_k {
+            true => (staged.k(layout), step.k(InOut::InPlace(&mut k[..]))),
+            false => (staged, step),
+        };
+        let plan = rotator.plan(&problem).unwrap();
+        assert_eq!(rotator.step(&plan, step), Ok(Stored::All));
+        [q, k]
+    };
+    let [q, mut k] = run(true);
+    assert_eq!(q, run(false)[0]);
+    // Halves of what is rotated alone, which are exact.
+    k.iter_mut().for_each(|x| *x *= 0.5);
+    assert_eq!(q, k);
 }

@@ -2,9 +2,10 @@
 #![cfg(feature = "rayon")]
 
 use phasor::half::{bf16, f16};
+use phasor::norm::HeadNorm;
 use phasor::{
-    Element, Frequencies, Host, HostRotator, Isa, Layout, Pairing, Plan, Positions, Problem, Rope,
-    Threads,
+    Element, Frequencies, Host, HostRotator, HostStep, Isa, Layout, Pairing, Plan, Positions,
+    Problem, Rope, Stages, Stored, Threads,
 };
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::sync::{Arc, Barrier};
@@ -157,31 +158,34 @@ fn with_the_fastest_variant() {
     pool(2).install(check);
 }
 
-/// One token has heads only to share, and k fewer of them than there are parts.
+/// One token has heads only to share, and k fewer of them than there are parts; a few tokens have both.
 #[test]
-fn of_a_single_token() {
-    let heads = [3_000, 2];
-    let layouts = heads.map(|heads| Layout::tokens(1, heads, HEAD_DIM));
-    let rope = Rope::new(
-        Frequencies::from_theta(10_000.0, HEAD_DIM).unwrap(),
-        Pairing::Interleaved,
-    );
-    let run = |threads| {
-        let host = Host::new().with_isa(Isa::Scalar).unwrap();
-        let rotator = host.with_threads(threads).rotator(&rope);
-        let [q, k] = layouts;
-        let plan = rotator.plan(&Problem::new(f32::DTYPE).q(q).k(k)).unwrap();
-        let [mut q, mut k] = heads.map(|heads| vec![0.75f32; heads * HEAD_DIM]);
-        let positions = Positions::start(77);
-        let (to_q, to_k) = ((&mut q).into(), (&mut k).into());
-        rotator
-            .rotate(&plan, Some(to_q), Some(to_k), positions)
-            .unwrap();
-        [q, k].map(|x| x.into_iter().map(f32::to_bits).collect::<Vec<_>>())
-    };
-    let one = run(Threads::One);
-    for threads in [2, 7] {
-        assert_eq!(pool(threads).install(|| run(Threads::Pool)), one);
+fn of_few_tokens() {
+    for tokens in [1, 2, 3] {
+        let heads = [3_000, 2];
+        let layouts = heads.map(|heads| Layout::tokens(tokens, heads, HEAD_DIM));
+        let rope = Rope::new(
+            Frequencies::from_theta(10_000.0, HEAD_DIM).unwrap(),
+            Pairing::Interleaved,
+        );
+        let run = |threads| {
+            let host = Host::new().with_isa(Isa::Scalar).unwrap();
+            let rotator = host.with_threads(threads).rotator(&rope);
+            let [q, k] = layouts;
+            let plan = rotator.plan(&Problem::new(f32::DTYPE).q(q).k(k)).unwrap();
+            let [mut q, mut k] = heads.map(|heads| vec![0.75f32; tokens * heads * HEAD_DIM]);
+            let positions = Positions::start(77);
+            let (to_q, to_k) = ((&mut q).into(), (&mut k).into());
+            rotator
+                .rotate(&plan, Some(to_q), Some(to_k), positions)
+                .unwrap();
+            [q, k].map(|x| x.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+        };
+        let one = run(Threads::One);
+        for threads in [2, 7] {
+            let pooled = pool(threads).install(|| run(Threads::Pool));
+            assert!(pooled == one, "{tokens} tokens, {threads} threads");
+        }
     }
 }
 
@@ -213,4 +217,35 @@ fn on_blocked_pools() {
         check_all();
         all[1].wait();
     });
+}
+
+/// A norm across heads takes all heads of a token, which are not shared among threads then.
+#[test]
+fn of_a_norm_across_heads() {
+    let heads = 3_000;
+    let layout = Layout::tokens(1, heads, HEAD_DIM);
+    let rope = Rope::new(
+        Frequencies::from_theta(10_000.0, HEAD_DIM).unwrap(),
+        Pairing::HalfSplit,
+    );
+    let run = |threads| {
+        let host = Host::new().with_isa(Isa::Scalar).unwrap();
+        let rotator = host.with_threads(threads).rotator(&rope);
+        let norm = HeadNorm::rms(1e-6).across_heads();
+        let problem = Problem::new(f32::DTYPE)
+            .q(layout)
+            .q_stages(Stages::new().norm(norm));
+        let plan = rotator.plan(&problem).unwrap();
+        let mut q: Vec<f32> = (0..heads * HEAD_DIM).map(|i| (i % 1013) as f32).collect();
+        let step = HostStep::new(Positions::start(77)).q(&mut q);
+        assert_eq!(rotator.step(&plan, step), Ok(Stored::All));
+        q.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+    };
+    let one = run(Threads::One);
+    for threads in [2, 7] {
+        assert!(
+            pool(threads).install(|| run(Threads::Pool)) == one,
+            "{threads}"
+        );
+    }
 }

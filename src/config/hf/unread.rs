@@ -7,7 +7,6 @@ use super::Model;
 use super::section::{Section, as_text};
 use crate::config::ConfigError;
 use crate::config::error::shortened;
-use crate::config::families::TELL_ATTENTION;
 
 /// A key bears on position if one of its words is one of these,
 static WORDS: &[&str] = &["alibi", "nope", "ntk", "pos", "swa", "xpos"];
@@ -178,7 +177,7 @@ pub(super) fn check(model: &Model<'_>, table: Option<&Section<'_>>) -> Result<()
     let tables = table.is_some_and(|table| table.sections().next().is_some());
     for (key, value) in section.keys() {
         let beside_tables = tables && NOT_BESIDE_TABLES.contains(&key);
-        if READ.contains(&key) || TELL_ATTENTION.contains(&key) || beside_tables {
+        if READ.contains(&key) || beside_tables {
             continue;
         }
         if NEEDS_FAMILY.contains(&key) || bears_on_position(key) && !is_allowed(key, value) {

@@ -94,7 +94,7 @@ fn strided((name, tensor): (&'static str, &Tensor), order: CacheOrder) -> Result
 }
 
 /// Which slot of the caches each token is stored in. No slot can make a call write outside of the caches:
-/// what lies outside is not stored, and the call says so ([`Stored`]).
+/// what lies outside is not stored, and the call says so ([`Stored`](crate::Stored)).
 #[derive(Clone, Debug)]
 pub struct Slots<'a>(Choice<'a>);
 

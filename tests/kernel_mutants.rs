@@ -150,20 +150,32 @@ impl Judge {
         all
     }
 
-    /// The first check that fails, and how.
-    fn verdict(&mut self, mutant: &Mutant, subject: &Subject) -> Option<(&'static str, How)> {
+    /// The first check that fails, and how; and the checks that it was held to.
+    fn verdict(&self, mutant: &Mutant, subject: &Subject) -> (Option<(usize, How)>, Vec<usize>) {
+        let mut held = Vec::new();
         for n in self.checks_of(mutant) {
-            self.record[n][0] += 1;
+            held.push(n);
             let how = match self.checks[n].run(subject) {
                 Ok(()) => continue,
                 Err(Failure::Fault(_)) => How::Fault,
                 Err(Failure::Bits) => How::Bits,
                 Err(Failure::Traffic) => How::Traffic,
             };
-            self.record[n][1] += 1;
-            return Some((self.checks[n].name, how));
+            return (Some((n, how)), held);
         }
-        None
+        (None, held)
+    }
+
+    /// The same, to be heeded when later mutants are judged.
+    fn recorded(&mut self, mutant: &Mutant, subject: &Subject) -> Option<(usize, How)> {
+        let (failed, held) = self.verdict(mutant, subject);
+        for n in held {
+            self.record[n][0] += 1;
+        }
+        if let Some((n, _)) = failed {
+            self.record[n][1] += 1;
+        }
+        failed
     }
 }
 
@@ -183,18 +195,25 @@ fn seed(target: &Target, mutants: Vec<Mutant>, excused: &Excused) -> Vec<Seeded>
             Err(error) => return Fate::Unreadable(error.to_string()),
         };
         let Some(reason) = mutant.equivalent else {
-            return match judge.verdict(mutant, &subject) {
-                Some((check, how)) => Fate::Caught { check, how },
+            return match judge.recorded(mutant, &subject) {
+                Some((n, how)) => Fate::Caught {
+                    check: judge.checks[n].name,
+                    how,
+                },
                 None => Fate::Survived {
                     is_reached: !judge.checks_of(mutant).is_empty(),
                 },
             };
         };
-        // Every check must pass; one mutant for each reason shows it.
+        // Every check must pass; one mutant for each reason shows it. Which one that is depends on threads, and so
+        // it leaves no record.
         let key = (of_reasons.to_owned(), reason);
         let is_first = excused.lock().unwrap().insert(key);
-        match is_first.then(|| judge.verdict(mutant, &subject)).flatten() {
-            Some((check, _)) => Fate::NotEquivalent(reason, check),
+        match is_first
+            .then(|| judge.verdict(mutant, &subject).0)
+            .flatten()
+        {
+            Some((n, _)) => Fate::NotEquivalent(reason, judge.checks[n].name),
             None => Fate::Exempt(reason),
         }
     };

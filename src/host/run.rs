@@ -271,7 +271,8 @@ impl<'a> Work<'a> {
         let mut scratch = Vec::<MaybeUninit<T>>::new();
         let room = plain().map(|part| part.stream.needs_room() * part.heads.len());
         scratch.resize_with(room.max().unwrap_or(0), MaybeUninit::uninit);
-        let scratch = scratch.as_mut_ptr().expose_provenance();
+        let scratch = scratch.as_mut_ptr_range();
+        let scratch = scratch.start.expose_provenance()..scratch.end.addr();
         for token in share.tokens.clone() {
             let (b, t) = match call.batch {
                 1 => (0, token as u32),
@@ -299,7 +300,7 @@ impl<'a> Work<'a> {
                     };
                 }
                 for part in plain() {
-                    let heads = Heads::of::<T>(&part.stream, &part.heads, &token, slot, scratch);
+                    let heads = Heads::of::<T>(&part.stream, &part.heads, &token, slot, &scratch);
                     let Some(heads) = heads else { continue };
                     let whole = 2 * pairs == heads.head_dim;
                     let row = row.filter(|_| heads.rotate);
@@ -640,7 +641,7 @@ impl<'a> Heads<'a> {
         heads: &Range<usize>,
         token: &Token,
         slot: Option<[u32; 2]>,
-        scratch: usize,
+        scratch: &Range<usize>,
     ) -> Option<Self> {
         let (read, output) = (stream.read, stream.output);
         let at = |view: &PhasorView| {
@@ -675,9 +676,11 @@ impl<'a> Heads<'a> {
             // What does not rotate needs no stop on its way.
             (_, Some(cached)) if !stream.rotates => (source, Some(cached)),
             (_, Some(cached)) => {
+                let head_bytes = head_dim * size_of::<T>();
+                debug_assert!(heads.len() * head_bytes <= scratch.len());
                 let scratch = Run {
-                    first: scratch,
-                    stride: (head_dim * size_of::<T>()) as i64,
+                    first: scratch.start,
+                    stride: head_bytes as i64,
                 };
                 (scratch, Some(cached))
             }

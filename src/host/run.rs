@@ -269,10 +269,6 @@ impl<'a> Work<'a> {
             STAGED.then(|| Staged::new(&parts, pairs, pairings, &mut room, &mut more[..]));
         // Where rotated keys are on their way to a cache that does not hold heads in one piece.
         let mut scratch = Vec::<MaybeUninit<T>>::new();
-        let room = plain().map(|part| part.stream.needs_room() * part.heads.len());
-        scratch.resize_with(room.max().unwrap_or(0), MaybeUninit::uninit);
-        let scratch = scratch.as_mut_ptr_range();
-        let scratch = scratch.start.expose_provenance()..scratch.end.addr();
         for token in share.tokens.clone() {
             let (b, t) = match call.batch {
                 1 => (0, token as u32),
@@ -300,7 +296,8 @@ impl<'a> Work<'a> {
                     };
                 }
                 for part in plain() {
-                    let heads = Heads::of::<T>(&part.stream, &part.heads, &token, slot, &scratch);
+                    let heads =
+                        Heads::of::<T>(&part.stream, &part.heads, &token, slot, &mut scratch);
                     let Some(heads) = heads else { continue };
                     let whole = 2 * pairs == heads.head_dim;
                     let row = row.filter(|_| heads.rotate);
@@ -608,21 +605,14 @@ struct Heads<'a> {
     cached: Option<Cached<'a>>,
 }
 
-impl Stream<'_> {
-    /// Elements of a head that stay in between on their way to a cache.
-    fn needs_room(&self) -> usize {
-        let head_dim = self.output.head_dim as usize;
-        match self.cache {
-            Some(cache)
-                if self.rotates
-                    && self.output.nowhere == 1
-                    && (cache.block_dims as usize) < head_dim =>
-            {
-                head_dim
-            }
-            _ => 0,
-        }
+/// Where so many elements can stay in between. The first token of a call makes the room.
+#[cold]
+#[inline(never)]
+fn room_for<T>(elements: usize, scratch: &mut Vec<MaybeUninit<T>>) -> usize {
+    if scratch.len() < elements {
+        scratch.resize_with(elements, MaybeUninit::uninit);
     }
+    scratch[..elements].as_mut_ptr().expose_provenance()
 }
 
 /// Heads in a cache.
@@ -641,7 +631,7 @@ impl<'a> Heads<'a> {
         heads: &Range<usize>,
         token: &Token,
         slot: Option<[u32; 2]>,
-        scratch: &Range<usize>,
+        scratch: &mut Vec<MaybeUninit<T>>,
     ) -> Option<Self> {
         let (read, output) = (stream.read, stream.output);
         let at = |view: &PhasorView| {
@@ -676,11 +666,9 @@ impl<'a> Heads<'a> {
             // What does not rotate needs no stop on its way.
             (_, Some(cached)) if !stream.rotates => (source, Some(cached)),
             (_, Some(cached)) => {
-                let head_bytes = head_dim * size_of::<T>();
-                debug_assert!(heads.len() * head_bytes <= scratch.len());
                 let scratch = Run {
-                    first: scratch.start,
-                    stride: head_bytes as i64,
+                    first: room_for(heads.len() * head_dim, scratch),
+                    stride: (head_dim * size_of::<T>()) as i64,
                 };
                 (scratch, Some(cached))
             }

@@ -171,6 +171,16 @@ pub(crate) fn agree(what: &'static str, expected: usize, got: usize) -> Result<(
     }
 }
 
+/// Room for more than is needed is as good as room for it.
+#[cfg(feature = "cuda")]
+pub(crate) fn at_least(
+    what: &'static str,
+    needed: usize,
+    got: usize,
+) -> Result<(), AttentionError> {
+    agree(what, needed, got.min(needed))
+}
+
 /// Positive and finite.
 pub(crate) fn usable(what: &'static str, value: f64) -> Result<(), AttentionError> {
     match value > 0.0 && value.is_finite() {

@@ -1,7 +1,7 @@
 //! Attention over pages on a device.
 
 use super::{AttentionKernels, Kept};
-use crate::error::agree;
+use crate::error::{agree, at_least};
 use crate::kernels::{AttendAddresses, AttendPlan, AttendShape, KERNELS_OF_CODES};
 use crate::{Attend, AttentionError};
 use phasor::cuda::{CudaIds, CudaReport};
@@ -189,7 +189,7 @@ impl CudaAttend {
         for ((scales, size), bytes) in scales.into_iter().zip(scale_sizes).zip(scale_bytes) {
             agree("bytes of a scale, as planned", size, scales.size())?;
             let what = "bytes of the scales of codes at least";
-            agree(what, bytes, scales.bytes().min(bytes))?;
+            at_least(what, bytes, scales.bytes())?;
         }
         let required = self.plan.required_lens();
         for (what, needed, len) in [
@@ -207,7 +207,7 @@ impl CudaAttend {
                 workspace.len(),
             ),
         ] {
-            agree(what, needed, len.min(needed))?;
+            at_least(what, needed, len)?;
         }
         let here =
             |what, stream: &Arc<CudaStream>| self.kernels.expect_here(what, stream.context());

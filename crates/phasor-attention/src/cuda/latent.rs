@@ -3,7 +3,7 @@
 use super::projection::room;
 use super::{AttentionKernels, CudaProjection, Kept, TokensInOut};
 use crate::AttentionError;
-use crate::error::agree;
+use crate::error::{agree, at_least};
 use crate::kernels::{norm_latent, spread_latent};
 use phasor::Element;
 use phasor::cudarc::driver::{
@@ -17,9 +17,9 @@ fn enough(
     [bytes, workspace]: [usize; 2],
 ) -> Result<(), AttentionError> {
     let what = "elements that a projection writes at least";
-    agree(what, results, out.min(results))?;
+    at_least(what, results, out)?;
     let what = "bytes of the workspace at least";
-    agree(what, bytes, workspace.min(bytes))
+    at_least(what, bytes, workspace)
 }
 
 /// [`LowRank`](crate::LowRank) on a device: a map to fewer dims, an RMS norm by a kernel that equals the host's

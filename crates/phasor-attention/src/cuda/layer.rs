@@ -4,7 +4,7 @@ use super::{
     AttentionKernels, CublasLt, CudaAttend, CudaAttendOperands, CudaCacheView, CudaCodeScales,
     CudaCodes, CudaDense, CudaFp8Linear, CudaProjection, During, Kept, Precision, TokensInOut,
 };
-use crate::error::agree;
+use crate::error::{agree, at_least};
 use crate::kernels::{AttendShape, CacheCodes};
 use crate::{AttentionConfig, AttentionError, LayerWeights, Weights};
 use phasor::cuda::{
@@ -640,7 +640,7 @@ impl<T: Element + DeviceRepr + ValidAsZeroBits> CudaAttentionLayer<T> {
                 q_to.len(),
             ),
         ] {
-            agree(what, needed, len.min(needed))?;
+            at_least(what, needed, len)?;
         }
         let mut bytes = bytes.as_view_mut();
         let mut project = |projection: &Arc<dyn CudaProjection<T>>,

@@ -2,7 +2,7 @@
 
 use super::cublas::{ALIGNMENT, Product, WORKSPACE};
 use super::{AttentionKernels, CublasLt, During, Kept, Precision};
-use crate::error::agree;
+use crate::error::{agree, at_least};
 use crate::kernels::{
     Fp8Shape, GptqAddresses, GptqShape, KernelLaunch, PhasorDequantize, dequantize_fp8,
     dequantize_ggml, dequantize_gptq, round_fp8,
@@ -175,7 +175,7 @@ impl Products {
             ),
             ("bytes of the workspace at least", needed, workspace.len()),
         ] {
-            agree(what, needed, len.min(needed))?;
+            at_least(what, needed, len)?;
         }
         kernels.expect_here("the stream", stream.context())?;
         kernels.expect_here("activations", x.stream().context())?;
@@ -685,7 +685,7 @@ where
             ("elements given to a projection at least", elements, x.len()),
             ("bytes of the workspace at least", bytes, workspace.len()),
         ] {
-            agree(what, needed, len.min(needed))?;
+            at_least(what, needed, len)?;
         }
         let kernels = &self.kernels;
         kernels.expect_here("the stream", stream.context())?;
